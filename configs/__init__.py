@@ -1,0 +1,1 @@
+"""The shipped configs, one YAML a task and size. A default is written here and nowhere else."""

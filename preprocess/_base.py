@@ -1,0 +1,251 @@
+"""What every extractor is: one pass over the frames, resumable at every part.
+
+A clip is worked in parts of `PART` frames. A part's result is written once and is never touched
+again, and an extractor starts each part anew from what the part before ended with (its carry). So
+a run that was stopped anywhere and goes on later gives the same bytes as one that was not.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import zipfile
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from v2v.config import PreprocessSettings
+from v2v.data.video import Geometry, MapWriter, concatenate
+from v2v.errors import writing
+from v2v.signals import load_signal
+
+PART = 256  # frames; a kill loses at most these
+Array = NDArray[Any]
+Record = Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class ClipContext:
+    """What an extractor knows about the clip before it sees a frame.
+
+    `sources[k]` is the ordinal of the source frame that frame k was made from, and `geometry` how
+    (both None where signals are added to a store whose footage is gone).
+    """
+
+    name: str
+    width: int
+    height: int
+    rate: Fraction
+    count: int
+    geometry: Geometry
+    sources: NDArray[np.int64]
+    upright: tuple[int, int]  # width and height of the upright source
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What an extractor hands over at the end; its files lie in the store under their names."""
+
+    files: tuple[str, ...]
+    spec: dict[str, Any]
+    coverage: float
+    measured: dict[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+class Extractor(ABC):
+    """Takes one signal from frames. Life: (begin, step..., end) for each part, then finish."""
+
+    signal: ClassVar[str]
+    backend: str
+    version: str
+
+    def __init__(self, settings: PreprocessSettings, clip: ClipContext) -> None:
+        self.settings = settings
+        self.clip = clip
+
+    def inputs(self) -> dict[str, Any]:
+        """What else than frames and settings the signal depends on, e.g. hashes of files."""
+        return {}
+
+    def begin(self, carry: Record | None) -> None:  # noqa: B027 - stateless extractors need none
+        """Start a part. `carry` is the last record of the part before, None at the beginning."""
+
+    @abstractmethod
+    def step(self, index: int, frame: Array, previous: Array | None, cut: bool) -> Record:
+        """The record of one frame.
+
+        Args:
+            frame, previous: RGB uint8 [H, W, 3]; `previous` is None for the clip's first frame.
+            cut: whether a new shot begins here.
+        """
+
+    def end(self) -> None:  # noqa: B027
+        """Finish a part: give back what `begin` took."""
+
+    @abstractmethod
+    def part_writer(self, path: Path) -> PartWriter: ...
+
+    @abstractmethod
+    def last_record(self, path: Path) -> Record:
+        """The carry out of a finished part."""
+
+    @abstractmethod
+    def finish(self, parts: list[Path], folder: Path, shots: list[tuple[int, int]]) -> Finished:
+        """Join the parts into the signal's files in `folder`, each under its name in one step.
+
+        Raises `NothingFound` where no frame has the signal.
+        """
+
+
+class PartWriter(ABC):
+    @abstractmethod
+    def add(self, record: Record) -> None: ...
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+
+# ---------------------------------------------------------------- points
+
+
+class ArrayExtractor(Extractor):
+    """Records are arrays; a part is an npz of them stacked along time."""
+
+    def part_writer(self, path: Path) -> PartWriter:
+        return _ArrayPart(path)
+
+    def last_record(self, path: Path) -> Record:
+        with np.load(path, allow_pickle=False) as part:
+            return {name: part[name][-1] for name in part.files}
+
+    @staticmethod
+    def load_parts(parts: list[Path]) -> dict[str, Array]:
+        """All parts' arrays, joined along time."""
+        pieces: dict[str, list[Array]] = {}
+        for path in parts:
+            with np.load(path, allow_pickle=False) as part:
+                for name in part.files:
+                    pieces.setdefault(name, []).append(part[name])
+        return {name: np.concatenate(arrays) for name, arrays in pieces.items()}
+
+
+class _ArrayPart(PartWriter):
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.records: list[Record] = []
+
+    def add(self, record: Record) -> None:
+        self.records.append(record)
+
+    def close(self) -> None:
+        names = self.records[0].keys()
+        write_arrays(self.path, {n: np.stack([r[n] for r in self.records]) for n in names})
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
+    """An npz under its name in one step; the same arrays give the same bytes.
+
+    `np.savez` stamps the time into the file.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    with writing(path):
+        with zipfile.ZipFile(partial, "w") as archive:
+            for name, array in arrays.items():
+                with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as file:
+                    np.lib.format.write_array(file, np.ascontiguousarray(array))  # type: ignore[no-untyped-call]
+        with open(partial, "rb+") as whole:
+            os.fsync(whole.fileno())
+        os.replace(partial, path)
+
+
+# ---------------------------------------------------------------- maps
+
+
+class MapExtractor(Extractor):
+    """Records hold images for lossless videos, {"name.mkv": uint8 or uint16 [h, w]}, and arrays."""
+
+    def part_writer(self, path: Path) -> PartWriter:
+        return _MapPart(path, self.clip.rate)
+
+    def last_record(self, path: Path) -> Record:
+        return {name: array[-1] for name, array in self.load_arrays([path]).items()}
+
+    @staticmethod
+    def load_arrays(parts: list[Path]) -> dict[str, Array]:
+        """The arrays of all parts, joined along time; nothing where records are images only."""
+        files = [part / _MapPart.ARRAYS for part in parts]
+        return ArrayExtractor.load_parts([file for file in files if file.exists()])
+
+    def join(self, parts: list[Path], folder: Path) -> tuple[str, ...]:
+        """Concatenate the parts' videos into `folder`; returns the files' names."""
+        names = tuple(sorted(p.name for p in parts[0].glob("*.mkv")))
+        for name in names:
+            concatenate(
+                [part / name for part in parts], folder / name, container="matroska",
+                rate=self.clip.rate,
+            )  # fmt: skip
+        return names
+
+
+class _MapPart(PartWriter):
+    """A part is a folder of videos, renamed once all are whole."""
+
+    ARRAYS = "records.npz"
+
+    def __init__(self, path: Path, rate: Fraction) -> None:
+        self.path = path
+        self.rate = rate
+        self.partial = path.with_name(f".{path.name}.partial")
+        shutil.rmtree(self.partial, ignore_errors=True)
+        with writing(path):
+            self.partial.mkdir(parents=True)
+        self.writers: dict[str, MapWriter] = {}
+        self.arrays = _ArrayPart(self.partial / self.ARRAYS)
+
+    def add(self, record: Record) -> None:
+        for name, image in record.items():
+            if not name.endswith(".mkv"):
+                continue
+            if name not in self.writers:
+                self.writers[name] = MapWriter(
+                    self.partial / name, width=image.shape[1], height=image.shape[0],
+                    rate=self.rate, bits=8 if image.dtype == np.uint8 else 16,
+                )  # fmt: skip
+            self.writers[name].write(image)
+        if arrays := {n: a for n, a in record.items() if not n.endswith(".mkv")}:
+            self.arrays.add(arrays)
+
+    def close(self) -> None:
+        for writer in self.writers.values():
+            writer.close()
+        if self.arrays.records:
+            self.arrays.close()
+        with writing(self.path):
+            os.replace(self.partial, self.path)
+
+
+# ---------------------------------------------------------------- finding extractors
+
+
+@cache
+def _entry_points() -> dict[str, Any]:
+    return {entry.name: entry for entry in entry_points(group="v2v.extractors")}
+
+
+def load_extractor(name: str) -> type[Extractor]:
+    """The extractor of a signal. Raises `UnknownName`."""
+    load_signal(name)
+    external = _entry_points().get(name)
+    module = external.load() if external else import_module(f"preprocess.{name}")
+    extractor: type[Extractor] = module.Extractor
+    return extractor

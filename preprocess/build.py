@@ -1,0 +1,609 @@
+"""Footage in, clip store out: frames and signals in one pass, resumable at every part.
+
+The source is decoded once. Each frame is encoded, seen as stored, and handed to all extractors,
+every one in its own thread (the networks and codecs run outside Python's lock). What is finished
+is listed in clip.json; what is under way lies in `.work` and is taken up by the next run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import queue
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from preprocess._base import PART, ClipContext, Extractor, Record, load_extractor
+from preprocess.crop import find_box
+from preprocess.frames import GrowingFrames, Item, finished_frames
+from preprocess.preview import write_preview
+from v2v import __version__
+from v2v.config import PreprocessSettings, load_config
+from v2v.data.probe import Probe, hash_files, probe
+from v2v.data.store import (
+    CLIP_FILE,
+    SCHEMA,
+    AudioRecord,
+    ClipRecord,
+    ClipStore,
+    FramesRecord,
+    SignalRecord,
+    SourceRecord,
+    file_record,
+    read_record,
+    write_record,
+)
+from v2v.data.video import FramePlan, Geometry, copy_audio, plan_frames, plan_geometry
+from v2v.errors import (
+    BrokenStream,
+    NotWritable,
+    StoreConflict,
+    StoreError,
+    StoreLocked,
+    UsageError,
+    V2VError,
+    writing,
+)
+from v2v.progress import Reporter, Silent
+
+WORK = ".work"
+MOST_LOST = 0.5  # of the frames; beyond it the footage is refused
+QUEUE = 4  # frames an extractor may lag behind; each is held once for all
+
+
+@dataclass
+class Outcome:
+    """What a run did for one clip."""
+
+    folder: Path
+    record: ClipRecord
+    made: list[str] = field(default_factory=list)  # signals extracted now
+    kept: list[str] = field(default_factory=list)  # signals that were there
+    failed: dict[str, V2VError] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def preprocess(
+    source: Path,
+    signals: list[str],
+    settings: PreprocessSettings,
+    *,
+    output: Path | None = None,
+    overwrite: bool = False,
+    report: Reporter | None = None,
+) -> Outcome:
+    """Make the clip store of one piece of footage, or add signals to one.
+
+    Args:
+        source: a video, an image, a folder of images, or a clip store to add signals to.
+        signals: which to extract; those that are there with the same settings are kept.
+        output: the store's folder, by default `data/<name of the source>`.
+        overwrite: make anew what is there with other settings or from other footage.
+
+    Raises:
+        V2VError: one of its kinds. A signal that cannot be had does not stop the others: it is
+            in the outcome's `failed`.
+    """
+    began = time.monotonic()
+    extractors = {name: load_extractor(name) for name in signals}  # wrong names fail first
+    is_store = (source / CLIP_FILE).is_file()
+    if is_store and output is not None and output.resolve() != source.resolve():
+        raise UsageError(
+            f"{source} is a clip store; signals are added to it in place",
+            hint="leave --output out",
+        )
+    folder = source if is_store else (output or default_folder(source))
+    footage = None if is_store else probe(source)
+    with writing(folder), _locked(folder):
+        job = _Job(folder, footage, settings, overwrite, report or Silent())
+        outcome = job.run(extractors)
+    outcome.seconds = time.monotonic() - began
+    return outcome
+
+
+def default_folder(source: Path) -> Path:
+    return Path("data") / (source.resolve().name if source.is_dir() else source.stem)
+
+
+class _locked:  # noqa: N801 - used as a statement
+    """One process at a time on a store; the lock ends with the process, however it ends."""
+
+    def __init__(self, folder: Path) -> None:
+        if folder.exists() and not folder.is_dir():
+            raise NotWritable(f"{folder} is a file, not a folder", hint="choose another --output")
+        foreign = folder.is_dir() and any(folder.iterdir()) and not (folder / ".lock").exists()
+        if foreign and not (folder / CLIP_FILE).exists():
+            raise StoreConflict(
+                f"{folder} exists and is not a clip store", hint="choose another --output"
+            )
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.lock = FileLock(folder / ".lock")
+
+    def __enter__(self) -> None:
+        try:
+            self.lock.acquire(timeout=0)
+        except Timeout:
+            raise StoreLocked(
+                f"another process is working on {self.folder}",
+                hint="wait for it to end, or choose another --output",
+            ) from None
+
+    def __exit__(self, *_: object) -> None:
+        self.lock.release()
+
+
+class _Job:
+    """One run on one store, whose lock is held."""
+
+    def __init__(
+        self,
+        folder: Path,
+        footage: Probe | None,
+        settings: PreprocessSettings,
+        overwrite: bool,
+        report: Reporter,
+    ) -> None:
+        self.folder = folder
+        self.work = folder / WORK
+        self.footage = footage
+        self.settings = settings
+        self.overwrite = overwrite
+        self.report = report
+        self.record = self._existing()
+
+    # ------------------------------------------------------------ what is there
+
+    def _existing(self) -> ClipRecord | None:
+        """The store's record if it fits what is asked, None to begin anew."""
+        if not (self.folder / CLIP_FILE).is_file():
+            return None
+        try:
+            record = read_record(self.folder)
+            ClipStore.open(self.folder)
+        except StoreError:
+            if self.overwrite and self.footage is not None:
+                self._begin_anew()
+                return None
+            raise
+        if self.footage is None:
+            return record
+        conflict = self._conflict(record, self.footage)
+        if conflict is None:
+            return record
+        if self.overwrite:
+            self._begin_anew()
+            return None
+        raise StoreConflict(
+            f"{self.folder} was made {conflict}",
+            hint="choose another --output, or make it anew with --overwrite",
+        )
+
+    def _begin_anew(self) -> None:
+        (self.folder / CLIP_FILE).unlink()
+        shutil.rmtree(self.work, ignore_errors=True)
+
+    def _conflict(self, record: ClipRecord, footage: Probe) -> str | None:
+        stat = footage.path.stat()
+        old = record.source
+        same = (old.bytes, old.modified_ns) == (stat.st_size, stat.st_mtime_ns)
+        if not same and old.sha256 != source_hash(footage):
+            return f"from other footage ({old.name}, sha256 {old.sha256[:8]})"
+        asked = self.settings.frames.model_dump(mode="json")
+        if asked == DEFAULTS().frames.model_dump(mode="json"):
+            return None  # nothing was asked for: the store's own settings stand
+        stored = record.frames.settings
+        differing = [k for k in asked if asked[k] != stored.get(k)]
+        if differing:
+            return "with other settings: " + ", ".join(
+                f"{k} {stored.get(k)} instead of {asked[k]}" for k in differing
+            )
+        return None
+
+    def _is_made(self, name: str, extractor: Extractor) -> bool:
+        """Whether a signal is there as asked. Raises `StoreConflict` where it differs."""
+        assert self.record is not None
+        if name not in self.record.signals:
+            return False
+        there = self.record.signals[name].settings
+        asked = signal_settings(self.settings, name, extractor)
+        if there == asked or (not self.overwrite and asked == signal_settings(DEFAULTS(), name)):
+            return not self.overwrite
+        if self.overwrite:
+            return False
+        differing = [k for k in asked if asked[k] != there.get(k)]
+        raise StoreConflict(
+            f"{self.folder} has {name} with other settings: "
+            + ", ".join(f"{k} {there.get(k)} instead of {asked[k]}" for k in differing),
+            hint="extract it again with --overwrite",
+        )
+
+    # ------------------------------------------------------------ the run
+
+    def run(self, kinds: dict[str, type[Extractor]]) -> Outcome:
+        frames: GrowingFrames | None = None
+        if self.record is None:
+            frames = self._plan()
+            context = self._context(frames.geometry, frames.plan)
+        else:
+            context = self._context_of(self.record)
+        failed: dict[str, V2VError] = {}
+        todo: dict[str, Extractor] = {}
+        kept: list[str] = []
+        for name, make in kinds.items():
+            try:
+                extractor = make(self.settings, context)
+            except (UsageError, StoreError):
+                raise
+            except V2VError as error:
+                failed[name] = error
+                continue
+            if self.record is not None and self._is_made(name, extractor):
+                kept.append(name)
+            else:
+                todo[name] = extractor
+
+        workers = [
+            _Worker(
+                name, extractor, self._parts_folder(name, extractor), context.count, self.report
+            )
+            for name, extractor in todo.items()
+        ]
+        self._pass(frames, workers)
+        if frames is not None:
+            self.record = self._finish_frames(frames)
+        assert self.record is not None
+        made = []
+        for worker in workers:
+            problem = worker.error or self._finish_signal(worker)
+            if problem is None:
+                made.append(worker.name)
+            else:
+                failed[worker.name] = problem
+        preview = self.settings.preview
+        if preview.enabled and (made or frames or not (self.folder / "preview.mp4").exists()):
+            write_preview(ClipStore.open(self.folder), preview.side, self.report)
+        if not failed:
+            shutil.rmtree(self.work, ignore_errors=True)
+        return Outcome(
+            self.folder, self.record, made, kept, failed, warnings=_warnings(self.record)
+        )
+
+    def _plan(self) -> GrowingFrames:
+        """Which frames, which part of the picture: decided once, kept for the next run."""
+        assert self.footage is not None
+        chosen = self.settings.frames
+        plan = plan_frames(self.footage, fps=chosen.fps, start=chosen.start, end=chosen.end)
+        self.source_sha256 = source_hash(self.footage)
+        identity = {
+            "source": self.source_sha256,
+            "settings": chosen.model_dump(mode="json"),
+            "version": __version__,
+            "part": PART,
+        }
+        note = self.work / "plan.json"
+        try:
+            stored = json.loads(note.read_text("utf-8"))
+        except (OSError, ValueError):
+            stored = {}
+        if stored.get("identity") != identity:
+            shutil.rmtree(self.work, ignore_errors=True)
+            (self.work / "frames").mkdir(parents=True)
+            box = find_box(self.footage, plan, self.settings, self.report)
+            stored = {"identity": identity, "box": box}
+            partial = note.with_suffix(".partial")
+            partial.write_text(json.dumps(stored), "utf-8")
+            partial.replace(note)
+        box = tuple(stored["box"]) if stored["box"] else None
+        geometry = plan_geometry(self.footage, size=chosen.size, box=box)
+        return GrowingFrames(self.work / "frames", self.footage, plan, geometry, chosen)
+
+    def _context(self, geometry: Geometry, plan: FramePlan) -> ClipContext:
+        assert self.footage is not None
+        return ClipContext(
+            name=self.footage.path.name, width=geometry.width, height=geometry.height,
+            rate=plan.rate, count=len(plan), geometry=geometry, sources=plan.sources,
+            upright=(self.footage.upright_width, self.footage.upright_height),
+        )  # fmt: skip
+
+    def _context_of(self, record: ClipRecord) -> ClipContext:
+        frames = record.frames
+        geometry = Geometry(frames.box, frames.width, frames.height)
+        store = ClipStore(self.folder, record)
+        upright = (record.source.width, record.source.height)
+        sources = np.arange(frames.count, dtype=np.int64)
+        if self.footage is not None:
+            kept = self._stored_settings(record)
+            sources = plan_frames(
+                self.footage, fps=kept.frames.fps, start=kept.frames.start, end=kept.frames.end
+            ).sources
+        return ClipContext(
+            name=record.source.name, width=frames.width, height=frames.height, rate=store.rate,
+            count=frames.count, geometry=geometry, sources=sources, upright=upright,
+        )  # fmt: skip
+
+    @staticmethod
+    def _stored_settings(record: ClipRecord) -> PreprocessSettings:
+        values = {f"frames.{k}": v for k, v in record.frames.settings.items()}
+        return load_config(PreprocessSettings, "preprocess", values=values)
+
+    def _parts_folder(self, name: str, extractor: Extractor) -> Path:
+        """Parts made with other settings are not taken up: the settings are in the path."""
+        asked = {
+            "settings": signal_settings(self.settings, name, extractor),
+            "backend": extractor.backend,
+            "version": extractor.version,
+        }
+        digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+        folder = self.work / f"{name}-{digest[:12]}"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def _pass(self, frames: GrowingFrames | None, workers: list[_Worker]) -> None:
+        """Carry every frame that somebody still needs to those who need it."""
+        firsts = [worker.first for worker in workers]
+        items: Iterator[Item]
+        if frames is not None:
+            done = min(frames.parts_done * PART, len(frames.plan))
+            first = min([done, *firsts])
+            if first >= len(frames.plan):
+                return
+            self.report.start("frames", len(frames.plan), done)
+            items = frames.items(max(first - 1, 0))
+        else:
+            assert self.record is not None
+            done = self.record.frames.count
+            first = min(firsts, default=done)
+            if first >= done:
+                return
+            stored = self.folder / "frames.mp4"
+            items = finished_frames(stored, list(self.record.frames.shots), max(first - 1, 0))
+        for worker in workers:
+            worker.start()
+        try:
+            for item in items:
+                for worker in workers:
+                    worker.put(item)
+                if frames is not None and item.index >= done:
+                    self.report.advance("frames")
+            for worker in workers:
+                worker.put(None)
+            for worker in workers:
+                worker.join()
+        finally:
+            for worker in workers:
+                worker.stop()
+        if frames is not None:
+            self.report.finish("frames")
+        for worker in workers:
+            if worker.crash is not None:
+                raise worker.crash
+
+    # ------------------------------------------------------------ writing it down
+
+    def _finish_frames(self, frames: GrowingFrames) -> ClipRecord:
+        assert self.footage is not None
+        target = self.folder / "frames.mp4"
+        shots, lost = frames.finish(target)
+        count = len(frames.plan)
+        if len(lost) > MOST_LOST * count:
+            target.unlink()
+            raise BrokenStream(
+                f"{len(lost)} of {count} frames of {self.footage.path} cannot be decoded",
+                hint="the file is damaged; export it again, or keep its sound part with --end",
+            )
+        plan = frames.plan
+        audio = None
+        if self.footage.audio is not None and self.footage.audio.codec:
+            end = plan.start + count / float(plan.rate)
+            copied = copy_audio(
+                self.footage.path, self.folder, codec=self.footage.audio.codec, start=plan.start,
+                end=end,
+            )  # fmt: skip
+            if copied is not None:
+                path, offset = copied
+                audio = AudioRecord(
+                    name=path.name, codec=self.footage.audio.codec, offset=round(offset, 6),
+                    file=file_record(path),
+                )  # fmt: skip
+        record = ClipRecord(
+            schema_version=SCHEMA,
+            tool=f"v2v {__version__}",
+            source=source_record(self.footage, self.source_sha256),
+            frames=FramesRecord(
+                width=frames.geometry.width, height=frames.geometry.height, fps=str(plan.rate),
+                count=count, start=round(plan.start, 6), box=frames.geometry.box,
+                shots=tuple(shots), lost=tuple(lost),
+                settings=self.settings.frames.model_dump(mode="json"), file=file_record(target),
+            ),
+            audio=audio,
+        )  # fmt: skip
+        write_record(self.folder, record)
+        shutil.rmtree(self.work / "frames")
+        return record
+
+    def _finish_signal(self, worker: _Worker) -> V2VError | None:
+        assert self.record is not None
+        extractor = worker.extractor
+        starts = [*self.record.frames.shots, self.record.frames.count]
+        shots = list(zip(starts, starts[1:], strict=False))
+        try:
+            done = extractor.finish(worker.parts, self.folder, shots)
+        except V2VError as error:
+            return error
+        signal = SignalRecord(
+            spec=done.spec,
+            backend=extractor.backend,
+            version=extractor.version,
+            settings=signal_settings(self.settings, worker.name, extractor),
+            coverage=round(done.coverage, 4),
+            measured=done.measured,
+            warnings=done.warnings,
+            files={name: file_record(self.folder / name) for name in done.files},
+        )
+        signals = {**self.record.signals, worker.name: signal}
+        self.record = self.record.model_copy(update={"signals": dict(sorted(signals.items()))})
+        write_record(self.folder, self.record)
+        shutil.rmtree(worker.folder)
+        return None
+
+
+class _Worker(threading.Thread):
+    """Runs one extractor over the frames as they come, part by part."""
+
+    def __init__(
+        self, name: str, extractor: Extractor, folder: Path, count: int, report: Reporter
+    ) -> None:
+        super().__init__(name=name, daemon=True)
+        self.extractor = extractor
+        self.folder = folder
+        self.count = count
+        self.report = report
+        self.parts = [folder / f"{part:05}" for part in range(-(-count // PART))]
+        self.done = 0
+        while self.done < len(self.parts) and self.parts[self.done].exists():
+            self.done += 1
+        self.queue: queue.Queue[Item | None] = queue.Queue(QUEUE)
+        self.error: V2VError | None = None  # this signal cannot be had
+        self.crash: BaseException | None = None  # everything ends
+        self.stopped = False
+
+    @property
+    def first(self) -> int:
+        """The first frame that is still to do."""
+        return min(self.done * PART, self.count)
+
+    def put(self, item: Item | None) -> None:
+        while self.error is None:
+            if self.crash is not None:
+                raise self.crash
+            try:
+                self.queue.put(item, timeout=0.2)
+                return
+            except queue.Full:
+                continue
+
+    def stop(self) -> None:
+        """End the thread without finishing its part, for Ctrl-C and crashes."""
+        self.stopped = True
+        if self.is_alive():
+            while not self.queue.empty():
+                self.queue.get_nowait()
+            self.queue.put(None)
+            self.join()
+
+    def run(self) -> None:
+        self.report.start(self.name, self.count, self.first)
+        try:
+            self._work()
+            if not self.stopped:
+                self.report.finish(self.name)
+        except V2VError as error:
+            self.error = error
+        except BaseException as error:
+            self.crash = error
+        finally:
+            self.extractor.end()
+
+    def _work(self) -> None:
+        previous: Any = None
+        writer = None
+        carry: Record | None = None
+        if self.done:
+            carry = self.extractor.last_record(self.parts[self.done - 1])
+        while not self.stopped:
+            item = self.queue.get()
+            if item is None:
+                return
+            if item.index >= self.first:
+                path = self.parts[item.index // PART]
+                if writer is None:
+                    self.extractor.begin(carry)
+                    writer = self.extractor.part_writer(path)
+                writer.add(self.extractor.step(item.index, item.frame, previous, item.cut))
+                self.report.advance(self.name)
+                if (item.index + 1) % PART == 0 or item.index + 1 == self.count:
+                    writer.close()
+                    writer = None
+                    self.extractor.end()
+                    carry = self.extractor.last_record(path)
+            previous = item.frame
+
+
+# ---------------------------------------------------------------- identity
+
+
+_DEFAULTS: list[PreprocessSettings] = []
+
+
+def DEFAULTS() -> PreprocessSettings:  # noqa: N802 - a constant that is read on first use
+    if not _DEFAULTS:
+        _DEFAULTS.append(load_config(PreprocessSettings, "preprocess"))
+    return _DEFAULTS[0]
+
+
+def signal_settings(
+    settings: PreprocessSettings, name: str, extractor: Extractor | None = None
+) -> dict[str, Any]:
+    """What a signal's content depends on, as it stands in clip.json."""
+    chosen = settings.of(name)
+    values = dict(chosen) if isinstance(chosen, dict) else chosen.model_dump(mode="json")
+    return values | (extractor.inputs() if extractor else {})
+
+
+def source_hash(footage: Probe) -> str:
+    """SHA-256 of a file; of the names and contents of a folder's images."""
+    if footage.images:
+        return hash_files(list(footage.images))
+    with open(footage.path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def source_record(footage: Probe, sha256: str) -> SourceRecord:
+    stat = footage.path.stat()
+    audio = footage.audio
+    return SourceRecord(
+        name=footage.path.name,
+        sha256=sha256,
+        bytes=stat.st_size,
+        modified_ns=stat.st_mtime_ns,
+        container=footage.container,
+        codec=footage.codec,
+        pixel_format=footage.pixel_format,
+        width=footage.upright_width,
+        height=footage.upright_height,
+        rotation=footage.rotation,
+        pixel_aspect=str(footage.pixel_aspect),
+        fps=str(footage.rate),
+        variable_rate=footage.variable_rate,
+        frames=footage.frames,
+        duration=round(footage.duration, 6),
+        audio=None if audio is None else {
+            "codec": audio.codec, "sample_rate": audio.sample_rate, "channels": audio.channels,
+            "duration": round(audio.duration, 6),
+        },
+    )  # fmt: skip
+
+
+def _warnings(record: ClipRecord) -> list[str]:
+    frames = record.frames
+    found = []
+    if frames.lost:
+        found.append(f"{len(frames.lost)} frames could not be decoded and repeat the one before")
+    if len(frames.shots) > 1:
+        starts = ", ".join(str(s) for s in frames.shots[1:6])
+        found.append(f"{len(frames.shots) - 1} cuts (at frames {starts})")
+    if frames.count < 48:
+        found.append(f"only {frames.count} frames: too few to train on")
+    for name, signal in record.signals.items():
+        found += [f"{name}: {w}" for w in signal.warnings]
+    return found

@@ -1,0 +1,127 @@
+"""The box around the person or the face, held still over the whole clip."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from preprocess import _mediapipe as mp
+from preprocess.pose import survey
+from v2v.config import PreprocessSettings
+from v2v.data.probe import Probe
+from v2v.data.video import FramePlan, PixelReader, plan_geometry, read_upright
+from v2v.errors import NothingFound
+from v2v.progress import Reporter
+from v2v.signals.face import OVAL
+
+SAMPLES_PER_SECOND = 3
+ANALYSIS_SIZE = 480  # pixels of the shorter side; the networks look at 256
+
+Box = tuple[int, int, int, int]
+Loose = tuple[float, float, float, float]
+Finder = Callable[[mp.Frame, NDArray[np.float64] | None], Loose | None]
+
+
+def find_box(
+    probe: Probe, plan: FramePlan, settings: PreprocessSettings, report: Reporter
+) -> Box | None:
+    """x, y, width, height in upright source pixels for `--crop`, None for `none`.
+
+    Raises `NothingFound` where a sample of the frames shows no person or face.
+    """
+    kind = settings.frames.crop
+    if kind == "none":
+        return None
+    every = max(round(float(plan.rate) / SAMPLES_PER_SECOND), 1)
+    if len(plan) < 8 * every:
+        every = max(len(plan) // 8, 1)
+    sampled = replace(plan, sources=plan.sources[::every])
+    short = min(probe.upright_width, probe.upright_height)
+    geometry = plan_geometry(probe, size=min(ANALYSIS_SIZE, short - short % 2))
+    boxes: list[NDArray[np.float64]] = []
+    report.start(f"find {kind}", len(sampled))
+    finder = _people(settings) if kind == "person" else _faces(settings)
+    pixels = PixelReader()
+    for placed in read_upright(probe, sampled, geometry):
+        box = finder(pixels(placed.frame), boxes[-1] if boxes else None)
+        if box is not None:
+            boxes.append(np.asarray(box, np.float64))
+        report.advance(f"find {kind}")
+    report.finish(f"find {kind}")
+    if not boxes:
+        raise NothingFound(
+            f"--crop {kind}: no {kind} in {len(sampled)} frames sampled from {probe.path}",
+            hint="leave --crop out, or choose a stretch that shows one with --start and --end",
+        )
+    found = np.array(boxes) / np.array([*geometry.scale, *geometry.scale])
+    bounds = (probe.upright_width, probe.upright_height)
+    if kind == "person":
+        return _upright_box(found, settings.frames.crop_margin, bounds)
+    return _face_square(found, settings.frames.crop_face_widths, bounds)
+
+
+def _people(settings: PreprocessSettings) -> Finder:
+    def find(frame: mp.Frame, last: NDArray[np.float64] | None) -> Loose | None:
+        people = survey(frame, settings.pose.min_detection, most=1 if last is None else 2)
+        if not people:
+            return None
+        boxes = [mp.box_of(points[:, :2]) for points in people]
+        if last is None:
+            return boxes[0]
+        return min(boxes, key=lambda b: abs(b[0] + b[2] / 2 - last[0] - last[2] / 2))
+
+    return find
+
+
+def _faces(settings: PreprocessSettings) -> Finder:
+    mesh = mp.mediapipe().solutions.face_mesh.FaceMesh(
+        static_image_mode=True, max_num_faces=1,
+        min_detection_confidence=settings.face.min_detection,
+    )  # fmt: skip
+    detector = mp.mediapipe().solutions.face_detection.FaceDetection(
+        model_selection=1, min_detection_confidence=settings.face.min_detection
+    )
+
+    def find(frame: mp.Frame, last: NDArray[np.float64] | None) -> Loose | None:
+        height, width = frame.shape[:2]
+        faces = mesh.process(frame).multi_face_landmarks
+        if faces:
+            return mp.box_of(mp.points(faces[0], width, height)[list(OVAL), :2])
+        boxes = [
+            d.location_data.relative_bounding_box for d in detector.process(frame).detections or []
+        ]
+        if not boxes:
+            return None
+        box = max(boxes, key=lambda b: b.width)
+        # The detector's box ends at the brows; the oval reaches to the hairline.
+        x, y, w, h = box.xmin * width, box.ymin * height, box.width * width, box.height * height
+        return (x, y - 0.25 * h, w, 1.25 * h)
+
+    return find
+
+
+def _upright_box(boxes: NDArray[np.float64], margin: float, bounds: tuple[int, int]) -> Box:
+    """Around where the person ever is, but for the odd stray detection, with a margin."""
+    left, top = (float(np.percentile(boxes[:, i], 2)) for i in (0, 1))
+    right = float(np.percentile(boxes[:, 0] + boxes[:, 2], 98))
+    bottom = float(np.percentile(boxes[:, 1] + boxes[:, 3], 98))
+    top -= 0.08 * (bottom - top)  # the network's highest points are the eyes
+    side, up = margin * (right - left), margin * (bottom - top)
+    left, right = max(left - side, 0), min(right + side, bounds[0])
+    top, bottom = max(top - up, 0), min(bottom + up, bounds[1])
+    return round(left), round(top), round(right - left), round(bottom - top)
+
+
+def _face_square(boxes: NDArray[np.float64], widths: float, bounds: tuple[int, int]) -> Box:
+    """A square of `widths` face widths in the middle of where the face is, moved into the frame."""
+    centres = boxes[:, :2] + boxes[:, 2:] / 2
+    middle = (np.percentile(centres, 2, axis=0) + np.percentile(centres, 98, axis=0)) / 2
+    roaming = np.ptp(np.percentile(centres, (2, 98), axis=0), axis=0).max()
+    width = np.median(boxes[:, 2])
+    side = min(max(widths * width, roaming + 1.6 * width), *bounds)
+    left = np.clip(middle[0] - side / 2, 0, bounds[0] - side)
+    top = np.clip(middle[1] - side / 2, 0, bounds[1] - side)
+    return round(left), round(top), round(side), round(side)

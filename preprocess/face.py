@@ -1,0 +1,170 @@
+"""The face mesh from video: one face followed through the clip (MediaPipe, with irises)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from preprocess import _mediapipe as mp
+from preprocess._base import ArrayExtractor, ClipContext, Finished, Record, write_arrays
+from preprocess.tracks import Follower, bridge_gaps, jitter, smooth, stillest
+from v2v.config import PreprocessSettings
+from v2v.errors import NothingFound
+from v2v.signals.face import OVAL, POINTS, RIGID, eye_openness, head_pose, mouth_openness
+
+EDGES = [OVAL[9], OVAL[27]]  # the points by the ears: the face's width
+
+
+class Extractor(ArrayExtractor):
+    signal: ClassVar[str] = "face"
+    backend = "mediapipe"
+    version = "face-mesh-attention 0.10.21, 1"
+
+    def __init__(self, settings: PreprocessSettings, clip: ClipContext) -> None:
+        super().__init__(settings, clip)
+        face = settings.face
+        self.follower = Follower(face.max_jump, patience=round(float(clip.rate)))
+        self.mesh: Any = None
+        self.detector: Any = None
+
+    def begin(self, carry: Record | None) -> None:
+        self.end()
+        mediapipe = mp.mediapipe()
+        face = self.settings.face
+        # The network that follows, and one for faces too small for its own detector.
+        self.mesh = mediapipe.solutions.face_mesh.FaceMesh(
+            refine_landmarks=True, max_num_faces=1,
+            min_detection_confidence=face.min_detection,
+            min_tracking_confidence=face.min_tracking,
+        )  # fmt: skip
+        self.follower.restore(None if carry is None else carry["state"])
+
+    def end(self) -> None:
+        for graph in (self.mesh, self.detector):
+            if graph is not None:
+                graph.close()
+        self.mesh = self.detector = None
+
+    def step(self, index: int, frame: mp.Frame, previous: mp.Frame | None, cut: bool) -> Record:
+        if cut:
+            self.begin(None)
+        points = np.full((POINTS, 4), np.nan, np.float32)
+        found = self._look(self.mesh, frame)
+        if found is None:
+            found = self._look_closer(frame)
+        if found is None:
+            self.follower.missed()
+        else:
+            points = found
+        return {"points": points, "state": self.follower.state}
+
+    def _look(self, mesh: Any, frame: mp.Frame) -> NDArray[np.float32] | None:
+        result = mesh.process(frame).multi_face_landmarks
+        if not result:
+            return None
+        height, width = frame.shape[:2]
+        return self._accepted(mp.points(result[0], width, height))
+
+    def _look_closer(self, frame: mp.Frame) -> NDArray[np.float32] | None:
+        """Detect at full range, then run the mesh on the cut-out of the face that is followed."""
+        mediapipe = mp.mediapipe()
+        if self.detector is None:
+            self.detector = mediapipe.solutions.face_detection.FaceDetection(
+                model_selection=1, min_detection_confidence=self.settings.face.min_detection
+            )
+        detections = self.detector.process(frame).detections or []
+        height, width = frame.shape[:2]
+        boxes = []
+        for detection in detections:
+            box = detection.location_data.relative_bounding_box
+            x, y, w, h = box.xmin * width, box.ymin * height, box.width * width, box.height * height
+            boxes.append((x, y, w, h))
+        centre = self.follower.centre
+        if centre is not None:  # the nearest to where it was; otherwise the largest
+            boxes.sort(
+                key=lambda b: np.hypot(b[0] + b[2] / 2 - centre[0], b[1] + b[3] / 2 - centre[1])
+            )
+        else:
+            boxes.sort(key=lambda b: -b[2])
+        for x, y, w, h in boxes[:1]:
+            side = 2.2 * max(w, h)
+            left = int(np.clip(x + w / 2 - side / 2, 0, width - 1))
+            top = int(np.clip(y + h / 2 - side / 2, 0, height - 1))
+            cut_out = np.ascontiguousarray(frame[top : top + int(side), left : left + int(side)])
+            mesh = mediapipe.solutions.face_mesh.FaceMesh(
+                static_image_mode=True, refine_landmarks=True, max_num_faces=1,
+                min_detection_confidence=self.settings.face.min_detection,
+            )  # fmt: skip
+            with mesh:
+                result = mesh.process(cut_out).multi_face_landmarks
+            if result:
+                points = mp.points(result[0], cut_out.shape[1], cut_out.shape[0])
+                points[:, :2] += (left, top)
+                return self._accepted(points)
+        return None
+
+    def _accepted(self, points: NDArray[np.float32]) -> NDArray[np.float32] | None:
+        width = float(np.linalg.norm(points[EDGES[0], :2] - points[EDGES[1], :2]))
+        height = float(np.ptp(points[:, 1]))
+        size = max(width, 0.8 * height)  # a profile is narrow
+        return points if self.follower.accepts(points[:, :2].mean(axis=0), size) else None
+
+    def finish(self, parts: list[Path], folder: Path, shots: list[tuple[int, int]]) -> Finished:
+        raw = self.load_parts(parts)["points"]  # x, y, z, score
+        found = np.isfinite(raw[:, 0, 0])
+        if not found.any():
+            raise NothingFound(
+                f"no face found in any of the {len(raw)} frames of {self.clip.name}",
+                hint="the face should fill a fifth of the picture's height and look towards the"
+                " camera; try --crop face, -s face.min_detection=0.3, or `v2v doctor`",
+            )
+        settings = self.settings.face
+        rate = float(self.clip.rate)
+        longest = round(settings.max_gap * rate)
+        values, filled = raw.copy(), np.zeros(len(raw), np.bool_)
+        for start, stop in shots:
+            # A face is there or not as a whole: one flag a frame.
+            flat = raw[start:stop].reshape(stop - start, 1, -1)
+            bridged, gaps = bridge_gaps(flat, longest)
+            values[start:stop] = bridged.reshape(stop - start, POINTS, 4)
+            filled[start:stop] = gaps[:, 0]
+        before = values.copy()
+        if settings.smoothing is not None:
+            width = np.ptp(values[:, OVAL, 0], axis=1)
+            usual = float(np.nanmedian(width))
+            unit = np.maximum(np.nan_to_num(width, nan=usual), 0.3 * usual).astype(np.float32)
+            for start, stop in shots:
+                values[start:stop, :, :3] = smooth(
+                    values[start:stop, :, :3], rate, unit[start:stop],
+                    **settings.smoothing.model_dump(),
+                )  # fmt: skip
+        points, depth = np.ascontiguousarray(values[..., [0, 1, 3]]), values[..., 2].copy()
+        pose = head_pose(points, depth)
+        write_arrays(
+            folder / "face.npz",
+            {
+                "points": points, "depth": depth, "filled": filled, "raw": raw,
+                "rotation": pose.rotation, "translation": pose.translation, "scale": pose.scale,
+                "eye_openness": eye_openness(points), "mouth_openness": mouth_openness(points),
+            },
+        )  # fmt: skip
+        there = np.isfinite(points[:, 0, 0])
+        start, stop = stillest(before[:, RIGID, :2], round(rate))
+        warnings: tuple[str, ...] = ()
+        if there.mean() < 0.9:
+            warnings = (f"no face in {int((~there).sum())} of {len(there)} frames",)
+        return Finished(
+            files=("face.npz",),
+            spec={"shape": f"points [{len(points)}, {POINTS}, 3]", "points": POINTS},
+            coverage=float(there.mean()),
+            measured={
+                "still_frames": [start, stop],
+                "jitter_before_px": round(jitter(before[start:stop, :, :2]), 3),
+                "jitter_after_px": round(jitter(points[start:stop, :, :2]), 3),
+                "filled": round(float(filled.mean()), 4),
+            },
+            warnings=warnings,
+        )

@@ -1,0 +1,172 @@
+"""The stored frames of a clip, one after another: read where they are done, made where not.
+
+A stored frame is made by decoding the footage, cropping and scaling, encoding, and decoding what
+was encoded. Signals see that last picture, the one every later reader sees.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+from preprocess._base import PART, write_arrays
+from preprocess.shots import LOOKAHEAD, find_cuts, thumbnail
+from v2v.config import FrameSettings
+from v2v.data.probe import Probe
+from v2v.data.video import (
+    EchoEncoder,
+    FramePlan,
+    Geometry,
+    PixelReader,
+    concatenate,
+    read_stored,
+    read_upright,
+    stored_matrix,
+)
+
+
+@dataclass(frozen=True)
+class Item:
+    """A frame on its way to the extractors, RGB uint8 [H, W, 3]."""
+
+    index: int
+    frame: NDArray[np.uint8]
+    cut: bool  # a new shot begins here
+
+
+def finished_frames(path: Path, shots: list[int], first: int) -> Iterator[Item]:
+    """The frames of a finished store from `first` on."""
+    cuts = set(shots) - {0}
+    for index, frame in enumerate(read_stored(path, first=first), start=first):
+        yield Item(index, frame, index in cuts)
+
+
+class GrowingFrames:
+    """The frames of a store that is being made, in parts of `PART` frames."""
+
+    def __init__(
+        self,
+        folder: Path,
+        probe: Probe,
+        plan: FramePlan,
+        geometry: Geometry,
+        settings: FrameSettings,
+    ) -> None:
+        self.folder = folder
+        self.probe = probe
+        self.plan = plan
+        self.geometry = geometry
+        self.settings = settings
+
+    def _video(self, part: int) -> Path:
+        return self.folder / f"{part:05}.mp4"
+
+    def _notes(self, part: int) -> Path:
+        return self.folder / f"{part:05}.npz"
+
+    @property
+    def parts(self) -> int:
+        return -(-len(self.plan) // PART)
+
+    @property
+    def parts_done(self) -> int:
+        """Parts are made in order, so the first gap ends what is there."""
+        done = 0
+        while done < self.parts and self._video(done).exists() and self._notes(done).exists():
+            done += 1
+        return done
+
+    def items(self, first: int) -> Iterator[Item]:
+        """All frames from `first` on; those not there yet are made."""
+        # A cut shows in the three frames before it.
+        start = max(first - 3, 0)
+        window: deque[tuple[int, NDArray[np.uint8], NDArray[np.uint8]]] = deque()
+        seen = 0
+        for index, frame in self._frames(start):
+            window.append((index, frame, thumbnail(frame)))
+            seen = index
+            if index - LOOKAHEAD >= max(first, start):
+                yield self._judged(window, index - LOOKAHEAD)
+        for index in range(max(first, seen - LOOKAHEAD + 1), seen + 1):
+            yield self._judged(window, index)
+
+    @staticmethod
+    def _judged(
+        window: deque[tuple[int, NDArray[np.uint8], NDArray[np.uint8]]], index: int
+    ) -> Item:
+        while window[0][0] < index - 3:
+            window.popleft()
+        place = index - window[0][0]
+        near = [thumb for i, _, thumb in window if i <= index + LOOKAHEAD]
+        return Item(index, window[place][1], bool(find_cuts(np.stack(near))[place]))
+
+    def _frames(self, first: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+        done = min(self.parts_done * PART, len(self.plan))
+        index = first
+        while index < done:
+            part, offset = divmod(index, PART)
+            for frame in read_stored(self._video(part), first=offset):
+                yield index, frame
+                index += 1
+        if done < len(self.plan):
+            for made, frame in self._make(done):
+                if made >= first:
+                    yield made, frame
+
+    def _make(self, first: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+        """Make the frames from `first`, the beginning of a part; finish each part on the way."""
+        encoder: EchoEncoder | None = None
+        thumbs: list[NDArray[np.uint8]] = []
+        lost: list[bool] = []
+        out = first
+        pixels = PixelReader()
+
+        def emit(frame: av.VideoFrame) -> tuple[int, NDArray[np.uint8]]:
+            nonlocal out
+            rgb = pixels(frame)
+            thumbs.append(thumbnail(rgb))
+            out += 1
+            return out - 1, rgb
+
+        for placed in read_upright(self.probe, self.plan, self.geometry, first=first):
+            part = placed.index // PART
+            if encoder is None:
+                encoder = EchoEncoder(
+                    self._partial(part), width=self.geometry.width, height=self.geometry.height,
+                    rate=self.plan.rate, crf=self.settings.crf, preset=self.settings.preset,
+                    matrix=stored_matrix(self.probe),
+                )  # fmt: skip
+            lost.append(placed.lost)
+            yield from map(emit, encoder.encode(placed.frame))
+            if (placed.index + 1) % PART == 0 or placed.index + 1 == len(self.plan):
+                yield from map(emit, encoder.close())
+                encoder = None
+                write_arrays(
+                    self._notes(part), {"thumbs": np.stack(thumbs), "lost": np.array(lost)}
+                )
+                os.replace(self._partial(part), self._video(part))
+                thumbs, lost = [], []
+
+    def _partial(self, part: int) -> Path:
+        return self.folder / f".{part:05}.mp4.partial"
+
+    def finish(self, target: Path) -> tuple[list[int], list[int]]:
+        """Join all parts into `target`; returns the shots' first frames and the lost frames."""
+        notes = []
+        for part in range(self.parts):
+            with np.load(self._notes(part), allow_pickle=False) as file:
+                notes.append((file["thumbs"], file["lost"]))
+        cuts = find_cuts(np.concatenate([thumbs for thumbs, _ in notes]))
+        lost = np.flatnonzero(np.concatenate([gone for _, gone in notes]))
+        concatenate(
+            [self._video(part) for part in range(self.parts)], target, container="mp4",
+            rate=self.plan.rate,
+        )  # fmt: skip
+        return [0, *np.flatnonzero(cuts).tolist()], lost.tolist()

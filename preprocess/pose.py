@@ -1,0 +1,271 @@
+"""Human pose from video: one person followed through the clip, body and hands (MediaPipe)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from preprocess import _mediapipe as mp
+from preprocess._base import ArrayExtractor, ClipContext, Finished, Record, write_arrays
+from preprocess.tracks import Follower, bridge_gaps, jitter, smooth, stillest
+from v2v.config import PreprocessSettings
+from v2v.errors import NothingFound
+from v2v.signals.pose import BODY, HEAD, LEFT_HAND, MIN_SCORE, NAMES, POINT, RIGHT_HAND
+
+SHOULDERS = [POINT["left_shoulder"], POINT["right_shoulder"]]
+HIPS = [POINT["left_hip"], POINT["right_hip"]]
+EARS = [POINT["left_ear"], POINT["right_ear"]]
+TORSO = [*SHOULDERS, *HIPS]
+SEARCH = 3  # people looked at, at most, when the one followed is searched for
+RARELY = 5  # frames out of sight after which only every so many frames is searched
+
+
+class BodyTracker:
+    """MediaPipe's body network on the one person followed so far.
+
+    Shared by pose (with hands) and segmentation (with the mask), so both follow alike.
+    """
+
+    def __init__(self, settings: PreprocessSettings, clip: ClipContext, *, mask: bool) -> None:
+        pose = settings.pose
+        self.options: dict[str, Any] = {
+            "hands": not mask,
+            "mask": mask,
+            "min_detection": pose.min_detection,
+            "min_tracking": pose.min_tracking,
+        }
+        self.follower = Follower(pose.max_jump, patience=round(float(clip.rate)))
+        self.graph: Any = None
+        self.fresh = True  # the graph has no region yet: it will look at the whole picture
+
+    def begin(self, state: NDArray[np.float32] | None) -> None:
+        """Take up where `state` left off (see `Follower.state`), or from nothing."""
+        self._renew()
+        self.follower.restore(state)
+
+    @property
+    def state(self) -> NDArray[np.float32]:
+        return self.follower.state
+
+    def end(self) -> None:
+        if self.graph is not None:
+            self.graph.close()
+            self.graph = None
+
+    def find(self, frame: mp.Frame, cut: bool) -> tuple[Any, NDArray[np.float32]] | None:
+        """MediaPipe's result and the body's points [33, 4], or None."""
+        if cut:
+            self.begin(None)
+        unseen = self.follower.unseen
+        if unseen > RARELY and unseen % RARELY:
+            self.follower.missed()  # a whole search a frame would be slow where nobody is
+            return None
+        if self.follower.lost:
+            people = survey(frame, self.options["min_detection"])
+            if people:
+                self.follower.follow(*_place(people[0]))
+        found = self._look(frame, tries=1 if not self.fresh else SEARCH)
+        if found is None and not self.fresh:
+            # The network slid off, or on to someone else: search the picture.
+            self._renew()
+            found = self._look(frame, tries=SEARCH)
+        if found is None:
+            self.follower.missed()
+            self._renew()
+        return found
+
+    def _look(self, frame: mp.Frame, *, tries: int) -> tuple[Any, NDArray[np.float32]] | None:
+        """Run the network; people who are not the one followed are painted over, up to `tries`."""
+        height, width = frame.shape[:2]
+        for _ in range(tries):
+            result = self.graph.process(input_data={"image": frame})
+            self.fresh = False
+            if result.pose_landmarks is None:
+                return None
+            points = mp.points(result.pose_landmarks, width, height)
+            if self.follower.accepts(*_place(points)):
+                return result, points
+            frame = _painted_over(frame, points)
+            self._renew()
+        return None
+
+    def _renew(self) -> None:
+        if self.graph is None or not self.fresh:
+            self.end()
+            self.graph = mp.body_graph(**self.options)
+            self.fresh = True
+
+
+def _place(points: NDArray[np.float32]) -> tuple[NDArray[np.float32], float]:
+    """Centre and size of a torso, what a person is told by."""
+    torso = points[TORSO, :2]
+    return torso.mean(axis=0), float(np.ptp(torso, axis=0).max())
+
+
+def _painted_over(frame: mp.Frame, points: NDArray[np.float32]) -> mp.Frame:
+    x, y, w, h = mp.box_of(points[:, :2])
+    out = frame.copy()
+    top, left = max(int(y - 0.1 * h), 0), max(int(x - 0.1 * w), 0)
+    out[top : max(int(y + 1.05 * h), 0), left : max(int(x + 1.1 * w), 0)] = 127
+    return out
+
+
+def survey(
+    frame: mp.Frame, min_detection: float = 0.5, *, most: int = SEARCH
+) -> list[NDArray[np.float32]]:
+    """Points [33, 4] of the people in a frame, RGB uint8 [H, W, 3], the main one first.
+
+    The detector reports one person, so each is painted over and the rest looked at again. The
+    main person is the tallest, those in the middle preferred.
+    """
+    height, width = frame.shape[:2]
+    people: list[NDArray[np.float32]] = []
+    for _ in range(most):
+        with mp.body_graph(
+            hands=False, mask=False, min_detection=min_detection, min_tracking=min_detection
+        ) as graph:
+            result = graph.process(input_data={"image": frame})
+        if result.pose_landmarks is None:
+            break
+        people.append(mp.points(result.pose_landmarks, width, height))
+        frame = _painted_over(frame, people[-1])
+
+    def weight(points: NDArray[np.float32]) -> float:
+        x, _, w, h = mp.box_of(points[:, :2])
+        offset = min(abs(x + w / 2 - width / 2) / (width / 2), 1.0)
+        return h * (1 - 0.3 * offset)
+
+    return sorted(people, key=weight, reverse=True)
+
+
+class Extractor(ArrayExtractor):
+    signal: ClassVar[str] = "pose"
+    backend = "mediapipe"
+    version = "blazepose-full 0.10.21, 1"
+
+    def __init__(self, settings: PreprocessSettings, clip: ClipContext) -> None:
+        super().__init__(settings, clip)
+        self.tracker = BodyTracker(settings, clip, mask=False)
+
+    def begin(self, carry: Record | None) -> None:
+        self.tracker.begin(None if carry is None else carry["state"])
+
+    def end(self) -> None:
+        self.tracker.end()
+
+    def step(self, index: int, frame: mp.Frame, previous: mp.Frame | None, cut: bool) -> Record:
+        points = np.full((len(NAMES), 3), np.nan, np.float32)
+        found = self.tracker.find(frame, cut or index == 0)
+        if found is not None:
+            result, body = found
+            points[: len(BODY)] = body[:, [0, 1, 3]]
+            _hide_face_from_behind(points, body[:, 2])
+            height, width = frame.shape[:2]
+            for part, hand in (
+                (LEFT_HAND, result.left_hand_landmarks),
+                (RIGHT_HAND, result.right_hand_landmarks),
+            ):
+                if hand is not None:
+                    _place_hand(points, part, mp.points(hand, width, height))
+        return {"points": points, "state": self.tracker.state}
+
+    def finish(self, parts: list[Path], folder: Path, shots: list[tuple[int, int]]) -> Finished:
+        raw = self.load_parts(parts)["points"]
+        found = np.isfinite(raw[:, 0, 0])
+        if not found.any():
+            raise NothingFound(
+                f"no person found in any of the {len(raw)} frames of {self.clip.name}",
+                hint="pose needs a person at least a tenth of the picture high; try --crop person"
+                " on footage that shows one, -s pose.min_detection=0.3, or look at the footage"
+                " with `v2v doctor`",
+            )
+        settings = self.settings.pose
+        longest = round(settings.max_gap * float(self.clip.rate))
+        points, filled = raw.copy(), np.zeros(raw.shape[:2], np.bool_)
+        for start, stop in shots:
+            points[start:stop], filled[start:stop] = bridge_gaps(raw[start:stop], longest)
+        before = points.copy()
+        body_length = _torso_length(points)
+        if settings.smoothing is not None:
+            for start, stop in shots:
+                points[start:stop, :, :2] = smooth(
+                    points[start:stop, :, :2], float(self.clip.rate), body_length[start:stop],
+                    **settings.smoothing.model_dump(),
+                )  # fmt: skip
+        write_arrays(
+            folder / "pose.npz",
+            {"points": points, "filled": filled, "raw": raw, "names": np.array(NAMES)},
+        )
+        return self._describe(before, points, filled)
+
+    def _describe(
+        self, before: NDArray[np.float32], points: NDArray[np.float32], filled: NDArray[np.bool_]
+    ) -> Finished:
+        body = slice(0, len(BODY))
+        there = np.isfinite(points[:, 0, 0])
+        start, stop = stillest(before[:, TORSO, :2], round(float(self.clip.rate)))
+        with np.errstate(invalid="ignore"):
+            whole = (points[:, [*TORSO, *range(25, 29)], 2] >= MIN_SCORE).all(axis=1)
+        measured = {
+            "still_frames": [start, stop],
+            "jitter_before_px": round(jitter(before[start:stop, body, :2]), 3),
+            "jitter_after_px": round(jitter(points[start:stop, body, :2]), 3),
+            "filled": round(float(filled[:, 0].mean()), 4),
+            "whole_body": round(float(whole.mean()), 4),
+            "left_hand": round(float(np.isfinite(points[:, LEFT_HAND.start, 0]).mean()), 4),
+            "right_hand": round(float(np.isfinite(points[:, RIGHT_HAND.start, 0]).mean()), 4),
+        }
+        warnings = []
+        if there.mean() < 0.9:
+            warnings.append(
+                f"no person in {int((~there).sum())} of {len(there)} frames"
+                f" ({_ranges(np.flatnonzero(~there))})"
+            )
+        return Finished(
+            files=("pose.npz",),
+            spec={"shape": f"points [{len(points)}, {len(NAMES)}, 3]", "points": len(NAMES)},
+            coverage=float(there.mean()),
+            measured=measured,
+            warnings=tuple(warnings),
+        )
+
+
+def _torso_length(points: NDArray[np.float32]) -> NDArray[np.float32]:
+    """[T] pixels from shoulders to hips; where unknown or foreshortened, the clip's usual one."""
+    axis = points[:, SHOULDERS, :2].mean(axis=1) - points[:, HIPS, :2].mean(axis=1)
+    length = np.linalg.norm(axis, axis=1)
+    usual = float(np.nanmedian(length))
+    known = np.nan_to_num(length, nan=usual)
+    return np.asarray(np.maximum(known, max(0.5 * usual, 1.0)), np.float32)
+
+
+def _hide_face_from_behind(points: NDArray[np.float32], depth: NDArray[np.float32]) -> None:
+    """The network paints a face on the back of a head; its nose then lies behind the ears."""
+    if depth[0] > depth[EARS].mean():
+        hidden = [i for i in range(HEAD.start, HEAD.stop) if i not in EARS]
+        points[hidden, 2] = 0
+
+
+def _place_hand(points: NDArray[np.float32], part: slice, hand: NDArray[np.float32]) -> None:
+    """Keep a hand that hangs on its own wrist; it takes over the wrist's score."""
+    side = "left" if part == LEFT_HAND else "right"
+    elbow, wrist = points[POINT[f"{side}_elbow"]], points[POINT[f"{side}_wrist"]]
+    forearm = float(np.linalg.norm(elbow[:2] - wrist[:2]))
+    torso = float(np.linalg.norm(points[SHOULDERS, :2].mean(0) - points[HIPS, :2].mean(0)))
+    reach = 0.25 * max(forearm, 0.5 * torso)
+    if np.linalg.norm(hand[0, :2] - wrist[:2]) > reach:
+        return
+    points[part, :2] = hand[:, :2]
+    points[part, 2] = max(float(wrist[2]), MIN_SCORE)  # the hand network itself saw it
+
+
+def _ranges(frames: NDArray[np.int64], most: int = 3) -> str:
+    """Frame numbers as ranges: 3-17, 40, ..."""
+    if not len(frames):
+        return "none"
+    runs = np.split(frames, np.flatnonzero(np.diff(frames) > 1) + 1)
+    shown = [f"{r[0]}-{r[-1]}" if len(r) > 1 else f"{r[0]}" for r in runs[:most]]
+    return ", ".join(shown) + (", ..." if len(runs) > most else "")

@@ -1,0 +1,258 @@
+"""Many clips: which inputs and signals are meant, and several processes at work on them."""
+
+from __future__ import annotations
+
+import glob
+import multiprocessing as mp
+import os
+import queue as queues
+import signal
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+
+from preprocess._mediapipe import silence_native_logs
+from preprocess.build import Outcome, default_folder, preprocess
+from v2v.config import PreprocessSettings
+from v2v.data.probe import VIDEO_SUFFIXES, image_files, natural_key
+from v2v.data.store import CLIP_FILE
+from v2v.errors import MediaNotFound, UsageError, V2VError
+from v2v.progress import Relayed, Reporter
+from v2v.signals import load_signal, signal_names
+
+
+@dataclass(frozen=True)
+class ClipJob:
+    source: Path
+    output: Path | None
+
+
+@dataclass
+class ClipResult:
+    job: ClipJob
+    outcome: Outcome | None = None
+    error: V2VError | None = None
+
+    @property
+    def errors(self) -> list[tuple[str, V2VError]]:
+        """(what, error) of the clip and of each signal that failed."""
+        name = self.job.source.name
+        found = [(name, self.error)] if self.error else []
+        if self.outcome:
+            found += [(f"{name}: {s}", e) for s, e in self.outcome.failed.items()]
+        return found
+
+    def as_json(self) -> dict[str, Any]:
+        base: dict[str, Any] = {"source": str(self.job.source)}
+        if self.outcome is not None:
+            record = self.outcome.record
+            base |= {
+                "store": str(self.outcome.folder),
+                "frames": record.frames.count,
+                "width": record.frames.width,
+                "height": record.frames.height,
+                "fps": record.frames.fps,
+                "made": self.outcome.made,
+                "kept": self.outcome.kept,
+                "signals": {
+                    n: {"coverage": s.coverage, "backend": s.backend, **s.measured}
+                    for n, s in record.signals.items()
+                },
+                "warnings": self.outcome.warnings,
+                "seconds": round(self.outcome.seconds, 2),
+            }
+        base["errors"] = [
+            {"in": what, "kind": type(e).__name__, "message": e.message, "hint": e.hint}
+            for what, e in self.errors
+        ]
+        return base
+
+
+def expand_signals(given: list[str]) -> list[str]:
+    """Names from repeated options and comma lists, `all` spelled out, each once, in order.
+
+    Raises `UnknownName`.
+    """
+    names: list[str] = []
+    for item in given:
+        for name in filter(None, (part.strip() for part in item.split(","))):
+            names += signal_names() if name == "all" else [name]
+    for name in names:
+        load_signal(name)
+    if not names:
+        raise UsageError("no signal named", hint=f"valid: {', '.join(signal_names())}, all")
+    return list(dict.fromkeys(names))
+
+
+def expand_inputs(given: list[str], output: Path | None) -> list[ClipJob]:
+    """Clips to make from files, folders and patterns.
+
+    A folder is a store, a clip of images, or holds videos. Raises `MediaNotFound`, `UsageError`.
+    """
+    sources: list[Path] = []
+    for item in given:
+        path = Path(item)
+        if not path.exists() and glob.has_magic(item):
+            matches = sorted((Path(p) for p in glob.glob(item, recursive=True)), key=natural_key)
+            if not matches:
+                raise MediaNotFound(f"nothing matches {item}", hint="check the pattern")
+            for match in matches:
+                sources += _inside(match)
+        else:
+            sources += _inside(path)
+    sources = list(dict.fromkeys(sources))
+    if len(sources) == 1:
+        return [ClipJob(sources[0], output)]
+    jobs = []
+    taken: dict[str, Path] = {}
+    for source in sources:
+        if (source / CLIP_FILE).is_file():
+            jobs.append(ClipJob(source, None))
+            continue
+        folder = default_folder(source)
+        folder = folder if output is None else output / folder.name
+        if str(folder) in taken:
+            raise UsageError(
+                f"{taken[str(folder)]} and {source} would both become {folder}",
+                hint="give them to separate commands, each with its own --output",
+            )
+        taken[str(folder)] = source
+        jobs.append(ClipJob(source, folder))
+    return jobs
+
+
+def _inside(path: Path) -> list[Path]:
+    if not path.is_dir() or (path / CLIP_FILE).is_file():
+        return [path]
+    stores = sorted((p.parent for p in path.glob(f"*/{CLIP_FILE}")), key=natural_key)
+    videos = sorted(
+        (p for p in path.iterdir() if p.suffix.lower() in VIDEO_SUFFIXES and p.is_file()),
+        key=natural_key,
+    )
+    if image_files(path) and not videos:
+        return [path]
+    if not videos and not stores:
+        raise MediaNotFound(
+            f"{path} holds no videos, no images and no clip stores",
+            hint=f"videos end in {', '.join(sorted(VIDEO_SUFFIXES))}",
+        )
+    return videos or stores
+
+
+def preprocess_all(
+    jobs: list[ClipJob],
+    signals: list[str],
+    settings: PreprocessSettings,
+    *,
+    workers: int,
+    overwrite: bool,
+    report: Reporter,
+) -> list[ClipResult]:
+    """Run all jobs, `workers` at a time; one that fails does not stop the others."""
+    results = [ClipResult(job) for job in jobs]
+    workers = min(workers, len(jobs))
+    if workers == 1:
+        for result in results:
+            job = result.job
+            prefix = f"{job.source.name}: " if len(jobs) > 1 else ""
+            try:
+                result.outcome = preprocess(
+                    job.source, signals, settings, output=job.output, overwrite=overwrite,
+                    report=_Prefixed(report, prefix),
+                )  # fmt: skip
+            except V2VError as error:
+                result.error = error
+        return results
+    _in_processes(results, signals, settings, workers, overwrite, report)
+    return results
+
+
+@dataclass
+class _Prefixed:
+    """Names the clip before the stage, where there are several."""
+
+    inner: Reporter
+    prefix: str
+    known: set[str] = field(default_factory=set)
+
+    def start(self, stage: str, total: int, done: int = 0) -> None:
+        self.inner.start(self.prefix + stage, total, done)
+
+    def advance(self, stage: str, amount: int = 1) -> None:
+        self.inner.advance(self.prefix + stage, amount)
+
+    def finish(self, stage: str) -> None:
+        self.inner.finish(self.prefix + stage)
+
+    def note(self, text: str) -> None:
+        self.inner.note(self.prefix + text)
+
+
+def _in_processes(
+    results: list[ClipResult],
+    signals: list[str],
+    settings: PreprocessSettings,
+    workers: int,
+    overwrite: bool,
+    report: Reporter,
+) -> None:
+    # Spawned, not forked: codecs and networks keep threads and locks that a fork would tear.
+    context = mp.get_context("spawn")
+    threads = max((os.cpu_count() or 1) // workers, 1)
+    with context.Manager() as manager:
+        events = manager.Queue()
+        relay = threading.Thread(target=_relay, args=(events, report), daemon=True)
+        relay.start()
+        pool = context.Pool(workers, initializer=_prepare_worker, initargs=(threads,))
+        try:
+            running = [
+                pool.apply_async(_one, (r.job, signals, settings, overwrite, events))
+                for r in results
+            ]
+            for result, handle in zip(results, running, strict=True):
+                outcome = handle.get()
+                if isinstance(outcome, V2VError):
+                    result.error = outcome
+                else:
+                    result.outcome = outcome
+            pool.close()
+            pool.join()
+        finally:
+            pool.terminate()
+            events.put(None)
+            relay.join(timeout=5)
+
+
+def _prepare_worker(threads: int) -> None:
+    """Share the cores: libraries that take all of them would fight over them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
+    silence_native_logs()
+    cv2.setNumThreads(threads)
+
+
+def _one(
+    job: ClipJob, signals: list[str], settings: PreprocessSettings, overwrite: bool, events: Any
+) -> Outcome | V2VError:
+    report = Relayed(events, f"{job.source.name}: ")
+    try:
+        return preprocess(
+            job.source, signals, settings, output=job.output, overwrite=overwrite, report=report
+        )
+    except V2VError as error:
+        return error
+
+
+def _relay(events: Any, report: Reporter) -> None:
+    while True:
+        try:
+            event = events.get(timeout=1)
+        except queues.Empty:
+            continue
+        except (EOFError, OSError):
+            return
+        if event is None:
+            return
+        getattr(report, event[0])(*event[1:])

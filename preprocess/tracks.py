@@ -1,0 +1,152 @@
+"""Point tracks over time: bridging gaps, smoothing without lag, measuring jitter.
+
+Arrays are [T, N, D]; a missing point is NaN. All work stays within a shot.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Points = NDArray[np.float32]
+
+
+def bridge_gaps(points: Points, longest: int) -> tuple[Points, NDArray[np.bool_]]:
+    """Fill gaps of at most `longest` frames linearly; longer ones and both ends stay missing.
+
+    Args:
+        points: [T, N, D] of one shot; a point is missing where its first value is NaN.
+
+    Returns:
+        The points, and [T, N] true where one was filled.
+    """
+    filled_points = points.copy()
+    filled = np.zeros(points.shape[:2], np.bool_)
+    missing = np.isnan(points[..., 0])
+    for n in np.flatnonzero(missing.any(axis=0) & ~missing.all(axis=0)):
+        known = np.flatnonzero(~missing[:, n])
+        for before, after in zip(known, known[1:], strict=False):
+            gap = after - before - 1
+            if 0 < gap <= longest:
+                share = (np.arange(1, gap + 1) / (gap + 1))[:, None]
+                filled_points[before + 1 : after, n] = (
+                    points[before, n] * (1 - share) + points[after, n] * share
+                )
+                filled[before + 1 : after, n] = True
+    return filled_points, filled
+
+
+def smooth(
+    points: Points, rate: float, unit: NDArray[np.float32], *, min_cutoff: float, beta: float
+) -> Points:
+    """The one-euro filter (Casiez et al. 2012) run both ways and averaged, so without lag.
+
+    A still point is low-passed at `min_cutoff`; a moving one passes more the faster it moves.
+    Forward the filter trails the motion, backward it leads by as much: the mean does neither, and
+    steady motion comes out unchanged.
+
+    Args:
+        points: [T, N, 2] pixels of one shot; NaN restarts the filter.
+        rate: frames per second.
+        unit: [T] or scalar, pixels of one body (or face) length, so that scale does not matter.
+        min_cutoff: Hz.
+        beta: Hz per body length a second.
+    """
+    length = np.broadcast_to(np.asarray(unit, np.float32), (len(points),))
+    forward = _one_euro(points, rate, length, min_cutoff, beta)
+    backward = _one_euro(points[::-1], rate, length[::-1], min_cutoff, beta)[::-1]
+    return (forward + backward) / 2
+
+
+def _one_euro(
+    points: Points, rate: float, unit: NDArray[np.float32], min_cutoff: float, beta: float
+) -> Points:
+    def blend(cutoff: NDArray[np.float32] | float) -> NDArray[np.float32]:
+        return np.asarray(1 / (1 + rate / (2 * np.pi * cutoff)), np.float32)
+
+    out = points.copy()
+    speed = np.zeros(points.shape[1:], np.float32)
+    for t in range(1, len(points)):
+        known = np.isfinite(out[t - 1])
+        step = np.where(known, points[t] - points[t - 1], 0) * rate / unit[t]
+        speed += blend(1.0) * (np.nan_to_num(step) - speed)
+        speed[~known] = 0
+        magnitude = np.linalg.norm(speed, axis=-1, keepdims=True)
+        weight = blend(min_cutoff + beta * magnitude)
+        out[t] = np.where(known, out[t - 1] + weight * (points[t] - out[t - 1]), points[t])
+    return out
+
+
+def jitter(points: Points) -> float:
+    """RMS of the second difference in pixels: what trembles, not what moves steadily."""
+    if len(points) < 3:
+        return 0.0
+    second = np.diff(points, n=2, axis=0)
+    known = np.isfinite(second).all(axis=-1)
+    return float(np.sqrt((second[known] ** 2).sum(axis=-1).mean())) if known.any() else 0.0
+
+
+def stillest(points: Points, length: int) -> tuple[int, int]:
+    """The stretch of `length` frames in which the points move least, first frame and end."""
+    step = np.linalg.norm(np.diff(points, axis=0), axis=-1)
+    known = np.isfinite(step)
+    steps = np.where(known, step, 0).sum(axis=1) / np.maximum(known.sum(axis=1), 1)
+    steps[~known.any(axis=1)] = np.inf
+    length = min(length, len(points))
+    if length < 4:
+        return 0, len(points)
+    moved = np.convolve(steps, np.ones(length - 1), mode="valid")
+    start = int(np.argmin(moved))
+    return start, start + length
+
+
+class Follower:
+    """Decides whether a detection is the one followed so far, by place and size.
+
+    Detectors know no identity: when two people cross or one leaves the picture they jump. A
+    person moves less than `max_jump` of their own size between frames, and more only after
+    having been out of sight.
+    """
+
+    def __init__(self, max_jump: float, patience: int) -> None:
+        self.max_jump = max_jump
+        self.patience = patience  # frames out of sight after which anyone may be followed
+        self.centre: NDArray[np.float32] | None = None
+        self.size = 0.0
+        self.unseen = 0
+
+    def accepts(self, centre: NDArray[np.float32], size: float) -> bool:
+        """Whether this is the one; if so, it is remembered, otherwise counted as unseen."""
+        if self.centre is not None and self.unseen < self.patience:
+            away = float(np.linalg.norm(centre - self.centre))
+            slack = 1 + 0.25 * self.unseen
+            grown = max(size, self.size) / max(min(size, self.size), 1e-3)
+            if away > self.max_jump * max(size, self.size) * slack or grown > 1.6 * slack:
+                return False
+        self.follow(centre, size)
+        return True
+
+    def follow(self, centre: NDArray[np.float32], size: float) -> None:
+        """Follow this one from now on, whoever it was before."""
+        self.centre, self.size, self.unseen = centre, size, 0
+
+    def missed(self) -> None:
+        self.unseen += 1
+
+    @property
+    def lost(self) -> bool:
+        return self.centre is None or self.unseen >= self.patience
+
+    @property
+    def state(self) -> NDArray[np.float32]:
+        """[5] known, centre x, y, size, frames unseen: all that is needed to go on."""
+        known = self.centre is not None
+        x, y = self.centre if self.centre is not None else (0, 0)
+        return np.array([known, x, y, self.size, self.unseen], np.float32)
+
+    def restore(self, state: NDArray[np.float32] | None) -> None:
+        """Go on from a `state`; None knows nobody."""
+        known = state is not None and state[0] > 0
+        self.centre = state[1:3].copy() if state is not None and known else None
+        self.size = float(state[3]) if state is not None else 0.0
+        self.unseen = int(state[4]) if state is not None else 0

@@ -1,0 +1,357 @@
+"""A drawn whole-body person who dances before a still room.
+
+The figure hangs on a small 3D skeleton. Body axes, in units of the standing height: x to the
+image's right, y down, z to the viewer; the origin is on the floor between the feet. The
+projection is orthographic. Left and right are the person's own: facing the viewer, the
+person's left is on the image's right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from samples._draw import (
+    SUPERSAMPLE,
+    Canvas,
+    Image,
+    Points,
+    Rgb,
+    curve,
+    ellipse,
+    fill_polygon,
+    limb,
+    ribbon,
+    tube,
+)
+from samples.face import Expression, Palette, draw_head
+
+JOINT_NAMES = (
+    "nose",
+    "left_shoulder",
+    "right_shoulder",
+    "left_elbow",
+    "right_elbow",
+    "left_wrist",
+    "right_wrist",
+    "left_hip",
+    "right_hip",
+    "left_knee",
+    "right_knee",
+    "left_ankle",
+    "right_ankle",
+)
+
+_SIDES = (("left", 1), ("right", -1))  # the sign of x on each side of the body
+_HEAD = 0.071  # half the height of the head
+_UPPER_ARM, _FOREARM, _HAND = 0.165, 0.145, 0.085
+_THIGH, _SHIN, _ANKLE = 0.235, 0.232, 0.045
+
+_SKIN = Palette().skin
+_SHIRT: Rgb = (206, 84, 66)
+_TROUSERS: Rgb = (52, 66, 96)
+_SHOES: Rgb = (232, 230, 224)
+_SOLES: Rgb = (96, 92, 92)
+
+Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class _Body:
+    """One posed figure: 3D points in body axes and what the face does."""
+
+    points: dict[str, Vector]
+    expression: Expression
+
+
+def _vector(x: float, y: float, z: float) -> Vector:
+    return np.array((x, y, z), float)
+
+
+def _turned(offset: Vector, yaw: float, roll: float) -> Vector:
+    """`offset` rotated by `roll` in the image plane, then by `yaw` about the vertical."""
+    x, y, z = offset
+    x, y = x * np.cos(roll) - y * np.sin(roll), x * np.sin(roll) + y * np.cos(roll)
+    return _vector(x * np.cos(yaw) + z * np.sin(yaw), y, z * np.cos(yaw) - x * np.sin(yaw))
+
+
+def _knee(hip: Vector, ankle: Vector, pole: Vector) -> Vector:
+    """Where a leg of fixed bone lengths bends, the knee pointing along `pole`."""
+    span = ankle - hip
+    distance = min(float(np.linalg.norm(span)), (_THIGH + _SHIN) * 0.9995)
+    along = span / np.linalg.norm(span)
+    reach = (_THIGH**2 - _SHIN**2 + distance**2) / (2 * distance)
+    out = pole - along * np.dot(pole, along)
+    rise = np.sqrt(max(_THIGH**2 - reach**2, 0.0))
+    return np.asarray(hip + along * reach + out / np.linalg.norm(out) * rise)
+
+
+def _pose(t: float, phase: Vector) -> _Body:
+    """The dance at time `t` seconds; `phase` [8] in radians tells one dancer from another."""
+    beat = 2 * np.pi * 0.75 * t + phase[0]  # one sway to each side per 1.33 seconds
+    slow = 0.5 * beat
+    sway, bounce = np.sin(beat), 0.5 - 0.5 * np.cos(2 * beat)
+    turn = 0.16 * np.sin(slow + phase[1])  # yaw of the chest, radians
+    lean = 0.05 * np.sin(beat + 0.6)
+
+    pelvis = _vector(0.032 * sway, -0.497 + 0.022 * bounce, 0.0)
+    chest = pelvis + _turned(_vector(0, -0.3, 0), 0.0, lean)
+    head = chest + _turned(_vector(0, -0.124, 0.012), 0.0, 1.4 * lean)
+    points = {"pelvis": pelvis, "chest": chest, "head": head}
+
+    for side, sign in _SIDES:
+        hip = pelvis + _turned(_vector(sign * 0.058, 0, 0), 0.5 * turn, -0.07 * sway)
+        # The foot that does not carry the weight steps out and back.
+        free = np.clip(-sign * sway, 0, 1) ** 2
+        ankle = _vector(sign * (0.088 + 0.05 * free), -_ANKLE - 0.05 * free, 0.01)
+        points[f"{side}_hip"] = hip
+        points[f"{side}_ankle"] = ankle
+        points[f"{side}_knee"] = _knee(hip, ankle, _vector(sign * 0.17, 0, 1))
+        points[f"{side}_toe"] = ankle + _vector(sign * 0.022, 0.04 + 0.01 * free, 0.09)
+        points.update(_arm(side, sign, chest, turn, lean, beat, phase))
+
+    expression = Expression(
+        yaw=0.25 * np.sin(slow + phase[2]) + 0.5 * turn,
+        pitch=0.06 * np.sin(beat + phase[3]),
+        roll=0.8 * lean,
+        mouth=0.25 + 0.2 * np.sin(slow + phase[4]),
+        smile=0.9,
+        eyes=1 - 0.95 * np.exp(-((((t + phase[5]) % 2.3 - 0.15) / 0.06) ** 2)),
+        brows=0.3 * np.sin(slow),
+    )
+    yaw, pitch = expression.yaw, expression.pitch
+    nose = _vector(1.05 * np.sin(yaw), 0.37 + 0.95 * np.sin(pitch), 1.0) * _HEAD
+    points["nose"] = head + _turned(nose, 0.0, expression.roll)
+    return _Body(points, expression)
+
+
+def _arm(
+    side: str, sign: int, chest: Vector, turn: float, lean: float, beat: float, phase: Vector
+) -> dict[str, Vector]:
+    """Shoulder, elbow, wrist and hand of one arm, raised and swung to the beat."""
+    offset = phase[6] if sign > 0 else phase[6] + np.pi * 0.8  # the arms take turns
+    raised = 0.5 + 0.5 * np.sin(0.5 * beat + offset)
+    swing = np.sin(beat + offset)
+    # Elevations in the frontal plane, 0 hanging .. pi straight up; the forearm leads.
+    upper = 0.42 + 1.35 * raised + 0.16 * swing
+    fore = upper + 1.05 + 0.25 * raised + 0.28 * np.sin(beat + offset + 0.8)
+    hand = fore + 0.2 * np.sin(beat + offset + 2.0)
+    shrug = -0.018 * max(raised - 0.4, 0.0)
+
+    def bone(elevation: float, length: float, forward: float) -> Vector:
+        flat = np.cos(forward) * length
+        x, y = sign * np.sin(elevation) * flat, np.cos(elevation) * flat
+        return _turned(_vector(x, y, np.sin(forward) * length), turn, lean)
+
+    shoulder = chest + _turned(_vector(sign * 0.102, shrug, 0), turn, lean)
+    elbow = shoulder + bone(upper, _UPPER_ARM, 0.3)
+    wrist = elbow + bone(fore, _FOREARM, 0.5)
+    points = {"shoulder": shoulder, "elbow": elbow, "wrist": wrist}
+    points["hand"] = wrist + bone(hand, _HAND, 0.3)
+    return {f"{side}_{name}": point for name, point in points.items()}
+
+
+@dataclass(frozen=True)
+class _Camera:
+    """Orthographic view: body units to pixels."""
+
+    origin: Points  # image point of the floor between the feet
+    scale: float  # pixels per standing height
+
+    @classmethod
+    def fitting(cls, height: int, width: int) -> _Camera:
+        scale = min(0.75 * height, 1.03 * width)
+        return cls(np.array((0.5 * width, 0.5 * height + 0.54 * scale)), scale)
+
+    def __call__(self, point: Vector) -> Points:
+        return np.asarray(self.origin + self.scale * point[:2])
+
+
+def _dancer(seed: int) -> Vector:
+    """The phases that make one seed's dance."""
+    spread = np.array((np.pi, 1.0, 1.0, 1.0, np.pi, 1.0, np.pi, 1.0))
+    return np.asarray(np.random.default_rng(seed).uniform(-1, 1, 8) * spread)
+
+
+def joints(
+    *, count: int = 120, height: int = 640, width: int = 384, fps: float = 30.0, seed: int = 0
+) -> NDArray[np.float32]:
+    """The joints drawn by `frames` of the same arguments, float32 [T, J, 2] (x, y) in pixels.
+
+    J follows `JOINT_NAMES`.
+    """
+    camera, phase = _Camera.fitting(height, width), _dancer(seed)
+    bodies = (_pose(i / fps, phase) for i in range(count))
+    told = [[camera(body.points[name]) for name in JOINT_NAMES] for body in bodies]
+    return np.asarray(told, np.float32).reshape(count, len(JOINT_NAMES), 2)
+
+
+def frames(
+    *, count: int = 120, height: int = 640, width: int = 384, fps: float = 30.0, seed: int = 0
+) -> Iterator[Image]:
+    """Yield `count` RGB frames, uint8 [H, W, 3], of the dancing person."""
+    camera, phase = _Camera.fitting(height, width), _dancer(seed)
+    room = _room(height * SUPERSAMPLE, width * SUPERSAMPLE, camera)
+    for i in range(count):
+        body = _pose(i / fps, phase)
+        canvas = Canvas(_with_shadow(room, body, camera))
+        _draw_body(canvas, body, camera)
+        yield canvas.finish()
+
+
+def _room(height: int, width: int, camera: _Camera) -> Image:
+    """A plain wall with skirting and a boarded floor, at canvas size."""
+    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
+    unit = camera.scale * SUPERSAMPLE
+    edge = camera.origin[1] * SUPERSAMPLE - 0.1 * unit  # where wall and floor meet
+    glow = np.exp(-(((x / width - 0.35) / 0.8) ** 2) - ((y / height - 0.25) / 0.7) ** 2)[..., None]
+    wall = np.array((166, 184, 180)) + np.array((52, 46, 40)) * glow
+    # Boards run towards the viewer and fan out from a point high on the wall.
+    board = (x - 0.5 * width) / (y - edge + 0.9 * unit) * 9
+    seam = np.abs(board - np.round(board))
+    tone = 1 + 0.05 * np.sin(np.floor(board + 0.5) * 2.4) - 0.22 * np.exp(-((seam / 0.02) ** 2))
+    depth = np.clip((y - edge) / (0.3 * unit), 0, 1)
+    floor = np.array((186, 150, 116)) * (tone * (0.86 + 0.14 * depth))[..., None]
+    room = np.where((y < edge)[..., None], wall, floor)
+    skirting = (y < edge) & (y > edge - 0.055 * unit)
+    room[skirting] = (236, 234, 228)
+    lip = np.abs(y - (edge - 0.05 * unit)) < 0.003 * unit
+    room[lip] = (206, 204, 198)
+    ground = np.exp(-np.abs(y - edge) / (0.012 * unit))[..., None]
+    room = room * (1 - 0.25 * ground)
+    return np.asarray(np.clip(np.round(room), 0, 255), np.uint8)
+
+
+def _with_shadow(room: Image, body: _Body, camera: _Camera) -> Image:
+    """The room with the soft shadow that the figure casts on the floor."""
+    shrink = 8  # the shadow is smooth, so a coarse grid holds it
+    shade = np.zeros((room.shape[0] // shrink + 1, room.shape[1] // shrink + 1), np.float32)
+    to_grid = SUPERSAMPLE / shrink
+    unit = camera.scale * to_grid
+    middle = camera.origin * to_grid + (body.points["pelvis"][0] * unit, 0.012 * unit)
+    spots = [(middle, 0.2, 0.035, 0.35)]
+    for side, _ in _SIDES:
+        foot = body.points[f"{side}_toe"]
+        lifted = -body.points[f"{side}_ankle"][1] - _ANKLE
+        at = camera.origin * to_grid + (foot[0] * unit, 0.0)
+        spots.append((at, 0.055 + lifted, 0.018, 0.5 - 5 * lifted))
+    for at, rx, ry, dark in spots:
+        spot = np.zeros_like(shade)
+        fill_polygon(spot, ellipse(at, rx * unit, ry * unit), dark)
+        shade = shade + cv2.GaussianBlur(spot, (0, 0), max(0.02 * unit, 0.5))
+    size = (room.shape[1], room.shape[0])
+    light = 1 - np.clip(cv2.resize(shade, size, interpolation=cv2.INTER_CUBIC), 0, 0.8)
+    rows = slice(int((camera.origin[1] - 0.2 * camera.scale) * SUPERSAMPLE), None)
+    shaded = room.copy()
+    shaded[rows] = (room[rows] * light[rows, :, None] + 0.5).astype(np.uint8)
+    return shaded
+
+
+def _draw_body(canvas: Canvas, body: _Body, camera: _Camera) -> None:
+    at = {name: camera(point) for name, point in body.points.items()}
+    unit = camera.scale
+    for side, sign in sorted(_SIDES, key=lambda entry: body.points[f"{entry[0]}_knee"][2]):
+        _draw_leg(canvas, at, side, sign, unit)
+    for side, sign in _SIDES:
+        _draw_arm(canvas, at, side, sign, unit)
+    _draw_torso(canvas, at, unit)
+    draw_head(canvas, at["head"], _HEAD * unit, body.expression)
+
+
+def _draw_leg(canvas: Canvas, at: dict[str, Points], side: str, sign: int, unit: float) -> None:
+    hip, knee, ankle, toe = (at[f"{side}_{name}"] for name in ("hip", "knee", "ankle", "toe"))
+    heel = ankle + (0, 0.022 * unit)
+    sole = limb([heel + (0, 0.008 * unit), toe + (0, 0.005 * unit)], [0.022 * unit, 0.026 * unit])
+    canvas.fill(sole, _SOLES, bulge=0.01 * unit)
+    shoe = limb([ankle, heel, toe - (0, 0.003 * unit)], [0.02 * unit, 0.022 * unit, 0.024 * unit])
+    canvas.fill(shoe, _SHOES, bulge=0.016 * unit, relief=0.35)
+    laces = ankle * 0.45 + toe * 0.55
+    for step in (-0.1, 0.15):
+        middle = laces + step * (toe - ankle)
+        line = np.stack([middle + (k * 0.012 * unit, 0) for k in (-1, 0, 1)])
+        canvas.fill(ribbon(line, 0.005 * unit), (150, 148, 146))
+    cuff = ankle - 0.06 * (ankle - knee)
+    leg = tube([hip, knee, cuff], [0.056 * unit, 0.043 * unit, 0.034 * unit], cut=True)
+    canvas.fill(leg, _TROUSERS, bulge=0.03 * unit, relief=0.45, shadow=0.45)
+    offsets = np.array([(-0.022, 0.0), (sign * 0.004, 0.008), (0.024, -0.002)])
+    crease = ribbon(curve(knee + offsets * unit, closed=False), 0.008 * unit)
+    canvas.fill(crease, (34, 44, 68), feather=0.002 * unit, opacity=0.6)
+
+
+def _draw_torso(canvas: Canvas, at: dict[str, Points], unit: float) -> None:
+    left, right = at["left_shoulder"], at["right_shoulder"]
+    hip_left, hip_right = at["left_hip"], at["right_hip"]
+    across, hips = (left - right) / 2, (hip_left - hip_right) / 2
+    chest, pelvis = (left + right) / 2, (hip_left + hip_right) / 2
+    down = pelvis - chest
+
+    seat = limb([hip_right - (0, 0.01 * unit), hip_left - (0, 0.01 * unit)], [0.054 * unit] * 2)
+    canvas.fill(seat, _TROUSERS, bulge=0.035 * unit, relief=0.35)
+    throat = at["head"] + (0, 0.95 * _HEAD * unit)
+    neck = limb([chest + 0.08 * down, throat], [0.04 * unit, 0.033 * unit])
+    canvas.fill(neck, _SKIN, bulge=0.02 * unit, relief=0.3, shadow=0.2)
+    chin = ellipse(throat + (0, 0.01 * unit), 0.038 * unit, 0.022 * unit)
+    canvas.fill(chin, (160, 112, 92), feather=0.008 * unit, opacity=0.7, clip=neck[0])
+
+    neckline = np.array([(-0.4, -0.13), (-0.27, -0.02), (0, 0.035), (0.27, -0.02), (0.4, -0.13)])
+    collar = chest + neckline[:, :1] * across + neckline[:, 1:] * down
+    flank = [(0.62, -0.14), (0.95, -0.105), (1.14, 0.04), (1.0, 0.26)]
+    waist = [(0.86, 0.58), (1.03, 0.88), (1.1, 1.07)]
+    sides = []
+    for sign in (1, -1):
+        upper = [chest + sign * k * across + v * down for k, v in flank]
+        lower = [chest + v * down + sign * k * (0.42 * across + 1.1 * hips) for k, v in waist]
+        sides.append([*upper, *lower])
+    hem = [pelvis + 0.1 * down]
+    torso = curve(np.stack([*collar, *sides[0], *hem, *sides[1][::-1]]))
+    sleeves = []
+    for side, _ in _SIDES:
+        shoulder, elbow = at[f"{side}_shoulder"], at[f"{side}_elbow"]
+        ends = [shoulder, shoulder + 0.62 * (elbow - shoulder)]
+        sleeves += tube(ends, [0.036 * unit, 0.041 * unit], cut=True)
+    # Shirt and sleeves are one piece of cloth, so they share one shading.
+    canvas.fill([torso, *sleeves], _SHIRT, bulge=0.055 * unit, relief=0.45, shadow=0.4)
+    canvas.fill(ribbon(curve(collar, closed=False), 0.014 * unit), (172, 64, 50))
+
+
+def _draw_arm(canvas: Canvas, at: dict[str, Points], side: str, sign: int, unit: float) -> None:
+    shoulder, elbow, wrist, hand = (
+        at[f"{side}_{name}"] for name in ("shoulder", "elbow", "wrist", "hand")
+    )
+    _draw_hand(canvas, wrist, hand, sign, unit)
+    skin = tube([shoulder, elbow, wrist], [0.034 * unit, 0.026 * unit, 0.0185 * unit])
+    canvas.fill(skin, _SKIN, bulge=0.018 * unit, relief=0.3, shadow=0.4)
+
+
+def _draw_hand(canvas: Canvas, wrist: Points, hand: Points, sign: int, unit: float) -> None:
+    """An open hand, palm to the viewer, from `wrist` to the middle fingertip `hand`."""
+    along = hand - wrist
+    length = max(float(np.hypot(*along)), 0.5 * _HAND * unit)
+    along = along / np.hypot(*along) * length
+    thumbward = np.array((along[1], -along[0])) * sign
+    knuckles = wrist + 0.5 * along
+    fingers = []
+    for k, reach, spread in (
+        (0.2, 0.93, 0.1),
+        (0.07, 1.0, 0.03),
+        (-0.06, 0.95, -0.05),
+        (-0.18, 0.8, -0.13),
+    ):
+        base = knuckles + k * thumbward - 0.03 * abs(k) * along
+        tip = wrist + reach * along + (k + spread) * thumbward
+        fingers += limb([base, tip], [0.07 * length, 0.052 * length])
+    thumb = [
+        wrist + 0.15 * along + 0.12 * thumbward,
+        wrist + 0.36 * along + 0.34 * thumbward,
+        wrist + 0.56 * along + 0.44 * thumbward,
+    ]
+    fingers += limb(thumb, [0.1 * length, 0.075 * length, 0.055 * length])
+    palm = limb([wrist + 0.1 * along, knuckles - 0.06 * along], [0.17 * length, 0.235 * length])
+    canvas.fill(fingers + palm, _SKIN, bulge=0.05 * length, relief=0.3, shadow=0.4)
+    for k in (0.13, 0.0, -0.12):
+        gap = np.stack([knuckles + k * thumbward + v * along for v in (-0.04, 0.06, 0.14)])
+        canvas.fill(ribbon(gap, 0.03 * length), (188, 132, 108), opacity=0.7)

@@ -1,0 +1,242 @@
+"""A drive down a street whose labels, instances, flow and occlusion are known exactly.
+
+World axes, in metres: x right, y down (the ground is y = 0), z along the street. A pinhole
+camera drives along z and sways a little. Ground, house fronts and sky are ray cast per pixel
+(`_street_view`); cars, trees, poles and people are painted panels in space (`_street_things`).
+Every surface is a rigid plane, so where a pixel's point was in the previous frame follows from
+projecting that same point with the previous camera and the thing's previous place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from samples._draw import fill_polygon
+from samples._street_things import CAR, PERSON, SHADOW, Panel, Track, tracks
+from samples._street_view import EYE, HAZE, Array, Backdrop, Camera, Layers, Vector, clearness
+
+_SPEED = 6.0  # metres per second
+_SHADED = 40.0  # how far ahead shadows are drawn, metres
+_NEAR = 0.25  # panels are cut off closer than this
+
+
+@dataclass(frozen=True, eq=False)
+class StreetFrame:
+    """One frame and its truth.
+
+    rgb: uint8 [H, W, 3].
+    labels: uint8 [H, W], Cityscapes label ids.
+    instances: uint16 [H, W]; the label id, or label id * 1000 + n for the n-th car or person.
+    flow: float32 [2, H, W], pixels (right, down), backward:
+        frame_t(p) ~ frame_{t-1}(p + flow_t(p)). Zeros for the first frame.
+    occlusion: float32 [H, W] in 0..1; 1 where the point was not visible in the previous frame.
+        Ones for the first frame.
+    """
+
+    rgb: NDArray[np.uint8]
+    labels: NDArray[np.uint8]
+    instances: NDArray[np.uint16]
+    flow: Array
+    occlusion: Array
+
+
+@dataclass(frozen=True, eq=False)
+class _Thing:
+    """One placed thing: panels about an origin that moves along z."""
+
+    panels: list[Panel]
+    surface: int  # number of its first panel
+    instance: int  # n of its instances
+    x: float
+    z: float  # at time 0
+    speed: float
+
+    def place(self, t: float) -> Vector:
+        return np.array((self.x, 0.0, self.z + self.speed * t))
+
+
+def _drive(t: float, height: int, width: int) -> Camera:
+    """The camera at time `t` seconds."""
+    position = np.array((1.3 + 0.12 * np.sin(0.9 * t), -EYE, _SPEED * t))
+    return Camera(position, 0.012 * np.sin(0.7 * t + 1.0), height, width)
+
+
+class _Traffic:
+    """The things along the street, made when they first come into view, and kept."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._tracks = tracks()
+        self._things: dict[tuple[int, int], _Thing | None] = {}
+
+    def around(self, t: float, z: float) -> list[_Thing]:
+        """The things near the camera at `z`, farthest first."""
+        found = []
+        for row, track in enumerate(self._tracks):
+            start = z - 6 - track.speed * t
+            low, high = (int(np.floor((start + d) / track.spacing)) for d in (0.0, track.visible))
+            for place in range(low if track.first is None else max(low, track.first), high):
+                thing = self._thing(row, track, place)
+                if thing is not None:
+                    found.append(thing)
+        return sorted(found, key=lambda thing: -float(thing.place(t)[2]))
+
+    def _thing(self, row: int, track: Track, place: int) -> _Thing | None:
+        """The thing at one place of a track, None where the place is empty."""
+        key = (row, place)
+        if key not in self._things:
+            # Places behind the start are negative; seeds must not be.
+            rng = np.random.default_rng((self._seed, 2, row, place + 1_000_000))
+            shift, shift_x, taken = rng.uniform(size=3)
+            number = len(self._things) + 1
+            self._things[key] = (
+                _Thing(
+                    panels=track.make(rng),
+                    surface=16 * number,
+                    instance=number % 1000,
+                    x=track.x + 0.24 * (shift_x - 0.5),
+                    z=(place + 0.35 + 0.3 * shift) * track.spacing,
+                    speed=track.speed,
+                )
+                if taken < track.share
+                else None
+            )
+        return self._things[key]
+
+
+def _paint(
+    layers: Layers, thing: _Thing, t: float, before: float, now: Camera, previous: Camera
+) -> None:
+    """Draw one thing over the layers; `before` is the previous frame's time."""
+    view, view_before = now.matrix.copy(), previous.matrix.copy()
+    view[:, 3] += now.matrix[:, :3] @ thing.place(t)
+    view_before[:, 3] += previous.matrix[:, :3] @ thing.place(before)
+    for number, panel in enumerate(thing.panels):
+        to_pixels = view @ panel.to_space
+        if panel.solid and np.linalg.det(to_pixels) < 0:
+            continue  # seen from behind
+        corners = panel.corners @ view[:, :3].T + view[:, 3]
+        if panel.label == SHADOW and corners[:, 2].max() > _SHADED:
+            continue
+        patch = _patch(panel, corners, to_pixels, *layers.labels.shape)
+        if patch is None:
+            continue
+        colour, rows, cols = patch
+        alpha = colour[..., 3:] * np.float32(1 / 255)
+        clear = clearness(max(float(corners[:, 2].mean()), 0.0))
+        below = layers.rgb[rows, cols]
+        if panel.label == SHADOW:
+            below *= 1 - alpha * clear
+            continue
+        below += (colour[..., :3] - alpha * HAZE) * clear + alpha * (HAZE - below)
+
+        y, x = np.nonzero(alpha[..., 0] > 0.5)
+        y, x = y + rows.start, x + cols.start
+        chain = view_before @ panel.to_space @ np.linalg.inv(to_pixels)
+        u, v, w = chain @ np.stack([x, y, np.ones(len(x))])
+        layers.before[:, y, x] = u / w, v / w
+        layers.surface[y, x] = thing.surface + number
+        layers.labels[y, x] = panel.label
+        counted = panel.label in (CAR, PERSON)
+        layers.instances[y, x] = 1000 * panel.label + thing.instance if counted else panel.label
+
+
+def _patch(
+    panel: Panel, corners: Vector, to_pixels: Vector, height: int, width: int
+) -> tuple[Array, slice, slice] | None:
+    """A panel's picture in the frame: premultiplied float32 [h, w, 4], its rows and columns.
+
+    corners: [4, 3] (x * depth, y * depth, depth). None where nothing of it is in the frame.
+    """
+    outline = _clipped(corners)
+    if outline is None:
+        return None
+    first, last = outline.min(axis=0), outline.max(axis=0)
+    x0, y0 = np.maximum(np.floor(first).astype(int) - 1, 0).tolist()
+    x1, y1 = np.minimum(np.ceil(last).astype(int) + 2, (width, height)).tolist()
+    if x0 >= x1 or y0 >= y1 or (last - first).min() < 0.5:
+        return None
+    size = (x1 - x0, y1 - y0)
+    cover = np.zeros(size[::-1], np.uint8)
+    fill_polygon(cover, outline - (x0, y0))
+
+    texture = panel.texture
+    if (corners[:, 2] > _NEAR).all():  # average the texture down to about a texel per pixel
+        fitting = np.minimum(np.ceil(last - first).clip(2), texture.shape[1::-1]).astype(int)
+        if (fitting < texture.shape[1::-1]).any():
+            shrunk = cv2.resize(texture, fitting.tolist(), interpolation=cv2.INTER_AREA)
+            texture = np.asarray(shrunk, np.uint8)
+    h, w = texture.shape[:2]
+    from_texels = np.array([(1 / w, 0, 0.5 / w), (0, 1 / h, 0.5 / h), (0, 0, 1)])
+    to_box = np.array([(1, 0, -x0), (0, 1, -y0), (0, 0, 1)])
+    place = to_box @ to_pixels @ from_texels
+    warped = cv2.warpPerspective(texture, place, size, borderMode=cv2.BORDER_REPLICATE)
+    colour = warped * (cover * np.float32(1 / 255))[..., None]
+    return colour, slice(y0, y1), slice(x0, x1)
+
+
+def _clipped(corners: Vector) -> Vector | None:
+    """Image outline [N, 2] of a quadrangle [4, 3] (x * depth, y * depth, depth), cut at _NEAR."""
+    if (corners[:, 2] > _NEAR).all():
+        return np.asarray(corners[:, :2] / corners[:, 2:])
+    kept = []
+    for a, b in zip(corners, np.roll(corners, -1, axis=0), strict=True):
+        if a[2] > _NEAR:
+            kept.append(a)
+        if (a[2] > _NEAR) != (b[2] > _NEAR):
+            kept.append(a + (b - a) * (_NEAR - a[2]) / (b[2] - a[2]))
+    if len(kept) < 3:
+        return None
+    points = np.stack(kept)
+    # Far outside is all the same; large numbers would overflow the polygon fill.
+    return np.asarray(np.clip(points[:, :2] / points[:, 2:], -4000, 4000))
+
+
+def _hidden(before: Array, surface: NDArray[np.int32], seen: NDArray[np.int32]) -> Array:
+    """The part of each pixel's previous place that showed another surface, or lay outside.
+
+    before: [2, H, W]; surface: the plane seen now; seen: the planes the previous frame saw.
+    The four pixels about the previous place count by their bilinear weights.
+    """
+    height, width = surface.shape
+    place = np.clip(before, -2, max(height, width) + 2)
+    corner = np.floor(place)
+    fraction = place - corner
+    x, y = corner.astype(np.int64) + 1
+    framed = np.pad(seen, 1, constant_values=-1)
+    framed = np.pad(framed, ((0, 1), (0, 1)), constant_values=-1)
+    visible = np.zeros((height, width), np.float32)
+    for dy in (0, 1):
+        for dx in (0, 1):
+            weight = np.abs(1 - dx - fraction[0]) * np.abs(1 - dy - fraction[1])
+            found = framed[np.clip(y + dy, 0, height + 1), np.clip(x + dx, 0, width + 1)]
+            visible += weight * (found == surface)
+    return np.clip(1 - visible, 0, 1)
+
+
+def frames(
+    *, count: int = 60, height: int = 256, width: int = 512, fps: float = 15.0, seed: int = 0
+) -> Iterator[StreetFrame]:
+    """Yield `count` frames of the drive."""
+    backdrop, traffic = Backdrop(seed), _Traffic(seed)
+    grid = np.stack(np.meshgrid(np.arange(width), np.arange(height))).astype(np.float32)
+    surface: NDArray[np.int32] | None = None
+    for i in range(count):
+        t, before = i / fps, (i - 1) / fps
+        now, previous = _drive(t, height, width), _drive(before, height, width)
+        layers = backdrop.render(now, previous)
+        for thing in traffic.around(t, float(now.position[2])):
+            _paint(layers, thing, t, before, now, previous)
+        if surface is None:
+            flow, occlusion = np.zeros_like(grid), np.ones((height, width), np.float32)
+        else:
+            flow = layers.before - grid
+            occlusion = _hidden(layers.before, layers.surface, surface)
+        surface = layers.surface
+        rgb = np.clip(layers.rgb + np.float32(0.5), 0, 255).astype(np.uint8)
+        yield StreetFrame(rgb, layers.labels, layers.instances, flow, occlusion)

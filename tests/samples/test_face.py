@@ -1,0 +1,71 @@
+"""The drawn face does what it says, and MediaPipe's face mesh reads it back."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from samples import face
+
+
+def test_frames_and_truth_agree_in_length():
+    frames = list(face.frames(count=3, height=96, width=128))
+    told = face.truth(count=3)
+    assert [frame.shape for frame in frames] == [(96, 128, 3)] * 3
+    assert frames[0].dtype == np.uint8
+    assert {"mouth_openness", "eye_openness", "yaw"} <= told.keys()
+    assert all(series.shape == (3,) and series.dtype == np.float32 for series in told.values())
+
+
+def test_same_seed_same_bytes_and_another_seed_another_clip():
+    def clip(seed: int) -> np.ndarray:
+        return np.stack(list(face.frames(count=2, height=96, width=96, seed=seed)))
+
+    assert np.array_equal(clip(3), clip(3))
+    assert not np.array_equal(clip(3), clip(4))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_face_talks_blinks_and_turns(seed):
+    told = face.truth(seed=seed)
+    for name in ("mouth_openness", "eye_openness"):
+        assert told[name].min() >= 0 and told[name].max() <= 1
+    assert np.ptp(told["mouth_openness"]) > 0.6
+    assert told["eye_openness"].min() < 0.15, "no blink"
+    assert told["eye_openness"].max() > 0.9
+    assert 0.15 < np.abs(told["yaw"]).max() < 0.4
+
+
+def test_the_backdrop_stands_still():
+    first, *_, last = face.frames(count=20, height=128, width=128)
+    assert np.array_equal(first[:8], last[:8])
+
+
+@pytest.mark.parametrize("size", [256, 512])
+def test_face_mesh_reads_it_back(size):
+    mediapipe = pytest.importorskip("mediapipe")
+    clip = {"count": 40, "fps": 10.0}  # every third frame of the default clip
+    told = face.truth(**clip)
+    seen, mouth, eyes, yaw = [], [], [], []
+    with mediapipe.solutions.face_mesh.FaceMesh(refine_landmarks=True) as tracker:
+        for i, frame in enumerate(face.frames(height=size, width=size, **clip)):
+            found = tracker.process(frame).multi_face_landmarks
+            if found is None:
+                continue
+            points = np.array([(p.x, p.y) for p in found[0].landmark])
+
+            def apart(a: int, b: int, points: np.ndarray = points) -> float:
+                return float(np.linalg.norm(points[a] - points[b]))
+
+            seen.append(i)
+            mouth.append(apart(13, 14) / apart(78, 308))
+            eyes.append(apart(159, 145) / apart(33, 133) + apart(386, 374) / apart(362, 263))
+            middle = (points[234, 0] + points[454, 0]) / 2
+            yaw.append((points[1, 0] - middle) / apart(234, 454))
+    assert len(seen) >= 0.97 * 40
+    for name, read, least in (
+        ("mouth_openness", mouth, 0.8),
+        ("eye_openness", eyes, 0.7),
+        ("yaw", yaw, 0.9),
+    ):
+        assert np.corrcoef(read, told[name][seen])[0, 1] > least, name

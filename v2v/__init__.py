@@ -1,0 +1,30 @@
+"""v2v: video-to-video synthesis from your own footage.
+
+>>> import v2v
+>>> store = v2v.open_store("data/dance")
+>>> print(store)                                    # shapes and coverage
+>>> window = store.window(0, 8, signals=["pose"], size=256)
+>>> window.frames.shape, window.signals["pose"].shape
+(torch.Size([8, 3, 256, 256]), torch.Size([8, 3, 256, 256]))
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+__all__ = ["V2VError", "__version__", "open_store"]
+
+from v2v.errors import V2VError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from v2v.data.store import ClipStore
+
+
+def open_store(path: str | Path) -> ClipStore:
+    """Open a clip store; see `v2v.data.store.ClipStore.open`."""
+    from v2v.data.store import ClipStore  # torch and codecs load on first use only
+
+    return ClipStore.open(path)

@@ -1,0 +1,269 @@
+"""The commands people type. Each is thin: it reads options and calls the part that does the work.
+
+Heavy imports are inside the functions, so that `v2v --help` is instant.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from v2v import __version__
+from v2v.errors import MissingLibrary, UnknownName, UsageError, V2VError
+
+if TYPE_CHECKING:
+    from preprocess.build import Outcome
+    from v2v.progress import Reporter
+
+app = typer.Typer(
+    name="v2v",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Video-to-video synthesis from your own footage.",
+)
+
+
+@app.callback()
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        print(f"v2v {__version__}")
+        raise typer.Exit
+
+
+EXAMPLES_PREPROCESS = """
+Turn footage into clip stores: frames and the signals that models are trained on.
+
+A store is a folder of ordinary files (`frames.mp4`, `pose.npz`, ...). Give a video, an image, a
+folder of images, a folder of videos, a pattern, or a store to add signals to. Run the same command
+again to go on after a stop; what is finished is kept.
+
+**Examples**
+
+    v2v preprocess dance.mp4 --signal pose
+
+    v2v preprocess dance.mp4 --signal all --size 512 --crop person
+
+    v2v preprocess talk.mov --signal face,segmentation --crop face --size 512x512
+
+    v2v preprocess street/images --labels street/labels --signal segmentation,flow --fps 17
+
+    v2v preprocess "clips/*.mp4" --signal pose --workers 2
+
+    v2v preprocess data/dance --signal flow -s flow.dis_preset=fast
+"""
+
+
+@app.command(help=EXAMPLES_PREPROCESS)
+def preprocess(
+    inputs: Annotated[
+        list[str], typer.Argument(help="Videos, images, folders, patterns, or stores.")
+    ],
+    signal: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--signal",
+            "-S",
+            help="pose, face, segmentation, flow or all; repeat it or separate with commas."
+            " [default: pose]",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="The store's folder; with several inputs the folder to put stores in."
+            " [default: data/NAME]",
+        ),
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(help="Shorter side in pixels (512), or WIDTHxHEIGHT. [default: as filmed]"),
+    ] = None,
+    fps: Annotated[
+        str | None, typer.Option(help="Frames per second, e.g. 25 or 29.97. [default: as filmed]")
+    ] = None,
+    start: Annotated[float | None, typer.Option(help="First moment to keep, in seconds.")] = None,
+    end: Annotated[float | None, typer.Option(help="Where to stop, in seconds.")] = None,
+    crop: Annotated[
+        str | None,
+        typer.Option(help="none, person or face: a box held still over the clip. [default: none]"),
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(help="Folder of label or instance maps (PNG), one a frame, as segmentation."),
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="A YAML file of settings.")] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--set", "-s", help="One setting, KEY=VALUE, e.g. -s pose.max_gap=0.5."),
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Clips at a time.")] = 1,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Make anew what is there already.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the result as JSON on standard output.")
+    ] = False,
+) -> None:
+    from preprocess._mediapipe import silence_native_logs
+    from preprocess.run import expand_inputs, expand_signals, preprocess_all
+    from v2v.config import PreprocessSettings, load_config
+    from v2v.errors import ConfigError
+
+    values = {
+        "frames.size": _parse_size(size), "frames.fps": fps, "frames.start": start,
+        "frames.end": end, "frames.crop": crop,
+    }  # fmt: skip
+    if labels is not None:
+        values |= {"segmentation.labels": str(labels), "segmentation.backend": "labels"}
+    if crop is not None and crop not in ("none", "person", "face"):
+        raise UnknownName.among("--crop", crop, ("none", "person", "face"))
+    settings = load_config(
+        PreprocessSettings, "preprocess", file=config, overrides=setting, values=values
+    )
+    default = ["segmentation"] if labels is not None else ["pose"]
+    names = expand_signals(signal or default)
+    if labels is not None and "segmentation" not in names:
+        raise ConfigError(
+            "--labels gives the segmentation signal, which is not asked for",
+            hint=f"add it: --signal {','.join([*names, 'segmentation'])}",
+        )
+    jobs = expand_inputs(inputs, output)
+    silence_native_logs()
+    with _progress(quiet or as_json) as report:
+        results = preprocess_all(
+            jobs, names, settings, workers=workers, overwrite=overwrite, report=report
+        )
+    if as_json:
+        import json
+
+        print(json.dumps([result.as_json() for result in results], indent=1))
+    elif not quiet:
+        _print_outcomes([r.outcome for r in results if r.outcome is not None])
+    errors = [e for result in results for e in result.errors]
+    if errors:
+        if not as_json:
+            for name, error in errors:
+                _print_error(error, prefix=name if len(jobs) > 1 else None)
+        raise typer.Exit(max(error.exit_code for _, error in errors))
+
+
+def _parse_size(text: str | None) -> Any:
+    if text is None:
+        return None
+    parts = text.lower().split("x")
+    if not all(p.isdigit() for p in parts) or len(parts) > 2:
+        raise UsageError(
+            f"--size {text} is not a size", hint="write 512 for the shorter side, or 512x768"
+        )
+    return int(parts[0]) if len(parts) == 1 else [int(p) for p in parts]
+
+
+def _progress(silent: bool) -> Any:
+    from contextlib import nullcontext
+
+    from v2v.progress import Silent, Terminal
+
+    reporter: Reporter = Silent()
+    return nullcontext(reporter) if silent else Terminal()
+
+
+def _print_outcomes(outcomes: list[Outcome]) -> None:
+    from fractions import Fraction
+
+    from rich.console import Console
+    from rich.table import Table
+
+    if not outcomes:
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("clip", "frames", "size", "fps", "signals on … of the frames", "warnings"):
+        table.add_column(column, overflow="fold")
+    for outcome in outcomes:
+        frames = outcome.record.frames
+        signals = [f"{n} {s.coverage:.0%}" for n, s in outcome.record.signals.items()]
+        table.add_row(
+            str(outcome.folder),
+            str(frames.count),
+            f"{frames.width}x{frames.height}",
+            f"{float(Fraction(frames.fps)):.4g}",
+            ", ".join(signals) or "none",
+            "; ".join(outcome.warnings) or "none",
+        )
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    console.print(table)
+    for outcome in outcomes:
+        if outcome.made:
+            text = f"made {', '.join(outcome.made)} in {outcome.seconds:.1f} s"
+        else:
+            text = "nothing left to do"
+        preview = outcome.folder / "preview.mp4"
+        look = f"; look at {preview}" if preview.exists() else ""
+        console.print(f"{outcome.folder}: {text}{look}", highlight=False, soft_wrap=True)
+
+
+def _print_error(error: V2VError, prefix: str | None = None) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(stderr=True)
+    where = f"{prefix}: " if prefix else ""
+    console.print(Text("error: ", style="bold red") + Text(where + error.message), soft_wrap=True)
+    if error.hint:
+        console.print(Text("  try: ", style="bold") + Text(error.hint), soft_wrap=True)
+
+
+def _library_problem(error: ImportError) -> V2VError | None:
+    """The usual missing system libraries, in words; None for our own broken imports."""
+    text = str(error)
+    for library, package in (
+        ("libGL.so", "libgl1"),
+        ("libglib-2", "libglib2.0-0"),
+        ("libgthread", "libglib2.0-0"),
+        ("libEGL", "libegl1"),
+        ("libGLES", "libgles2"),
+    ):
+        if library in text:
+            return MissingLibrary(
+                f"a system library is missing: {text}",
+                hint=f"on Debian or Ubuntu: sudo apt install {package}",
+            )
+    return None
+
+
+def main() -> None:
+    """The entry point: errors that users cause become two lines and an exit code."""
+    import os
+    import signal
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        app()
+    except V2VError as error:
+        _print_error(error)
+        sys.exit(error.exit_code)
+    except ImportError as error:
+        problem = _library_problem(error)
+        if problem is None:
+            raise
+        _print_error(problem)
+        sys.exit(problem.exit_code)
+    except KeyboardInterrupt:
+        print("\nstopped; run the same command again to go on", file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(130)  # threads inside native code must not hold the process
+    except BrokenPipeError:
+        os._exit(0)

@@ -1,0 +1,200 @@
+"""Typed configs: YAML defaults from `configs/`, a file, then dotted overrides; nothing unknown.
+
+A wrong key fails and names the nearest right one; a wrong value names the key and what it takes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from difflib import get_close_matches
+from fractions import Fraction
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, cast
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from v2v.errors import ConfigError
+
+
+class Config(BaseModel):
+    """Base of all configs: immutable, unknown keys refused. Defaults live in the YAML files."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def fingerprint(self) -> str:
+        """A short hash of all values: the same settings, the same fingerprint."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _rate(value: Any) -> Any:
+    """Frame rates as people write them: 30, 29.97, 30000/1001."""
+    if value is None or isinstance(value, Fraction):
+        return value
+    try:
+        rate = Fraction(str(value))
+    except (ValueError, ZeroDivisionError):
+        raise ValueError("a frame rate such as 25, 29.97 or 30000/1001") from None
+    ntsc = Fraction(round(rate * 1001 / 1000) * 1000, 1001)
+    return ntsc if abs(rate - ntsc) < Fraction(1, 200) and rate.denominator > 1 else rate
+
+
+def _size(value: Any) -> Any:
+    if isinstance(value, str) and "x" in value.lower():
+        return tuple(int(v) if v.isdigit() else v for v in value.lower().split("x"))
+    return tuple(value) if isinstance(value, list) else value
+
+
+Unit = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Seconds = Annotated[float, Field(ge=0)]
+
+
+class FrameSettings(Config):
+    size: Annotated[int | tuple[int, int] | None, BeforeValidator(_size)]
+    fps: Annotated[Fraction | None, BeforeValidator(_rate)]
+    start: Seconds | None
+    end: Seconds | None
+    crop: Literal["none", "person", "face"]
+    crop_margin: Annotated[float, Field(ge=0, le=2)]
+    crop_face_widths: Annotated[float, Field(ge=1, le=10)]
+    crf: Annotated[float, Field(ge=0, le=40)]
+    preset: Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow"]
+
+
+class Smoothing(Config):
+    min_cutoff: Positive
+    beta: Annotated[float, Field(ge=0)]
+
+
+class PoseSettings(Config):
+    backend: Literal["mediapipe"]
+    min_detection: Unit
+    min_tracking: Unit
+    max_jump: Positive
+    max_gap: Seconds
+    smoothing: Smoothing | None
+
+
+class FaceSettings(PoseSettings):
+    pass
+
+
+class SegmentationSettings(Config):
+    backend: Literal["person", "selfie", "deeplab", "lraspp", "labels"]
+    threshold: Unit
+    labels: Path | None
+    classes: Literal["cityscapes", "voc"] | tuple[str, ...]
+    void: tuple[int, ...] | None
+
+
+class FlowSettings(Config):
+    backend: Literal["auto", "dis", "raft-small", "raft-large"]
+    scale: Annotated[float, Field(gt=0, le=1)]
+    dis_preset: Literal["ultrafast", "fast", "medium"]
+    weights: Path | None
+    device: str
+
+
+class PreviewSettings(Config):
+    enabled: bool
+    side: Annotated[int, Field(ge=64, le=2160)]
+
+
+class DeviceSettings(Config):
+    threads: Annotated[int, Field(ge=1)] | None
+
+
+class PreprocessSettings(Config):
+    frames: FrameSettings
+    pose: PoseSettings
+    face: FaceSettings
+    segmentation: SegmentationSettings
+    flow: FlowSettings
+    preview: PreviewSettings
+    devices: DeviceSettings
+    plugins: dict[str, dict[str, Any]] = {}  # settings of signals from installed packages
+
+    def of(self, signal: str) -> Config | dict[str, Any]:
+        """The settings of one signal."""
+        own = getattr(self, signal, None)
+        return own if isinstance(own, Config) else self.plugins.get(signal, {})
+
+
+ConfigT = TypeVar("ConfigT", bound=Config)
+
+
+def load_config(
+    schema: type[ConfigT],
+    name: str,
+    *,
+    file: Path | None = None,
+    overrides: list[str] | None = None,
+    values: dict[str, Any] | None = None,
+) -> ConfigT:
+    """Defaults `configs/<name>.yaml`, then `file`, then `overrides` (`a.b=c`), then `values`.
+
+    Args:
+        values: dotted keys and typed values, from the command line's own options; None is left
+            out.
+
+    Raises `ConfigError` naming the key.
+    """
+    merged = OmegaConf.create(files("configs").joinpath(f"{name}.yaml").read_text("utf-8"))
+    try:
+        if file is not None:
+            if not file.is_file():
+                raise ConfigError(f"no such config file: {file}", hint=None)
+            merged = cast(Any, OmegaConf.merge(merged, OmegaConf.load(file)))
+        for override in overrides or []:
+            key, separator, _ = override.partition("=")
+            if not separator or not key:
+                raise ConfigError(
+                    f"cannot read the setting {override!r}",
+                    hint="write KEY=VALUE, for example -s pose.max_gap=0.5",
+                )
+            merged = cast(Any, OmegaConf.merge(merged, OmegaConf.from_dotlist([override])))
+        for key, value in (values or {}).items():
+            if value is not None:
+                OmegaConf.update(merged, key, value, force_add=True)
+        plain = OmegaConf.to_container(merged, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"cannot read the settings: {error}", hint=None) from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file} is not valid YAML: {error}", hint=None) from error
+    try:
+        return schema.model_validate(plain)
+    except ValidationError as error:
+        raise _explain(schema, error) from error
+
+
+def _explain(schema: type[Config], error: ValidationError) -> ConfigError:
+    """The first problem, in words; the rest would only repeat it."""
+    problem = error.errors()[0]
+    parts = [p for p in problem["loc"] if isinstance(p, str)]
+    known = schema
+    path: list[str] = []
+    for part in parts:
+        if part not in known.model_fields:
+            break
+        path.append(part)
+        annotation = known.model_fields[part].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, Config)):
+            break
+        known = annotation
+    if problem["type"] == "extra_forbidden":
+        names = sorted(known.model_fields)
+        near = get_close_matches(parts[-1], names, n=1, cutoff=0.4)
+        suggestion = ".".join([*path, near[0]]) if near else None
+        hint = f"did you mean {suggestion}? " if suggestion else ""
+        return ConfigError(
+            f"unknown setting {'.'.join(parts)}", hint=f"{hint}known here: {', '.join(names)}"
+        )
+    message = problem["msg"].removeprefix("Value error, ")
+    return ConfigError(
+        f"setting {'.'.join(path) or 'config'} cannot be {problem['input']!r}: {message}", hint=None
+    )

@@ -1,0 +1,665 @@
+"""Read any footage as upright frames at a constant rate; write video that any player opens.
+
+Foreign footage is read by PyAV only: it honours timestamps, display rotation, edit lists and
+pixel shapes. What is written is H.264 (frames, previews) or FFV1 (label maps, flow).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal
+
+import av
+import numpy as np
+from av.filter import Graph
+from av.filter.context import FilterContext
+from av.video.reformatter import VideoReformatter
+from numpy.typing import NDArray
+
+from v2v.data.probe import Probe
+from v2v.errors import BrokenStream, UsageError, writing
+
+BT709, SMPTE170M = 1, 6  # ITU-T H.273 matrix coefficients
+GOP = 8  # a random window then decodes at most 7 frames it does not need
+
+Array = NDArray[Any]
+
+
+# ---------------------------------------------------------------- which frame stands where
+
+
+@dataclass(frozen=True)
+class FramePlan:
+    """The source frame that stands at each place of the constant-rate clip.
+
+    `sources[k]` is the ordinal (in order of presentation) of the source frame shown at
+    `start + k / rate` seconds. Ordinals never decrease; they repeat where the footage pauses.
+    """
+
+    rate: Fraction
+    start: float
+    sources: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+
+def plan_frames(
+    probe: Probe,
+    *,
+    fps: Fraction | None = None,
+    start: float | None = None,
+    end: float | None = None,
+) -> FramePlan:
+    """Lay the footage's frames on a constant-rate grid.
+
+    Footage of constant rate keeps every frame exactly once. Where the rate varies or changes, a
+    frame moves to its nearest place and stays until the next one, as ffmpeg's `fps` filter does.
+
+    Args:
+        fps: frames per second of the clip; by default the footage's own.
+        start, end: the range to keep, in seconds from the first frame, end excluded.
+    """
+    begin = 0.0 if start is None else start
+    stop = probe.duration if end is None else min(end, probe.duration)
+    if begin < 0 or (end is not None and end <= begin):
+        raise UsageError(
+            f"the range from {begin:g} s to {stop:g} s is empty",
+            hint="--start and --end are seconds from the beginning, --end after --start",
+        )
+    if begin >= probe.duration:
+        raise UsageError(
+            f"--start {begin:g} lies behind the end of {probe.path} ({probe.duration:.2f} s)",
+            hint=f"give a --start below {probe.duration:.2f}",
+        )
+    if probe.images and fps is None:
+        return FramePlan(probe.rate, begin, np.arange(probe.frames, dtype=np.int64))
+
+    times = probe.times
+    kept = np.flatnonzero((times >= begin - 1e-6) & (times < stop - 1e-6))
+    if not len(kept):
+        raise UsageError(
+            f"no frame of {probe.path} lies between {begin:g} s and {stop:g} s",
+            hint="widen the range",
+        )
+    if not probe.variable_rate and fps in (None, probe.rate):
+        return FramePlan(probe.rate, float(times[kept[0]]), kept)
+
+    rate = probe.rate if fps is None else fps
+    if not Fraction(1, 10) <= rate <= 1000:
+        raise UsageError(f"--fps {float(rate):g} is out of range", hint="0.1 to 1000 are accepted")
+    places = np.floor((times[kept] - times[kept[0]]) * float(rate) + 0.5).astype(np.int64)
+    count = max(int(np.floor((stop - times[kept[0]]) * float(rate) + 0.5)), 1)
+    newest = np.searchsorted(places, np.arange(count), side="right") - 1
+    return FramePlan(rate, float(times[kept[0]]), kept[np.maximum(newest, 0)])
+
+
+# ---------------------------------------------------------------- what part of the picture
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """From the upright source picture to the stored frame: crop a box, then scale it.
+
+    `box` is x, y, width, height in upright source pixels; `width`, `height` are the stored
+    frame's. The same box and size apply to imported label maps.
+    """
+
+    box: tuple[int, int, int, int]
+    width: int
+    height: int
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        return self.width / self.box[2], self.height / self.box[3]
+
+
+def plan_geometry(
+    probe: Probe,
+    *,
+    size: int | tuple[int, int] | None = None,
+    box: tuple[int, int, int, int] | None = None,
+) -> Geometry:
+    """Choose the crop and the stored size; both are even, as 4:2:0 video needs.
+
+    Args:
+        size: None keeps the size; a number is the shorter side; (width, height) is exact, the
+            picture scaled to cover it and cut evenly on both sides.
+        box: x, y, width, height in upright source pixels; None is the whole picture.
+    """
+    x, y, w, h = box or (0, 0, probe.upright_width, probe.upright_height)
+    x, y, w, h = x - x % 2, y - y % 2, w - w % 2, h - h % 2
+    if w < 16 or h < 16:
+        raise UsageError(
+            f"{probe.path} is {w}x{h} pixels, too small to work with", hint="16x16 is the least"
+        )
+    if size is None:
+        return Geometry((x, y, w, h), w, h)
+    if isinstance(size, int):
+        if not 16 <= size <= 8192:
+            raise UsageError(f"--size {size} is out of range", hint="16 to 8192 are accepted")
+        factor = size / min(w, h)
+        return Geometry((x, y, w, h), _even(w * factor), _even(h * factor))
+    width, height = size
+    if width % 2 or height % 2 or min(size) < 16 or max(size) > 8192:
+        raise UsageError(
+            f"--size {width}x{height} is not possible", hint="even numbers from 16 to 8192"
+        )
+    cover = max(width / w, height / h)
+    inner_w, inner_h = min(_even(width / cover), w), min(_even(height / cover), h)
+    x += (w - inner_w) // 4 * 2
+    y += (h - inner_h) // 4 * 2
+    return Geometry((x, y, inner_w, inner_h), width, height)
+
+
+def _even(value: float) -> int:
+    return max(round(value / 2) * 2, 2)
+
+
+# ---------------------------------------------------------------- reading foreign footage
+
+
+@dataclass(frozen=True)
+class PlacedFrame:
+    """A frame at its place in the clip; `lost` where the footage had none that is sound."""
+
+    index: int
+    frame: av.VideoFrame
+    lost: bool
+
+
+def read_upright(
+    probe: Probe, plan: FramePlan, geometry: Geometry, *, first: int = 0
+) -> Iterator[PlacedFrame]:
+    """Decode the footage once, in order, from place `first` on: yuv420p, upright, final size.
+
+    A frame that cannot be decoded is replaced by the one before it, so that sound and picture
+    stay together, and is marked lost.
+
+    Raises `BrokenStream` where nothing that was planned can be decoded.
+    """
+    wanted = plan.sources[first:]
+    if not len(wanted):
+        return
+    shape = _Upright(probe, geometry)
+    frames = _decode(probe, int(wanted[0]))
+    current: av.VideoFrame | None = None
+    current_ordinal = -1
+    ahead: tuple[int, av.VideoFrame] | None = next(frames, None)
+    for index, ordinal in enumerate(wanted, start=first):
+        while ahead is not None and ahead[0] < ordinal:
+            ahead = next(frames, None)  # dropped by a lower rate
+        if ahead is not None and ahead[0] == ordinal:
+            current_ordinal, current = ordinal, shape(ahead[1])
+            ahead = next(frames, None)
+        if current is None:
+            if ahead is None:
+                raise BrokenStream(
+                    f"nothing of {probe.path} can be decoded from frame {ordinal} on",
+                    hint="the file is damaged or cut off; export it again, or use --end",
+                )
+            current = shape(ahead[1])  # the beginning is lost: show the first sound frame
+        yield PlacedFrame(index, current, lost=current_ordinal != ordinal)
+
+
+def _decode(probe: Probe, first: int) -> Iterator[tuple[int, av.VideoFrame]]:
+    """(ordinal, frame) in order of presentation, from ordinal `first` on, sound frames only."""
+    if probe.images:
+        yield from _decode_images(probe, first)
+        return
+    following = first
+    try:
+        for ordinal, frame in _decode_from(probe, first, careful=False):
+            if ordinal > following == first > 0:
+                break  # the seek landed too late: this container's index lies
+            yield ordinal, frame
+            following = ordinal + 1
+        else:
+            return
+    except av.FFmpegError:
+        pass  # a damaged frame; frame threads do not recover from it, so go on without them
+    entry = following if following > first else 0
+    for ordinal, frame in _decode_from(probe, entry, careful=True):
+        if ordinal >= following:
+            yield ordinal, frame
+
+
+def _decode_from(probe: Probe, first: int, *, careful: bool) -> Iterator[tuple[int, av.VideoFrame]]:
+    """(ordinal, frame) from `first` on; damaged frames raise, or are left out where `careful`."""
+    with av.open(str(probe.path)) as container:
+        video = next(s for s in container.streams.video if "attached_pic" not in str(s.disposition))
+        video.thread_type = "SLICE" if careful else "AUTO"
+        if probe.codec in ("h264", "hevc"):
+            # These decoders paint damaged frames over and say nothing unless told to.
+            video.codec_context.options = {"err_detect": "explode"}
+        if first and probe.timestamps_known:
+            container.seek(int(probe.pts[first]), stream=video)
+        count = 0
+        for frame in _frames(container, video, careful):
+            if not probe.timestamps_known:
+                ordinal, count = count, count + 1
+            elif frame.pts is None:
+                continue
+            else:
+                ordinal = int(np.searchsorted(probe.pts, frame.pts))
+                if ordinal == len(probe.pts) or probe.pts[ordinal] != frame.pts:
+                    continue
+            if ordinal >= first:
+                yield ordinal, frame
+
+
+def _frames(container: Any, video: Any, careful: bool) -> Iterator[av.VideoFrame]:
+    packets = container.demux(video)
+    while True:
+        try:
+            packet = next(packets)
+        except (StopIteration, av.FFmpegError):
+            return  # the end, or the file is cut off here
+        try:
+            yield from packet.decode()
+        except av.FFmpegError:
+            if not careful:
+                raise
+
+
+def _decode_images(probe: Probe, first: int) -> Iterator[tuple[int, av.VideoFrame]]:
+    from PIL import Image, ImageOps
+
+    for ordinal, file in enumerate(probe.images[first:], start=first):
+        try:
+            with Image.open(file) as image:
+                rgb = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        except OSError:
+            continue  # reported as lost
+        if rgb.shape[:2] != (probe.upright_height, probe.upright_width):
+            height, width = rgb.shape[:2]
+            raise BrokenStream(
+                f"{file} is {width}x{height} pixels, the first image"
+                f" {probe.upright_width}x{probe.upright_height}",
+                hint="all images of a clip must have one size",
+            )
+        yield ordinal, av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")
+
+
+class _Upright:
+    """A libavfilter chain from a decoded frame to the stored one."""
+
+    def __init__(self, probe: Probe, geometry: Geometry) -> None:
+        self.probe = probe
+        self.geometry = geometry
+        self.key: tuple[Any, ...] | None = None
+        self.graph: Graph | None = None
+
+    def __call__(self, frame: av.VideoFrame) -> av.VideoFrame:
+        key = (frame.format.name, frame.width, frame.height)
+        if key != self.key:  # also where the footage changes its size midway
+            self.key = key
+            self.graph = self._build(frame)
+        if self.graph is None:
+            return frame
+        self.graph.vpush(frame)
+        return self.graph.vpull()
+
+    def _build(self, frame: av.VideoFrame) -> Graph | None:
+        probe, geometry = self.probe, self.geometry
+        chain: list[tuple[str, str]] = [*_turn(probe.orientation)]
+        upright = (probe.upright_width, probe.upright_height)
+        turned = (frame.width, frame.height)
+        if probe.orientation[0] == 0:
+            turned = turned[::-1]
+        if turned != upright:  # oblong pixels
+            chain.append(("scale", f"{upright[0]}:{upright[1]}:flags=bicubic"))
+        x, y, w, h = geometry.box
+        if (x, y, w, h) != (0, 0, *upright):
+            chain.append(("crop", f"{w}:{h}:{x}:{y}:exact=1"))
+        resized = (geometry.width, geometry.height) != (w, h)
+        if not resized and frame.format.name == "yuv420p" and not probe.full_range:
+            return self._graph(frame, chain) if chain else None
+        options = f"{geometry.width}:{geometry.height}:flags=bicubic+accurate_rnd:out_range=tv"
+        if probe.hdr:
+            options += ":out_color_matrix=bt709:out_primaries=bt709:out_transfer=bt709"
+        elif frame.format.is_rgb or probe.matrix == 0:
+            options += ":out_color_matrix=bt709"
+        chain += [("scale", options), ("format", "yuv420p")]
+        return self._graph(frame, chain)
+
+    @staticmethod
+    def _graph(frame: av.VideoFrame, chain: list[tuple[str, str]]) -> Graph:
+        graph = Graph()
+        nodes: list[FilterContext] = [
+            graph.add_buffer(
+                width=frame.width, height=frame.height, format=frame.format,
+                time_base=Fraction(1, 1000),
+            )
+        ]  # fmt: skip
+        nodes += [graph.add(name, options) for name, options in chain]
+        nodes.append(graph.add("buffersink"))
+        graph.link_nodes(*nodes).configure()
+        return graph
+
+
+def _turn(orientation: tuple[int, int, int, int]) -> Iterator[tuple[str, str]]:
+    a, b, c, d = orientation
+    if a == 0:
+        # The four transpositions, by where the display matrix sends x (b) and y (c).
+        kind = {(1, 1): "cclock_flip", (1, -1): "clock", (-1, 1): "cclock", (-1, -1): "clock_flip"}
+        yield "transpose", kind[(b, c)]
+        return
+    if a < 0:
+        yield "hflip", ""
+    if d < 0:
+        yield "vflip", ""
+
+
+def stored_matrix(probe: Probe) -> int:
+    """The matrix coefficients that the stored frames are tagged with.
+
+    Stored frames keep the footage's own matrix, so nothing is converted twice. Untagged footage
+    is read as SMPTE 170M, as ffmpeg does.
+    """
+    if probe.hdr or probe.matrix == 0:
+        return BT709
+    return SMPTE170M if probe.matrix in (2, 3) else probe.matrix
+
+
+# ---------------------------------------------------------------- writing
+
+
+def h264_stream(
+    container: Any, *, width: int, height: int, rate: Fraction, crf: float, preset: str,
+    matrix: int = BT709, gop: int = GOP,
+) -> Any:  # fmt: skip
+    """An H.264 stream with closed groups of `gop` frames, no B-frames, colour tags written."""
+    stream = container.add_stream("libx264", rate=rate)
+    stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+    context = stream.codec_context
+    context.time_base = 1 / rate
+    # x264's output depends on its number of threads: fix it, or machines would differ.
+    context.thread_count = 2
+    context.colorspace = matrix
+    context.color_range = 1
+    context.color_primaries = context.color_trc = matrix if matrix in (BT709, SMPTE170M) else 2
+    context.options = {
+        "crf": str(crf), "preset": preset, "bf": "0",
+        "x264-params": f"keyint={gop}:min-keyint={gop}:scenecut=0:open-gop=0",
+    }  # fmt: skip
+    return stream
+
+
+class EchoEncoder:
+    """Encode a segment of frames to a file and hand back each frame as a reader will see it.
+
+    Signals are extracted from the frames as stored, not as filmed: so they are the same whether
+    extracted now or later from the finished store.
+    """
+
+    def __init__(
+        self, path: Path, *, width: int, height: int, rate: Fraction, crf: float, preset: str,
+        matrix: int,
+    ) -> None:  # fmt: skip
+        self.path = path
+        self.rate = rate
+        with writing(path):
+            self.container = av.open(str(path), "w", format="mp4")
+        self.stream = h264_stream(
+            self.container, width=width, height=height, rate=rate, crf=crf, preset=preset,
+            matrix=matrix,
+        )  # fmt: skip
+        self.echo: Any = None
+        self.count = 0
+
+    def encode(self, frame: av.VideoFrame) -> Iterator[av.VideoFrame]:
+        frame.pts, frame.time_base = self.count, 1 / self.rate
+        frame.pict_type = av.video.frame.PictureType.NONE
+        self.count += 1
+        yield from self._pass(self.stream.encode(frame))
+
+    def close(self) -> Iterator[av.VideoFrame]:
+        """Flush; the frames still under way come out, then the file is whole."""
+        yield from self._pass(self.stream.encode(None))
+        if self.echo is not None:
+            yield from self.echo.decode(None)
+        with writing(self.path):
+            self.container.close()
+            _flush_to_disk(self.path)
+
+    def _pass(self, packets: Iterable[Any]) -> Iterator[av.VideoFrame]:
+        for packet in packets:
+            if self.echo is None:
+                self.echo = av.CodecContext.create("h264", "r")
+                self.echo.extradata = self.stream.codec_context.extradata
+                self.echo.thread_type = "SLICE"  # frame threads would hold frames back
+            yield from self.echo.decode(packet)
+            with writing(self.path):
+                self.container.mux(packet)
+
+
+class MapWriter:
+    """Write 8- or 16-bit grey images without loss (FFV1 in Matroska)."""
+
+    def __init__(
+        self, path: Path, *, width: int, height: int, rate: Fraction, bits: Literal[8, 16]
+    ) -> None:
+        self.path = path
+        self.rate = rate
+        self.format = {8: "gray", 16: "gray16le"}[bits]
+        with writing(path):
+            self.container = av.open(str(path), "w", format="matroska")
+        self.stream = self.container.add_stream("ffv1", rate=rate)
+        self.stream.width, self.stream.height = width, height
+        self.stream.pix_fmt = self.format
+        self.stream.codec_context.time_base = 1 / rate
+        self.stream.codec_context.thread_count = 2
+        self.stream.codec_context.options = {"level": "3", "slices": "4", "context": "0"}
+        self.count = 0
+
+    def write(self, image: Array) -> None:
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format=self.format)
+        frame.pts, frame.time_base = self.count, 1 / self.rate
+        self.count += 1
+        with writing(self.path):
+            self.container.mux(self.stream.encode(frame))
+
+    def close(self) -> None:
+        with writing(self.path):
+            self.container.mux(self.stream.encode(None))
+            self.container.close()
+            _flush_to_disk(self.path)
+
+
+class VideoWriter:
+    """Write RGB frames as a video that plays everywhere, under its name only once it is whole."""
+
+    def __init__(
+        self, path: Path, *, width: int, height: int, rate: Fraction, crf: float = 20,
+        preset: str = "veryfast", audio: Path | None = None, audio_offset: float = 0.0,
+    ) -> None:  # fmt: skip
+        self.path = path
+        self.rate = rate
+        self.partial = path.with_name(f".{path.name}.partial")
+        self.audio = audio
+        self.audio_offset = audio_offset
+        with writing(path):
+            self.container = av.open(
+                str(self.partial), "w", format="mp4", options={"movflags": "+faststart"}
+            )
+        self.stream = h264_stream(
+            self.container, width=width, height=height, rate=rate, crf=crf, preset=preset, gop=48
+        )
+        self.sound = _AudioCopy(audio, self.container) if audio else None
+        self.convert = VideoReformatter()  # kept: setting one up costs as much as a frame
+        self.count = 0
+
+    def write(self, rgb: Array) -> None:
+        """Append a frame, uint8 [H, W, 3]."""
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")
+        frame = self.convert.reformat(
+            frame, format="yuv420p", dst_colorspace=BT709, dst_color_range=1,
+            interpolation="BILINEAR",
+        )  # fmt: skip
+        frame.pts, frame.time_base = self.count, 1 / self.rate
+        self.count += 1
+        with writing(self.path):
+            self.container.mux(self.stream.encode(frame))
+
+    def close(self) -> None:
+        with writing(self.path):
+            self.container.mux(self.stream.encode(None))
+            if self.sound:
+                self.sound.copy(start=-self.audio_offset, end=self.count / float(self.rate))
+            self.container.close()
+            _flush_to_disk(self.partial)
+            os.replace(self.partial, self.path)
+
+    def __enter__(self) -> VideoWriter:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            self.close()
+            return
+        with suppress(OSError, av.FFmpegError):
+            self.container.close()
+        self.partial.unlink(missing_ok=True)
+
+
+def concatenate(parts: list[Path], target: Path, *, container: str, rate: Fraction) -> None:
+    """Join segments of one codec and one setting by copying their packets."""
+    partial = target.with_name(f".{target.name}.partial")
+    options = {"movflags": "+faststart"} if container == "mp4" else {}
+    with writing(target):
+        with av.open(str(partial), "w", format=container, options=options) as out:
+            stream: Any = None
+            offset = 0
+            for part in parts:
+                with av.open(str(part)) as source:
+                    video = source.streams.video[0]
+                    if stream is None:
+                        stream = out.add_stream_from_template(video)
+                        stream.time_base = 1 / rate
+                    count = 0
+                    for packet in source.demux(video):
+                        if packet.size == 0:
+                            continue
+                        # Segments have no B-frames: their packets are in order, one a frame.
+                        packet.stream = stream
+                        packet.time_base = 1 / rate
+                        packet.pts = packet.dts = offset + count
+                        packet.duration = 1
+                        out.mux(packet)
+                        count += 1
+                    offset += count
+        _flush_to_disk(partial)
+        os.replace(partial, target)
+
+
+AUDIO_CONTAINERS = {
+    "aac": ("m4a", "ipod"), "alac": ("m4a", "ipod"), "mp3": ("mp3", "mp3"),
+    "opus": ("ogg", "ogg"), "vorbis": ("ogg", "ogg"), "flac": ("flac", "flac"),
+}  # fmt: skip
+
+
+def copy_audio(
+    source: Path, folder: Path, *, codec: str, start: float, end: float
+) -> tuple[Path, float] | None:
+    """Copy the first audio stream, without re-encoding, to `folder/audio.*`.
+
+    Only packets that begin between `start` and `end` (seconds of the source's picture time) are
+    kept. Returns the file and the time of its first sample relative to `start`, or None where
+    the range is silent.
+    """
+    suffix, container = AUDIO_CONTAINERS.get(codec, ("mka", "matroska"))
+    if codec.startswith("pcm_") and codec.endswith("le"):
+        suffix, container = "wav", "wav"
+    target = folder / f"audio.{suffix}"
+    partial = folder / f".audio.{suffix}.partial"
+    with writing(target):
+        with av.open(str(partial), "w", format=container) as out:
+            copy = _AudioCopy(source, out)
+            offset = copy.copy(start=start, end=end)
+        if offset is None:
+            partial.unlink()
+            return None
+        _flush_to_disk(partial)
+        os.replace(partial, target)
+    return target, offset
+
+
+class _AudioCopy:
+    """Copies packets of a file's first audio stream into an open container."""
+
+    def __init__(self, source: Path, out: Any) -> None:
+        self.source = source
+        self.out = out
+        with av.open(str(source)) as container:
+            self.stream = out.add_stream_from_template(container.streams.audio[0])
+
+    def copy(self, *, start: float, end: float) -> float | None:
+        first: float | None = None
+        with av.open(str(self.source)) as container:
+            audio = container.streams.audio[0]
+            origin = 0.0  # the picture's first moment on the container's clock
+            if container.streams.video:
+                video = container.streams.video[0]
+                origin = float((video.start_time or 0) * (video.time_base or 0))
+            for packet in container.demux(audio):
+                if packet.size == 0 or packet.pts is None:
+                    continue
+                time = float(packet.pts * packet.time_base) - origin
+                if time < start - 1e-6 or time >= end:
+                    continue
+                if first is None:
+                    first, shift = time - start, packet.pts
+                packet.stream = self.stream
+                packet.pts -= shift
+                packet.dts = packet.pts
+                self.out.mux(packet)
+        return first
+
+
+def _flush_to_disk(path: Path) -> None:
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
+# ---------------------------------------------------------------- reading stored video
+
+
+class PixelReader:
+    """Decoded frames to arrays, `rgb24` as [H, W, 3]; keeps the converter, costly to set up."""
+
+    def __init__(self, pixel_format: str = "rgb24") -> None:
+        self.pixel_format = pixel_format
+        self.convert = VideoReformatter()
+
+    def __call__(self, frame: av.VideoFrame) -> Array:
+        return self.convert.reformat(frame, format=self.pixel_format).to_ndarray()
+
+
+def read_stored(path: Path, *, first: int = 0, pixel_format: str = "rgb24") -> Iterator[Array]:
+    """Frames of a file that `v2v` wrote, in order from frame `first` on.
+
+    Its frames stand at 0, 1, 2, ... of the constant rate, so a seek is exact.
+    """
+    pixels = PixelReader(pixel_format)
+    for frame in stored_frames(path, first=first):
+        yield pixels(frame)
+
+
+def stored_frames(path: Path, *, first: int = 0) -> Iterator[av.VideoFrame]:
+    with av.open(str(path)) as container:
+        video = container.streams.video[0]
+        video.thread_type = "AUTO"
+        rate, clock = video.average_rate, video.time_base
+        assert rate is not None and clock is not None, path
+        if first:
+            # Half a frame ahead, for containers whose clock rounds (Matroska: milliseconds).
+            container.seek(int((first + Fraction(1, 2)) / rate / clock), stream=video)
+        for frame in container.decode(video):
+            if round((frame.pts or 0) * clock * rate) >= first:
+                yield frame

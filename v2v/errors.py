@@ -1,0 +1,174 @@
+"""Everything that `v2v` raises on purpose.
+
+    V2VError                       exit code 1
+    ├── UsageError                 exit code 2: the command or the config is wrong
+    │   ├── ConfigError            unknown key or value out of range
+    │   └── UnknownName            a signal, backend or plugin that does not exist
+    ├── MediaError                 the footage cannot be used
+    │   ├── MediaNotFound
+    │   ├── NotAVideo
+    │   └── BrokenStream
+    ├── SignalError                the footage is sound, the signal is not there
+    │   ├── NothingFound           no person, no face
+    │   └── LabelsMismatch         imported label maps do not fit the frames
+    ├── StoreError                 the clip store cannot be used
+    │   ├── StoreNotFound
+    │   ├── StoreSchemaError       written by a newer version, or not a store
+    │   ├── StoreDamaged           edited by hand or incomplete
+    │   ├── StoreLocked            another process works on it
+    │   ├── StoreConflict          made from other footage or with other settings
+    │   └── SignalMissing          the store lacks a signal
+    └── EnvironmentProblem         the machine lacks something
+        ├── DiskFull
+        ├── NotWritable
+        ├── WeightsUnavailable
+        └── MissingLibrary
+
+A message says what was given and what is wrong; `hint` says what to do next. The command line
+prints both and no traceback.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+
+
+class V2VError(Exception):
+    """Base of all errors that a user can cause or mend."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Errors travel from worker processes to the command line: keep the hint.
+        return _rebuild, (type(self), self.message, self.hint)
+
+
+def _rebuild(kind: type[V2VError], message: str, hint: str | None) -> V2VError:
+    return kind(message, hint=hint)
+
+
+class UsageError(V2VError):
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    pass
+
+
+class UnknownName(UsageError):
+    @classmethod
+    def among(cls, kind: str, given: str, known: Iterable[str]) -> UnknownName:
+        """The error for a name that is not one of `known`; suggests the nearest."""
+        names = sorted(known)
+        near = get_close_matches(given, names, n=1, cutoff=0.5)
+        hint = f"valid: {', '.join(names)}"
+        if near:
+            hint = f"did you mean {near[0]!r}? {hint}"
+        return cls(f"unknown {kind} {given!r}", hint=hint)
+
+
+class MediaError(V2VError):
+    pass
+
+
+class MediaNotFound(MediaError):
+    pass
+
+
+class NotAVideo(MediaError):
+    pass
+
+
+class BrokenStream(MediaError):
+    pass
+
+
+class SignalError(V2VError):
+    pass
+
+
+class NothingFound(SignalError):
+    pass
+
+
+class LabelsMismatch(SignalError):
+    pass
+
+
+class StoreError(V2VError):
+    pass
+
+
+class StoreNotFound(StoreError):
+    pass
+
+
+class StoreSchemaError(StoreError):
+    pass
+
+
+class StoreDamaged(StoreError):
+    pass
+
+
+class StoreLocked(StoreError):
+    pass
+
+
+class StoreConflict(StoreError):
+    pass
+
+
+class SignalMissing(StoreError):
+    pass
+
+
+class EnvironmentProblem(V2VError):
+    pass
+
+
+class DiskFull(EnvironmentProblem):
+    pass
+
+
+class NotWritable(EnvironmentProblem):
+    pass
+
+
+class WeightsUnavailable(EnvironmentProblem):
+    pass
+
+
+class MissingLibrary(EnvironmentProblem):
+    pass
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusals to write `path` into ours.
+
+    A full disk inside libav surfaces as the same errno, since PyAV's errors are OSErrors.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(
+                f"the disk is full: could not write {path}",
+                hint="free some space and run the same command again; finished work is kept",
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise NotWritable(
+                f"no permission to write {path}",
+                hint="choose another folder with --output, or change its permissions",
+            ) from error
+        raise

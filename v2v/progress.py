@@ -1,0 +1,109 @@
+"""Progress of long work: stages with a count, a rate and an ETA; silent, or on the terminal."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+
+class Reporter(Protocol):
+    """Who hears about progress. `stage` names may be used again for another clip."""
+
+    def start(self, stage: str, total: int, done: int = 0) -> None: ...
+    def advance(self, stage: str, amount: int = 1) -> None: ...
+    def finish(self, stage: str) -> None: ...
+    def note(self, text: str) -> None: ...
+
+
+class Silent:
+    """Says nothing."""
+
+    def start(self, stage: str, total: int, done: int = 0) -> None:
+        pass
+
+    def advance(self, stage: str, amount: int = 1) -> None:
+        pass
+
+    def finish(self, stage: str) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        pass
+
+
+class Relayed:
+    """Sends what is reported in a worker process to the one with the terminal."""
+
+    def __init__(self, queue: Any, prefix: str) -> None:
+        self.queue = queue
+        self.prefix = prefix
+
+    def start(self, stage: str, total: int, done: int = 0) -> None:
+        self.queue.put(("start", f"{self.prefix}{stage}", total, done))
+
+    def advance(self, stage: str, amount: int = 1) -> None:
+        self.queue.put(("advance", f"{self.prefix}{stage}", amount))
+
+    def finish(self, stage: str) -> None:
+        self.queue.put(("finish", f"{self.prefix}{stage}"))
+
+    def note(self, text: str) -> None:
+        self.queue.put(("note", text))
+
+
+class Terminal:
+    """A bar a stage on standard error: count, rate, time left."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            ProgressColumn,
+            Task,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+        from rich.text import Text
+
+        class Rate(ProgressColumn):
+            def render(self, task: Task) -> Text:
+                speed = task.finished_speed or task.speed
+                return Text(f"{speed:6.1f}/s" if speed else "      -")
+
+        self.console = Console(stderr=True)
+        self.progress = Progress(
+            TextColumn("{task.description}", justify="left"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            Rate(),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            console=self.console,
+        )
+        self.tasks: dict[str, Any] = {}
+
+    def __enter__(self) -> Self:
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.progress.stop()
+
+    def start(self, stage: str, total: int, done: int = 0) -> None:
+        self.tasks[stage] = self.progress.add_task(stage, total=total, completed=done)
+
+    def advance(self, stage: str, amount: int = 1) -> None:
+        self.progress.advance(self.tasks[stage], amount)
+
+    def finish(self, stage: str) -> None:
+        task = self.tasks[stage]
+        self.progress.update(task, completed=self.progress.tasks[task].total)
+
+    def note(self, text: str) -> None:
+        self.progress.console.print(text)

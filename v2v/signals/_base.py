@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from v2v.errors import StoreDamaged, UnknownName
+
+ENTRY_POINTS = "v2v.signals"
+
+
+class Track(ABC):
+    """A stretch of one signal, T frames of it, in the pixels of a frame of `width` x `height`.
+
+    Coordinates are continuous: the frame spans [0, width] x [0, height] and the centre of its
+    first pixel is (0.5, 0.5). So scaling multiplies, and a flip is x -> width - x.
+    """
+
+    width: int
+    height: int
+    transparent: ClassVar[bool] = True  # black in its drawing is nothing, not a colour
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __getitem__(self, index: slice) -> Self: ...
+
+    @abstractmethod
+    def scaled(self, width: int, height: int) -> Self:
+        """The same signal for frames resized to `width` x `height`, each axis by its own factor."""
+
+    @abstractmethod
+    def cropped(self, x: int, y: int, width: int, height: int) -> Self:
+        """The same signal for frames cut to a box."""
+
+    @abstractmethod
+    def flipped(self) -> Self:
+        """The same signal for frames mirrored left to right; flipping twice is the identity."""
+
+    @abstractmethod
+    def draw(self, height: int | None = None, width: int | None = None) -> NDArray[np.uint8]:
+        """Pictures for people, RGB uint8 [T, height, width, 3]; by default at the frame's size."""
+
+    @abstractmethod
+    def tensor(self, height: int | None = None, width: int | None = None) -> torch.Tensor:
+        """The condition a network sees, float32 [T, C, height, width]."""
+
+
+class Signal(ABC):
+    """One kind of signal: its name, its file in the clip store, and how to read it."""
+
+    name: ClassVar[str]
+    files: ClassVar[tuple[str, ...]]  # written by the extractor; the first is always there
+
+    @abstractmethod
+    def read(
+        self, folder: Path, spec: dict[str, Any], start: int, stop: int, *, width: int, height: int
+    ) -> Track:
+        """Frames `start` to `stop` from a clip store whose frames are `width` x `height`.
+
+        `spec` is what the extractor wrote about the signal into clip.json.
+        """
+
+    @abstractmethod
+    def channels(self, spec: dict[str, Any]) -> int:
+        """Channels of `Track.tensor`."""
+
+
+@cache
+def _entry_points() -> dict[str, Any]:
+    return {entry.name: entry for entry in entry_points(group=ENTRY_POINTS)}
+
+
+@cache
+def signal_names() -> tuple[str, ...]:
+    """All known signals: our own, then those of installed packages."""
+    import v2v.signals as package
+
+    own = [m.name for m in iter_modules(package.__path__) if not m.name.startswith("_")]
+    order = {"pose": 0, "face": 1, "segmentation": 2, "flow": 3}
+    own.sort(key=lambda name: (order.get(name, 9), name))
+    return tuple(own) + tuple(sorted(set(_entry_points()) - set(own)))
+
+
+def load_signal(name: str) -> Signal:
+    """The signal of that name. Raises `UnknownName`, which lists the valid ones."""
+    if name not in signal_names():
+        raise UnknownName.among("signal", name, (*signal_names(), "all"))
+    external = _entry_points().get(name)
+    module = external.load() if external else import_module(f"v2v.signals.{name}")
+    signal: Signal = module.SIGNAL
+    return signal
+
+
+def read_arrays(path: Path, names: tuple[str, ...]) -> dict[str, NDArray[Any]]:
+    """Arrays of an npz file. Raises `StoreDamaged` where the file is not what it should be."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in names}
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise StoreDamaged(
+            f"{path} cannot be read ({error})",
+            hint="delete the file and run `v2v preprocess` on the store again",
+        ) from error

@@ -1,0 +1,355 @@
+"""Face edges: the 478-point mesh with irises, drawn as the curves that face synthesis uses.
+
+The mesh is that of arXiv 1907.06724 with the irises of arXiv 2006.11341. Left and right are the
+person's own. Head pose and openness are functions of the mesh, used again by re-enactment.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from v2v.signals import _landmarks as marks
+from v2v.signals._base import Signal, Track, read_arrays
+from v2v.signals._face_topology import mirror
+from v2v.signals._landmarks import Colour, Landmarks
+
+POINTS = 478
+MIRROR = mirror(POINTS)
+
+OVAL = (
+    10, 109, 67, 103, 54, 21, 162, 127, 234, 93, 132, 58, 172, 136, 150, 149, 176, 148,
+    152, 377, 400, 378, 379, 365, 397, 288, 361, 323, 454, 356, 389, 251, 284, 332, 297, 338,
+)  # fmt: skip
+LIPS_OUTER = (
+    61, 185, 40, 39, 37, 0, 267, 269, 270, 409, 291, 375, 321, 405, 314, 17, 84, 181, 91, 146,
+)  # fmt: skip
+LIPS_INNER = (
+    78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308, 324, 318, 402, 317, 14, 87, 178, 88, 95,
+)  # fmt: skip
+RIGHT_EYE = (33, 246, 161, 160, 159, 158, 157, 173, 133, 155, 154, 153, 145, 144, 163, 7)
+RIGHT_BROW = (46, 53, 52, 65, 55, 107, 66, 105, 63, 70)
+RIGHT_IRIS = (469, 470, 471, 472)
+NOSE_BRIDGE = (168, 6, 197, 195, 5, 4, 1, 19, 94, 2)
+NOSE_BASE = (115, 48, 64, 98, 97, 2, 326, 327, 294, 278, 344)
+
+
+def _left(points: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(MIRROR[i] for i in points)
+
+
+# name: points, closed, colour
+PARTS: dict[str, tuple[tuple[int, ...], bool, Colour]] = {
+    "oval": (OVAL, True, (255, 255, 255)),
+    "right_brow": (RIGHT_BROW, True, (255, 160, 60)),
+    "left_brow": (_left(RIGHT_BROW), True, (60, 200, 255)),
+    "right_eye": (RIGHT_EYE, True, (255, 80, 60)),
+    "left_eye": (_left(RIGHT_EYE), True, (60, 120, 255)),
+    "right_iris": (RIGHT_IRIS, True, (255, 200, 200)),
+    "left_iris": (_left(RIGHT_IRIS), True, (200, 220, 255)),
+    "nose_bridge": (NOSE_BRIDGE, False, (160, 255, 120)),
+    "nose_base": (NOSE_BASE, False, (90, 220, 90)),
+    "lips_outer": (LIPS_OUTER, True, (255, 60, 200)),
+    "lips_inner": (LIPS_INNER, True, (200, 60, 255)),
+}
+IRISES = {"right": (468, RIGHT_IRIS), "left": (MIRROR[468], _left(RIGHT_IRIS))}
+# Points that move with the skull and little with expression: forehead, temples, eye corners,
+# the nose. Head pose rests on them alone, so speaking does not nod the head.
+RIGID = (
+    10, 151, 9, 8, 168, 6, 197, 195, 5, 4, 109, 338, 67, 297, 103, 332, 54, 284, 21, 251,
+    162, 389, 127, 356, 234, 454, 33, 263, 133, 362, 98, 327,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class HeadPose:
+    """Where the head is in each of T frames, weak perspective.
+
+    `rotation` [T, 3, 3] takes the head's axes (x to the image's right, y down, z away from the
+    camera, of a face that looks into it) to the camera's; `translation` [T, 2] is the middle of
+    the rigid points in pixels; `scale` [T] is the width between the outer eye corners in pixels,
+    as seen from the front. NaN where there is no face.
+    """
+
+    rotation: NDArray[np.float32]
+    translation: NDArray[np.float32]
+    scale: NDArray[np.float32]
+
+    def angles(self) -> NDArray[np.float32]:
+        """[T, 3] yaw (positive: to the image's right), pitch (down), roll (clockwise), degrees."""
+        r = self.rotation
+        yaw = np.arctan2(-r[:, 0, 2], r[:, 2, 2])
+        pitch = np.arcsin(np.clip(r[:, 1, 2], -1, 1))
+        roll = np.arctan2(r[:, 1, 0], r[:, 1, 1])
+        degrees: NDArray[np.float32] = np.degrees(np.stack([yaw, pitch, roll], axis=1))
+        return degrees.astype(np.float32)
+
+
+def head_pose(points: Landmarks, depth: NDArray[np.float32]) -> HeadPose:
+    """Rotation, translation and scale of the head from the mesh.
+
+    The rigid points of all frames are aligned to their common mean (generalised Procrustes
+    analysis with the rotation of Kabsch 1976); the axes of that mean shape fix what looking
+    straight ahead is. So a frame's pose does not hang on single points.
+
+    Args:
+        points: [T, 478, 3] x, y in pixels and score.
+        depth: [T, 478] z in pixels, growing away from the camera.
+    """
+    count = len(points)
+    rotation = np.full((count, 3, 3), np.nan, np.float32)
+    translation = np.full((count, 2), np.nan, np.float32)
+    scale = np.full(count, np.nan, np.float32)
+    found = np.flatnonzero(np.isfinite(points[:, 0, 0]))
+    if not len(found):
+        return HeadPose(rotation, translation, scale)
+
+    shape = np.concatenate([points[..., :2], depth[..., None]], axis=2)[found][:, RIGID]
+    shape = shape.astype(np.float64)
+    centre = shape.mean(axis=1, keepdims=True)
+    size = np.sqrt(((shape - centre) ** 2).sum(axis=(1, 2), keepdims=True))
+    shape = (shape - centre) / size
+    mean = shape[np.argmin(np.abs(shape[:, RIGID.index(33), 2] - shape[:, RIGID.index(263), 2]))]
+    for _ in range(5):
+        turn = _kabsch(mean, shape)
+        mean = np.einsum("tij,tni->tnj", turn, shape).mean(axis=0)
+        mean /= np.sqrt((mean**2).sum())
+    mean = mean @ _axes(mean)
+    rotation[found] = _kabsch(mean, shape)
+    translation[found] = centre[:, 0, :2]
+    eyes = np.linalg.norm(mean[RIGID.index(33)] - mean[RIGID.index(263)])
+    scale[found] = size[:, 0, 0] * eyes
+    return HeadPose(rotation, translation, scale)
+
+
+def _kabsch(reference: NDArray[np.float64], shapes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Rotations [T, 3, 3] that take `reference` [N, 3] nearest to each of `shapes` [T, N, 3]."""
+    u, _, vt = np.linalg.svd(np.einsum("tni,nj->tij", shapes, reference))
+    proper = np.ones((len(shapes), 3))
+    proper[:, 2] = np.linalg.det(u @ vt)
+    turns: NDArray[np.float64] = (u * proper[:, None, :]) @ vt
+    return turns
+
+
+def _axes(shape: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Columns: the head's right (in the image), down and away axes in the frame of `shape`."""
+    at = {point: shape[i] for i, point in enumerate(RIGID)}
+    right = sum(at[MIRROR[p]] - at[p] for p in (33, 133, 127, 162, 21, 54, 103, 234))
+    right = np.asarray(right) / np.linalg.norm(np.asarray(right))
+    down = at[168] - at[10]  # from the hairline to between the eyes
+    down = down - (down @ right) * right
+    # That line leans back on most heads; 10 degrees upright it is what people call straight.
+    down /= np.linalg.norm(down)
+    away = np.cross(right, down)
+    lean = np.radians(10)
+    down, away = (
+        np.cos(lean) * down + np.sin(lean) * away,
+        np.cos(lean) * away - np.sin(lean) * down,
+    )
+    return np.stack([right, down, away], axis=1)
+
+
+def eye_openness(points: Landmarks) -> NDArray[np.float32]:
+    """[T, 2] right and left: lid distance over eye width, about 0 closed to 0.35 wide open."""
+    right = _openness(points, (33, 133), ((159, 145), (158, 153), (160, 144)))
+    left = _openness(
+        points,
+        (263, 362),
+        tuple((MIRROR[a], MIRROR[b]) for a, b in ((159, 145), (158, 153), (160, 144))),
+    )
+    return np.stack([right, left], axis=1)
+
+
+def mouth_openness(points: Landmarks) -> NDArray[np.float32]:
+    """[T] distance between the inner lips over their width, 0 closed to about 1."""
+    return _openness(points, (78, 308), ((13, 14), (82, 87), (312, 317)))
+
+
+def _openness(
+    points: Landmarks, ends: tuple[int, int], lids: tuple[tuple[int, int], ...]
+) -> NDArray[np.float32]:
+    def distance(a: int, b: int) -> NDArray[np.float32]:
+        length: NDArray[np.float32] = np.linalg.norm(points[:, a, :2] - points[:, b, :2], axis=1)
+        return length
+
+    gap = np.mean([distance(a, b) for a, b in lids], axis=0)
+    ratio: NDArray[np.float32] = (gap / np.maximum(distance(*ends), 1e-3)).astype(np.float32)
+    return ratio
+
+
+@dataclass(frozen=True)
+class FaceTrack(Track):
+    """T frames of a face: the mesh and what was measured from it."""
+
+    points: Landmarks  # [T, 478, 3]
+    depth: NDArray[np.float32]  # [T, 478] z in pixels
+    filled: NDArray[np.bool_]  # [T] a bridged gap
+    rotation: NDArray[np.float32]  # [T, 3, 3]
+    translation: NDArray[np.float32]  # [T, 2]
+    scale: NDArray[np.float32]  # [T]
+    width: int
+    height: int
+
+    def __post_init__(self) -> None:
+        assert self.points.shape[1:] == (POINTS, 3), self.points.shape
+
+    def __repr__(self) -> str:
+        return f"FaceTrack(frames={len(self)}, points={POINTS}, size={self.width}x{self.height})"
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    def __getitem__(self, index: slice) -> Self:
+        per_frame = ("points", "depth", "filled", "rotation", "translation", "scale")
+        return replace(self, **{name: getattr(self, name)[index] for name in per_frame})
+
+    @property
+    def head(self) -> HeadPose:
+        return HeadPose(self.rotation, self.translation, self.scale)
+
+    @property
+    def eyes(self) -> NDArray[np.float32]:
+        return eye_openness(self.points)
+
+    @property
+    def mouth(self) -> NDArray[np.float32]:
+        return mouth_openness(self.points)
+
+    def scaled(self, width: int, height: int) -> Self:
+        x, y = width / self.width, height / self.height
+        return replace(
+            self, points=marks.scaled(self.points, x, y), depth=self.depth * np.float32(x),
+            translation=self.translation * np.array([x, y], np.float32),
+            scale=self.scale * np.float32(x), width=width, height=height,
+        )  # fmt: skip
+
+    def cropped(self, x: int, y: int, width: int, height: int) -> Self:
+        return replace(
+            self, points=marks.moved(self.points, -x, -y),
+            translation=self.translation - np.array([x, y], np.float32), width=width, height=height,
+        )  # fmt: skip
+
+    def flipped(self) -> Self:
+        mirrored = np.array([-1, 1, 1], np.float32)
+        translation = self.translation.copy()
+        translation[:, 0] = self.width - translation[:, 0]
+        return replace(
+            self, points=marks.flipped(self.points, self.width, MIRROR),
+            depth=self.depth[:, MIRROR], translation=translation,
+            rotation=self.rotation * mirrored[:, None] * mirrored[None, :],
+        )  # fmt: skip
+
+    def draw(self, height: int | None = None, width: int | None = None) -> NDArray[np.uint8]:
+        height, width = height or self.height, width or self.width
+        canvas = np.zeros((len(self), height, width, 3), np.uint8)
+        for points, image in zip(self.scaled(width, height).points, canvas, strict=True):
+            draw_face(image, points)
+        return canvas
+
+    def distance_maps(
+        self, height: int | None = None, width: int | None = None
+    ) -> NDArray[np.uint8]:
+        """Distance to each part's edge, uint8 [T, height, width, 11] in the order of `PARTS`.
+
+        0 on the edge, growing to 255 at a quarter of the shorter side; all 255 without a face.
+        """
+        height, width = height or self.height, width or self.width
+        maps = np.full((len(self), height, width, len(PARTS)), 255, np.uint8)
+        for points, out in zip(self.scaled(width, height).points, maps, strict=True):
+            if np.isfinite(points[0, 0]):
+                out[:] = _distances(points, height, width)
+        return maps
+
+    def background_edges(self, frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Canny edges of `frames` (RGB uint8 [T, H, W, 3]) outside the face, uint8 [T, H, W]."""
+        height, width = frames.shape[1:3]
+        edges = np.zeros(frames.shape[:3], np.uint8)
+        for points, frame, out in zip(
+            self.scaled(width, height).points, frames, edges, strict=True
+        ):
+            out[:] = cv2.Canny(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), 60, 150)
+            if np.isfinite(points[0, 0]):
+                oval = marks.fixed_point(points[list(OVAL), :2])
+                cv2.fillPoly(out, [oval], (0,), cv2.LINE_8, marks.SHIFT)
+        return edges
+
+    def tensor(
+        self,
+        height: int | None = None,
+        width: int | None = None,
+        *,
+        distance_maps: bool = False,
+        frames: NDArray[np.uint8] | None = None,
+    ) -> torch.Tensor:
+        """RGB of the drawing in [-1, 1], float32 [T, 3, height, width].
+
+        `distance_maps` appends their 11 channels; `frames` (uint8 [T, height, width, 3]) appends
+        one of background edges.
+        """
+        pictures: list[NDArray[np.uint8]] = [self.draw(height, width)]
+        if distance_maps:
+            pictures.append(self.distance_maps(height, width))
+        if frames is not None:
+            pictures.append(self.background_edges(frames)[..., None])
+        stacked = torch.from_numpy(np.concatenate(pictures, axis=3))
+        return stacked.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+
+
+def draw_face(canvas: NDArray[np.uint8], points: NDArray[np.float32]) -> None:
+    """Draw one face [478, 3] onto `canvas` (RGB uint8 [H, W, 3]), in place.
+
+    Curves are 1 pixel wide at 256 and grow with the shorter side.
+    """
+    if not np.isfinite(points[0, 0]):
+        return
+    width = max(round(min(canvas.shape[:2]) / 256), 1)
+    places = marks.fixed_point(points[:, :2])
+    for indices, closed, colour in _PART_INDICES:
+        marks.polyline(canvas, places[indices], colour, width, closed)
+    for centre, rim in IRISES.values():
+        radius = np.linalg.norm(points[list(rim), :2] - points[centre, :2], axis=1).mean()
+        x, y = places[centre]
+        cv2.circle(
+            canvas, (int(x), int(y)), max(int(radius * 0.35 * (1 << marks.SHIFT)), 8),
+            (255, 255, 120), -1, cv2.LINE_AA, marks.SHIFT,
+        )  # fmt: skip
+
+
+_PART_INDICES = tuple((list(i), closed, colour) for i, closed, colour in PARTS.values())
+
+
+def _distances(points: NDArray[np.float32], height: int, width: int) -> NDArray[np.uint8]:
+    places = marks.fixed_point(points[:, :2])
+    maps = np.empty((height, width, len(PARTS)), np.uint8)
+    for i, (indices, closed, _) in enumerate(PARTS.values()):
+        ink = np.full((height, width), 255, np.uint8)
+        cv2.polylines(ink, [places[list(indices)]], closed, (0,), 1, cv2.LINE_8, marks.SHIFT)
+        distance = cv2.distanceTransform(ink, cv2.DIST_L2, 3)
+        maps[..., i] = np.minimum(distance * (255 * 4 / min(height, width)), 255)
+    return maps
+
+
+class Face(Signal):
+    name: ClassVar[str] = "face"
+    files: ClassVar[tuple[str, ...]] = ("face.npz",)
+
+    def read(
+        self, folder: Path, spec: dict[str, Any], start: int, stop: int, *, width: int, height: int
+    ) -> FaceTrack:
+        names = ("points", "depth", "filled", "rotation", "translation", "scale")
+        arrays = read_arrays(folder / self.files[0], names)
+        return FaceTrack(
+            **{name: arrays[name][start:stop] for name in names}, width=width, height=height
+        )
+
+    def channels(self, spec: dict[str, Any]) -> int:
+        return 3
+
+
+SIGNAL = Face()

@@ -1,0 +1,218 @@
+"""Human pose: 33 body points and 21 of each hand, drawn as coloured limbs.
+
+The body points are BlazePose's (arXiv 2006.10204), the hand points those of MediaPipe Hands
+(arXiv 2006.10214). Left and right are the person's own.
+"""
+
+from __future__ import annotations
+
+import colorsys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from v2v.signals import _landmarks as marks
+from v2v.signals._base import Signal, Track, read_arrays
+from v2v.signals._landmarks import Colour, Landmarks
+
+BODY = (
+    "nose",
+    "left_eye_inner", "left_eye", "left_eye_outer",
+    "right_eye_inner", "right_eye", "right_eye_outer",
+    "left_ear", "right_ear", "mouth_left", "mouth_right",
+    "left_shoulder", "right_shoulder", "left_elbow", "right_elbow", "left_wrist", "right_wrist",
+    "left_pinky", "right_pinky", "left_index", "right_index", "left_thumb", "right_thumb",
+    "left_hip", "right_hip", "left_knee", "right_knee", "left_ankle", "right_ankle",
+    "left_heel", "right_heel", "left_foot", "right_foot",
+)  # fmt: skip
+HAND = ("wrist",) + tuple(
+    f"{finger}_{joint}"
+    for finger in ("thumb", "index", "middle", "ring", "pinky")
+    for joint in range(1, 5)
+)
+NAMES = (*BODY, *(f"left_hand_{n}" for n in HAND), *(f"right_hand_{n}" for n in HAND))
+POINT = {name: i for i, name in enumerate(NAMES)}
+LEFT_HAND, RIGHT_HAND = slice(33, 54), slice(54, 75)
+HEAD = slice(0, 11)
+
+MIN_SCORE = 0.5  # below it a point is a guess: occluded, or outside the picture
+
+
+def _twin(name: str) -> str:
+    swap = {"left": "right", "right": "left"}
+    return "_".join(swap.get(word, word) for word in name.split("_"))
+
+
+MIRROR = tuple(POINT[_twin(name)] for name in NAMES)
+
+
+def _hue(degrees: float, value: float = 1.0) -> Colour:
+    r, g, b = colorsys.hsv_to_rgb(degrees / 360, 0.85, value)
+    return round(255 * r), round(255 * g), round(255 * b)
+
+
+def _limbs() -> tuple[tuple[str, str, Colour], ...]:
+    """Limbs in drawing order: warm colours on the right side, cool ones on the left."""
+    limbs: list[tuple[str, str, Colour]] = [
+        ("left_shoulder", "right_shoulder", _hue(60)),
+        ("left_hip", "right_hip", _hue(75)),
+    ]
+    for side, start in (("right", 0), ("left", 180)):
+        chain = ["shoulder", "hip", "knee", "ankle", "foot"]
+        for i, (a, b) in enumerate(zip(chain, chain[1:], strict=False)):
+            limbs.append((f"{side}_{a}", f"{side}_{b}", _hue(start + 12 * i, 1 - 0.1 * i)))
+        limbs.append((f"{side}_ankle", f"{side}_heel", _hue(start + 40, 0.6)))
+        arm = ["shoulder", "elbow", "wrist"]
+        for i, (a, b) in enumerate(zip(arm, arm[1:], strict=False)):
+            limbs.append((f"{side}_{a}", f"{side}_{b}", _hue(start - 20 - 16 * i)))
+        limbs.append((f"{side}_wrist", f"{side}_index", _hue(start - 50, 0.8)))
+    return tuple(limbs)
+
+
+LIMBS = _limbs()
+FACE_LINES = (
+    (("right_ear", "right_eye_outer", "right_eye", "right_eye_inner", "nose"), _hue(300)),
+    (("left_ear", "left_eye_outer", "left_eye", "left_eye_inner", "nose"), _hue(270)),
+    (("mouth_right", "mouth_left"), _hue(320)),
+)
+FINGERS = tuple((0, *range(1 + 4 * f, 5 + 4 * f)) for f in range(5))
+LIMB_GROUPS = {  # what is dropped together in training
+    **{
+        f"{side}_{part}": tuple(POINT[f"{side}_{name}"] for name in names)
+        for side in ("left", "right")
+        for part, names in {
+            "arm": ("elbow", "wrist", "pinky", "index", "thumb"),
+            "leg": ("knee", "ankle", "heel", "foot"),
+        }.items()
+    },
+    "left_hand": tuple(range(33, 54)),
+    "right_hand": tuple(range(54, 75)),
+    "face": tuple(range(11)),
+}
+
+
+@dataclass(frozen=True)
+class PoseTrack(Track):
+    """T frames of pose: `points` [T, 75, 3] and `filled` [T, 75], true where a gap was bridged."""
+
+    points: Landmarks
+    filled: NDArray[np.bool_]
+    width: int
+    height: int
+
+    def __post_init__(self) -> None:
+        assert self.points.shape == (*self.filled.shape, 3), (self.points.shape, self.filled.shape)
+        assert self.points.shape[1] == len(NAMES), self.points.shape
+
+    def __repr__(self) -> str:
+        return f"PoseTrack(frames={len(self)}, points=75, size={self.width}x{self.height})"
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    def __getitem__(self, index: slice) -> Self:
+        return replace(self, points=self.points[index], filled=self.filled[index])
+
+    def scaled(self, width: int, height: int) -> Self:
+        points = marks.scaled(self.points, width / self.width, height / self.height)
+        return replace(self, points=points, width=width, height=height)
+
+    def cropped(self, x: int, y: int, width: int, height: int) -> Self:
+        return replace(self, points=marks.moved(self.points, -x, -y), width=width, height=height)
+
+    def flipped(self) -> Self:
+        points = marks.flipped(self.points, self.width, MIRROR)
+        return replace(self, points=points, filled=self.filled[:, MIRROR])
+
+    def dropped(self, generator: np.random.Generator, probability: float = 0.05) -> Self:
+        """Lose each limb, each hand and the face with `probability`, as detectors do."""
+        points = self.points.copy()
+        for group in LIMB_GROUPS.values():
+            lost = generator.random(len(points)) < probability
+            points[np.flatnonzero(lost)[:, None], list(group)] = np.nan
+        return replace(self, points=points)
+
+    def draw(self, height: int | None = None, width: int | None = None) -> NDArray[np.uint8]:
+        height, width = height or self.height, width or self.width
+        track = self.scaled(width, height)
+        canvas = np.zeros((len(self), height, width, 3), np.uint8)
+        for points, image in zip(track.points, canvas, strict=True):
+            draw_pose(image, points)
+        return canvas
+
+    def tensor(self, height: int | None = None, width: int | None = None) -> torch.Tensor:
+        """RGB of the drawing in [-1, 1], float32 [T, 3, height, width]."""
+        pictures = torch.from_numpy(self.draw(height, width))
+        return pictures.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+
+
+def draw_pose(canvas: NDArray[np.uint8], points: NDArray[np.float32]) -> None:
+    """Draw one skeleton [75, 3] onto `canvas` (RGB uint8 [H, W, 3]), in place.
+
+    Limbs are 6 pixels wide at 512 and grow with the shorter side; hands and face a third of it.
+    Points that are missing or score below `MIN_SCORE` are left out, with all that hangs on them.
+    """
+    size = min(canvas.shape[:2])
+    limb = max(round(size * 6 / 512), 1)
+    fine = max(round(size * 2 / 512), 1)
+    with np.errstate(invalid="ignore"):
+        seen = points[:, 2] >= MIN_SCORE
+    places = marks.fixed_point(np.nan_to_num(points[:, :2]))
+
+    ends = [POINT[n] for n in ("left_shoulder", "right_shoulder", "left_ear", "right_ear")]
+    if seen[ends].all():  # the neck, from between the shoulders to between the ears
+        neck = np.stack([places[ends[:2]].mean(0), places[ends[2:]].mean(0)]).astype(np.int32)
+        marks.polyline(canvas, neck, _NECK, limb, False)
+    for start, stop, colour in _LIMB_INDICES:
+        if seen[start] and seen[stop]:
+            marks.polyline(canvas, places[[start, stop]], colour, limb, False)
+    for line, colour in _FACE_INDICES:
+        if seen[line].all():
+            marks.polyline(canvas, places[line], colour, fine, False)
+    for hand in (LEFT_HAND, RIGHT_HAND):
+        if seen[hand].all():
+            for finger, colour in zip(FINGERS, _FINGER_COLOURS[hand.start], strict=True):
+                marks.polyline(canvas, places[hand][list(finger)], colour, fine, False)
+    for point in _JOINTS:
+        if seen[point]:
+            x, y = places[point]
+            cv2.circle(
+                canvas, (int(x), int(y)), limb << (marks.SHIFT - 1), (255, 255, 255), -1,
+                cv2.LINE_AA, marks.SHIFT,
+            )  # fmt: skip
+
+
+_NECK = _hue(48)
+_LIMB_INDICES = tuple((POINT[a], POINT[b], colour) for a, b, colour in LIMBS)
+_FACE_INDICES = tuple(([POINT[n] for n in names], colour) for names, colour in FACE_LINES)
+_FINGER_COLOURS = {
+    LEFT_HAND.start: [_hue(150 + 18 * f) for f in range(5)],
+    RIGHT_HAND.start: [_hue(330 + 18 * f) for f in range(5)],
+}
+_JOINTS = tuple(
+    POINT[f"{side}_{name}"]
+    for side in ("left", "right")
+    for name in ("shoulder", "elbow", "wrist", "hip", "knee", "ankle")
+)
+
+
+class Pose(Signal):
+    name: ClassVar[str] = "pose"
+    files: ClassVar[tuple[str, ...]] = ("pose.npz",)
+
+    def read(
+        self, folder: Path, spec: dict[str, Any], start: int, stop: int, *, width: int, height: int
+    ) -> PoseTrack:
+        arrays = read_arrays(folder / self.files[0], ("points", "filled"))
+        return PoseTrack(arrays["points"][start:stop], arrays["filled"][start:stop], width, height)
+
+    def channels(self, spec: dict[str, Any]) -> int:
+        return 3
+
+
+SIGNAL = Pose()

@@ -1,0 +1,165 @@
+"""Segmentation: a class id for every pixel, instance ids where they are known.
+
+Label maps stay uint8 ids everywhere; they become one-hot only as a model's input, with a last
+channel for the boundaries between instances (pix2pixHD, arXiv 1711.11585, section 3.3).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from v2v.data.video import read_stored
+from v2v.signals._base import Signal, Track
+
+VOID = 255  # no class: never drawn, never a channel
+
+CITYSCAPES: dict[str, tuple[int, int, int]] = {  # name: the data set's colour, in order of its ids
+    "unlabeled": (0, 0, 0), "ego vehicle": (0, 0, 0), "rectification border": (0, 0, 0),
+    "out of roi": (0, 0, 0), "static": (0, 0, 0), "dynamic": (111, 74, 0), "ground": (81, 0, 81),
+    "road": (128, 64, 128), "sidewalk": (244, 35, 232), "parking": (250, 170, 160),
+    "rail track": (230, 150, 140), "building": (70, 70, 70), "wall": (102, 102, 156),
+    "fence": (190, 153, 153), "guard rail": (180, 165, 180), "bridge": (150, 100, 100),
+    "tunnel": (150, 120, 90), "pole": (153, 153, 153), "polegroup": (153, 153, 153),
+    "traffic light": (250, 170, 30), "traffic sign": (220, 220, 0), "vegetation": (107, 142, 35),
+    "terrain": (152, 251, 152), "sky": (70, 130, 180), "person": (220, 20, 60),
+    "rider": (255, 0, 0), "car": (0, 0, 142), "truck": (0, 0, 70), "bus": (0, 60, 100),
+    "caravan": (0, 0, 90), "trailer": (0, 0, 110), "train": (0, 80, 100),
+    "motorcycle": (0, 0, 230), "bicycle": (119, 11, 32), "license plate": (0, 0, 142),
+}  # fmt: skip
+VOC = (
+    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair",
+    "cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa",
+    "train", "tvmonitor",
+)  # fmt: skip
+
+
+def distinct_colours(count: int) -> list[tuple[int, int, int]]:
+    """Colours far apart from one another; the first is black, for the background."""
+    steps = [(i * 0.618034) % 1.0 for i in range(count)]  # the golden angle never repeats a hue
+    hsv = np.array([[[h * 180, 200, 110 + 36 * (i % 5)] for i, h in enumerate(steps)]], np.uint8)
+    rgb = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0]
+    rgb[0] = 0
+    return [(int(r), int(g), int(b)) for r, g, b in rgb]
+
+
+@dataclass(frozen=True)
+class LabelTrack(Track):
+    """T frames of label maps: `labels` uint8 [T, height, width], `VOID` where there is none."""
+
+    labels: NDArray[np.uint8]
+    classes: tuple[str, ...]
+    palette: NDArray[np.uint8] = field(repr=False)  # [classes, 3]
+    instances: NDArray[np.uint16] | None = None  # [T, height, width]
+
+    def __post_init__(self) -> None:
+        assert self.labels.dtype == np.uint8 and self.labels.ndim == 3, self.labels.dtype
+        assert len(self.palette) == len(self.classes)
+
+    def __repr__(self) -> str:
+        kind = "labels and instances" if self.instances is not None else "labels"
+        return f"LabelTrack({kind} {list(self.labels.shape)}, classes={len(self.classes)})"
+
+    @property
+    def width(self) -> int:  # type: ignore[override]
+        return self.labels.shape[2]
+
+    @property
+    def height(self) -> int:  # type: ignore[override]
+        return self.labels.shape[1]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: slice) -> Self:
+        instances = None if self.instances is None else self.instances[index]
+        return replace(self, labels=self.labels[index], instances=instances)
+
+    def _mapped(self, change: Any) -> Self:
+        instances = None if self.instances is None else change(self.instances)
+        return replace(self, labels=change(self.labels), instances=instances)
+
+    def scaled(self, width: int, height: int) -> Self:
+        if (width, height) == (self.width, self.height):
+            return self
+
+        def resize(maps: NDArray[Any]) -> NDArray[Any]:
+            out = np.empty((len(maps), height, width), maps.dtype)
+            for source, target in zip(maps, out, strict=True):
+                cv2.resize(
+                    source, (width, height), dst=target, interpolation=cv2.INTER_NEAREST_EXACT
+                )
+            return out
+
+        return self._mapped(resize)
+
+    def cropped(self, x: int, y: int, width: int, height: int) -> Self:
+        return self._mapped(lambda maps: maps[:, y : y + height, x : x + width])
+
+    def flipped(self) -> Self:
+        return self._mapped(lambda maps: np.ascontiguousarray(maps[:, :, ::-1]))
+
+    def boundaries(self) -> NDArray[np.bool_]:
+        """[T, H, W] true on both sides of every border between instances (or classes)."""
+        ids = self.labels if self.instances is None else self.instances
+        edge = np.zeros(ids.shape, np.bool_)
+        down = ids[:, 1:] != ids[:, :-1]
+        right = ids[:, :, 1:] != ids[:, :, :-1]
+        edge[:, 1:] |= down
+        edge[:, :-1] |= down
+        edge[:, :, 1:] |= right
+        edge[:, :, :-1] |= right
+        return edge
+
+    def draw(self, height: int | None = None, width: int | None = None) -> NDArray[np.uint8]:
+        track = self.scaled(width or self.width, height or self.height)
+        table = np.zeros((256, 3), np.uint8)
+        table[: len(self.palette)] = self.palette
+        pictures: NDArray[np.uint8] = table[track.labels]
+        if self.instances is not None:
+            pictures[track.boundaries()] = 255
+        return pictures
+
+    def one_hot(self) -> torch.Tensor:
+        """float32 [T, classes, H, W]; void pixels are zero in every channel."""
+        ids = torch.from_numpy(self.labels)[:, None]
+        known = torch.arange(len(self.classes), dtype=torch.uint8)[None, :, None, None]
+        return (ids == known).float()
+
+    def tensor(self, height: int | None = None, width: int | None = None) -> torch.Tensor:
+        """One-hot classes and a last channel of boundaries, [T, classes + 1, height, width]."""
+        track = self.scaled(width or self.width, height or self.height)
+        edges = torch.from_numpy(track.boundaries())[:, None].float()
+        return torch.cat([track.one_hot(), edges], dim=1)
+
+
+class Segmentation(Signal):
+    name: ClassVar[str] = "segmentation"
+    files: ClassVar[tuple[str, ...]] = ("segmentation.mkv", "instances.mkv")
+
+    def read(
+        self, folder: Path, spec: dict[str, Any], start: int, stop: int, *, width: int, height: int
+    ) -> LabelTrack:
+        def maps(name: str, pixel_format: str) -> NDArray[Any]:
+            frames = read_stored(folder / name, first=start, pixel_format=pixel_format)
+            return np.stack(list(islice(frames, stop - start)))
+
+        return LabelTrack(
+            labels=maps("segmentation.mkv", "gray"),
+            classes=tuple(spec["classes"]),
+            palette=np.asarray(spec["palette"], np.uint8),
+            instances=maps("instances.mkv", "gray16le") if spec["instances"] else None,
+        )
+
+    def channels(self, spec: dict[str, Any]) -> int:
+        return len(spec["classes"]) + 1
+
+
+SIGNAL = Segmentation()
