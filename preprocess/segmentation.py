@@ -258,7 +258,7 @@ class LabelImages:
         else:
             labels = values.astype(np.int64)
             instances = values.astype(np.uint16) if mode.startswith("I") else None
-        if self.cityscapes:
+        if self.cityscapes and VOID not in self.void:
             labels = np.where(labels == 255, LICENSE_PLATE, labels)
         labels = np.where(np.isin(labels, self.void), VOID, labels)
         wrong = labels[(labels >= len(self.classes)) & (labels != VOID)]

@@ -16,6 +16,7 @@ from v2v.errors import MissingLibrary, UnknownName, UsageError, V2VError
 
 if TYPE_CHECKING:
     from preprocess.build import Outcome
+    from preprocess.run import ClipResult
     from v2v.progress import Reporter
 
 app = typer.Typer(
@@ -150,11 +151,81 @@ def preprocess(
         print(json.dumps([result.as_json() for result in results], indent=1))
     elif not quiet:
         _print_outcomes([r.outcome for r in results if r.outcome is not None])
-    errors = [e for result in results for e in result.errors]
+    _report_errors(results)
+
+
+@app.command()
+def sample(
+    kinds: Annotated[
+        list[str] | None, typer.Argument(help="person, face, street. [default: all three]")
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to.")] = Path("samples_out"),
+    seconds: Annotated[float, typer.Option(min=0.1, max=600, help="Length of each clip.")] = 4.0,
+    seed: Annotated[int, typer.Option(help="Another seed, another dance.")] = 0,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+) -> None:
+    """Draw small clips to try things on: a dancing person, a talking face, a street.
+
+    The street comes with exact label maps, instance maps and optical flow.
+
+    **Example**
+
+        v2v sample person && v2v preprocess samples_out/person.mp4 --signal all
+    """
+    from samples.clips import KINDS, write_sample
+
+    for kind in kinds or KINDS:
+        if kind not in KINDS:
+            raise UnknownName.among("sample", kind, KINDS)
+    with _progress(quiet) as report:
+        paths = [
+            write_sample(kind, output, seconds=seconds, seed=seed, report=report)
+            for kind in kinds or KINDS
+        ]
+    if not quiet:
+        for path in paths:
+            print(path)
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to.")] = Path("v2v_demo"),
+    seconds: Annotated[float, typer.Option(min=1, max=60, help="Length of the drawn clip.")] = 4.0,
+) -> None:
+    """Draw a dancing person, take all signals from it, and leave a preview to look at.
+
+    Run it again and finished work is kept.
+    """
+    from preprocess._mediapipe import silence_native_logs
+    from preprocess.run import ClipJob, preprocess_all
+    from samples.clips import write_sample
+    from v2v.config import PreprocessSettings, load_config
+    from v2v.signals import signal_names
+
+    silence_native_logs()
+    settings = load_config(PreprocessSettings, "preprocess")
+    footage = output / "person.mp4"
+    with _progress(False) as report:
+        if not footage.exists():
+            write_sample("person", output, seconds=seconds, report=report)
+        job = ClipJob(footage, output / "data" / "person")
+        results = preprocess_all(
+            [job], list(signal_names()), settings, workers=1, overwrite=False, report=report
+        )
+    _report_results(results)
+
+
+def _report_results(results: list[ClipResult]) -> None:
+    """The table, then what went wrong; leaves with the worst exit code."""
+    _print_outcomes([r.outcome for r in results if r.outcome is not None])
+    _report_errors(results)
+
+
+def _report_errors(results: list[ClipResult]) -> None:
+    errors = [found for result in results for found in result.errors]
+    for where, error in errors:
+        _print_error(error, prefix=where if len(results) > 1 else None)
     if errors:
-        if not as_json:
-            for name, error in errors:
-                _print_error(error, prefix=name if len(jobs) > 1 else None)
         raise typer.Exit(max(error.exit_code for _, error in errors))
 
 

@@ -11,11 +11,12 @@ from difflib import get_close_matches
 from fractions import Fraction
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, cast
+from typing import Annotated, Any, Literal, TypeGuard, TypeVar, cast, get_args
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from v2v.errors import ConfigError
 
@@ -38,7 +39,9 @@ def _rate(value: Any) -> Any:
     try:
         rate = Fraction(str(value))
     except (ValueError, ZeroDivisionError):
-        raise ValueError("a frame rate such as 25, 29.97 or 30000/1001") from None
+        rate = Fraction(0)
+    if rate <= 0:
+        raise ValueError("give a frame rate such as 25, 29.97 or 30000/1001")
     ntsc = Fraction(round(rate * 1001 / 1000) * 1000, 1001)
     return ntsc if abs(rate - ntsc) < Fraction(1, 200) and rate.denominator > 1 else rate
 
@@ -145,10 +148,12 @@ def load_config(
     Raises `ConfigError` naming the key.
     """
     merged = OmegaConf.create(files("configs").joinpath(f"{name}.yaml").read_text("utf-8"))
+    given = "the settings"  # what is being read, for the error
     try:
         if file is not None:
             if not file.is_file():
                 raise ConfigError(f"no such config file: {file}", hint=None)
+            given = str(file)
             merged = cast(Any, OmegaConf.merge(merged, OmegaConf.load(file)))
         for override in overrides or []:
             key, separator, _ = override.partition("=")
@@ -157,19 +162,24 @@ def load_config(
                     f"cannot read the setting {override!r}",
                     hint="write KEY=VALUE, for example -s pose.max_gap=0.5",
                 )
+            given = f"the setting {override!r}"
             merged = cast(Any, OmegaConf.merge(merged, OmegaConf.from_dotlist([override])))
+        given = "the settings"
         for key, value in (values or {}).items():
             if value is not None:
                 OmegaConf.update(merged, key, value, force_add=True)
         plain = OmegaConf.to_container(merged, resolve=True)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"cannot read the settings: {error}", hint=None) from error
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{file} is not valid YAML: {error}", hint=None) from error
+    except (OmegaConfBaseException, YAMLError, OSError, ValueError, TypeError) as error:
+        reason = str(error).partition("\n    full_key")[0]
+        raise ConfigError(f"cannot read {given}: {reason}", hint=None) from error
     try:
         return schema.model_validate(plain)
     except ValidationError as error:
         raise _explain(schema, error) from error
+
+
+def _is_config(annotation: Any) -> TypeGuard[type[Config]]:
+    return isinstance(annotation, type) and issubclass(annotation, Config)
 
 
 def _explain(schema: type[Config], error: ValidationError) -> ConfigError:
@@ -183,9 +193,10 @@ def _explain(schema: type[Config], error: ValidationError) -> ConfigError:
             break
         path.append(part)
         annotation = known.model_fields[part].annotation
-        if not (isinstance(annotation, type) and issubclass(annotation, Config)):
+        inner = [k for k in (annotation, *get_args(annotation)) if _is_config(k)]
+        if not inner:
             break
-        known = annotation
+        known = inner[0]
     if problem["type"] == "extra_forbidden":
         names = sorted(known.model_fields)
         near = get_close_matches(parts[-1], names, n=1, cutoff=0.4)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
@@ -65,6 +65,9 @@ def plan_frames(
         fps: frames per second of the clip; by default the footage's own.
         start, end: the range to keep, in seconds from the first frame, end excluded.
     """
+    if probe.images and fps is not None:
+        # Images have no rate of their own: this is it, and none is dropped or doubled.
+        probe = replace(probe, rate=fps, time_base=1 / fps)
     begin = 0.0 if start is None else start
     stop = probe.duration if end is None else min(end, probe.duration)
     if begin < 0 or (end is not None and end <= begin):
@@ -77,9 +80,6 @@ def plan_frames(
             f"--start {begin:g} lies behind the end of {probe.path} ({probe.duration:.2f} s)",
             hint=f"give a --start below {probe.duration:.2f}",
         )
-    if probe.images and fps is None:
-        return FramePlan(probe.rate, begin, np.arange(probe.frames, dtype=np.int64))
-
     times = probe.times
     kept = np.flatnonzero((times >= begin - 1e-6) & (times < stop - 1e-6))
     if not len(kept):
@@ -531,7 +531,8 @@ class VideoWriter:
 def concatenate(parts: list[Path], target: Path, *, container: str, rate: Fraction) -> None:
     """Join segments of one codec and one setting by copying their packets."""
     partial = target.with_name(f".{target.name}.partial")
-    options = {"movflags": "+faststart"} if container == "mp4" else {}
+    # Matroska stamps a random id into every file otherwise.
+    options = {"movflags": "+faststart"} if container == "mp4" else {"fflags": "+bitexact"}
     with writing(target):
         with av.open(str(partial), "w", format=container, options=options) as out:
             stream: Any = None

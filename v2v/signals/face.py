@@ -82,10 +82,13 @@ class HeadPose:
     scale: NDArray[np.float32]
 
     def angles(self) -> NDArray[np.float32]:
-        """[T, 3] yaw (positive: to the image's right), pitch (down), roll (clockwise), degrees."""
+        """[T, 3] yaw (positive: to the image's right), pitch (down), roll (clockwise), degrees.
+
+        The rotation is roll about the head's own axis, then pitch, then yaw.
+        """
         r = self.rotation
         yaw = np.arctan2(-r[:, 0, 2], r[:, 2, 2])
-        pitch = np.arcsin(np.clip(r[:, 1, 2], -1, 1))
+        pitch = np.arcsin(np.clip(-r[:, 1, 2], -1, 1))
         roll = np.arctan2(r[:, 1, 0], r[:, 1, 1])
         degrees: NDArray[np.float32] = np.degrees(np.stack([yaw, pitch, roll], axis=1))
         return degrees.astype(np.float32)

@@ -1,0 +1,106 @@
+"""Write the drawn samples as footage: a dancing person and a talking face with sound, a street.
+
+`v2v sample` calls this; tests and `v2v demo` film with it too.
+"""
+
+from __future__ import annotations
+
+import json
+from fractions import Fraction
+from pathlib import Path
+from typing import Literal, get_args
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from v2v.data.video import VideoWriter
+from v2v.errors import writing
+from v2v.progress import Reporter, Silent
+
+Kind = Literal["person", "face", "street"]
+KINDS: tuple[str, ...] = get_args(Kind)
+RATE = {"person": 30, "face": 30, "street": 15}
+
+
+def write_sample(
+    kind: str, folder: Path, *, seconds: float = 4.0, seed: int = 0, report: Reporter | None = None
+) -> Path:
+    """Draw one sample into `folder`.
+
+    Returns the file `person.mp4` or `face.mp4`, or the folder `street`, which holds `images`,
+    `labels` (Cityscapes ids), `instances` (class * 1000 + number) and `flow` (exact, npz).
+    """
+    report = report or Silent()
+    count = max(round(seconds * RATE[kind]), 1)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    report.start(f"draw {kind}", count)
+    if kind == "street":
+        path = _write_street(folder / "street", count, seed, report)
+    else:
+        path = _write_video(kind, folder / f"{kind}.mp4", count, seed, report)
+    report.finish(f"draw {kind}")
+    return path
+
+
+def _write_video(kind: str, path: Path, count: int, seed: int, report: Reporter) -> Path:
+    from samples import face, person
+
+    frames = (person if kind == "person" else face).frames(count=count, seed=seed)
+    first = next(frames)
+    sound = path.with_name(f".{path.stem}-sound.m4a")
+    _write_tune(sound, count / RATE[kind])
+    try:
+        with VideoWriter(
+            path, width=first.shape[1], height=first.shape[0], rate=Fraction(RATE[kind]), crf=16,
+            audio=sound,
+        ) as video:  # fmt: skip
+            video.write(first)
+            report.advance(f"draw {kind}")
+            for frame in frames:
+                video.write(frame)
+                report.advance(f"draw {kind}")
+    finally:
+        sound.unlink(missing_ok=True)
+    return path
+
+
+def _write_street(folder: Path, count: int, seed: int, report: Reporter) -> Path:
+    from samples import street
+
+    for name in ("images", "labels", "instances", "flow"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    for i, frame in enumerate(street.frames(count=count, seed=seed)):
+        with writing(folder):
+            Image.fromarray(frame.rgb).save(folder / "images" / f"{i:06}.png")
+            Image.fromarray(frame.labels).save(folder / "labels" / f"{i:06}.png")
+            Image.fromarray(frame.instances).save(folder / "instances" / f"{i:06}.png")
+            np.savez_compressed(
+                folder / "flow" / f"{i:06}.npz", flow=frame.flow, occlusion=frame.occlusion
+            )
+        report.advance("draw street")
+    note = {"fps": RATE["street"], "labels": "Cityscapes ids", "seed": seed}
+    (folder / "street.json").write_text(json.dumps(note) + "\n", "utf-8")
+    return folder
+
+
+def _write_tune(path: Path, seconds: float, rate: int = 44100) -> None:
+    """A soft arpeggio, two notes a second, as AAC."""
+    time = np.arange(round(seconds * rate)) / rate
+    beat = (time * 2).astype(int)
+    pitch = 220 * 2 ** (np.array([0, 4, 7, 12, 7, 4])[beat % 6] / 12)
+    fading = np.exp(-3 * (time * 2 % 1))
+    wave: NDArray[np.float32] = (0.2 * fading * np.sin(2 * np.pi * pitch * time)).astype(np.float32)
+    with av.open(str(path), "w", format="ipod") as container:
+        stream = container.add_stream("aac", rate=rate)
+        for start in range(0, len(wave), 1024):
+            block = np.zeros(1024, np.float32)
+            part = wave[start : start + 1024]
+            block[: len(part)] = part
+            frame = av.AudioFrame.from_ndarray(block[None], format="fltp", layout="mono")
+            frame.sample_rate, frame.pts = rate, start
+            frame.time_base = Fraction(1, rate)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))

@@ -1,0 +1,315 @@
+"""Footage to store as a whole: resuming, adding, refusing; on a drawn person."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from preprocess.build import preprocess
+from samples import person
+from samples.clips import write_sample
+from v2v.config import PreprocessSettings, load_config
+from v2v.data.store import ClipStore, read_record, write_record
+from v2v.data.video import VideoWriter, read_stored
+from v2v.errors import (
+    DiskFull,
+    LabelsMismatch,
+    MediaNotFound,
+    NothingFound,
+    NotWritable,
+    SignalMissing,
+    StoreConflict,
+    StoreDamaged,
+    StoreLocked,
+    UnknownName,
+    V2VError,
+)
+
+RATE = Fraction(30)
+FRAMES = 40
+PART = 16  # so that a short clip has several parts
+
+
+def settings(*overrides: str, **values: object) -> PreprocessSettings:
+    dotted = {name.replace("__", "."): value for name, value in values.items()}
+    return load_config(PreprocessSettings, "preprocess", overrides=list(overrides), values=dotted)
+
+
+@pytest.fixture(autouse=True)
+def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("_base", "build", "frames"):
+        monkeypatch.setattr(f"preprocess.{module}.PART", PART)
+
+
+@pytest.fixture(scope="module")
+def footage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("footage") / "dance.mp4"
+    with VideoWriter(path, width=192, height=320, rate=RATE) as video:
+        for frame in person.frames(count=FRAMES, height=320, width=192):
+            video.write(frame)
+    return path
+
+
+@pytest.fixture(scope="module")
+def blank(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A grey wall: nobody is there."""
+    path = tmp_path_factory.mktemp("blank") / "wall.mp4"
+    with VideoWriter(path, width=64, height=64, rate=RATE) as video:
+        for _ in range(20):
+            video.write(np.full((64, 64, 3), 90, np.uint8))
+    return path
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.is_file()}
+
+
+RUN = """
+import sys
+import preprocess._base
+preprocess._base.PART = {part}
+from pathlib import Path
+from preprocess.build import preprocess
+from v2v.config import PreprocessSettings, load_config
+preprocess(Path(sys.argv[1]), {signals}, load_config(PreprocessSettings, "preprocess"),
+           output=Path(sys.argv[2]))
+"""
+
+
+def start(footage: Path, output: Path, signals: list[str]) -> subprocess.Popen[bytes]:
+    code = RUN.format(part=PART, signals=signals)
+    return subprocess.Popen(
+        [sys.executable, "-c", code, str(footage), str(output)], stderr=subprocess.DEVNULL
+    )
+
+
+def test_a_store_has_what_was_asked_for(footage: Path, tmp_path: Path) -> None:
+    outcome = preprocess(footage, ["pose", "flow"], settings(), output=tmp_path / "s")
+    assert outcome.made == ["pose", "flow"] and not outcome.failed
+    store = ClipStore.open(tmp_path / "s")
+    store.verify()
+    assert len(store) == FRAMES and store.shots == [(0, FRAMES)]
+    assert store.record.signals["pose"].coverage == 1.0
+    window = store.window(3, 8, size=(160, 96))
+    assert window.frames.shape == (8, 3, 160, 96)
+    assert window.signals["pose"].shape == window.signals["flow"].shape == (8, 3, 160, 96)
+    assert len(list(read_stored(tmp_path / "s" / "preview.mp4"))) == FRAMES
+    assert not (tmp_path / "s" / ".work").exists()
+
+
+def test_signals_added_later_equal_those_taken_at_once(footage: Path, tmp_path: Path) -> None:
+    names = ["segmentation", "flow", "pose"]
+    preprocess(footage, names, settings(), output=tmp_path / "once")
+    for name in ("flow", "pose", "segmentation"):
+        preprocess(footage, [name], settings(), output=tmp_path / "later")
+    once, later = contents(tmp_path / "once"), contents(tmp_path / "later")
+    assert once.keys() == later.keys()
+    assert [name for name in once if once[name] != later[name]] == []
+
+
+def test_killed_anywhere_and_run_again_gives_the_same_bytes(footage: Path, tmp_path: Path) -> None:
+    signals = ["pose", "flow"]
+    straight = start(footage, tmp_path / "straight", signals)
+    output, kills = tmp_path / "killed", 0
+    for parts in (1, 3, 5):  # kill once so many parts of frames and signals are written
+        run = start(footage, output, signals)
+        while run.poll() is None:
+            done = [p for p in output.glob(".work/*/0*") if "partial" not in p.name]
+            if len(done) >= parts:
+                run.send_signal(signal.SIGKILL)
+                kills += 1
+                run.wait()
+            time.sleep(0.005)
+    assert kills >= 2, "the runs ended before they could be killed"
+    assert start(footage, output, signals).wait() == 0
+    assert straight.wait() == 0
+    whole, resumed = contents(tmp_path / "straight"), contents(output)
+    assert whole.keys() == resumed.keys()
+    assert [name for name in whole if whole[name] != resumed[name]] == []
+
+
+def test_finished_work_is_not_done_again(footage: Path, tmp_path: Path) -> None:
+    preprocess(footage, ["flow"], settings(), output=tmp_path / "s")
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "s").glob("*.m*")}
+    outcome = preprocess(footage, ["flow"], settings(), output=tmp_path / "s")
+    assert outcome.kept == ["flow"] and outcome.made == []
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "s").glob("*.m*")} == before
+
+
+def test_a_second_process_is_told(footage: Path, tmp_path: Path) -> None:
+    first = start(footage, tmp_path / "s", ["pose"])
+    try:
+        while not (tmp_path / "s" / ".work").exists():
+            assert first.poll() is None
+            time.sleep(0.01)
+        with pytest.raises(StoreLocked, match="another process"):
+            preprocess(footage, ["pose"], settings(), output=tmp_path / "s")
+    finally:
+        assert first.wait() == 0
+
+
+def test_other_footage_and_other_settings_are_noticed(
+    footage: Path, blank: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "s"
+    small = settings(frames__size=128)
+    preprocess(footage, ["flow"], small, output=folder)
+    with pytest.raises(StoreConflict, match="other footage"):
+        preprocess(blank, ["flow"], settings(), output=folder)
+    with pytest.raises(StoreConflict, match="size 128 instead of 256"):
+        preprocess(footage, ["flow"], settings(frames__size=256), output=folder)
+    with pytest.raises(StoreConflict, match="dis_preset medium instead of fast"):
+        preprocess(footage, ["flow"], settings("flow.dis_preset=fast"), output=folder)
+    assert ClipStore.open(folder).record.frames.width == 128
+    # Without any wish about frames, the store's own stand.
+    assert preprocess(footage, ["flow"], settings(), output=folder).kept == ["flow"]
+    changed = preprocess(
+        footage, ["flow"], settings(frames__size=96), output=folder, overwrite=True
+    )
+    assert changed.record.frames.width == 96 and changed.made == ["flow"]
+
+
+def test_signals_are_added_to_a_store_whose_footage_is_gone(footage: Path, tmp_path: Path) -> None:
+    copy = shutil.copy(footage, tmp_path / "gone.mp4")
+    preprocess(Path(copy), ["flow"], settings(), output=tmp_path / "s")
+    Path(copy).unlink()
+    with pytest.raises(SignalMissing, match="v2v preprocess"):
+        try:
+            ClipStore.open(tmp_path / "s").track("pose")
+        except SignalMissing as error:
+            raise SignalMissing(f"{error.message} {error.hint}") from error
+    assert preprocess(tmp_path / "s", ["pose"], settings()).made == ["pose"]
+    assert set(ClipStore.open(tmp_path / "s").signals) == {"pose", "flow"}
+
+
+def test_nobody_there_is_an_error_and_the_rest_is_kept(blank: Path, tmp_path: Path) -> None:
+    outcome = preprocess(blank, ["pose", "face", "flow"], settings(), output=tmp_path / "s")
+    assert outcome.made == ["flow"]
+    assert set(outcome.failed) == {"pose", "face"}
+    error = outcome.failed["pose"]
+    assert isinstance(error, NothingFound) and "20 frames" in error.message and error.hint
+
+
+def test_a_cut_splits_shots_and_flow(footage: Path, tmp_path: Path) -> None:
+    path = tmp_path / "two.mp4"
+    frames = list(person.frames(count=12, height=320, width=192))
+    with VideoWriter(path, width=192, height=320, rate=RATE) as video:
+        for frame in frames + [255 - f for f in frames]:
+            video.write(frame)
+    preprocess(path, ["flow"], settings(), output=tmp_path / "s")
+    store = ClipStore.open(tmp_path / "s")
+    assert store.shots == [(0, 12), (12, 24)]
+    track = store.track("flow")
+    hidden = track.occlusion.mean(axis=(1, 2, 3))  # type: ignore[attr-defined]
+    assert hidden[0] == hidden[12] == 1 and hidden[[1, 11, 13]].max() < 0.7
+
+
+def test_imported_labels_stay_aligned(tmp_path: Path) -> None:
+    street = write_sample("street", tmp_path, seconds=0.4)
+    chosen = settings(
+        frames__size=[128, 96], segmentation__backend="labels",
+        segmentation__labels=str(street / "instances"),
+    )  # fmt: skip
+    preprocess(street / "images", ["segmentation"], chosen, output=tmp_path / "s")
+    store = ClipStore.open(tmp_path / "s")
+    assert len(store.record.signals["segmentation"].spec["classes"]) == 35
+    track = store.track("segmentation")
+    x, y, w, h = store.record.frames.box
+    for i, labels in enumerate(track.labels):  # type: ignore[attr-defined]
+        truth = np.asarray(Image.open(street / "labels" / f"{i:06}.png"))[y : y + h, x : x + w]
+        rows = ((np.arange(96) + 0.5) * h / 96).astype(int)
+        columns = ((np.arange(128) + 0.5) * w / 128).astype(int)
+        assert (labels == truth[rows[:, None], columns]).all()
+    assert track.instances is not None and track.instances.max() >= 24000  # type: ignore[attr-defined]
+
+
+def test_too_few_labels(footage: Path, tmp_path: Path) -> None:
+    (tmp_path / "labels").mkdir()
+    Image.fromarray(np.zeros((320, 192), np.uint8)).save(tmp_path / "labels" / "0.png")
+    chosen = settings(segmentation__backend="labels", segmentation__labels=str(tmp_path / "labels"))
+    outcome = preprocess(footage, ["segmentation", "flow"], chosen, output=tmp_path / "s")
+    assert isinstance(outcome.failed["segmentation"], LabelsMismatch)
+    assert "1 label maps" in outcome.failed["segmentation"].message
+    assert outcome.made == ["flow"]
+
+
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [("missing.mp4", MediaNotFound), ("notes.txt", V2VError)],
+)
+def test_bad_input_leaves_nothing_behind(tmp_path: Path, given: str, error: type[V2VError]) -> None:
+    (tmp_path / "notes.txt").write_text("not a video")
+    with pytest.raises(error):
+        preprocess(tmp_path / given, ["flow"], settings(), output=tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+
+
+def test_unknown_signal_names_the_valid_ones(footage: Path, tmp_path: Path) -> None:
+    with pytest.raises(UnknownName) as caught:
+        preprocess(footage, ["posee"], settings(), output=tmp_path / "s")
+    assert "did you mean 'pose'" in str(caught.value.hint)
+    assert "segmentation" in str(caught.value.hint)
+
+
+def test_output_that_cannot_be_written(footage: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(NotWritable):
+        preprocess(footage, ["flow"], settings(), output=tmp_path / "file")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.txt").write_text("mine")
+    with pytest.raises(StoreConflict, match="not a clip store"):
+        preprocess(footage, ["flow"], settings(), output=tmp_path / "photos")
+    assert [p.name for p in (tmp_path / "photos").iterdir()] == ["a.txt"]
+
+
+def test_full_disk_is_said_and_what_was_done_is_kept(footage: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = (
+        os.geteuid() == 0
+        and not subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(disk)], capture_output=True
+        ).returncode
+    )
+    if not mounted:
+        pytest.skip("a small disk to fill needs the right to mount one")
+    try:
+        with pytest.raises(DiskFull, match="disk is full"):
+            preprocess(footage, ["flow"], settings(), output=disk / "s")
+        assert list((disk / "s" / ".work" / "frames").glob("0*.mp4")), "no part was kept"
+        subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+        preprocess(footage, ["flow"], settings(), output=disk / "s")
+        preprocess(footage, ["flow"], settings(), output=tmp_path / "straight")
+        assert contents(disk / "s") == contents(tmp_path / "straight")
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_store_edited_by_hand_is_refused(footage: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    preprocess(footage, ["flow"], settings(), output=folder)
+    record = read_record(folder)
+    text = (folder / "clip.json").read_text()
+    data = json.loads(text)
+    data["frames"]["count"] = "many"
+    (folder / "clip.json").write_text(json.dumps(data))
+    with pytest.raises(StoreDamaged, match="frames.count"):
+        preprocess(footage, ["flow"], settings(), output=folder)
+    write_record(folder, record)
+    assert (folder / "clip.json").read_text() == text
+    (folder / "flow.mkv").write_bytes(b"short")
+    with pytest.raises(StoreDamaged, match=r"flow\.mkv"):
+        preprocess(footage, ["flow"], settings(), output=folder)
+    made = preprocess(footage, ["flow"], settings(), output=folder, overwrite=True)
+    assert made.made == ["flow"]
