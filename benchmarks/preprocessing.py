@@ -27,6 +27,10 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from v2v.native import prepare_process
+
+prepare_process()  # for the bare loops too, or the ratios would flatter
+
 import av
 import cv2
 import numpy as np
@@ -186,6 +190,9 @@ def run_drawing(clip: Path, work: Path) -> None:
     face = mp.points(found.face_landmarks, 512, 512)[:, [0, 1, 3]]
     canvas = np.zeros((512, 512, 3), np.uint8)
     for name, draw, what in (("pose", draw_pose, pose), ("face", draw_face, face)):
+        canvas[:] = 0
+        draw(canvas, what)
+        assert canvas.any(axis=2).mean() > 0.005, f"the {name} was not drawn"
         milliseconds = [1e3 * timed(lambda d=draw, w=what: d(canvas, w)) for _ in range(300)]
         print(f"{f'drawing a {name} at 512 px, ms':<42} {statistics.median(milliseconds):.2f}")
 
@@ -207,7 +214,6 @@ def main() -> None:
     parser.add_argument("runs", nargs="*", choices=[*RUNS, []], help="which; default all")
     parser.add_argument("--clip", type=Path, help="1280x720 footage of a person instead of drawn")
     chosen = parser.parse_args()
-    mp.silence_native_logs()
     cores = os.cpu_count()
     print(f"{platform.machine()}, {cores} cores, Python {platform.python_version()}", flush=True)
     with tempfile.TemporaryDirectory() as folder:

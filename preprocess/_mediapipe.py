@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from functools import cache
 from typing import Any
 
@@ -48,8 +46,6 @@ node {
 @cache
 def mediapipe() -> Any:
     """The package, imported on first use: it takes a second and logs to the terminal."""
-    os.environ.setdefault("GLOG_minloglevel", "2")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         import mediapipe as package
     except ImportError as error:
@@ -106,36 +102,14 @@ def _thresholds(mp: Any, min_detection: float, min_tracking: float) -> dict[str,
 
 def points(landmarks: Any, width: int, height: int) -> NDArray[np.float32]:
     """[N, 4] x, y, z in pixels and score of a landmark list; score is 1 where there is none."""
-    out = np.array(
-        [
-            (p.x, p.y, p.z, min(p.visibility, p.presence) if p.HasField("visibility") else 1.0)
-            for p in landmarks.landmark
-        ],
-        np.float32,
-    )
+    marks = landmarks.landmark
+    out = np.array([(p.x, p.y, p.z, 1.0) for p in marks], np.float32)
     out[:, :3] *= (width, height, width)
+    # Solutions clear what they do not want to promise; our own graphs leave both.
+    for name in ("visibility", "presence"):
+        if marks[0].HasField(name):
+            out[:, 3] = np.minimum(out[:, 3], [getattr(p, name) for p in marks])
     return out
-
-
-_silenced = False
-
-
-def silence_native_logs() -> None:
-    """Send what C++ code prints to standard error to nowhere, for the rest of the process.
-
-    MediaPipe and the codecs log there past every Python setting, through the progress bars.
-    Python's own `sys.stderr` goes on to the terminal. `V2V_DEBUG=1` leaves all as it is.
-    """
-    global _silenced
-    if _silenced or os.environ.get("V2V_DEBUG"):
-        return
-    _silenced = True
-    sys.stderr.flush()
-    terminal = os.dup(2)
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 2)
-    os.close(null)
-    sys.stderr = os.fdopen(terminal, "w", buffering=1)
 
 
 def box_of(points_xy: NDArray[np.float32]) -> tuple[float, float, float, float]:

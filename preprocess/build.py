@@ -104,14 +104,27 @@ def preprocess(
     folder = source if is_store else (output or default_folder(source))
     footage = None if is_store else probe(source)
     with writing(folder), _locked(folder):
-        job = _Job(folder, footage, settings, overwrite, report or Silent())
-        outcome = job.run(extractors)
+        try:
+            job = _Job(folder, footage, settings, overwrite, report or Silent())
+            outcome = job.run(extractors)
+        except V2VError:
+            _sweep(folder)
+            raise
     outcome.seconds = time.monotonic() - began
     return outcome
 
 
 def default_folder(source: Path) -> Path:
     return Path("data") / (source.resolve().name if source.is_dir() else source.stem)
+
+
+def _sweep(folder: Path) -> None:
+    """Leave nothing of a store that came to nothing: no record, and no part of a frame."""
+    if (folder / CLIP_FILE).exists() or any((folder / WORK).glob("*/0*")):
+        return
+    shutil.rmtree(folder / WORK, ignore_errors=True)
+    if {p.name for p in folder.iterdir()} <= {".lock"}:
+        shutil.rmtree(folder)
 
 
 class _locked:  # noqa: N801 - used as a statement

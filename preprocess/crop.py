@@ -18,6 +18,7 @@ from v2v.progress import Reporter
 from v2v.signals.face import OVAL
 
 SAMPLES_PER_SECOND = 3
+LEAST = 24  # pixels of the analysed picture; the networks see faces in anything smaller
 ANALYSIS_SIZE = 480  # pixels of the shorter side; the networks look at 256
 
 Box = tuple[int, int, int, int]
@@ -47,7 +48,7 @@ def find_box(
     pixels = PixelReader()
     for placed in read_upright(probe, sampled, geometry):
         box = finder(pixels(placed.frame), boxes[-1] if boxes else None)
-        if box is not None:
+        if box is not None and min(box[2:]) >= LEAST:
             boxes.append(np.asarray(box, np.float64))
         report.advance(f"find {kind}")
     report.finish(f"find {kind}")

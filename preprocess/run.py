@@ -14,12 +14,12 @@ from typing import Any
 
 import cv2
 
-from preprocess._mediapipe import silence_native_logs
 from preprocess.build import Outcome, default_folder, preprocess
 from v2v.config import PreprocessSettings
 from v2v.data.probe import VIDEO_SUFFIXES, image_files, natural_key
 from v2v.data.store import CLIP_FILE
 from v2v.errors import MediaNotFound, UsageError, V2VError
+from v2v.native import prepare_process
 from v2v.progress import Relayed, Reporter
 from v2v.signals import load_signal, signal_names
 
@@ -229,7 +229,7 @@ def _in_processes(
 def _prepare_worker(threads: int) -> None:
     """Share the cores: libraries that take all of them would fight over them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
-    silence_native_logs()
+    prepare_process()
     cv2.setNumThreads(threads)
 
 

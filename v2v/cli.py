@@ -13,11 +13,14 @@ import typer
 
 from v2v import __version__
 from v2v.errors import MissingLibrary, UnknownName, UsageError, V2VError
+from v2v.native import prepare_process
 
 if TYPE_CHECKING:
     from preprocess.build import Outcome
     from preprocess.run import ClipResult
     from v2v.progress import Reporter
+
+STOPPED = 130  # the exit code of Ctrl-C, which typer turns it into
 
 app = typer.Typer(
     name="v2v",
@@ -116,7 +119,7 @@ def preprocess(
         bool, typer.Option("--json", help="Print the result as JSON on standard output.")
     ] = False,
 ) -> None:
-    from preprocess._mediapipe import silence_native_logs
+    prepare_process()
     from preprocess.run import expand_inputs, expand_signals, preprocess_all
     from v2v.config import PreprocessSettings, load_config
     from v2v.errors import ConfigError
@@ -140,7 +143,6 @@ def preprocess(
             hint=f"add it: --signal {','.join([*names, 'segmentation'])}",
         )
     jobs = expand_inputs(inputs, output)
-    silence_native_logs()
     with _progress(quiet or as_json) as report:
         results = preprocess_all(
             jobs, names, settings, workers=workers, overwrite=overwrite, report=report
@@ -196,13 +198,12 @@ def demo(
 
     Run it again and finished work is kept.
     """
-    from preprocess._mediapipe import silence_native_logs
+    prepare_process()
     from preprocess.run import ClipJob, preprocess_all
     from samples.clips import write_sample
     from v2v.config import PreprocessSettings, load_config
     from v2v.signals import signal_names
 
-    silence_native_logs()
     settings = load_config(PreprocessSettings, "preprocess")
     footage = output / "person.mp4"
     with _progress(False) as report:
@@ -323,6 +324,11 @@ def main() -> None:
     signal.signal(signal.SIGTERM, stop)
     try:
         app()
+    except SystemExit as leaving:
+        if leaving.code != STOPPED:
+            raise
+        print("stopped; run the same command again to go on", file=sys.stderr, flush=True)
+        os._exit(STOPPED)  # threads inside native code must not hold the process
     except V2VError as error:
         _print_error(error)
         sys.exit(error.exit_code)
@@ -332,9 +338,5 @@ def main() -> None:
             raise
         _print_error(problem)
         sys.exit(problem.exit_code)
-    except KeyboardInterrupt:
-        print("\nstopped; run the same command again to go on", file=sys.stderr)
-        sys.stderr.flush()
-        os._exit(130)  # threads inside native code must not hold the process
     except BrokenPipeError:
         os._exit(0)

@@ -7,6 +7,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any, ClassVar, Self
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -104,9 +105,10 @@ def load_signal(name: str) -> Signal:
 def read_arrays(path: Path, names: tuple[str, ...]) -> dict[str, NDArray[Any]]:
     """Arrays of an npz file. Raises `StoreDamaged` where the file is not what it should be."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in names}
-    except (OSError, ValueError, KeyError, EOFError) as error:
+        # Opened here: numpy leaves the file open where it turns out to be none of its own.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in names}
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         raise StoreDamaged(
             f"{path} cannot be read ({error})",
             hint="delete the file and run `v2v preprocess` on the store again",

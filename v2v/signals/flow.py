@@ -7,7 +7,6 @@ Flow is backward, in pixels, u to the right and v down:
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -16,12 +15,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from v2v.data.video import read_stored
+from v2v.data.video import read_range
 from v2v.signals._base import Signal, Track
 from v2v.warp import resize_flow
 
 UNIT = 64  # stored value = round(UNIT * pixels) + ZERO: 1/64 pixel, up to 512 pixels
 ZERO = 32768
+FULL_BRIGHTNESS = 0.02  # of the longer side a frame, in drawings
 
 
 def pack(flow: NDArray[np.float32], occlusion: NDArray[np.float32]) -> NDArray[np.uint16]:
@@ -90,8 +90,8 @@ class FlowTrack(Track):
     def draw(self, height: int | None = None, width: int | None = None) -> NDArray[np.uint8]:
         """The colour wheel: hue is direction, brightness speed; occluded pixels are grey."""
         planes = self.tensor(height, width).numpy()
-        # One scale for the whole stretch, so that brightness means speed.
-        fastest = max(float(np.percentile(np.hypot(planes[:, 0], planes[:, 1]), 99)), 1.0)
+        # The same scale for every stretch of every clip: brightness means speed.
+        fastest = FULL_BRIGHTNESS * max(planes.shape[2:])
         pictures = [draw_flow(p[:2], p[2], fastest=fastest) for p in planes]
         return np.stack(pictures) if pictures else np.zeros((0, *planes.shape[2:], 3), np.uint8)
 
@@ -115,8 +115,8 @@ class Flow(Signal):
     def read(
         self, folder: Path, spec: dict[str, Any], start: int, stop: int, *, width: int, height: int
     ) -> FlowTrack:
-        stored = read_stored(folder / self.files[0], first=start, pixel_format="gray16le")
-        flow, occlusion = unpack(np.stack(list(islice(stored, stop - start))))
+        stored = read_range(folder / self.files[0], start, stop, pixel_format="gray16le")
+        flow, occlusion = unpack(stored)
         return FlowTrack(flow, occlusion, width, height)
 
     def channels(self, spec: dict[str, Any]) -> int:

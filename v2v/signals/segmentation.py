@@ -7,7 +7,6 @@ channel for the boundaries between instances (pix2pixHD, arXiv 1711.11585, secti
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from v2v.data.video import read_stored
+from v2v.data.video import read_range
 from v2v.signals._base import Signal, Track
 
 VOID = 255  # no class: never drawn, never a channel
@@ -147,15 +146,15 @@ class Segmentation(Signal):
     def read(
         self, folder: Path, spec: dict[str, Any], start: int, stop: int, *, width: int, height: int
     ) -> LabelTrack:
-        def maps(name: str, pixel_format: str) -> NDArray[Any]:
-            frames = read_stored(folder / name, first=start, pixel_format=pixel_format)
-            return np.stack(list(islice(frames, stop - start)))
-
+        instances = None
+        if spec["instances"]:
+            path = folder / "instances.mkv"
+            instances = read_range(path, start, stop, pixel_format="gray16le")
         return LabelTrack(
-            labels=maps("segmentation.mkv", "gray"),
+            labels=read_range(folder / "segmentation.mkv", start, stop, pixel_format="gray"),
             classes=tuple(spec["classes"]),
             palette=np.asarray(spec["palette"], np.uint8),
-            instances=maps("instances.mkv", "gray16le") if spec["instances"] else None,
+            instances=instances,
         )
 
     def channels(self, spec: dict[str, Any]) -> int:

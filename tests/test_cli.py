@@ -1,0 +1,141 @@
+"""The commands as people type them: help, results, errors in words."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from v2v import __version__
+from v2v.cli import _library_problem
+from v2v.data.store import ClipStore
+from v2v.data.video import VideoWriter
+
+
+def v2v(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "v2v", *arguments], cwd=cwd, capture_output=True, text=True
+    )
+
+
+def film(path: Path, count: int = 12) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    generator = np.random.default_rng(0)
+    texture = generator.integers(0, 255, (96, 160, 3), dtype=np.uint8)
+    with VideoWriter(path, width=96, height=64, rate=Fraction(25)) as video:
+        for i in range(count):
+            video.write(np.ascontiguousarray(texture[i : i + 64, i : i + 96]))
+    return path
+
+
+def test_help_is_complete_and_loads_nothing_heavy(tmp_path: Path) -> None:
+    shown = v2v("--help", cwd=tmp_path)
+    assert shown.returncode == 0
+    for command in ("preprocess", "doctor", "sample", "demo"):
+        assert command in shown.stdout
+        help_of = v2v(command, "--help", cwd=tmp_path).stdout
+        assert f"v2v {command}" in help_of, f"{command} --help has no example"
+    code = (
+        "import sys, v2v.cli;"
+        "print(sorted({'torch', 'cv2', 'mediapipe', 'av', 'numpy'} & set(sys.modules)))"
+    )
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert loaded.stdout.strip() == "[]"
+    assert v2v("--version", cwd=tmp_path).stdout.strip() == f"v2v {__version__}"
+
+
+def test_several_clips_with_workers_and_json(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        film(tmp_path / "clips" / f"{name}.mp4")
+    run = v2v(
+        "preprocess", "clips/*.mp4", "--signal", "flow", "--workers", "2", "--json", "--size", "48",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    results = json.loads(run.stdout)
+    assert [Path(r["store"]) for r in results] == [Path("data/a"), Path("data/b")]
+    assert all(r["made"] == ["flow"] and (r["width"], r["height"]) == (72, 48) for r in results)
+    again = v2v("preprocess", "clips", "--signal", "flow", "--size", "48", cwd=tmp_path)
+    assert again.returncode == 0 and "nothing left to do" in again.stdout
+
+
+def test_the_table_says_where_to_look(tmp_path: Path) -> None:
+    film(tmp_path / "a.mp4")
+    run = v2v("preprocess", "a.mp4", "-S", "flow", cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    for part in ("12", "96x64", "flow 92%", "preview.mp4", "too few to train"):
+        assert part in run.stdout
+    assert "flow" in run.stderr and "12/12" in run.stderr  # the progress bars
+    assert v2v("preprocess", "a.mp4", "-S", "flow", "-q", cwd=tmp_path).stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["preprocess", "missing.mp4"], 1, ["no such file: missing.mp4"]),
+        (["preprocess", "a.mp3"], 1, ["did you mean a.mp4"]),
+        (["preprocess", "notes.mp4"], 1, ["notes.mp4 is not a video"]),
+        (["preprocess", "none*.mp4"], 1, ["nothing matches none*.mp4"]),
+        (["preprocess", "a.mp4", "--signal", "posee"], 2, ["'posee'", "did you mean 'pose'"]),
+        (["preprocess", "a.mp4", "--crop", "head"], 2, ["'head'", "none, person"]),
+        (["preprocess", "a.mp4", "--size", "big"], 2, ["--size big", "512x768"]),
+        (["preprocess", "a.mp4", "-s", "pose.maxgap=1"], 2, ["pose.maxgap", "pose.max_gap"]),
+        (["preprocess", "a.mp4", "--start", "9"], 2, ["--start 9", "0.48 s"]),
+        (["preprocess", "a.mp4", "--start", "0.3", "--end", "0.1"], 2, ["is empty"]),
+        (["preprocess", "a.mp4", "--fps", "fast"], 2, ["frames.fps", "29.97"]),
+        (["preprocess", "a.mp4"], 1, ["no person found", "12 frames", "v2v doctor"]),
+        (["preprocess", "a.mp4", "--crop", "person", "-o", "f"], 1, ["no person", "leave --crop"]),
+        (["preprocess", "a.mp4", "-S", "flow", "-s", "flow.backend=raft-small", "-o", "r"], 1,
+         ["raft_small_C_T_V2-01064c6d.pth", "curl", "flow.backend=dis"]),
+        (["sample", "dog"], 2, ["'dog'", "person"]),
+    ],
+)  # fmt: skip
+def test_mistakes_are_told_in_words(
+    tmp_path: Path, arguments: list[str], code: int, words: list[str]
+) -> None:
+    film(tmp_path / "a.mp4")
+    (tmp_path / "notes.mp4").write_text("not a video at all")
+    os.environ["TORCH_HOME"] = str(tmp_path / "torch")
+    run = v2v(*arguments, cwd=tmp_path)
+    said = " ".join(run.stderr.split())
+    assert run.returncode == code, said
+    assert "Traceback" not in said
+    for word in words:
+        assert word in said
+
+
+def test_ctrl_c_stops_at_once_and_the_next_run_goes_on(tmp_path: Path) -> None:
+    film(tmp_path / "a.mp4", count=32)
+    command = [sys.executable, "-m", "v2v", "preprocess", "a.mp4", "-S", "pose,flow"]
+    run = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "data" / "a" / ".work" / "frames").exists():
+        assert run.poll() is None
+        time.sleep(0.01)
+    run.send_signal(signal.SIGINT)
+    said = run.communicate(timeout=20)[1]
+    assert run.returncode == 130
+    assert "run the same command again" in said and "Traceback" not in said
+    assert v2v("preprocess", "a.mp4", "-S", "flow", cwd=tmp_path).returncode == 0
+    assert len(ClipStore.open(tmp_path / "data" / "a")) == 32
+
+
+def test_sample_is_footage(tmp_path: Path) -> None:
+    run = v2v("sample", "person", "street", "--seconds", "0.4", cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert (tmp_path / "samples_out" / "person.mp4").exists()
+    assert len(list((tmp_path / "samples_out" / "street" / "labels").iterdir())) == 6
+
+
+def test_a_missing_system_library_names_its_package() -> None:
+    error = ImportError("libGL.so.1: cannot open shared object file: No such file or directory")
+    problem = _library_problem(error)
+    assert problem is not None and "sudo apt install libgl1" in str(problem.hint)
+    assert _library_problem(ImportError("No module named 'nothing'")) is None

@@ -1,0 +1,58 @@
+"""How the native libraries behave in a process of ours: quiet, frugal with page faults and cores.
+
+For programs (the command line, worker processes, benchmarks); the library leaves its caller's
+process alone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # glibc's malloc.h
+
+_prepared = False
+
+
+def prepare_process() -> None:
+    """Call once, before torch is imported: its threads read their settings when they are made."""
+    global _prepared
+    if _prepared:
+        return
+    _prepared = True
+    # Spinning threads take the cores from codecs and networks that work at the same time.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GLOG_minloglevel", "2")
+    _keep_memory()
+    if not os.environ.get("V2V_DEBUG"):
+        _silence_native_logs()
+
+
+def _keep_memory() -> None:
+    """Have malloc reuse the memory of frames instead of returning it page by page.
+
+    A frame is megabytes; handing it back and faulting it in again cost a tenth of the time that
+    preprocessing took (`benchmarks/preprocessing.py pose`).
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the most that glibc takes
+        mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
+        mallopt(M_ARENA_MAX, 1)
+
+
+def _silence_native_logs() -> None:
+    """Send what C and C++ code prints to standard error to nowhere, for the rest of the process.
+
+    MediaPipe and the codecs log there past every Python setting, through the progress bars.
+    Python's own `sys.stderr` goes on to the terminal. `V2V_DEBUG=1` leaves all as it is.
+    """
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    os.close(null)
+    sys.stderr = os.fdopen(terminal, "w", buffering=1)
