@@ -66,7 +66,7 @@ class BodyTracker:
         if self.follower.lost:
             people = survey(frame, self.options["min_detection"])
             if people:
-                self.follower.follow(*_place(people[0]))
+                self.follower.follow(*place_of(people[0]))
         found = self._look(frame, tries=1 if not self.fresh else SEARCH)
         if found is None and not self.fresh:
             # The network slid off, or on to someone else: search the picture.
@@ -86,9 +86,9 @@ class BodyTracker:
             if result.pose_landmarks is None:
                 return None
             points = mp.points(result.pose_landmarks, width, height)
-            if self.follower.accepts(*_place(points)):
+            if self.follower.accepts(*place_of(points)):
                 return result, points
-            frame = _painted_over(frame, points)
+            frame = painted_over(frame, points)
             self._renew()
         return None
 
@@ -99,13 +99,14 @@ class BodyTracker:
             self.fresh = True
 
 
-def _place(points: NDArray[np.float32]) -> tuple[NDArray[np.float32], float]:
+def place_of(points: NDArray[np.float32]) -> tuple[NDArray[np.float32], float]:
     """Centre and size of a torso, what a person is told by."""
     torso = points[TORSO, :2]
     return torso.mean(axis=0), float(np.ptp(torso, axis=0).max())
 
 
-def _painted_over(frame: mp.Frame, points: NDArray[np.float32]) -> mp.Frame:
+def painted_over(frame: mp.Frame, points: NDArray[np.float32]) -> mp.Frame:
+    """The frame with one person hidden under grey, so that a detector finds the next."""
     x, y, w, h = mp.box_of(points[:, :2])
     out = frame.copy()
     top, left = max(int(y - 0.1 * h), 0), max(int(x - 0.1 * w), 0)
@@ -131,7 +132,7 @@ def survey(
         if result.pose_landmarks is None:
             break
         people.append(mp.points(result.pose_landmarks, width, height))
-        frame = _painted_over(frame, people[-1])
+        frame = painted_over(frame, people[-1])
 
     def weight(points: NDArray[np.float32]) -> float:
         x, _, w, h = mp.box_of(points[:, :2])

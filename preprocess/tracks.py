@@ -43,37 +43,46 @@ def smooth(
 
     A still point is low-passed at `min_cutoff`; a moving one passes more the faster it moves.
     Forward the filter trails the motion, backward it leads by as much: the mean does neither, and
-    steady motion comes out unchanged.
+    steady motion comes out unchanged. The speed is taken over `SPAN` frames to both sides, which
+    the filter for live use cannot know: so it rises before a sudden move, not after it.
 
     Args:
-        points: [T, N, 2] pixels of one shot; NaN restarts the filter.
+        points: [T, N, D] pixels of one shot; NaN restarts the filter.
         rate: frames per second.
         unit: [T] or scalar, pixels of one body (or face) length, so that scale does not matter.
         min_cutoff: Hz.
         beta: Hz per body length a second.
     """
-    length = np.broadcast_to(np.asarray(unit, np.float32), (len(points),))
-    forward = _one_euro(points, rate, length, min_cutoff, beta)
-    backward = _one_euro(points[::-1], rate, length[::-1], min_cutoff, beta)[::-1]
+    per_second = np.broadcast_to(rate / np.asarray(unit, np.float32), len(points))
+    cutoff = min_cutoff + beta * _speed(points) * per_second[:, None]
+    weight = np.asarray(1 / (1 + rate / (2 * np.pi * cutoff)), np.float32)[..., None]
+    forward = _low_pass(points, weight)
+    backward = _low_pass(points[::-1], weight[::-1])[::-1]
     return (forward + backward) / 2
 
 
-def _one_euro(
-    points: Points, rate: float, unit: NDArray[np.float32], min_cutoff: float, beta: float
-) -> Points:
-    def blend(cutoff: NDArray[np.float32] | float) -> NDArray[np.float32]:
-        return np.asarray(1 / (1 + rate / (2 * np.pi * cutoff)), np.float32)
+SPAN = 2  # frames; wide enough that trembling cancels, short enough for a blink
 
+
+def _speed(points: Points) -> NDArray[np.float32]:
+    """[T, N] pixels a frame, between the farthest known frames within `SPAN` of each."""
+    speed = np.zeros(points.shape[:2], np.float32)
+    for before, after in ((1, 0), (0, 1), (1, 1), (1, 2), (2, 1), (SPAN, SPAN)):
+        span = before + after
+        if span >= len(points):
+            continue
+        moved = np.linalg.norm(points[span:] - points[:-span], axis=-1) / span
+        place = slice(before, len(points) - after)
+        speed[place] = np.where(np.isfinite(moved), moved, speed[place])
+    return speed
+
+
+def _low_pass(points: Points, weight: NDArray[np.float32]) -> Points:
+    """Each frame moves from the one before by its share `weight` [T, N, 1] of the way."""
     out = points.copy()
-    speed = np.zeros(points.shape[1:], np.float32)
     for t in range(1, len(points)):
-        known = np.isfinite(out[t - 1])
-        step = np.where(known, points[t] - points[t - 1], 0) * rate / unit[t]
-        speed += blend(1.0) * (np.nan_to_num(step) - speed)
-        speed[~known] = 0
-        magnitude = np.linalg.norm(speed, axis=-1, keepdims=True)
-        weight = blend(min_cutoff + beta * magnitude)
-        out[t] = np.where(known, out[t - 1] + weight * (points[t] - out[t - 1]), points[t])
+        step = weight[t] * (points[t] - out[t - 1])
+        out[t] = np.where(np.isfinite(out[t - 1]), out[t - 1] + step, points[t])
     return out
 
 

@@ -157,6 +157,77 @@ def preprocess(
 
 
 @app.command()
+def doctor(
+    inputs: Annotated[
+        list[str] | None, typer.Argument(help="Videos, folders, patterns, or stores.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the findings as JSON on standard output.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
+) -> None:
+    """Say what footage is good for, before hours are spent on it.
+
+    Length, sharpness, cuts, other people in view, how much of the body or the face is seen, which
+    poses and head angles are missing, and what to film. Without footage: check the installation.
+
+    **Examples**
+
+        v2v doctor
+
+        v2v doctor dance.mp4
+
+        v2v doctor data/dance --json
+    """
+    prepare_process()
+    if not inputs:
+        _check_installation(as_json)
+        return
+    import json
+
+    from rich.console import Console
+
+    from preprocess.doctor import examine
+    from preprocess.run import expand_inputs
+
+    found = []
+    problems: list[V2VError] = []
+    with _progress(quiet or as_json) as report:
+        for job in expand_inputs(inputs, None):
+            try:
+                found.append(examine(job.source, report))
+            except V2VError as error:
+                problems.append(error)
+    if as_json:
+        print(json.dumps([footage.as_json() for footage in found], indent=1))
+    else:
+        console = Console(width=None if sys.stdout.isatty() else 110)
+        for footage in found:
+            footage.render(console)
+    for problem in problems:
+        _print_error(problem)
+    if problems:
+        raise typer.Exit(max(problem.exit_code for problem in problems))
+
+
+def _check_installation(as_json: bool) -> None:
+    """Print the checks; leaves with 1 where one failed."""
+    import json
+
+    from rich.console import Console
+
+    from v2v.installation import check_installation, render
+
+    checks = check_installation()
+    if as_json:
+        print(json.dumps([check.as_json() for check in checks], indent=1))
+    else:
+        render(checks, Console(width=None if sys.stdout.isatty() else 110))
+    if any(check.state == "fail" for check in checks):
+        raise typer.Exit(1)
+
+
+@app.command()
 def sample(
     kinds: Annotated[
         list[str] | None, typer.Argument(help="person, face, street. [default: all three]")
@@ -197,6 +268,10 @@ def demo(
     """Draw a dancing person, take all signals from it, and leave a preview to look at.
 
     Run it again and finished work is kept.
+
+    **Example**
+
+        v2v demo --output try_me
     """
     prepare_process()
     from preprocess.run import ClipJob, preprocess_all

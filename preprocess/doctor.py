@@ -1,0 +1,540 @@
+"""What footage is good for, told before hours are spent on it.
+
+One pass decodes all frames small (cuts show only between neighbours) and looks closely at a sample
+of them: people, face, sharpness, camera. Shares are of the sampled frames, in [0, 1]; left and
+right are the picture's.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from preprocess import _mediapipe as mp
+from preprocess.footage import Camera, Face, Facts, FootageReport, Person, Range, judge
+from preprocess.pose import HIPS, SEARCH, SHOULDERS, TORSO, painted_over, place_of, survey
+from preprocess.shots import find_cuts, thumbnail
+from preprocess.tracks import Follower
+from v2v.data.probe import Probe, probe
+from v2v.data.store import CLIP_FILE, ClipStore
+from v2v.data.video import FramePlan, PixelReader, plan_frames, plan_geometry, read_upright
+from v2v.progress import Reporter
+from v2v.signals.face import OVAL, POINTS, eye_openness, head_pose, mouth_openness
+from v2v.signals.pose import HEAD, MIN_SCORE, POINT
+
+if TYPE_CHECKING:
+    pass
+
+SAMPLES_PER_SECOND = 4
+MOST_SAMPLES = 240
+MOST_CROWDS = 60  # samples in which others than the main person are looked for
+ANALYSIS_SIZE = 480  # pixels of the shorter side
+SOFT = 0.5  # `_softness` of a picture that a Gaussian of 2 pixels has blurred
+SOFTER = 1.5  # and times that of the clip's own sharp frames: motion blur
+STILL = 0.003  # of the longer side a second: what codecs and tripods do
+CORNER = 2e-4  # least eigenvalue of what is not noise, with grey levels in [0, 1]
+LEGS = tuple(POINT[f"{s}_{n}"] for n in ("knee", "ankle") for s in ("left", "right"))
+
+Array = NDArray[Any]
+
+
+def examine(path: Path, report: Reporter) -> FootageReport:
+    """Look through a video file, an image, a folder of images, or a clip store.
+
+    Signals that a store has are taken as stored. Footage without people gets its report too.
+    Raises `MediaNotFound`, `NotAVideo`, `BrokenStream`, `StoreDamaged`, `StoreSchemaError`.
+    """
+    store = ClipStore.open(path) if (path / CLIP_FILE).is_file() else None
+    source = probe(path / "frames.mp4" if store else path)
+    plan = plan_frames(source)
+    look = _Look(source, plan, store)
+    look.through(report)
+    cuts = np.flatnonzero(find_cuts(np.stack(look.thumbs)))
+    if store:
+        cuts = np.array(store.record.frames.shots[1:], np.int64)
+    rate = float(plan.rate)
+    seen = FootageReport(
+        facts=_facts(path, source, plan, store, look.lost),
+        sampled=len(look.samples),
+        blurred=_blurred(np.array(look.softness)),
+        cuts=tuple(round(float(c) / rate, 2) for c in cuts),
+        activity=round(float(np.mean(look.changes or [0.0])), 3),
+        camera=_camera(look, cuts),
+        person=_person(look, source),
+        face=_face(look, source),
+    )
+    return judge(seen)
+
+
+def _facts(path: Path, source: Probe, plan: FramePlan, store: ClipStore | None, lost: int) -> Facts:
+    audio = source.audio
+    sound = f"{audio.codec} {audio.sample_rate} Hz, {audio.channels} channel(s)" if audio else None
+    record = store.record.source if store else None
+    if store and store.record.audio:
+        sound = store.record.audio.codec
+    return Facts(
+        path=str(path),
+        kind="store" if store else "images" if source.images else "video",
+        duration=round(len(plan) / float(plan.rate) if store else source.duration, 3),
+        fps=float(plan.rate),
+        frames=source.frames,
+        width=source.upright_width,
+        height=source.upright_height,
+        variable_rate=record.variable_rate if record else source.variable_rate,
+        rotation=record.rotation if record else source.rotation,
+        audio=sound,
+        hdr=source.hdr,
+        lost=len(store.record.frames.lost) if store else lost,
+    )
+
+
+# ---------------------------------------------------------------- looking
+
+
+class _Look:
+    """One pass over the footage and what it gathers, all in pixels of the small pictures."""
+
+    def __init__(self, source: Probe, plan: FramePlan, store: ClipStore | None) -> None:
+        self.source, self.plan, self.store = source, plan, store
+        short = min(source.upright_width, source.upright_height)
+        self.geometry = plan_geometry(source, size=min(ANALYSIS_SIZE, short - short % 2))
+        count, rate = len(plan), float(plan.rate)
+        every = max(round(rate / SAMPLES_PER_SECOND), -(-count // MOST_SAMPLES), 1)
+        self.every = every if count >= 8 * every else max(count // 8, 1)
+        self.gap = max(min(round(rate / SAMPLES_PER_SECOND), self.every), 1)
+        self.samples = range(0, count, self.every)
+        self.thumbs: list[Array] = []
+        self.changes: list[float] = []
+        self.lost = 0
+        self.softness: list[float] = []
+        self.shifts: list[tuple[int, float]] = []  # frame, pixels in `gap` frames
+        self.others: list[bool] = []
+        self.bodies = np.full((len(self.samples), 33, 3), np.nan, np.float32)
+        self.faces = np.full((len(self.samples), POINTS, 4), np.nan, np.float32)
+        self.people = _People(patience=SAMPLES_PER_SECOND)
+        self.finder = _FaceFinder()
+        self.stored = {"pose", "face"} & set(store.signals) if store else set()
+        if store:
+            self._take_stored(store)
+
+    def _take_stored(self, store: ClipStore) -> None:
+        width, height = self.geometry.width, self.geometry.height
+        index = list(self.samples)
+        if "pose" in self.stored:
+            track: Any = store.track("pose").scaled(width, height)
+            self.bodies[:] = track.points[index, :33]
+        if "face" in self.stored:
+            track = store.track("face").scaled(width, height)
+            self.faces[..., [0, 1, 3]] = track.points[index]
+            self.faces[..., 2] = track.depth[index]
+
+    def through(self, report: Reporter) -> None:
+        pixels = PixelReader()
+        recent: deque[Array] = deque(maxlen=self.gap + 1)
+        crowds = max(-(-len(self.samples) // MOST_CROWDS), 1)
+        report.start("examine", len(self.plan))
+        for placed in read_upright(self.source, self.plan, self.geometry):
+            frame = pixels(placed.frame)
+            self.lost += int(placed.lost)
+            recent.append(frame)
+            small = thumbnail(frame)
+            if self.thumbs:
+                change = np.abs(small.astype(np.int16) - self.thumbs[-1]).mean()
+                self.changes.append(float(change))
+            self.thumbs.append(small)
+            number, rest = divmod(placed.index, self.every)
+            if rest == 0:
+                before = recent[0] if len(recent) > self.gap else None
+                self._sample(number, frame, before, crowd=number % crowds == 0)
+            report.advance("examine")
+        self.people.close()
+        self.finder.close()
+        report.finish("examine")
+
+    def _sample(self, n: int, frame: Array, before: Array | None, *, crowd: bool) -> None:
+        if "pose" not in self.stored:
+            self.bodies[n], others = self.people.look(frame, crowd)
+        elif crowd:
+            _, others = self.people.look(frame, crowd)
+        if crowd:
+            self.others.append(others)
+        body = self.bodies[n]
+        if "face" not in self.stored:
+            self.faces[n] = self.finder.find(frame, None if np.isnan(body[0, 0]) else body[HEAD])
+        face = self.faces[n]
+        grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
+        people = [p[:, :2] for p in (body, _with_hair(face)) if np.isfinite(p[0, 0])]
+        self.softness.append(_softness(grey, self._sharp_part(body, face, grey.shape)))
+        if before is not None:
+            shift = _shift(cv2.cvtColor(before, cv2.COLOR_RGB2GRAY), grey, people)
+            self.shifts.append((n * self.every, shift))
+
+    @staticmethod
+    def _sharp_part(body: Array, face: Array, shape: tuple[int, ...]) -> tuple[slice, slice]:
+        """The head where it is large enough to judge, else the person, else the whole picture.
+
+        The head, since it must be sharp in every task, and since the outline of a dress stays
+        sharp while the head and hands blur.
+        """
+        if np.isfinite(face[0, 0]):
+            x, y, w, h = mp.box_of(face[list(OVAL), :2])
+        elif np.isfinite(body[0, 0]):
+            x, y, w, h = mp.box_of(body[HEAD, :2])
+            x, y, w, h = x - 0.3 * w, y - h, 1.6 * w, 3 * h
+        else:
+            return slice(None), slice(None)
+        if w < 32:
+            x, y, w, h = mp.box_of(body[:, :2]) if np.isfinite(body[0, 0]) else (0, 0, 0, 0)
+        left, right = (int(np.clip(v, 0, shape[1])) for v in (x, x + w))
+        top, bottom = (int(np.clip(v, 0, shape[0])) for v in (y, y + h))
+        if right - left < 16 or bottom - top < 16:
+            return slice(None), slice(None)
+        return slice(top, bottom), slice(left, right)
+
+
+class _People:
+    """The main person, followed from sample to sample, and whether others are in view.
+
+    As `survey`, but with one network kept for all frames: making one takes ten times as long as
+    using it.
+    """
+
+    def __init__(self, patience: int) -> None:
+        self.network = mp.mediapipe().solutions.pose.Pose(static_image_mode=True)
+        # A quarter of a second lies between samples: a person may be two torsos away.
+        self.follower = Follower(max_jump=2.0, patience=patience)
+
+    def close(self) -> None:
+        self.network.close()
+
+    def look(self, frame: Array, crowd: bool) -> tuple[Array, bool]:
+        """Points [33, 3] of the main person (NaN: not there); whether others are there."""
+        nobody = np.full((33, 3), np.nan, np.float32)
+        people: list[NDArray[np.float32]] = []
+        main: NDArray[np.float32] | None = None
+        canvas = frame
+        for _ in range(SEARCH):
+            result = self.network.process(canvas).pose_landmarks
+            if result is None:
+                break
+            points = mp.points(result, frame.shape[1], frame.shape[0])
+            if not people and self.follower.lost:
+                chosen = survey(frame)
+                self.follower.follow(*place_of(chosen[0] if chosen else points))
+            people.append(points)
+            if not crowd and self._away(points) < 1:
+                break
+            canvas = painted_over(canvas, points)
+        nearest = min(people, key=self._away, default=None)
+        if nearest is not None and self.follower.accepts(*place_of(nearest)):
+            main = nearest
+        if main is None:
+            self.follower.missed()
+            return nobody, bool(people)
+        return main[:, [0, 1, 3]], any(_is_other(p, main) for p in people if p is not main)
+
+    def _away(self, points: NDArray[np.float32]) -> float:
+        """How unlike the main person so far: distance in torsos, and difference in size."""
+        assert self.follower.centre is not None
+        centre, size = place_of(points)
+        known = max(self.follower.size, 1e-3)
+        away = np.linalg.norm(centre - self.follower.centre) / known
+        return float(away + 2 * abs(np.log(max(size, 1e-3) / known)))
+
+
+def _is_other(points: Array, main: Array) -> bool:
+    """Painting a person over leaves hair and edges that pass for small, unsure people."""
+    x, y, w, h = mp.box_of(main[:, :2])
+    centre, _ = place_of(points)
+    inside = x < centre[0] < x + w and y < centre[1] < y + h
+    height = float(np.ptp(points[:, 1]))
+    return not inside and height > 0.25 * h and bool(points[TORSO, 3].mean() >= MIN_SCORE)
+
+
+class _FaceFinder:
+    """The mesh of the main person's face, found anew in each frame; small ones in a cut-out."""
+
+    def __init__(self) -> None:
+        solutions = mp.mediapipe().solutions
+        self.mesh = solutions.face_mesh.FaceMesh(static_image_mode=True, refine_landmarks=True)
+        self.detector = solutions.face_detection.FaceDetection(model_selection=1)
+
+    def close(self) -> None:
+        self.mesh.close()
+        self.detector.close()
+
+    def find(self, frame: Array, head: Array | None) -> Array:
+        """Points [478, 4], NaN where there is none; `head` are the body's points of its head."""
+        found = self._mesh(frame, 0, 0)
+        if found is None or not _same_head(found, head):
+            found = None
+            height, width = frame.shape[:2]
+            for detection in self.detector.process(frame).detections or []:
+                box = detection.location_data.relative_bounding_box
+                side = 2.2 * max(box.width * width, box.height * height)
+                left = max(int((box.xmin + box.width / 2) * width - side / 2), 0)
+                top = max(int((box.ymin + box.height / 2) * height - side / 2), 0)
+                part = frame[top : top + int(side), left : left + int(side)]
+                closer = self._mesh(np.ascontiguousarray(part), left, top) if part.size else None
+                if closer is not None and _same_head(closer, head):
+                    found = closer
+                    break
+        return np.full((POINTS, 4), np.nan, np.float32) if found is None else found
+
+    def _mesh(self, frame: Array, left: int, top: int) -> Array | None:
+        faces = self.mesh.process(frame).multi_face_landmarks
+        if not faces:
+            return None
+        points = mp.points(faces[0], frame.shape[1], frame.shape[0])
+        points[:, :2] += (left, top)
+        return points
+
+
+def _with_hair(face: Array) -> Array:
+    centre = face.mean(axis=0)
+    grown: Array = centre + 1.7 * (face - centre)
+    return grown
+
+
+def _same_head(face: Array, head: Array | None) -> bool:
+    if head is None:
+        return True
+    x, y, w, h = mp.box_of(face[:, :2])
+    away = np.abs(head[0, :2] - (x + w / 2, y + h / 2))  # the nose
+    return bool(away.max() < max(w, h))
+
+
+# ---------------------------------------------------------------- measuring
+
+
+def _softness(grey: Array, part: tuple[slice, slice]) -> float:
+    """How much of the fine detail survives a further blur: about 0.15 sharp, above 0.5 blurred.
+
+    The variance of the Laplacian alone tells contrast and texture as much as blur (a sharp plain
+    face has less of it than a blurred crowd), so it is taken at two scales, and their quotient
+    depends on the width of the edges only. The finer scale is smoothed too, against noise.
+    """
+    picture = grey.astype(np.float32)
+    fine, coarse = (
+        cv2.Laplacian(cv2.GaussianBlur(picture, (0, 0), sigma), cv2.CV_32F)[part].var()
+        for sigma in (1, 2)
+    )
+    return float(coarse / fine) if fine > 0.05 else float("nan")  # a plain surface has no edges
+
+
+def _blurred(softness: Array) -> float:
+    """The share of blurred frames, measured against the clip's own sharp ones and absolutely.
+
+    Both are needed: a clip that is out of focus throughout has no sharp frame to compare with,
+    and motion blur in footage that is sharp otherwise stays below any safe absolute bound.
+    """
+    known = softness[np.isfinite(softness)]
+    if not len(known):
+        return 0.0
+    own = float(np.percentile(known, 25))
+    blurred = (known > SOFT) | (known > max(SOFTER * own, 0.3))
+    return round(float(blurred.mean()), 3)
+
+
+def _shift(before: Array, after: Array, people: list[Array]) -> float:
+    """Pixels that the background moves between two frames, NaN where it has no features.
+
+    The 40th percentile of all points tracked outside the outlines of `people` (points [N, 2]):
+    when the camera moves nearly all move, while captions, shadows and passers-by move less than
+    half. The points are spread, or a caption's sharp corners would be all of them.
+    """
+    mask = np.full(before.shape, 255, np.uint8)
+    for points in people:
+        hull = cv2.convexHull(np.clip(points, -9999, 9999).astype(np.int32))
+        around = int(0.15 * np.sqrt(cv2.contourArea(hull)))  # hair, clothes, shadow
+        cv2.fillConvexPoly(mask, hull, (0,))
+        cv2.polylines(mask, [hull], True, (0,), max(2 * around, 1))
+    # An absolute strength: on a plain wall the best corners are the codec's noise, which crawls.
+    strong = np.where(cv2.cornerMinEigenVal(before, 5) < CORNER, 0, mask).astype(np.uint8)
+    corners = cv2.goodFeaturesToTrack(before, 200, 1e-4, max(before.shape) / 30, mask=strong)
+    if corners is None or len(corners) < 8:
+        # Few corners, but edges (of a wall, a floor) that stay where they are prove as much.
+        edges = (cv2.Canny(before, 40, 120) > 0) & (mask > 0)
+        stay = edges.mean() > 0.001 and np.median(cv2.absdiff(before, after)[edges]) < 3
+        return 0.0 if stay else float("nan")
+    moved, there, _ = cv2.calcOpticalFlowPyrLK(before, after, corners, None)  # type: ignore[call-overload]
+    back, again, _ = cv2.calcOpticalFlowPyrLK(after, before, moved, None)  # type: ignore[call-overload]
+    sound = (there[:, 0] & again[:, 0]).astype(bool)
+    sound &= np.abs(back - corners).max(axis=(1, 2)) < 1
+    length = np.linalg.norm((moved - corners)[sound, 0], axis=1)
+    shift = float(np.percentile(length, 40)) if len(length) else np.inf
+    if len(length) < max(6, 0.2 * len(corners)) and shift > 1:
+        return 0.1 * max(before.shape)  # too fast to follow
+    return shift
+
+
+def _camera(look: _Look, cuts: Array) -> Camera:
+    within = [
+        shift
+        for index, shift in look.shifts
+        if np.isfinite(shift) and not ((cuts > index - look.gap) & (cuts <= index)).any()
+    ]
+    if len(within) < max(0.2 * len(look.shifts), 1):
+        return Camera("unclear", 0.0, 0.0)
+    least = 0.3  # pixels: what tracking makes of codec noise
+    unit = max(look.geometry.width, look.geometry.height) * look.gap / float(look.plan.rate)
+    speed = np.array(within) / unit
+    moving = float(((speed > STILL) & (np.array(within) > least)).mean())
+    state: Literal["still", "moving"] = "moving" if moving > 0.1 else "still"
+    return Camera(state, round(moving, 3), round(float(np.median(speed)), 4))
+
+
+def _person(look: _Look, source: Probe) -> Person | None:
+    there = np.isfinite(look.bodies[:, 0, 0])
+    if not there.any():
+        return None
+    points, (width, height) = look.bodies[there], (look.geometry.width, look.geometry.height)
+    clear = points[..., 2] >= MIN_SCORE
+    whole = clear[:, [*TORSO, *LEGS]].all(axis=1)
+    feet = [POINT["left_ankle"], POINT["right_ankle"]]
+    cut = (points[:, feet, 1] > height).any(axis=1)
+    hands = points[:, [POINT["left_index"], POINT["right_index"]], 0]
+    top, bottom = points[..., 1].min(axis=1), points[..., 1].max(axis=1)
+    top -= 0.08 * (bottom - top)  # the highest points are the eyes
+    tall = float(np.median(np.minimum(bottom, height) - np.maximum(top, 0))) / height
+    coverage, arms, legs, missing = _poses(points)
+    return Person(
+        seen=_share(there),
+        whole=round(float(whole.sum() / len(there)), 3),
+        feet_cut=_share(cut),
+        feet_hidden=_share(~cut & ~clear[:, feet].all(axis=1)),
+        hands_cut=_share(((hands < 0) | (hands > width)).any(axis=1)),
+        others=_share(np.array(look.others)),
+        height=round(tall, 3),
+        height_px=round(tall * source.upright_height),
+        coverage=coverage,
+        arms=arms,
+        legs=legs,
+        missing=missing,
+    )
+
+
+def _poses(points: Array) -> tuple[float, Range | None, Range | None, tuple[str, ...]]:
+    """How much of a coarse grid of poses [T, 33, 3] covers, ranges of limbs, and what is missing.
+
+    All is measured in the picture, since the picture of the skeleton is what a model sees. Each arm
+    has 4 directions (hanging, sideways, raised, towards or away from the camera) with the elbow
+    straight or bent, each leg 3 (standing, spread or stepping, lifted) with the knee straight or
+    bent, the body 4 ways to face: 32 bins. A limb that points at the camera looks short.
+    """
+    xy = np.where(points[..., 2:] >= MIN_SCORE, points[..., :2], np.nan).astype(np.float64)
+    shoulders, hips = xy[:, SHOULDERS], xy[:, HIPS]
+    if np.isfinite(xy[:, TORSO]).all(axis=(1, 2)).mean() < 0.1:
+        return 0.0, None, None, ()
+    down = np.nan_to_num(hips.mean(axis=1) - shoulders.mean(axis=1), nan=0.0)
+    length = np.linalg.norm(down, axis=1)
+    usual = float(np.median(length[length > 0])) if (length > 0).any() else float("nan")
+    torso = np.maximum(length, 0.7 * usual)
+    down[length == 0] = (0, 1)
+    least = 1 if len(points) < 16 else 2  # a single sample may be a slip
+    bins: dict[str, list[Array]] = {}
+    upright = np.broadcast_to((0.0, 1.0), down.shape)
+    angles: dict[str, list[Array]] = {"arm": [], "leg": []}
+    for side in ("left", "right"):
+        for limb, names, axis in (
+            ("arm", ("shoulder", "elbow", "wrist"), down),
+            ("leg", ("hip", "knee", "ankle"), upright),
+        ):
+            a, b, c = (xy[:, POINT[f"{side}_{n}"]] for n in names)
+            angle, bend = _angle(b - a, axis), _angle(c - b, b - a)
+            size = np.linalg.norm(b - a, axis=1) / torso
+            ahead = (
+                size < 0.55 * np.nanpercentile(size, 90) if np.isfinite(size).any() else size < 0
+            )
+            if limb == "arm":
+                places = {
+                    "hanging": (angle < 50) & ~ahead,
+                    "sideways": (angle >= 50) & (angle < 100) & ~ahead,
+                    "raised": (angle >= 100) & ~ahead,
+                    "forward": ahead,
+                }
+            else:
+                places = {
+                    "standing": (angle < 15) & ~ahead,
+                    "stepping": (angle >= 15) & (angle < 45) & ~ahead,
+                    "lifted": (angle >= 45) | ahead,
+                }
+            angles[limb].append(angle[~ahead])
+            for name, place in places.items():
+                bins[f"{side} {limb} {name}"] = [place & (bend < 40), place & (bend >= 40)]
+    # Of a person who faces the camera the left shoulder is on the right; from the side the
+    # shoulders coincide, and the nose says to which.
+    across = (shoulders[:, 0, 0] - shoulders[:, 1, 0]) / torso
+    ears = points[:, [POINT["left_ear"], POINT["right_ear"]], 0].mean(axis=1)
+    aside = np.abs(across) < 0.3
+    ways = {
+        "front": across >= 0.3,
+        "back": across <= -0.3,
+        "left": aside & (points[:, 0, 0] < ears),
+        "right": aside & (points[:, 0, 0] >= ears),
+    }
+    bins |= {way: [seen] for way, seen in ways.items()}
+    visited = {name: [cell.sum() >= least for cell in cells] for name, cells in bins.items()}
+    share = np.mean([cell for cells in visited.values() for cell in cells])
+
+    def never(*names: str) -> bool:
+        return not any(any(visited[name]) for name in names)
+
+    words = {
+        "facing the camera": never("front"),
+        "turned to the left": never("left"),
+        "turned to the right": never("right"),
+        "seen from behind": never("back"),
+        "arms hanging": never("left arm hanging", "right arm hanging"),
+        "arms stretched sideways": never("left arm sideways", "right arm sideways"),
+        "upper arms above the shoulders": never("left arm raised", "right arm raised"),
+        "arms towards the camera": never("left arm forward", "right arm forward"),
+        "legs apart or stepping": never("left leg stepping", "right leg stepping"),
+        "a leg lifted": never("left leg lifted", "right leg lifted"),
+    }
+    ranges = [_range(np.concatenate(angles[limb])) for limb in ("arm", "leg")]
+    missing = tuple(word for word, is_missing in words.items() if is_missing)
+    return round(float(share), 3), ranges[0], ranges[1], missing
+
+
+def _angle(a: Array, b: Array) -> Array:
+    """[T] degrees between vectors [T, 2], 0 to 180; NaN where one is unknown."""
+    cross = a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]
+    degrees: Array = np.degrees(np.arctan2(np.abs(cross), (a * b).sum(axis=1)))
+    return degrees
+
+
+def _face(look: _Look, source: Probe) -> Face | None:
+    there = np.isfinite(look.faces[:, 0, 0])
+    if not there.any():
+        return None
+    points = look.faces[there]
+    mesh = np.ascontiguousarray(points[..., [0, 1, 3]])
+    angles = head_pose(mesh, points[..., 2]).angles()
+    eyes = eye_openness(mesh).mean(axis=1)  # blinks are short: no percentiles
+    width = float(np.median(np.ptp(mesh[:, OVAL, 0], axis=1))) * source.upright_width
+    return Face(
+        seen=_share(there),
+        width_px=round(width / look.geometry.width),
+        yaw=_range(angles[:, 0], 1) or (0.0, 0.0),
+        pitch=_range(angles[:, 1], 1) or (0.0, 0.0),
+        mouth=_range(mouth_openness(mesh), 2) or (0.0, 0.0),
+        eyes=(round(float(np.nanmin(eyes)), 2), round(float(np.nanmax(eyes)), 2)),
+    )
+
+
+def _share(flags: Array) -> float:
+    return round(float(flags.mean()), 3) if len(flags) else 0.0
+
+
+def _range(values: Array, digits: int = 0) -> Range | None:
+    known = values[np.isfinite(values)]
+    if not len(known):
+        return None
+    low, high = np.percentile(known, (2, 98))
+    return round(float(low), digits), round(float(high), digits)
