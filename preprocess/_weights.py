@@ -6,6 +6,7 @@ import hashlib
 import re
 from functools import cache
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -113,13 +114,13 @@ def load_state(model: torch.nn.Module, path: Path) -> None:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
         model.load_state_dict(state)
-    except (RuntimeError, ValueError, KeyError, EOFError, OSError) as error:
-        raise WeightsUnavailable(
-            f"{path} does not hold the weights of {type(model).__name__}:"
-            f" {str(error).splitlines()[0][:200]}",
-            hint="give the state dict that belongs to the network",
-        ) from error
-    except Exception as error:  # pickle.UnpicklingError and what malicious files provoke
+    except UnpicklingError as error:
         raise WeightsUnavailable(
             f"{path} is refused: it is not a plain state dict", hint="use safetensors"
+        ) from error
+    except Exception as error:  # files that are damaged or something else provoke all kinds
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise WeightsUnavailable(
+            f"{path} does not hold the weights of {type(model).__name__}: {reason}",
+            hint="give the state dict that belongs to the network",
         ) from error

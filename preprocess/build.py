@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from preprocess._base import PART, ClipContext, Extractor, Record, load_extractor
 from preprocess.crop import find_box
+from preprocess.extractor import PART, ClipContext, Extractor, Record, load_extractor
 from preprocess.frames import GrowingFrames, Item, finished_frames
 from preprocess.preview import write_preview
 from v2v import __version__

@@ -16,7 +16,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from preprocess._base import PART, write_arrays
+from preprocess.extractor import PART, write_arrays
 from preprocess.shots import LOOKAHEAD, find_cuts, thumbnail
 from v2v.config import FrameSettings
 from v2v.data.probe import Probe

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from preprocess import _mediapipe as mp
-from preprocess._base import ArrayExtractor, ClipContext, Finished, Record, write_arrays
+from preprocess.extractor import ArrayExtractor, ClipContext, Finished, Record, write_arrays
 from preprocess.tracks import Follower, bridge_gaps, jitter, smooth, stillest
 from v2v.config import PreprocessSettings
 from v2v.errors import NothingFound

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from preprocess import _mediapipe as mp
-from preprocess._base import ClipContext, Finished, MapExtractor, Record
 from preprocess._weights import find_weights, load_state, torchvision_models
+from preprocess.extractor import ClipContext, Finished, MapExtractor, Record
 from preprocess.pose import BodyTracker
 from v2v.config import PreprocessSettings
 from v2v.data.probe import hash_files, image_files

@@ -172,15 +172,15 @@ def reference_decode(run_ffmpeg: RunFfmpeg) -> ReferenceDecode:
         # PPM says each picture's size, raw video would not.
         output = ("-map", "0:v:0", *chain, "-fps_mode", "passthrough", "-f", "image2pipe")
         data = run_ffmpeg(*before, "-i", path, *output, "-pix_fmt", "rgb24", "-c:v", "ppm", "-")
-        frames = []
-        while data:
-            magic, shape, most, _ = data.split(b"\n", 3)
-            assert (magic, most) == (b"P6", b"255")
+        frames, place = [], 0
+        while place < len(data):
+            magic, shape, most = (line := data[place : place + 40]).split(b"\n", 3)[:3]
+            assert (magic, most) == (b"P6", b"255"), line
             width, height = map(int, shape.split())
-            head = len(magic) + len(shape) + len(most) + 3
-            end = head + 3 * width * height
-            frames.append(np.frombuffer(data[head:end], np.uint8).reshape(height, width, 3))
-            data = data[end:]
+            place += len(magic) + len(shape) + len(most) + 3
+            pixels = np.frombuffer(data, np.uint8, 3 * width * height, place)
+            frames.append(pixels.reshape(height, width, 3))
+            place += pixels.size
         return np.stack(frames)
 
     return decode

@@ -48,7 +48,7 @@ def settings(*overrides: str, **values: object) -> PreprocessSettings:
 
 @pytest.fixture(autouse=True)
 def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("_base", "build", "frames"):
+    for module in ("extractor", "build", "frames"):
         monkeypatch.setattr(f"preprocess.{module}.PART", PART)
 
 
@@ -77,8 +77,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 RUN = """
 import sys
-import preprocess._base
-preprocess._base.PART = {part}
+import preprocess.extractor
+preprocess.extractor.PART = {part}
 from pathlib import Path
 from preprocess.build import preprocess
 from v2v.config import PreprocessSettings, load_config

@@ -52,7 +52,8 @@ class Probe:
     """Facts about one piece of footage.
 
     `pts` are the presentation timestamps of all shown frames, sorted, in units of `time_base`;
-    where the container has none they are the frame numbers. Sizes are in pixels: `width` and
+    where the container has none they are decoding times or frame numbers, and decoded frames are
+    counted, not matched (`timestamps_known` is False). Sizes are in pixels: `width` and
     `height` as coded, `upright_width` and `upright_height` as shown, that is after the display
     rotation and with square pixels.
     """
@@ -76,7 +77,7 @@ class Probe:
     transfer: int  # H.273 transfer characteristics
     full_range: bool
     audio: Audio | None
-    images: tuple[Path, ...] = ()  # for a folder of images, its files in order
+    images: tuple[Path, ...] = ()  # for an image or a folder of images, the files in order
 
     @property
     def frames(self) -> int:
@@ -113,9 +114,11 @@ def probe(path: str | Path) -> Probe:
     if not path.exists():
         raise MediaNotFound(f"no such file: {path}", hint=_similar(path))
     if path.is_dir():
-        return _probe_images(path)
+        return _probe_images(path, image_files(path))
     if path.stat().st_size == 0:
         raise NotAVideo(f"{path} is empty (0 bytes)", hint="copy or export the footage again")
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        return _probe_images(path, [path])
     try:
         with av.open(str(path)) as container:
             return _probe_container(path, container)
@@ -129,24 +132,22 @@ def probe(path: str | Path) -> Probe:
 
 
 def _probe_container(path: Path, container: Any) -> Probe:
-    streams = [s for s in container.streams.video if "attached_pic" not in str(s.disposition)]
-    if not streams:
+    video = picture_stream(container)
+    if video is None:
         kinds = ", ".join(s.type for s in container.streams) or "none"
         raise NotAVideo(
             f"{path} has no video stream (streams: {kinds})", hint="give a file with pictures in it"
         )
-    video = streams[0]
     first = _first_frame(container, video)
     if first is None:
         raise NotAVideo(
             f"no frame of {path} can be decoded (codec {video.codec_context.name})",
             hint="the file is cut off or damaged; export it again",
         )
-    container.seek(0)  # `demux` goes on behind the decoded frame otherwise
-    pts, known = _timestamps(container, video)
-    rate = video.average_rate or video.guessed_rate or Fraction(25)
-    time_base = video.time_base if known else 1 / Fraction(rate)
-    rate, variable = _rate(pts, time_base, Fraction(rate))
+    average = Fraction(video.average_rate or video.guessed_rate or 25)
+    with av.open(str(path)) as anew:  # not every container finds its beginning again by seeking
+        pts, time_base, known = _timestamps(anew, average)
+    rate, variable = _rate(pts, time_base, average)
     orientation = _orientation(first)
     pixel_aspect = Fraction(video.sample_aspect_ratio or 1) or Fraction(1)
     shown = (round(first.width * pixel_aspect), first.height)
@@ -168,11 +169,17 @@ def _probe_container(path: Path, container: Any) -> Probe:
         pts=pts,
         time_base=time_base,
         timestamps_known=known,
-        matrix=int(first.colorspace),
+        matrix=0 if first.format.is_rgb or first.format.name == "pal8" else int(first.colorspace),
         transfer=int(first.color_trc),
         full_range=int(first.color_range) == 2 or first.format.name.startswith("yuvj"),
         audio=_audio(container),
     )
+
+
+def picture_stream(container: Any) -> Any | None:
+    """The container's first video stream that is not cover art."""
+    cover = av.stream.Disposition.attached_pic
+    return next((s for s in container.streams.video if not s.disposition & cover), None)
 
 
 def _first_frame(container: Any, video: Any) -> Any | None:
@@ -185,9 +192,12 @@ def _first_frame(container: Any, video: Any) -> Any | None:
     return None
 
 
-def _timestamps(container: Any, video: Any) -> tuple[NDArray[np.int64], bool]:
-    """The presentation times of all shown frames, and whether the container has them."""
-    pts: list[int] = []
+def _timestamps(container: Any, average: Fraction) -> tuple[NDArray[np.int64], Fraction, bool]:
+    """The times of all shown frames, their unit, and whether decoded frames carry these times."""
+    video: Any = picture_stream(container)
+    # AVI stores the order of decoding only: where frames are reordered, libav guesses their pts.
+    guessed = container.format.name == "avi" and video.codec_context.has_b_frames
+    times: list[int] = []
     untimed = 0
     packets = container.demux(video)
     while True:
@@ -199,13 +209,14 @@ def _timestamps(container: Any, video: Any) -> tuple[NDArray[np.int64], bool]:
             break  # cut off: what came before is what there is
         if packet.size == 0 or packet.is_discard:
             continue  # the flush packet; frames hidden by an edit list
-        if packet.pts is None:
+        time = packet.dts if guessed else packet.pts
+        if time is None:
             untimed += 1
         else:
-            pts.append(packet.pts)
-    if untimed or not pts or len(set(pts)) != len(pts):
-        return np.arange(max(len(pts) + untimed, 1), dtype=np.int64), False
-    return np.sort(np.asarray(pts, dtype=np.int64)), True
+            times.append(time)
+    if untimed or not times or len(set(times)) != len(times):
+        return np.arange(max(len(times) + untimed, 1), dtype=np.int64), 1 / average, False
+    return np.sort(np.asarray(times, dtype=np.int64)), video.time_base, not guessed
 
 
 def _rate(pts: NDArray[np.int64], time_base: Fraction, average: Fraction) -> tuple[Fraction, bool]:
@@ -222,9 +233,12 @@ def _rate(pts: NDArray[np.int64], time_base: Fraction, average: Fraction) -> tup
         drift = np.abs(times * float(rate) - np.arange(len(pts)))
         if drift.max() < 0.5:
             return rate, False
-    # The shortest common interval keeps most moments; screen recordings have long pauses.
-    typical = float(np.median(np.diff(times)))
-    return _standard(1 / typical), True
+    # The shortest common interval keeps most moments; screen recordings have long pauses. The mean
+    # around the median undoes the rounding of clocks that tick in milliseconds.
+    steps = np.sort(np.diff(times))
+    typical = steps[(len(steps) - 1) // 2]
+    common = steps[np.abs(steps - typical) <= max(typical / 4, float(time_base))]
+    return _standard(1 / float(common.mean())), True
 
 
 def _standard(rate: float) -> Fraction:
@@ -236,7 +250,11 @@ def _standard(rate: float) -> Fraction:
 
 def _orientation(frame: Any) -> tuple[int, int, int, int]:
     """a, b, c, d of the display matrix, x' = a x + c y, y' = b x + d y, as quarter turns."""
-    side = frame.side_data.get("DISPLAYMATRIX")
+    try:
+        side = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # other side data that PyAV has no name for, e.g. EXIF in motion JPEG
+        quarters = round(-frame.rotation / 90) % 4
+        return ((1, 0, 0, 1), (0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0))[quarters]
     if side is None:
         return (1, 0, 0, 1)
     a, b, _, c, d, *_ = struct.unpack("=9i", bytes(memoryview(side)))
@@ -253,16 +271,15 @@ def _audio(container: Any) -> Audio | None:
     if context is None:
         return None
     seconds = float(stream.duration * stream.time_base) if stream.duration else 0.0
-    return Audio(context.name, context.sample_rate, context.channels, seconds)
+    return Audio(context.codec.canonical_name, context.sample_rate, context.channels, seconds)
 
 
-def _probe_images(folder: Path) -> Probe:
+def _probe_images(path: Path, files: list[Path]) -> Probe:
     from PIL import Image
 
-    files = image_files(folder)
     if not files:
         raise NotAVideo(
-            f"{folder} holds no images and is not a video",
+            f"{path} holds no images and is not a video",
             hint="give a video file, or a folder of frames (PNG, JPEG) named in order",
         )
     try:
@@ -272,9 +289,11 @@ def _probe_images(folder: Path) -> Probe:
             if image.getexif().get(0x0112, 1) >= 5:  # EXIF orientation, the transposing half
                 width, height = height, width
     except OSError as error:
-        raise NotAVideo(f"{files[0]} is not an image that can be read", hint=None) from error
+        raise NotAVideo(
+            f"{files[0]} is not an image that can be read", hint="save it again as PNG or JPEG"
+        ) from error
     return Probe(
-        path=folder, container="images", codec=files[0].suffix[1:].lower(), pixel_format=mode,
+        path=path, container="images", codec=files[0].suffix[1:].lower(), pixel_format=mode,
         width=width, height=height, upright_width=width, upright_height=height,
         orientation=(1, 0, 0, 1), pixel_aspect=Fraction(1), rate=DEFAULT_IMAGE_RATE,
         variable_rate=False, pts=np.arange(len(files), dtype=np.int64),

@@ -19,12 +19,12 @@ import os
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from v2v.errors import (
     SignalMissing,
@@ -38,6 +38,27 @@ from v2v.signals import Track, load_signal
 
 SCHEMA = 1
 CLIP_FILE = "clip.json"
+
+
+def _rate(value: str) -> str:
+    try:
+        positive = Fraction(value) > 0
+    except (ValueError, ZeroDivisionError):
+        positive = False
+    if not positive:
+        raise ValueError("a rate such as 25 or 30000/1001 is wanted")
+    return value
+
+
+def _file_name(value: str) -> str:
+    if Path(value).name != value:
+        raise ValueError("a file inside the store is wanted, without folders")
+    return value
+
+
+Count = Annotated[int, Field(ge=1)]
+Rate = Annotated[str, AfterValidator(_rate)]
+FileName = Annotated[str, AfterValidator(_file_name)]
 
 
 class Record(BaseModel):
@@ -61,7 +82,7 @@ class SourceRecord(Record):
     height: int
     rotation: int
     pixel_aspect: str
-    fps: str
+    fps: Rate
     variable_rate: bool
     frames: int
     duration: float
@@ -69,10 +90,10 @@ class SourceRecord(Record):
 
 
 class FramesRecord(Record):
-    width: int
-    height: int
-    fps: str
-    count: int
+    width: Count
+    height: Count
+    fps: Rate
+    count: Count
     start: float  # seconds of the source at which frame 0 stands
     box: tuple[int, int, int, int]  # x, y, width, height in upright source pixels
     shots: tuple[int, ...]  # the first frame of each shot; 0 is always one
@@ -82,7 +103,7 @@ class FramesRecord(Record):
 
 
 class AudioRecord(Record):
-    name: str
+    name: FileName
     codec: str
     offset: float  # seconds of the first sample after frame 0
     file: FileRecord
@@ -96,7 +117,7 @@ class SignalRecord(Record):
     coverage: float  # share of frames that have the signal
     measured: dict[str, Any] = {}  # e.g. jitter before and after
     warnings: tuple[str, ...] = ()
-    files: dict[str, FileRecord]
+    files: dict[FileName, FileRecord]
 
 
 class ClipRecord(Record):
@@ -106,6 +127,16 @@ class ClipRecord(Record):
     frames: FramesRecord
     audio: AudioRecord | None = None
     signals: dict[str, SignalRecord] = {}
+
+    @property
+    def files(self) -> dict[str, FileRecord]:
+        """Every file that the record vouches for."""
+        found = {"frames.mp4": self.frames.file}
+        if self.audio:
+            found[self.audio.name] = self.audio.file
+        for signal in self.signals.values():
+            found |= signal.files
+        return found
 
 
 def read_record(folder: Path) -> ClipRecord:
@@ -195,21 +226,14 @@ class ClipStore:
         """
         folder = Path(path)
         record = read_record(folder)
-        listed = {"frames.mp4": record.frames.file}
-        if record.audio:
-            listed[record.audio.name] = record.audio.file
-        for signal in record.signals.values():
-            listed |= signal.files
-        for name, file in listed.items():
+        for name, file in record.files.items():
             _check_file(folder / name, file)
         return cls(folder, record)
 
     def verify(self) -> None:
         """Compare every file with its hash. Raises `StoreDamaged`."""
-        listed = {"frames.mp4": self.record.frames.file}
-        for signal in self.record.signals.values():
-            listed |= signal.files
-        for name, file in listed.items():
+        for name, file in self.record.files.items():
+            _check_file(self.folder / name, file)
             if file_record(self.folder / name) != file:
                 raise StoreDamaged(
                     f"{self.folder / name} is not the file that was written", hint=_REMAKE

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +22,7 @@ from av.filter.context import FilterContext
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
-from v2v.data.probe import Probe
+from v2v.data.probe import Probe, picture_stream
 from v2v.errors import BrokenStream, UsageError, writing
 
 BT709, SMPTE170M = 1, 6  # ITU-T H.273 matrix coefficients
@@ -65,9 +66,12 @@ def plan_frames(
         fps: frames per second of the clip; by default the footage's own.
         start, end: the range to keep, in seconds from the first frame, end excluded.
     """
-    if probe.images and fps is not None:
+    rate = probe.rate if fps is None else fps
+    if fps is not None and not Fraction(1, 10) <= fps <= 1000:
+        raise UsageError(f"--fps {float(fps):g} is out of range", hint="0.1 to 1000 are accepted")
+    if probe.images:
         # Images have no rate of their own: this is it, and none is dropped or doubled.
-        probe = replace(probe, rate=fps, time_base=1 / fps)
+        probe = replace(probe, rate=rate, time_base=1 / rate)
     begin = 0.0 if start is None else start
     stop = probe.duration if end is None else min(end, probe.duration)
     if begin < 0 or (end is not None and end <= begin):
@@ -87,13 +91,12 @@ def plan_frames(
             f"no frame of {probe.path} lies between {begin:g} s and {stop:g} s",
             hint="widen the range",
         )
-    if not probe.variable_rate and fps in (None, probe.rate):
-        return FramePlan(probe.rate, float(times[kept[0]]), kept)
-
-    rate = probe.rate if fps is None else fps
-    if not Fraction(1, 10) <= rate <= 1000:
-        raise UsageError(f"--fps {float(rate):g} is out of range", hint="0.1 to 1000 are accepted")
-    places = np.floor((times[kept] - times[kept[0]]) * float(rate) + 0.5).astype(np.int64)
+    if not probe.variable_rate and rate == probe.rate:
+        return FramePlan(rate, float(times[kept[0]]), kept)
+    # In whole numbers: a rate that is a half multiple puts frames exactly between two places.
+    places_a_tick = probe.time_base * rate
+    ticks, per = (probe.pts[kept] - probe.pts[kept[0]]), places_a_tick.denominator
+    places = (2 * places_a_tick.numerator * ticks + per) // (2 * per)
     count = max(int(np.floor((stop - times[kept[0]]) * float(rate) + 0.5)), 1)
     newest = np.searchsorted(places, np.arange(count), side="right") - 1
     return FramePlan(rate, float(times[kept[0]]), kept[np.maximum(newest, 0)])
@@ -133,11 +136,11 @@ def plan_geometry(
         box: x, y, width, height in upright source pixels; None is the whole picture.
     """
     x, y, w, h = box or (0, 0, probe.upright_width, probe.upright_height)
-    x, y, w, h = x - x % 2, y - y % 2, w - w % 2, h - h % 2
     if w < 16 or h < 16:
         raise UsageError(
             f"{probe.path} is {w}x{h} pixels, too small to work with", hint="16x16 is the least"
         )
+    x, y, w, h = x - x % 2, y - y % 2, w - w % 2, h - h % 2
     if size is None:
         return Geometry((x, y, w, h), w, h)
     if isinstance(size, int):
@@ -213,35 +216,47 @@ def _decode(probe: Probe, first: int) -> Iterator[tuple[int, av.VideoFrame]]:
         yield from _decode_images(probe, first)
         return
     following = first
-    try:
+    with suppress(av.FFmpegError):  # a damaged frame; frame threads do not recover from it
         for ordinal, frame in _decode_from(probe, first, careful=False):
             if ordinal > following == first > 0:
                 break  # the seek landed too late: this container's index lies
             yield ordinal, frame
             following = ordinal + 1
         else:
-            return
-    except av.FFmpegError:
-        pass  # a damaged frame; frame threads do not recover from it, so go on without them
-    entry = following if following > first else 0
-    for ordinal, frame in _decode_from(probe, entry, careful=True):
-        if ordinal >= following:
-            yield ordinal, frame
+            if following > first:
+                return
+    # Go on without frame threads, from a frame known to be sound so that a late seek shows.
+    for entry in (following - 1, 0) if following > first else (0,):
+        frames = _decode_from(probe, entry, careful=True)
+        found = next(frames, None)
+        if entry and (found is None or found[0] != entry):
+            continue
+        for ordinal, frame in chain([found] if found else [], frames):
+            if ordinal >= following:
+                yield ordinal, frame
+        return
 
 
 def _decode_from(probe: Probe, first: int, *, careful: bool) -> Iterator[tuple[int, av.VideoFrame]]:
     """(ordinal, frame) from `first` on; damaged frames raise, or are left out where `careful`."""
     with av.open(str(probe.path)) as container:
-        video = next(s for s in container.streams.video if "attached_pic" not in str(s.disposition))
+        video: Any = picture_stream(container)
         video.thread_type = "SLICE" if careful else "AUTO"
         if probe.codec in ("h264", "hevc"):
             # These decoders paint damaged frames over and say nothing unless told to.
             video.codec_context.options = {"err_detect": "explode"}
         if first and probe.timestamps_known:
             container.seek(int(probe.pts[first]), stream=video)
+        # AVI: a frame's pts is the number of its packet. Only B-frames are shown before that place,
+        # and at most by `delay`; so a number that is ahead of the count tells of lost packets.
+        stamped = probe.container == "avi" and not probe.timestamps_known
+        delay = 2 if probe.codec in ("h264", "hevc") else 1
         count = 0
-        for frame in _frames(container, video, careful):
+        for frame in _frames(container, video, careful, stamp=stamped):
             if not probe.timestamps_known:
+                if stamped and frame.pts is not None:
+                    early = frame.pict_type == av.video.frame.PictureType.B
+                    count = max(count, frame.pts - (delay if early else 0))
                 ordinal, count = count, count + 1
             elif frame.pts is None:
                 continue
@@ -249,17 +264,24 @@ def _decode_from(probe: Probe, first: int, *, careful: bool) -> Iterator[tuple[i
                 ordinal = int(np.searchsorted(probe.pts, frame.pts))
                 if ordinal == len(probe.pts) or probe.pts[ordinal] != frame.pts:
                     continue
-            if ordinal >= first:
+            if ordinal >= first and not frame.is_corrupt:
                 yield ordinal, frame
 
 
-def _frames(container: Any, video: Any, careful: bool) -> Iterator[av.VideoFrame]:
+def _frames(
+    container: Any, video: Any, careful: bool, *, stamp: bool = False
+) -> Iterator[av.VideoFrame]:
+    """Decoded frames; where `stamp` is set, their pts are the numbers of their packets."""
     packets = container.demux(video)
+    number = -1
     while True:
         try:
             packet = next(packets)
         except (StopIteration, av.FFmpegError):
             return  # the end, or the file is cut off here
+        if stamp and packet.size:
+            number += 1
+            packet.pts = number
         try:
             yield from packet.decode()
         except av.FFmpegError:
@@ -307,37 +329,39 @@ class _Upright:
 
     def _build(self, frame: av.VideoFrame) -> Graph | None:
         probe, geometry = self.probe, self.geometry
-        chain: list[tuple[str, str]] = [*_turn(probe.orientation)]
+        steps: list[tuple[str, str]] = [*_turn(probe.orientation)]
         upright = (probe.upright_width, probe.upright_height)
         turned = (frame.width, frame.height)
         if probe.orientation[0] == 0:
             turned = turned[::-1]
         if turned != upright:  # oblong pixels
-            chain.append(("scale", f"{upright[0]}:{upright[1]}:flags=bicubic"))
+            steps.append(("scale", f"{upright[0]}:{upright[1]}:flags=bicubic"))
         x, y, w, h = geometry.box
         if (x, y, w, h) != (0, 0, *upright):
-            chain.append(("crop", f"{w}:{h}:{x}:{y}:exact=1"))
+            steps.append(("crop", f"{w}:{h}:{x}:{y}:exact=1"))
         resized = (geometry.width, geometry.height) != (w, h)
         if not resized and frame.format.name == "yuv420p" and not probe.full_range:
-            return self._graph(frame, chain) if chain else None
+            return self._graph(frame, steps) if steps else None
         options = f"{geometry.width}:{geometry.height}:flags=bicubic+accurate_rnd:out_range=tv"
         if probe.hdr:
             options += ":out_color_matrix=bt709:out_primaries=bt709:out_transfer=bt709"
-        elif frame.format.is_rgb or probe.matrix == 0:
+        elif probe.matrix == 0:
             options += ":out_color_matrix=bt709"
-        chain += [("scale", options), ("format", "yuv420p")]
-        return self._graph(frame, chain)
+        steps += [("scale", options), ("format", "yuv420p")]
+        return self._graph(frame, steps)
 
     @staticmethod
-    def _graph(frame: av.VideoFrame, chain: list[tuple[str, str]]) -> Graph:
+    def _graph(frame: av.VideoFrame, steps: list[tuple[str, str]]) -> Graph:
         graph = Graph()
+        # `Graph.add_buffer` leaves the colours out, and filters would then take them for others.
         nodes: list[FilterContext] = [
-            graph.add_buffer(
-                width=frame.width, height=frame.height, format=frame.format,
-                time_base=Fraction(1, 1000),
+            graph.add(
+                "buffer", video_size=f"{frame.width}x{frame.height}", pix_fmt=frame.format.name,
+                time_base="1/1000", pixel_aspect="1/1", colorspace=str(int(frame.colorspace)),
+                range=str(int(frame.color_range)),
             )
         ]  # fmt: skip
-        nodes += [graph.add(name, options) for name, options in chain]
+        nodes += [graph.add(name, options) for name, options in steps]
         nodes.append(graph.add("buffersink"))
         graph.link_nodes(*nodes).configure()
         return graph
@@ -449,7 +473,9 @@ class MapWriter:
         self.rate = rate
         self.format = {8: "gray", 16: "gray16le"}[bits]
         with writing(path):
-            self.container = av.open(str(path), "w", format="matroska")
+            # Matroska stamps a random id into every file otherwise.
+            options = {"fflags": "+bitexact"}
+            self.container = av.open(str(path), "w", format="matroska", options=options)
         self.stream = self.container.add_stream("ffv1", rate=rate)
         self.stream.width, self.stream.height = width, height
         self.stream.pix_fmt = self.format
@@ -473,7 +499,10 @@ class MapWriter:
 
 
 class VideoWriter:
-    """Write RGB frames as a video that plays everywhere, under its name only once it is whole."""
+    """Write RGB frames as a video that plays everywhere, under its name only once it is whole.
+
+    `audio_offset` is the time in the video, in seconds, at which `audio` begins.
+    """
 
     def __init__(
         self, path: Path, *, width: int, height: int, rate: Fraction, crf: float = 20,
@@ -488,10 +517,15 @@ class VideoWriter:
             self.container = av.open(
                 str(self.partial), "w", format="mp4", options={"movflags": "+faststart"}
             )
-        self.stream = h264_stream(
-            self.container, width=width, height=height, rate=rate, crf=crf, preset=preset, gop=48
-        )
-        self.sound = _AudioCopy(audio, self.container) if audio else None
+        try:
+            self.stream = h264_stream(
+                self.container, width=width, height=height, rate=rate, crf=crf, preset=preset,
+                gop=48,
+            )  # fmt: skip
+            self.sound = _AudioCopy(audio, self.container) if audio else None
+        except BaseException:
+            self._abandon()
+            raise
         self.convert = VideoReformatter()  # kept: setting one up costs as much as a frame
         self.count = 0
 
@@ -508,13 +542,25 @@ class VideoWriter:
             self.container.mux(self.stream.encode(frame))
 
     def close(self) -> None:
-        with writing(self.path):
-            self.container.mux(self.stream.encode(None))
-            if self.sound:
-                self.sound.copy(start=-self.audio_offset, end=self.count / float(self.rate))
+        try:
+            with writing(self.path):
+                self.container.mux(self.stream.encode(None))
+                if self.sound:
+                    start = -self.audio_offset
+                    end = start + self.count / float(self.rate)
+                    self.sound.copy(start=start, end=end, from_zero=False)
+                self.container.close()
+                _flush_to_disk(self.partial)
+                os.replace(self.partial, self.path)
+        except BaseException:
+            self._abandon()
+            raise
+
+    def _abandon(self) -> None:
+        """Leave no half-written file."""
+        with suppress(OSError, av.FFmpegError):
             self.container.close()
-            _flush_to_disk(self.partial)
-            os.replace(self.partial, self.path)
+        self.partial.unlink(missing_ok=True)
 
     def __enter__(self) -> VideoWriter:
         return self
@@ -522,10 +568,8 @@ class VideoWriter:
     def __exit__(self, kind: object, *_: object) -> None:
         if kind is None:
             self.close()
-            return
-        with suppress(OSError, av.FFmpegError):
-            self.container.close()
-        self.partial.unlink(missing_ok=True)
+        else:
+            self._abandon()
 
 
 def concatenate(parts: list[Path], target: Path, *, container: str, rate: Fraction) -> None:
@@ -560,6 +604,8 @@ def concatenate(parts: list[Path], target: Path, *, container: str, rate: Fracti
 
 
 AUDIO_CONTAINERS = {
+    "wmav1": ("wma", "asf"), "wmav2": ("wma", "asf"),
+    "pcm_alaw": ("wav", "wav"), "pcm_mulaw": ("wav", "wav"),
     "aac": ("m4a", "ipod"), "alac": ("m4a", "ipod"), "mp3": ("mp3", "mp3"),
     "opus": ("ogg", "ogg"), "vorbis": ("ogg", "ogg"), "flac": ("flac", "flac"),
 }  # fmt: skip
@@ -572,23 +618,33 @@ def copy_audio(
 
     Only packets that begin between `start` and `end` (seconds of the source's picture time) are
     kept. Returns the file and the time of its first sample relative to `start`, or None where
-    the range is silent.
+    the range is silent or the codec fits into no container.
     """
-    suffix, container = AUDIO_CONTAINERS.get(codec, ("mka", "matroska"))
-    if codec.startswith("pcm_") and codec.endswith("le"):
-        suffix, container = "wav", "wav"
-    target = folder / f"audio.{suffix}"
-    partial = folder / f".audio.{suffix}.partial"
-    with writing(target):
-        with av.open(str(partial), "w", format=container) as out:
-            copy = _AudioCopy(source, out)
-            offset = copy.copy(start=start, end=end)
-        if offset is None:
-            partial.unlink()
-            return None
-        _flush_to_disk(partial)
-        os.replace(partial, target)
-    return target, offset
+    homes = [AUDIO_CONTAINERS.get(codec, ("mka", "matroska")), ("mka", "matroska"), ("nut", "nut")]
+    if codec.startswith("adpcm_") or (codec.startswith("pcm_") and codec.endswith("le")):
+        homes.insert(0, ("wav", "wav"))
+    for suffix, container in homes:
+        with suppress(ValueError, NotImplementedError):  # it cannot hold this codec
+            return _copy_audio(source, folder / f"audio.{suffix}", container, start, end)
+    return None
+
+
+def _copy_audio(
+    source: Path, target: Path, container: str, start: float, end: float
+) -> tuple[Path, float] | None:
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        with writing(target):
+            with av.open(str(partial), "w", format=container) as out:
+                copy = _AudioCopy(source, out)
+                offset = copy.copy(start=start, end=end, from_zero=True)
+            if offset is None:
+                return None
+            _flush_to_disk(partial)
+            os.replace(partial, target)
+        return target, offset
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 class _AudioCopy:
@@ -600,7 +656,12 @@ class _AudioCopy:
         with av.open(str(source)) as container:
             self.stream = out.add_stream_from_template(container.streams.audio[0])
 
-    def copy(self, *, start: float, end: float) -> float | None:
+    def copy(self, *, start: float, end: float, from_zero: bool) -> float | None:
+        """Copy what begins between `start` and `end`; returns where it begins, from `start` on.
+
+        Args:
+            from_zero: whether the first packet comes to stand at 0, or `start` does.
+        """
         first: float | None = None
         with av.open(str(self.source)) as container:
             audio = container.streams.audio[0]
@@ -616,6 +677,8 @@ class _AudioCopy:
                     continue
                 if first is None:
                     first, shift = time - start, packet.pts
+                    if not from_zero:
+                        shift -= round(first / packet.time_base)
                 packet.stream = self.stream
                 packet.pts -= shift
                 packet.dts = packet.pts
@@ -650,6 +713,12 @@ def read_stored(path: Path, *, first: int = 0, pixel_format: str = "rgb24") -> I
     pixels = PixelReader(pixel_format)
     for frame in stored_frames(path, first=first):
         yield pixels(frame)
+
+
+def read_range(path: Path, start: int, stop: int, *, pixel_format: str = "rgb24") -> Array:
+    """Frames `start` to `stop` (excluded) of a file that `v2v` wrote, stacked along time."""
+    frames = islice(read_stored(path, first=start, pixel_format=pixel_format), stop - start)
+    return np.stack(list(frames))
 
 
 def stored_frames(path: Path, *, first: int = 0) -> Iterator[av.VideoFrame]:

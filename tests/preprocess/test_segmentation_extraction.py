@@ -1,0 +1,400 @@
+"""Label maps that are brought, in every form they come in; networks run on random weights."""
+
+from __future__ import annotations
+
+import shutil
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from preprocess import _weights
+from preprocess import segmentation as extraction
+from preprocess._weights import torchvision_models
+from preprocess.extractor import ClipContext
+from preprocess.segmentation import LICENSE_PLATE, Extractor
+from v2v.config import PreprocessSettings, load_config
+from v2v.data.store import ClipStore
+from v2v.data.video import Geometry
+from v2v.errors import LabelsMismatch, NothingFound, UsageError, WeightsUnavailable
+from v2v.signals.segmentation import CITYSCAPES, VOC, VOID, LabelTrack
+
+WIDTH, HEIGHT, COUNT = 64, 48, 6
+NAMES = list(CITYSCAPES)
+ROAD, SKY, PERSON, CAR = (NAMES.index(n) for n in ("road", "sky", "person", "car"))
+COLOURS = np.array(list(CITYSCAPES.values()), np.uint8)
+Maps = NDArray[np.uint8]
+
+
+def truth(count: int = COUNT) -> Maps:
+    """A street: sky over road, a car that moves right, a person."""
+    maps = np.full((count, HEIGHT, WIDTH), SKY, np.uint8)
+    maps[:, HEIGHT // 2 :] = ROAD
+    maps[:, 10:40, 48:56] = PERSON
+    for t in range(count):
+        maps[t, 20:32, 4 + 4 * t : 20 + 4 * t] = CAR
+    return maps
+
+
+def instances_of(maps: Maps) -> NDArray[np.uint16]:
+    """Cityscapes' instance ids: things are class * 1000 + number, the rest the class."""
+    numbers = maps.astype(np.uint16)
+    for thing, number in ((CAR, 3), (PERSON, 0)):
+        numbers[maps == thing] = thing * 1000 + number
+    return numbers
+
+
+def save(folder: Path, maps: Maps, kind: str, *, name: str = "{:d}.png") -> Path:
+    folder.mkdir()
+    for t, one in enumerate(maps):
+        if kind == "palette":
+            image = Image.fromarray(one, "L").convert("P")
+            image.putdata(one.ravel().tolist())
+            image.putpalette(COLOURS.ravel().tolist() + [0] * (768 - COLOURS.size))
+        elif kind == "colour":
+            image = Image.fromarray(COLOURS[one])
+        elif kind == "colour-alpha":
+            image = Image.fromarray(COLOURS[one]).convert("RGBA")
+        elif kind == "instance":
+            image = Image.fromarray(instances_of(one))
+        else:
+            image = Image.fromarray(one)
+        image.save(folder / name.format(t))
+    return folder
+
+
+def settings(labels: Path | None = None, *overrides: str, **values: object) -> PreprocessSettings:
+    chosen = {"segmentation.backend": "labels", "segmentation.labels": labels}
+    chosen |= {f"segmentation.{name}": value for name, value in values.items()}
+    return load_config(PreprocessSettings, "preprocess", overrides=list(overrides), values=chosen)
+
+
+def context(
+    count: int = COUNT,
+    *,
+    box: tuple[int, int, int, int] = (0, 0, WIDTH, HEIGHT),
+    size: tuple[int, int] = (WIDTH, HEIGHT),
+    upright: tuple[int, int] = (WIDTH, HEIGHT),
+    sources: NDArray[np.int64] | None = None,
+) -> ClipContext:
+    return ClipContext(
+        name="street.mp4", width=size[0], height=size[1], rate=Fraction(10), count=count,
+        geometry=Geometry(box, *size), upright=upright,
+        sources=np.arange(count) if sources is None else sources,
+    )  # fmt: skip
+
+
+def read(chosen: PreprocessSettings, clip: ClipContext) -> dict[str, NDArray[np.uint8]]:
+    """What the extractor records, stacked over the frames."""
+    extractor = Extractor(chosen, clip)
+    extractor.begin(None)
+    frame = np.zeros((clip.height, clip.width, 3), np.uint8)
+    records = [extractor.step(t, frame, None, False) for t in range(clip.count)]
+    extractor.end()
+    return {name: np.stack([np.asarray(r[name]) for r in records]) for name in records[0]}
+
+
+# ---------------------------------------------------------------- forms
+
+
+@pytest.mark.parametrize("kind", ["grey", "palette", "colour", "colour-alpha", "instance"])
+def test_all_forms_give_the_same_labels(tmp_path: Path, kind: str) -> None:
+    found = read(settings(save(tmp_path / kind, truth(), kind)), context())
+    np.testing.assert_array_equal(found["segmentation.mkv"], truth())
+    assert found["segmentation.mkv"].dtype == np.uint8
+    assert ("instances.mkv" in found) == (kind == "instance")
+    if kind == "instance":
+        assert found["instances.mkv"].dtype == np.uint16
+        np.testing.assert_array_equal(found["instances.mkv"], instances_of(truth()))
+    np.testing.assert_array_equal(found["pixels"].sum(axis=1), HEIGHT * WIDTH)
+
+
+def test_a_map_of_instances_without_things_is_one_too(tmp_path: Path) -> None:
+    """So that all frames of a clip record the same."""
+    maps = truth()
+    maps[1] = ROAD
+    found = read(settings(save(tmp_path / "maps", maps, "instance")), context())
+    assert (found["instances.mkv"][1] == ROAD).all()
+    np.testing.assert_array_equal(found["segmentation.mkv"], maps)
+
+
+def test_maps_are_taken_in_the_frames_order(tmp_path: Path) -> None:
+    maps = np.arange(12, dtype=np.uint8)[:, None, None].repeat(HEIGHT, 1).repeat(WIDTH, 2)
+    folder = save(tmp_path / "maps", maps, "grey")  # 0.png ... 11.png: 10 is behind 9
+    found = read(settings(folder), context(12))
+    assert found["segmentation.mkv"][:, 0, 0].tolist() == list(range(12))
+    kept = read(settings(folder), context(4, sources=np.array([2, 2, 5, 11])))
+    assert kept["segmentation.mkv"][:, 0, 0].tolist() == [2, 2, 5, 11]
+
+
+def test_license_plates_and_what_is_void(tmp_path: Path) -> None:
+    """Cityscapes stores id -1 as 255; one who calls 255 void means it."""
+    maps = truth()
+    maps[:, :4, :4] = 255
+    folder = save(tmp_path / "maps", maps, "grey")
+    corner = np.s_[:, :4, :4]
+    plain = read(settings(folder), context())["segmentation.mkv"]
+    assert (plain[corner] == LICENSE_PLATE).all()
+    assert NAMES[LICENSE_PLATE] == "license plate"
+    void = read(settings(folder, void=[255, SKY]), context())["segmentation.mkv"]
+    assert (void[corner] == VOID).all() and not (void == SKY).any()
+    np.testing.assert_array_equal(void[maps == ROAD], ROAD)
+    listed = read(settings(folder, classes=NAMES), context())["segmentation.mkv"]
+    assert (listed[corner] == VOID).all(), "a list of one's own has no such rule"
+
+
+@pytest.mark.parametrize("classes", ["voc", ["sky", "road", "car"]])
+def test_classes_of_one_s_own(tmp_path: Path, classes: object) -> None:
+    maps = truth() % 3
+    extractor = Extractor(
+        settings(save(tmp_path / "maps", maps, "grey"), classes=classes), context()
+    )
+    assert extractor.segmenter.classes == (VOC if classes == "voc" else tuple(classes))  # type: ignore[arg-type]
+    assert len(extractor.segmenter.palette) == len(extractor.segmenter.classes)
+
+
+# ---------------------------------------------------------------- mistakes
+
+
+def bad_size(folder: Path) -> None:
+    Image.fromarray(np.zeros((HEIGHT, HEIGHT), np.uint8)).save(folder / "1.png")
+
+
+def bad_id(folder: Path) -> None:
+    Image.fromarray(np.full((HEIGHT, WIDTH), 77, np.uint8)).save(folder / "1.png")
+
+
+def bad_instance(folder: Path) -> None:
+    Image.fromarray(np.full((HEIGHT, WIDTH), 40007, np.uint16)).save(folder / "1.png")
+
+
+def bad_colour(folder: Path) -> None:
+    picture = COLOURS[truth()[1]].copy()
+    picture[5, 7] = (1, 2, 3)
+    Image.fromarray(picture).save(folder / "1.png")
+
+
+def bad_file(folder: Path) -> None:
+    (folder / "1.png").write_bytes(b"no picture")
+
+
+def cut_short(folder: Path) -> None:
+    whole = (folder / "1.png").read_bytes()
+    (folder / "1.png").write_bytes(whole[: len(whole) // 2])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (bad_size, r"1\.png is 48x48, the footage 64x48"),
+        (bad_id, r"1\.png has the label id 77; 35 classes are known"),
+        (bad_instance, r"1\.png has the label id 40; 35 classes"),
+        (bad_colour, r"1\.png is a colour picture whose colour \(1, 2, 3\) at 7, 5 is no class"),
+        (bad_file, r"1\.png is not an image that can be read"),
+        (cut_short, r"1\.png is not an image that can be read"),
+    ],
+)
+def test_a_wrong_map_is_named_with_what_is_wrong(
+    tmp_path: Path, spoil: object, message: str
+) -> None:
+    folder = save(tmp_path / "maps", truth(), "grey")
+    spoil(folder)  # type: ignore[operator]
+    with pytest.raises(LabelsMismatch, match=message):
+        read(settings(folder), context())
+
+
+def test_too_few_maps(tmp_path: Path) -> None:
+    folder = save(tmp_path / "maps", truth(), "grey")
+    with pytest.raises(LabelsMismatch, match=r"maps holds 6 label maps, street\.mp4 needs 7"):
+        Extractor(settings(folder), context(7))
+    with pytest.raises(LabelsMismatch, match="needs 9"):
+        Extractor(settings(folder), context(2, sources=np.array([0, 8])))
+
+
+def test_no_maps(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="needs label maps"):
+        Extractor(settings(None), context())
+    with pytest.raises(LabelsMismatch, match="no such folder of label maps"):
+        Extractor(settings(tmp_path / "gone"), context())
+
+
+def test_changed_maps_are_noticed(tmp_path: Path) -> None:
+    folder = save(tmp_path / "maps", truth(), "grey")
+    before = Extractor(settings(folder), context()).inputs()
+    assert Extractor(settings(folder), context()).inputs() == before
+    shutil.copy(folder / "0.png", folder / "2.png")
+    assert Extractor(settings(folder), context()).inputs() != before
+
+
+# ---------------------------------------------------------------- alignment
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+@pytest.mark.parametrize(
+    ("box", "size"),
+    [
+        ((0, 0, 64, 48), (64, 48)),
+        ((0, 0, 64, 48), (128, 96)),
+        ((0, 0, 64, 48), (20, 16)),
+        ((16, 8, 32, 32), (32, 32)),
+        ((16, 8, 32, 32), (50, 20)),
+        ((8, 4, 48, 40), (100, 30)),
+    ],
+)
+def test_maps_are_cut_and_scaled_as_the_frames(
+    tmp_path: Path, box: tuple[int, int, int, int], size: tuple[int, int], factor: int
+) -> None:
+    """An edge in the middle of the box lies in the middle of the frame, whatever the maps' size."""
+    maps = np.zeros((1, HEIGHT * factor, WIDTH * factor), np.uint8)
+    maps[:, :, WIDTH // 2 * factor :] = 1
+    maps[:, HEIGHT // 2 * factor :] += 2
+    assert box[0] + box[2] / 2 == WIDTH / 2 and box[1] + box[3] / 2 == HEIGHT / 2
+    found = read(settings(save(tmp_path / "maps", maps, "grey")), context(1, box=box, size=size))[
+        "segmentation.mkv"
+    ][0]
+    assert found.shape == (size[1], size[0])
+    middle, half = size[0] // 2, size[1] // 2
+    assert (found[:, :middle] % 2 == 0).all() and (found[:, middle:] % 2 == 1).all()
+    assert (found[:half] < 2).all() and (found[half:] >= 2).all()
+
+
+def test_sampling_is_at_pixel_centres(tmp_path: Path) -> None:
+    """It commutes with mirroring; at corners it would lean to one side."""
+    maps = np.random.default_rng(0).integers(0, 35, (1, HEIGHT, WIDTH), np.uint8)
+    clip = context(1, box=(8, 4, 48, 40), size=(32, 16))
+    found = read(settings(save(tmp_path / "maps", maps, "grey")), clip)["segmentation.mkv"]
+    mirrored = save(tmp_path / "mirrored", maps[:, ::-1, ::-1], "grey")
+    other = read(settings(mirrored), clip)["segmentation.mkv"]
+    np.testing.assert_array_equal(other, found[:, ::-1, ::-1])
+
+
+def test_a_shrunk_map_agrees_with_the_shrunk_track(tmp_path: Path) -> None:
+    """The maps as imported small, and imported at full size and scaled, are the same."""
+    folder = save(tmp_path / "maps", truth(), "grey")
+    small = read(settings(folder), context(size=(32, 24)))["segmentation.mkv"]
+    whole = LabelTrack(truth(), tuple(NAMES), COLOURS)
+    np.testing.assert_array_equal(small, whole.scaled(32, 24).labels)
+
+
+# ---------------------------------------------------------------- stored and read again
+
+
+def test_parts_become_a_signal(tmp_path: Path) -> None:
+    clip = context()
+    extractor = Extractor(settings(save(tmp_path / "maps", truth(), "instance")), clip)
+    part = tmp_path / "00000"
+    writer = extractor.part_writer(part)
+    frame = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    for t in range(COUNT):
+        writer.add(extractor.step(t, frame, None, False))
+    writer.close()
+    done = extractor.finish([part], tmp_path, [(0, COUNT)])
+    assert set(done.files) == {"segmentation.mkv", "instances.mkv"}
+    assert done.coverage == 1 and done.spec["classes"] == NAMES
+    assert set(done.measured["share"]) == {"road", "sky", "person", "car"}
+    assert sum(done.measured["share"].values()) == pytest.approx(1, abs=1e-3)
+    from v2v.signals import load_signal
+
+    track = load_signal("segmentation").read(
+        tmp_path, done.spec, 1, COUNT, width=WIDTH, height=HEIGHT
+    )
+    assert isinstance(track, LabelTrack) and track.instances is not None
+    np.testing.assert_array_equal(track.labels, truth()[1:])
+    np.testing.assert_array_equal(track.instances, instances_of(truth())[1:])
+    assert track.tensor().shape[1] == load_signal("segmentation").channels(done.spec) == 36
+
+
+def test_maps_of_nothing_but_void_are_an_error(tmp_path: Path) -> None:
+    maps = np.full((COUNT, HEIGHT, WIDTH), 255, np.uint8)
+    extractor = Extractor(settings(save(tmp_path / "maps", maps, "grey"), classes="voc"), context())
+    part = tmp_path / "00000"
+    writer = extractor.part_writer(part)
+    for t in range(COUNT):
+        writer.add(extractor.step(t, np.zeros((HEIGHT, WIDTH, 3), np.uint8), None, False))
+    writer.close()
+    with pytest.raises(NothingFound, match=r"no known class found in any of the 6 frames"):
+        extractor.finish([part], tmp_path, [(0, COUNT)])
+
+
+@pytest.mark.slow
+def test_real_street_labels(clips: Path, tmp_path: Path) -> None:
+    """Cityscapes ids of real footage, through the whole of preprocessing."""
+    from preprocess.build import preprocess
+
+    labels = clips / "street" / "labels"
+    chosen = settings(labels, "frames.size=256", "preview.enabled=false")
+    preprocess(clips / "street" / "images", ["segmentation"], chosen, output=tmp_path / "street")
+    track = ClipStore.open(tmp_path / "street").track("segmentation")
+    assert isinstance(track, LabelTrack) and len(track) == 10
+    first = np.asarray(Image.open(sorted(labels.iterdir())[0]))
+    wanted = np.where(first == 255, LICENSE_PLATE, first)
+    share = {i: (wanted == i).mean() for i in np.unique(wanted)}
+    for i, part in share.items():
+        assert (track.labels[0] == i).mean() == pytest.approx(part, abs=0.005)
+
+
+# ---------------------------------------------------------------- networks
+
+
+@pytest.mark.parametrize(
+    ("backend", "build"),
+    [("deeplab", "deeplabv3_resnet50"), ("lraspp", "lraspp_mobilenet_v3_large")],
+)
+def test_class_maps_load_weights_and_run(
+    backend: str, build: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Random weights: they stand in for the format only, the labels mean nothing."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    chosen = settings(None, f"segmentation.backend={backend}", backend=backend)
+    with pytest.raises(WeightsUnavailable, match=backend):
+        Extractor(chosen, context(1))
+    torch.manual_seed(0)
+    extra = {"aux_loss": True} if backend == "deeplab" else {}
+    network = getattr(torchvision_models().segmentation, build)(
+        weights=None, weights_backbone=None, num_classes=21, **extra
+    )
+    enum = getattr(torchvision_models().segmentation, _weights.ENUMS[backend][1])
+    path = _weights.weights_folder() / enum.DEFAULT.url.rsplit("/", 1)[-1]
+    path.parent.mkdir(parents=True)
+    torch.save(network.state_dict(), path)
+    with pytest.raises(WeightsUnavailable, match="SHA-256"):
+        Extractor(chosen, context(1))
+    monkeypatch.setattr(_weights, "_check_hash", lambda path: None)
+    extractor = Extractor(chosen, context(1))
+    assert path.name in extractor.version and extractor.segmenter.classes == VOC
+    if backend == "deeplab":  # the same code runs it; once is enough
+        return
+    frame = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), np.uint8)
+    record = extractor.step(0, frame, None, False)
+    assert record["segmentation.mkv"].shape == (HEIGHT, WIDTH)
+    assert record["segmentation.mkv"].dtype == np.uint8
+    assert record["segmentation.mkv"].max() < len(VOC)
+
+
+def test_the_person_s_mask_is_thresholded(monkeypatch: pytest.MonkeyPatch) -> None:
+    mask = np.linspace(0, 1, WIDTH, dtype=np.float32)[None].repeat(HEIGHT, 0)
+    found = type("Result", (), {"segmentation_mask": mask})
+
+    class Tracker:
+        state = np.zeros(5, np.float32)
+
+        def __init__(self, *args: object, **options: object) -> None: ...
+        def begin(self, state: object) -> None: ...
+        def end(self) -> None: ...
+        def find(self, frame: object, cut: bool) -> object:
+            return None if cut else (found, None)
+
+    monkeypatch.setattr(extraction, "BodyTracker", Tracker)
+    chosen = load_config(
+        PreprocessSettings, "preprocess", overrides=["segmentation.threshold=0.75"]
+    )
+    extractor = Extractor(chosen, context())
+    frame = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    nobody = extractor.step(0, frame, None, False)["segmentation.mkv"]
+    somebody = extractor.step(1, frame, frame, False)["segmentation.mkv"]
+    assert not nobody.any(), "the first frame begins a shot"
+    np.testing.assert_array_equal(somebody, (mask > 0.75).astype(np.uint8))

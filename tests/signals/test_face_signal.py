@@ -1,0 +1,424 @@
+"""The face mesh: its topology is MediaPipe's, and what is measured from it is exact.
+
+One mesh is taken from the drawn face; turned, scaled and moved by known amounts it says how well
+they are recovered.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import islice
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from samples import face as drawn_face
+from v2v.signals.face import (
+    IRISES,
+    LIPS_INNER,
+    LIPS_OUTER,
+    MIRROR,
+    NOSE_BASE,
+    NOSE_BRIDGE,
+    PARTS,
+    POINTS,
+    RIGID,
+    FaceTrack,
+    eye_openness,
+    head_pose,
+    mouth_openness,
+)
+
+SIDE = 256
+Array = NDArray[np.float32]
+
+
+@pytest.fixture(scope="module")
+def connections() -> dict[str, set[frozenset[int]]]:
+    """MediaPipe's own contours, as undirected edges."""
+    module = pytest.importorskip("mediapipe").solutions.face_mesh_connections
+    return {
+        name.removeprefix("FACEMESH_").lower(): {frozenset(edge) for edge in edges}
+        for name, edges in vars(module).items()
+        if name.startswith("FACEMESH_")
+    }
+
+
+@pytest.fixture(scope="module")
+def filmed() -> tuple[Array, Array]:
+    """Meshes [T, 478, 3] of the drawn face as it turns, and its yaw, pitch, roll in degrees."""
+    from preprocess import _mediapipe as mp
+
+    count, every = 90, 6
+    told = drawn_face.truth(count=count)
+    shapes = []
+    with mp.mediapipe().solutions.face_mesh.FaceMesh(
+        static_image_mode=True, refine_landmarks=True, max_num_faces=1
+    ) as network:
+        film = drawn_face.frames(count=count, height=SIDE, width=SIDE)
+        for frame in islice(film, 0, None, every):
+            found = network.process(frame).multi_face_landmarks
+            assert found, "no face found in the drawn one"
+            shapes.append(mp.points(found[0], SIDE, SIDE)[:, :3])
+    angles = np.degrees(np.stack([told[name] for name in ("yaw", "pitch", "roll")], axis=1))
+    return np.stack(shapes), angles[::every]
+
+
+@pytest.fixture(scope="module")
+def mesh(filmed: tuple[Array, Array]) -> Array:
+    """x, y, z [478, 3] of a face that looks ahead, in pixels of a `SIDE` picture."""
+    shapes, angles = filmed
+    return shapes[np.abs(angles).max(axis=1).argmin()]
+
+
+def turn(yaw: float, pitch: float, roll: float) -> NDArray[np.float64]:
+    """Roll about the head's own axis, then pitch, then yaw; x right, y down, z away.
+
+    Yaw carries the face to the right of the picture (its look has x > 0), pitch downwards
+    (y > 0), roll turns it clockwise as seen (its right axis sinks).
+    """
+    a, b, c = np.radians([yaw, pitch, roll])
+    about_y = [[np.cos(a), 0, -np.sin(a)], [0, 1, 0], [np.sin(a), 0, np.cos(a)]]
+    about_x = [[1, 0, 0], [0, np.cos(b), -np.sin(b)], [0, np.sin(b), np.cos(b)]]
+    about_z = [[np.cos(c), -np.sin(c), 0], [np.sin(c), np.cos(c), 0], [0, 0, 1]]
+    look = np.array([0, 0, -1])
+    assert yaw * (np.array(about_y) @ look)[0] >= 0
+    assert pitch * (np.array(about_x) @ look)[1] >= 0
+    assert roll * (np.array(about_z) @ [1, 0, 0])[1] >= 0
+    return np.array(about_y) @ about_x @ about_z
+
+
+def placed(shapes: NDArray[np.float64]) -> tuple[Array, Array]:
+    """points [T, 478, 3] and depth [T, 478] of x, y, z."""
+    points = np.concatenate([shapes[..., :2], np.ones_like(shapes[..., :1])], axis=-1)
+    return points.astype(np.float32), shapes[..., 2].astype(np.float32)
+
+
+def track(shapes: NDArray[np.float64]) -> FaceTrack:
+    points, depth = placed(shapes)
+    pose = head_pose(points, depth)
+    return FaceTrack(
+        points, depth, np.zeros(len(points), np.bool_), pose.rotation, pose.translation,
+        pose.scale, SIDE, SIDE,
+    )  # fmt: skip
+
+
+def angle_between(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Degrees of the rotation from one to the other."""
+    trace = np.einsum("...ij,...ij->...", a, b)
+    return np.degrees(np.arccos(np.clip((trace - 1) / 2, -1, 1)))
+
+
+# ---------------------------------------------------------------- topology
+
+
+def edges(points: tuple[int, ...], closed: bool) -> set[frozenset[int]]:
+    following = points[1:] + (points[:1] if closed else ())
+    return {frozenset(pair) for pair in zip(points, following, strict=False)}
+
+
+@pytest.mark.parametrize(
+    ("part", "theirs"),
+    [("oval", "face_oval"), ("right_eye", "right_eye"), ("left_eye", "left_eye"),
+     ("right_iris", "right_iris"), ("left_iris", "left_iris")],
+)  # fmt: skip
+def test_contours_are_mediapipe_s(
+    part: str, theirs: str, connections: dict[str, set[frozenset[int]]]
+) -> None:
+    points, closed, _ = PARTS[part]
+    assert closed and edges(points, True) == connections[theirs]
+
+
+def test_the_lips_together_are_mediapipe_s(connections: dict[str, set[frozenset[int]]]) -> None:
+    assert edges(LIPS_OUTER, True) | edges(LIPS_INNER, True) == connections["lips"]
+    assert not set(LIPS_OUTER) & set(LIPS_INNER)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_brows_are_mediapipe_s_two_lines_closed(
+    side: str, connections: dict[str, set[frozenset[int]]]
+) -> None:
+    points, closed, _ = PARTS[f"{side}_brow"]
+    added = edges(points, closed) - connections[f"{side}_eyebrow"]
+    assert edges(points, closed) >= connections[f"{side}_eyebrow"]
+    assert len(added) == 2, "the two ends are joined and nothing else"
+
+
+def test_the_nose_follows_the_mesh(connections: dict[str, set[frozenset[int]]]) -> None:
+    for line in (NOSE_BRIDGE, NOSE_BASE):
+        assert edges(line, False) <= connections["nose"] | connections["tesselation"]
+
+
+def test_the_mirror_is_an_involution_that_keeps_the_mesh(
+    connections: dict[str, set[frozenset[int]]],
+) -> None:
+    assert sorted(MIRROR) == list(range(POINTS))
+    assert all(MIRROR[MIRROR[i]] == i for i in range(POINTS))
+    for name in ("eye", "eyebrow", "iris"):
+        mirrored = {frozenset(MIRROR[i] for i in e) for e in connections[f"right_{name}"]}
+        assert mirrored == connections[f"left_{name}"]
+    for name in ("face_oval", "lips", "contours", "irises"):
+        mirrored = {frozenset(MIRROR[i] for i in e) for e in connections[name]}
+        assert mirrored == connections[name]
+    tesselation = connections["tesselation"]
+    mirrored = {frozenset(MIRROR[i] for i in e) for e in tesselation}
+    # Diagonals of some quads run the same way on both sides.
+    assert len(mirrored & tesselation) > 0.9 * len(tesselation)
+
+
+def test_mirrored_points_lie_opposite(mesh: Array) -> None:
+    middle = mesh[list(RIGID), 0].mean()
+    gap = (2 * middle - mesh[list(MIRROR)][:, 0]) - mesh[:, 0]
+    width = np.ptp(mesh[:, 0])
+    assert np.abs(gap - np.median(gap)).max() < 0.08 * width
+    assert mesh[33, 0] < mesh[263, 0], "the person's right eye is on the picture's left"
+    assert {MIRROR[i] for i in RIGID} == set(RIGID)
+
+
+def test_the_named_contours_map_to_each_other() -> None:
+    for name, (points, _, _) in PARTS.items():
+        side, _, rest = name.partition("_")
+        twin = {"right": f"left_{rest}", "left": f"right_{rest}"}.get(side, name)
+        assert {MIRROR[i] for i in points} == set(PARTS[twin][0]), name
+    assert MIRROR[IRISES["right"][0]] == IRISES["left"][0]
+
+
+# ---------------------------------------------------------------- head pose
+
+
+TURNS = [(0, 0, 0), (20, 0, 0), (-35, 0, 0), (0, 15, 0), (0, -20, 0), (0, 0, 12), (0, 0, -30),
+         (15, 10, 5), (-25, -12, 18), (40, 15, -20)]  # fmt: skip
+
+
+def test_known_turns_sizes_and_places_are_recovered(mesh: Array) -> None:
+    """Rotation within 0.5 degrees, scale within 1 percent, place within 0.5 pixel."""
+    rng = np.random.default_rng(0)
+    centre = mesh[list(RIGID)].mean(axis=0)
+    turns = np.stack([turn(*angles) for angles in TURNS])
+    sizes = rng.uniform(0.5, 2.0, len(TURNS))
+    places = rng.uniform(60, 200, (len(TURNS), 3))
+    shapes = sizes[:, None, None] * np.einsum("tij,nj->tni", turns, mesh - centre)
+    points, depth = placed(shapes + places[:, None])
+    pose = head_pose(points, depth)
+    straight = pose.rotation[0].astype(float)
+    relative = pose.rotation @ straight.T
+    assert angle_between(relative, turns).max() < 0.5
+    assert np.abs(pose.scale / pose.scale[0] / (sizes / sizes[0]) - 1).max() < 0.01
+    assert np.abs(pose.translation - places[:, :2]).max() < 0.5
+    np.testing.assert_allclose(np.linalg.det(pose.rotation), 1, atol=1e-5)
+    # The scale is the distance between the outer corners of the eyes.
+    assert pose.scale[0] == pytest.approx(sizes[0] * np.linalg.norm(mesh[33] - mesh[263]), rel=0.01)
+
+
+@pytest.mark.parametrize(("axis", "name"), [(0, "yaw"), (1, "pitch"), (2, "roll")])
+@pytest.mark.parametrize("degrees", [-30, -10, 10, 30])
+def test_the_sign_of_each_angle(mesh: Array, axis: int, name: str, degrees: float) -> None:
+    """Yaw to the picture's right, pitch down, roll clockwise are positive."""
+    centre = mesh[list(RIGID)].mean(axis=0)
+    straight = head_pose(*placed((mesh - centre)[None].astype(float))).rotation[0].astype(float)
+    ahead = (mesh - centre) @ straight  # a face whose axes are the camera's
+    angles = [0.0, 0.0, 0.0]
+    angles[axis] = degrees
+    found = head_pose(*placed((ahead @ turn(*angles).T)[None])).angles()[0]
+    np.testing.assert_allclose(found, angles, atol=0.5, err_msg=name)
+
+
+def test_angles_come_apart_as_they_were_put_together() -> None:
+    rotations = np.stack([turn(*angles) for angles in TURNS]).astype(np.float32)
+    count = len(TURNS)
+    from v2v.signals.face import HeadPose
+
+    pose = HeadPose(rotations, np.zeros((count, 2), np.float32), np.ones(count, np.float32))
+    np.testing.assert_allclose(pose.angles(), TURNS, atol=1e-3)
+
+
+def test_the_drawn_face_turns_as_it_says(filmed: tuple[Array, Array]) -> None:
+    """The angles' signs, against a film whose turns are known."""
+    shapes, angles = filmed
+    found = head_pose(*placed(shapes.astype(float))).angles()
+    for axis, name in enumerate(("yaw", "pitch", "roll")):
+        assert np.ptp(angles[:, axis]) > 4, "it must turn to tell"
+        assert np.corrcoef(found[:, axis], angles[:, axis])[0, 1] > 0.8, name
+
+
+def test_a_face_that_looks_ahead_is_near_zero(mesh: Array) -> None:
+    angles = head_pose(*placed(mesh[None].astype(float))).angles()[0]
+    assert np.abs(angles).max() < 12
+
+
+def test_speaking_does_not_move_the_head(mesh: Array) -> None:
+    shapes = np.repeat(mesh[None].astype(float), 6, axis=0)
+    jaw = [*LIPS_OUTER, *LIPS_INNER, 152, 148, 377, 176, 400, 200, 199, 175]
+    for t in range(6):
+        shapes[t, jaw, 1] += 4 * t
+    assert np.ptp(mouth_openness(placed(shapes)[0])) >= 0
+    pose = head_pose(*placed(shapes))
+    assert angle_between(pose.rotation[:1], pose.rotation).max() < 1e-2
+    np.testing.assert_allclose(pose.scale, pose.scale[0], rtol=1e-5)
+    np.testing.assert_allclose(pose.translation, pose.translation[:1].repeat(6, 0), atol=1e-4)
+
+
+def test_noise_on_the_points_averages_out(mesh: Array) -> None:
+    noise = np.random.default_rng(1).normal(0, 0.5, (40, POINTS, 3))
+    angles = head_pose(*placed(mesh + noise)).angles()
+    assert angles.std(axis=0).max() < 0.6
+
+
+def test_frames_without_a_face_stay_missing(mesh: Array) -> None:
+    shapes = np.repeat(mesh[None].astype(float), 5, axis=0)
+    whole = head_pose(*placed(shapes))
+    shapes[[1, 3]] = np.nan
+    pose = head_pose(*placed(shapes))
+    for values, full in zip(vars(pose).values(), vars(whole).values(), strict=True):
+        assert np.isnan(values[[1, 3]]).all()
+        np.testing.assert_allclose(values[[0, 2, 4]], full[[0, 2, 4]], atol=1e-4)
+    nothing = head_pose(*placed(np.full((3, POINTS, 3), np.nan)))
+    assert np.isnan(nothing.rotation).all() and np.isnan(nothing.scale).all()
+    assert np.isnan(eye_openness(placed(shapes)[0])[1]).all()
+
+
+# ---------------------------------------------------------------- openness
+
+
+def test_closed_is_zero_and_opening_is_linear(mesh: Array) -> None:
+    points = np.repeat(placed(mesh[None].astype(float))[0], 5, axis=0)
+    lids = [(159, 145), (158, 153), (160, 144)]
+    lids += [(MIRROR[a], MIRROR[b]) for a, b in lids]
+    lips = [(13, 14), (82, 87), (312, 317)]
+    for upper, lower in lids + lips:
+        for t in range(5):
+            points[t, lower, :2] = points[t, upper, :2] + (0, 2.0 * t)
+    eyes, mouth = eye_openness(points), mouth_openness(points)
+    assert eyes.shape == (5, 2) and mouth.shape == (5,)
+    np.testing.assert_allclose(eyes[0], 0, atol=1e-6)
+    assert mouth[0] == pytest.approx(0, abs=1e-6)
+    width = np.linalg.norm(points[0, 33, :2] - points[0, 133, :2])
+    np.testing.assert_allclose(eyes[:, 0], 2 * np.arange(5) / width, rtol=1e-4)
+    width = np.linalg.norm(points[0, 78, :2] - points[0, 308, :2])
+    np.testing.assert_allclose(mouth, 2 * np.arange(5) / width, rtol=1e-4)
+    np.testing.assert_allclose(eye_openness(points * (3, 3, 1)), eyes, rtol=1e-4)
+
+
+# ---------------------------------------------------------------- transforms
+
+
+@pytest.fixture
+def walk(mesh: Array) -> FaceTrack:
+    """Four frames of a turning face, the third missing."""
+    centre = mesh[list(RIGID)].mean(axis=0)
+    turns = [(0, 0, 0), (20, 5, 3), (0, 0, 0), (-25, -8, 10)]
+    shapes = np.stack([(mesh - centre) @ turn(*angles).T + centre for angles in turns])
+    shapes[2] = np.nan
+    return track(shapes)
+
+
+def same(a: FaceTrack, b: FaceTrack) -> None:
+    assert (a.width, a.height) == (b.width, b.height)
+    for name in ("points", "depth", "filled", "rotation", "translation", "scale"):
+        np.testing.assert_allclose(getattr(a, name), getattr(b, name), atol=1e-4, err_msg=name)
+
+
+def test_flipping_twice_is_the_identity(walk: FaceTrack) -> None:
+    same(walk.flipped().flipped(), walk)
+
+
+def test_a_flip_turns_the_head_the_other_way(walk: FaceTrack) -> None:
+    """Yaw and roll change sign; measured anew from the flipped mesh it is the same head."""
+    flipped = walk.flipped()
+    np.testing.assert_allclose(flipped.head.angles(), walk.head.angles() * (-1, 1, -1), atol=1e-3)
+    np.testing.assert_allclose(flipped.eyes, walk.eyes[:, ::-1], atol=1e-4)
+    np.testing.assert_allclose(flipped.mouth, walk.mouth, atol=1e-4)
+    anew = head_pose(flipped.points, flipped.depth)
+    np.testing.assert_allclose(anew.angles(), flipped.head.angles(), atol=1.0)
+    np.testing.assert_allclose(anew.translation, flipped.translation, atol=1e-3)
+    np.testing.assert_allclose(anew.scale, flipped.scale, rtol=1e-3)
+
+
+def test_scaling_and_cropping_move_mesh_and_head_alike(walk: FaceTrack) -> None:
+    same(walk.scaled(512, 512).scaled(SIDE, SIDE), walk)
+    for changed in (walk.scaled(512, 512), walk.cropped(30, 20, 200, 180)):
+        anew = head_pose(changed.points, changed.depth)
+        np.testing.assert_allclose(anew.translation, changed.translation, atol=1e-3)
+        np.testing.assert_allclose(anew.scale, changed.scale, rtol=1e-4)
+        assert np.nanmax(angle_between(anew.rotation, changed.rotation)) < 0.1
+    assert walk.cropped(30, 20, 200, 180).width == 200
+
+
+def test_slices(walk: FaceTrack) -> None:
+    part = walk[1:3]
+    assert len(part) == 2
+    np.testing.assert_array_equal(part.rotation, walk.rotation[1:3])
+    np.testing.assert_array_equal(part.filled, walk.filled[1:3])
+
+
+# ---------------------------------------------------------------- drawing
+
+
+def test_the_drawing_lies_where_the_points_are(walk: FaceTrack) -> None:
+    picture = walk.draw()[0]
+    for name, (points, _, colour) in PARTS.items():
+        seen = 0
+        for x, y in walk.points[0, list(points), :2]:
+            patch = picture[int(y) - 1 : int(y) + 2, int(x) - 1 : int(x) + 2].reshape(-1, 3)
+            seen += int((np.abs(patch.astype(int) - colour).max(axis=1) < 90).any())
+        assert seen > 0.7 * len(points), name
+    assert not walk.draw()[2].any(), "no face, no drawing"
+
+
+def test_drawing_commutes_with_scaling(walk: FaceTrack) -> None:
+    small = cv2.blur(walk.draw(256, 256)[0], (5, 5)).astype(float)
+    large = cv2.resize(walk.draw(512, 512)[0], (256, 256), interpolation=cv2.INTER_AREA)
+    assert np.corrcoef(small.ravel(), cv2.blur(large, (5, 5)).ravel())[0, 1] > 0.98
+
+
+@pytest.mark.parametrize("far", [1e4, 1e6, 1e9, -1e6])
+def test_a_face_far_outside_is_not_drawn(walk: FaceTrack, far: float) -> None:
+    moved = replace(walk, points=walk.points + np.array([far, 0, 0], np.float32))
+    assert not moved.draw().any()
+
+
+def test_distance_is_zero_on_an_edge_and_grows(walk: FaceTrack) -> None:
+    maps = walk.distance_maps()
+    assert maps.shape == (4, SIDE, SIDE, len(PARTS)) and maps.dtype == np.uint8
+    assert (maps[2] == 255).all(), "no face: everywhere far"
+    step = 255 * 4 / SIDE  # a pixel's worth
+    for i, (name, (points, _, _)) in enumerate(PARTS.items()):
+        one = maps[0, ..., i]
+        for x, y in walk.points[0, list(points), :2]:
+            assert one[int(y), int(x)] <= 1.5 * step, name
+        assert one.min() == 0 and one.max() > 100
+        jumps = np.abs(np.diff(one.astype(int), axis=1)).max()
+        assert jumps <= step + 1.5, "a pixel further is at most a pixel farther"
+    # Straight away from the oval's top the distance is the way gone.
+    x, y = walk.points[0, 10, :2]
+    column = maps[0, : int(y) - 1, int(x), list(PARTS).index("oval")]
+    away = int(y) - np.arange(len(column))
+    near = away < 20
+    np.testing.assert_allclose(column[near], away[near] * step, atol=2.5 * step)
+
+
+def test_background_edges_vanish_inside_the_face(walk: FaceTrack) -> None:
+    y, x = np.mgrid[:SIDE, :SIDE]
+    board = (((x // 8 + y // 8) % 2) * 255).astype(np.uint8)
+    frames = np.repeat(board[None, ..., None].repeat(3, axis=-1), 4, axis=0)
+    edges_ = walk.background_edges(frames)
+    assert edges_.shape == (4, SIDE, SIDE)
+    plain = cv2.Canny(board, 60, 150)
+    np.testing.assert_array_equal(edges_[2], plain)
+    oval = np.zeros((SIDE, SIDE), np.uint8)
+    outline = walk.points[0, list(PARTS["oval"][0]), :2].round().astype(np.int32)
+    cv2.fillPoly(oval, [outline], 255)
+    inside = cv2.erode(oval, np.ones((5, 5), np.uint8)) > 0
+    outside = cv2.dilate(oval, np.ones((5, 5), np.uint8)) == 0
+    assert plain[inside].any() and not edges_[0][inside].any()
+    np.testing.assert_array_equal(edges_[0][outside], plain[outside])
+
+
+def test_tensors(walk: FaceTrack) -> None:
+    frames = np.zeros((4, 64, 64, 3), np.uint8)
+    tensor = walk.tensor(64, 64, distance_maps=True, frames=frames)
+    assert tensor.shape == (4, 3 + 11 + 1, 64, 64)
+    assert tensor.min() >= -1 and tensor.max() <= 1
+    assert walk.tensor().shape == (4, 3, SIDE, SIDE)

@@ -1,0 +1,165 @@
+"""Signals are found by name, our own and those of installed packages."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from textwrap import dedent
+
+import numpy as np
+import pytest
+
+from preprocess.extractor import load_extractor
+from v2v.errors import StoreDamaged, UnknownName
+from v2v.signals import Signal, load_signal, signal_names
+from v2v.signals._base import read_arrays
+
+OWN = ("pose", "face", "segmentation", "flow")
+
+
+def test_all_four_load() -> None:
+    assert signal_names()[:4] == OWN
+    for name in OWN:
+        signal = load_signal(name)
+        assert isinstance(signal, Signal) and signal.name == name
+        assert load_extractor(name).signal == name
+
+
+@pytest.mark.parametrize("load", [load_signal, load_extractor])
+@pytest.mark.parametrize(("name", "near"), [("poes", "pose"), ("_base", None), ("v2v", None)])
+def test_an_unknown_one_lists_the_valid_names(load: object, name: str, near: str | None) -> None:
+    with pytest.raises(UnknownName, match=f"unknown signal '{name}'") as caught:
+        load(name)  # type: ignore[operator]
+    hint = caught.value.hint or ""
+    assert all(valid in hint for valid in (*OWN, "all"))
+    assert (f"did you mean '{near}'?" in hint) == (near is not None)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"PK\x03\x04 cut", b"text"])
+def test_arrays_that_cannot_be_read_are_named(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "pose.npz"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(StoreDamaged, match=r"pose\.npz"):
+        read_arrays(path, ("points",))
+
+
+def test_arrays_that_are_missing_or_hold_code_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "pose.npz"
+    np.savez(path, other=np.zeros(3), pickled=np.array([{"a": 1}], object))
+    for name in ("points", "pickled"):
+        with pytest.raises(StoreDamaged, match=r"pose\.npz"):
+            read_arrays(path, (name,))
+    assert read_arrays(path, ("other",))["other"].shape == (3,)
+
+
+# ---------------------------------------------------------------- an installed package
+
+SIGNAL = '''
+"""Mean brightness of each frame."""
+from dataclasses import dataclass, replace
+import numpy as np
+import torch
+from v2v.signals import Signal, Track
+from v2v.signals._base import read_arrays
+
+@dataclass(frozen=True)
+class LightTrack(Track):
+    light: np.ndarray
+    width: int
+    height: int
+    def __len__(self): return len(self.light)
+    def __getitem__(self, index): return replace(self, light=self.light[index])
+    def scaled(self, width, height): return replace(self, width=width, height=height)
+    def cropped(self, x, y, width, height): return self.scaled(width, height)
+    def flipped(self): return self
+    def draw(self, height=None, width=None):
+        shape = (len(self), height or self.height, width or self.width, 3)
+        return np.broadcast_to(self.light[:, None, None, None], shape).astype(np.uint8)
+    def tensor(self, height=None, width=None):
+        return torch.from_numpy(self.draw(height, width)[..., 0].copy())[:, None] / 127.5 - 1
+
+class Light(Signal):
+    name = "light"
+    files = ("light.npz",)
+    def read(self, folder, spec, start, stop, *, width, height):
+        light = read_arrays(folder / "light.npz", ("light",))["light"]
+        return LightTrack(light[start:stop], width, height)
+    def channels(self, spec): return 1
+
+SIGNAL = Light()
+'''
+
+EXTRACTOR = """
+from preprocess.extractor import ArrayExtractor, Finished, write_arrays
+
+class Extractor(ArrayExtractor):
+    signal = "light"
+    backend = "numpy"
+    version = "1"
+    def step(self, index, frame, previous, cut):
+        return {"light": frame.mean() * self.settings.of("light")["gain"]}
+    def finish(self, parts, folder, shots):
+        write_arrays(folder / "light.npz", self.load_parts(parts))
+        return Finished(("light.npz",), {"shape": "light [T]"}, 1.0)
+"""
+
+USE = """
+import sys
+from fractions import Fraction
+from pathlib import Path
+import numpy as np
+from preprocess.build import preprocess
+from v2v.config import PreprocessSettings, load_config
+from v2v.data.store import ClipStore
+from v2v.data.video import VideoWriter
+from v2v.signals import signal_names
+
+assert signal_names() == ("pose", "face", "segmentation", "flow", "light"), signal_names()
+folder = Path(sys.argv[1])
+with VideoWriter(folder / "dark.mp4", width=64, height=48, rate=Fraction(25)) as video:
+    for t in range(5):
+        video.write(np.full((48, 64, 3), 40 + 20 * t, np.uint8))
+settings = load_config(PreprocessSettings, "preprocess", overrides=["plugins.light.gain=2"])
+outcome = preprocess(folder / "dark.mp4", ["light", "flow"], settings, output=folder / "dark")
+assert sorted(outcome.made) == ["flow", "light"] and not outcome.failed, outcome
+store = ClipStore.open(folder / "dark")
+light = store.track("light")
+print(*light.light.round(1))
+assert np.abs(light.light - 2 * (40 + 20 * np.arange(5))).max() < 6
+assert store.record.signals["light"].settings == {"gain": 2}
+window = store.window(1, 3, size=32)
+assert window.signals["light"].shape == (3, 1, 32, 32)
+assert abs(float(window.signals["light"][0].mean()) - (120 / 127.5 - 1)) < 0.05
+assert (folder / "dark" / "preview.mp4").stat().st_size > 0
+assert preprocess(folder / "dark", ["light"], settings).kept == ["light"]
+"""
+
+
+def test_a_signal_from_an_installed_package(tmp_path: Path) -> None:
+    """Found by its entry points, extracted, stored, drawn in the preview and read again."""
+    site = tmp_path / "site"
+    package, info = site / "v2v_light", site / "v2v_light-1.0.dist-info"
+    package.mkdir(parents=True)
+    info.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "signal.py").write_text(SIGNAL)
+    (package / "extract.py").write_text(EXTRACTOR)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: v2v-light\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        dedent(
+            """
+            [v2v.signals]
+            light = v2v_light.signal
+            [v2v.extractors]
+            light = v2v_light.extract
+            """
+        )
+    )
+    code = f"import sys; sys.path.insert(0, {str(site)!r})\n{USE}"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(done.stdout.split()) == 5

@@ -1,0 +1,217 @@
+"""Imports run one way, read from the sources themselves.
+
+Only imports that run with the module count: not those inside functions (which may reach down or
+sideways, as the command line does to start fast) nor those for type checkers.
+"""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("v2v", "preprocess", "pipelines", "samples", "configs")
+
+# From the ground up; a module imports from its own layer or lower ones. The longest name decides.
+LAYERS = (
+    ("v2v.errors", "v2v.types"),
+    ("v2v", "v2v.config", "v2v.warp", "v2v.progress", "v2v.native", "v2v.installation"),
+    ("v2v.data", "v2v.data.probe", "v2v.data.video"),  # files and pictures, no signals
+    ("v2v.signals",),
+    ("v2v.data.store", "v2v.data.windows", "v2v.data.transforms", "v2v.models", "v2v.losses"),
+    ("v2v.checkpoint", "v2v.training", "v2v.evaluation"),
+    ("preprocess", "samples", "configs"),
+    ("pipelines",),
+    ("v2v.cli", "v2v.__main__"),
+)
+LAYER = {name: height for height, names in enumerate(LAYERS) for name in names}
+APART = ("v2v.models", "v2v.losses")  # of one layer, but they do not import each other
+
+
+@cache
+def modules() -> dict[str, Path]:
+    found = {}
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+            found[name.removesuffix(".__init__")] = path
+    return found
+
+
+def imported(source: str, name: str, *, is_package: bool, everywhere: bool = False) -> set[str]:
+    """Dotted names that a module imports; `from a import b` gives both `a` and `a.b`."""
+
+    def statements(body: list[ast.stmt]) -> Iterator[ast.Import | ast.ImportFrom]:
+        for node in body:
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                yield node
+            elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+                yield from statements(node.orelse)
+            elif everywhere or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                children = list(ast.iter_child_nodes(node))
+                yield from statements([c for c in children if isinstance(c, ast.stmt)])
+                for handler in children:
+                    if isinstance(handler, ast.ExceptHandler):
+                        yield from statements(handler.body)
+
+    names: set[str] = set()
+    for node in statements(ast.parse(source).body):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+            continue
+        base = node.module or ""
+        if node.level:
+            parts = name.split(".") if is_package else name.split(".")[:-1]
+            parts = parts[: len(parts) - node.level + 1]
+            base = ".".join([*parts, *([node.module] if node.module else [])])
+        names |= {base} | {f"{base}.{alias.name}" for alias in node.names}
+    return names
+
+
+def imports_of(name: str, *, everywhere: bool = False) -> set[str]:
+    path = modules()[name]
+    return imported(
+        path.read_text("utf-8"), name, is_package=path.stem == "__init__", everywhere=everywhere
+    )
+
+
+def own(names: set[str]) -> set[str]:
+    return names & modules().keys()
+
+
+def layer(name: str) -> int:
+    parts = name.split(".")
+    for end in range(len(parts), 0, -1):
+        height = LAYER.get(".".join(parts[:end]))
+        if height is not None and (end > 1 or parts[0] != "v2v" or len(parts) == 1):
+            return height
+    pytest.fail(f"{name} stands in no layer: name its place in {Path(__file__).name}")
+
+
+def within(name: str, packages: tuple[str, ...]) -> str | None:
+    return next((p for p in packages if name == p or name.startswith(p + ".")), None)
+
+
+def upward(name: str, imports: set[str]) -> list[str]:
+    """Those of `imports` that go against the order."""
+    wrong = [other for other in imports if layer(other) > layer(name)]
+    here = within(name, APART)
+    wrong += [o for o in imports if here and within(o, APART) not in (None, here)]
+    return sorted(wrong)
+
+
+@pytest.mark.parametrize("name", modules())
+def test_imports_run_one_way(name: str) -> None:
+    wrong = upward(name, own(imports_of(name)) - {name})
+    assert not wrong, f"{name} imports from above: {', '.join(wrong)}"
+
+
+def in_order(imports: dict[str, set[str]]) -> list[str]:
+    """Modules so that each stands behind what it imports. Raises `graphlib.CycleError`."""
+    graph = {}
+    for name, others in imports.items():
+        package = name.rpartition(".")[0]
+        # `from package import module`, inside that package, asks for the module only and not for
+        # the names that the package gathers from its modules.
+        sibling = any(other.startswith(package + ".") for other in others)
+        graph[name] = others - {name} - ({package} if sibling else set())
+    return list(graphlib.TopologicalSorter(graph).static_order())
+
+
+def test_there_is_no_circle() -> None:
+    try:
+        order = in_order({name: own(imports_of(name)) for name in modules()})
+    except graphlib.CycleError as error:
+        pytest.fail("circle: " + " <- ".join(error.args[1]))
+    below = [
+        "v2v.errors",
+        "v2v.data.probe",
+        "v2v.data.video",
+        "v2v.signals.flow",
+        "preprocess.flow",
+    ]
+    assert sorted(below, key=order.index) == below
+
+
+@pytest.mark.parametrize("name", [n for n in modules() if n.split(".")[0] == "v2v"])
+def test_the_library_leans_on_nothing_that_uses_it(name: str) -> None:
+    """Training and reading must run where no extractor, sample or MediaPipe is installed."""
+    upper = ("preprocess", "samples", "pipelines", "mediapipe", "decord", "gradio", "ray")
+    if name != "v2v.cli":
+        upper = (*upper, "typer")
+    wrong = [other for other in imports_of(name) if within(other, upper)]
+    assert not wrong, f"{name} imports {', '.join(wrong)} with the module"
+
+
+@pytest.mark.parametrize("name", [n for n in modules() if within(n, ("v2v.cli",)) is None])
+def test_only_the_command_line_s_own_module_knows_it(name: str) -> None:
+    if name != "v2v.__main__":
+        assert not [o for o in imports_of(name, everywhere=True) if within(o, ("v2v.cli",))]
+
+
+@pytest.mark.parametrize(
+    "name", ["v2v", "v2v.cli", "v2v.data.store", "v2v.signals", "v2v.config", "v2v.data.video"]
+)
+def test_what_really_loads(name: str) -> None:
+    """The same, asked of the interpreter."""
+    heavy = ["mediapipe", "decord", "preprocess", "samples"]
+    heavy += ["torch", "cv2", "av", "numpy"] if name in ("v2v", "v2v.cli") else []
+    code = f"import sys, {name}; print(*sorted(set({heavy}) & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [], f"import {name} loads {done.stdout}"
+
+
+# ---------------------------------------------------------------- the test can fail
+
+
+def test_the_reader_sees_what_runs_and_only_that() -> None:
+    source = """
+from __future__ import annotations
+import a.b
+from c import d
+from . import e
+from .f import g
+if TYPE_CHECKING:
+    import h
+else:
+    import i
+try:
+    import j
+except ImportError:
+    import k
+class K:
+    import l
+def f():
+    import m
+if x:
+    import n
+"""
+    names = imported(source, "v2v.pkg.mod", is_package=False)
+    top = {n.split(".")[0] for n in names if not n.startswith("v2v")} - {"__future__"}
+    assert top == {"a", "c", "i", "j", "k", "l", "n"}
+    assert {"v2v.pkg.e", "v2v.pkg.f", "v2v.pkg.f.g", "c.d"} <= names
+    assert "m" in imported(source, "v2v.pkg.mod", is_package=False, everywhere=True)
+
+
+def test_an_import_from_above_is_seen() -> None:
+    assert upward("v2v.errors", {"v2v.config"}) == ["v2v.config"]
+    assert upward("v2v.data.video", {"v2v.signals.flow", "v2v.errors"}) == ["v2v.signals.flow"]
+    assert upward("v2v.models.generator", {"v2v.losses.temporal"}) == ["v2v.losses.temporal"]
+    assert upward("preprocess.flow", {"v2v.cli"}) == ["v2v.cli"]
+    assert not upward("preprocess.flow", {"v2v.data.store", "preprocess.pose", "v2v.warp"})
+
+
+def test_a_circle_is_seen() -> None:
+    with pytest.raises(graphlib.CycleError):
+        in_order({"p": {"p.a"}, "p.a": {"p.b"}, "p.b": {"p", "p.a"}})
+    with pytest.raises(graphlib.CycleError):
+        in_order({"p": {"p.a"}, "p.a": {"p"}})
+    assert in_order({"p": {"p.a"}, "p.a": {"p", "p.b"}, "p.b": set()}) == ["p.b", "p.a", "p"]

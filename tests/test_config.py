@@ -1,0 +1,246 @@
+"""Settings: what is accepted, in which order it is read, and what a mistake is told."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+from pydantic import ValidationError
+
+from v2v.config import Config, PreprocessSettings, load_config
+from v2v.errors import ConfigError
+
+SCHEMAS: dict[str, type[Config]] = {"preprocess": PreprocessSettings}
+YAMLS = sorted(f.name for f in files("configs").iterdir() if f.name.endswith(".yaml"))
+
+
+def load(*overrides: str, **options: object) -> PreprocessSettings:
+    return load_config(
+        PreprocessSettings,
+        "preprocess",
+        overrides=list(overrides),
+        **options,  # type: ignore[arg-type]
+    )
+
+
+@pytest.mark.parametrize("name", YAMLS)
+def test_every_yaml_loads(name: str) -> None:
+    task = name.removesuffix(".yaml")
+    assert task in SCHEMAS, f"add the schema of configs/{name} to this test"
+    assert isinstance(load_config(SCHEMAS[task], task), SCHEMAS[task])
+
+
+def test_there_are_yamls() -> None:
+    assert "preprocess.yaml" in YAMLS
+
+
+# ---------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "hint"),
+    [
+        ("pose.max_gpa=1", "pose.max_gpa", "did you mean pose.max_gap?"),
+        ("poes.max_gap=1", "poes", "did you mean pose?"),
+        ("frames.fsp=25", "frames.fsp", "did you mean frames.fps?"),
+        (
+            "pose.smoothing.min_cutof=1",
+            "pose.smoothing.min_cutof",
+            "did you mean pose.smoothing.min_cutoff? known here: beta, min_cutoff",
+        ),
+        ("flow.zzz=1", "flow.zzz", "known here: backend, device"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest(override: str, key: str, hint: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(override)
+    assert caught.value.message == f"unknown setting {key}"
+    assert caught.value.hint is not None and hint in caught.value.hint
+    assert ("did you mean" in caught.value.hint) == ("did you mean" in hint)
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("flow.scale=2", "flow.scale"),
+        ("flow.scale=0", "flow.scale"),
+        ("flow.backend=rafft", "flow.backend"),
+        ("pose.max_gap=-1", "pose.max_gap"),
+        ("pose.max_gap=nan", "pose.max_gap"),
+        ("pose.min_detection=1.1", "pose.min_detection"),
+        ("pose.smoothing.beta=-1", "pose.smoothing.beta"),
+        ("frames.size=abc", "frames.size"),
+        ("frames.size=512x", "frames.size"),
+        ("frames.size=[1,2,3]", "frames.size"),
+        ("frames.fps=fast", "frames.fps"),
+        ("frames.fps=0", "frames.fps"),
+        ("frames.fps=-25", "frames.fps"),
+        ("frames.fps=25/0", "frames.fps"),
+        ("frames.start=-1", "frames.start"),
+        ("frames=3", "frames"),
+        ("pose=null", "pose"),
+        ("preview.enabled=maybe", "preview.enabled"),
+        ("devices.threads=0", "devices.threads"),
+    ],
+)
+def test_a_wrong_value_names_the_key(override: str, key: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(override)
+    assert caught.value.message.startswith(f"setting {key} cannot be ")
+
+
+@pytest.mark.parametrize(
+    "override", ["a", "=3", "pose.max_gap", "pose.max_gap=[1", "pose.max_gap=${nowhere}"]
+)
+def test_an_unreadable_override_is_quoted_and_no_traceback(override: str) -> None:
+    with pytest.raises(ConfigError, match=r"cannot read"):
+        load(override)
+
+
+@pytest.mark.parametrize(
+    "text", ["frames: {fps: 25", "- 1\n- 2", "3", "\t- x", "a: &x [*x]", "\xff\xfe"]
+)
+def test_a_broken_file_is_named(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_text(text, "latin-1")
+    with pytest.raises(ConfigError, match=r"cannot read .*broken\.yaml"):
+        load(file=path)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no such config file: .*gone\.yaml"):
+        load(file=tmp_path / "gone.yaml")
+
+
+# ---------------------------------------------------------------- what is read
+
+
+def test_file_then_overrides_then_values(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("pose: {max_gap: 0.1, max_jump: 0.1, min_tracking: 0.1}\n", "utf-8")
+    settings = load(
+        "pose.max_jump=0.2", "pose.min_tracking=0.2", file=path, values={"pose.min_tracking": 0.3}
+    )
+    pose, default = settings.pose, load().pose
+    assert (pose.max_gap, pose.max_jump, pose.min_tracking) == (0.1, 0.2, 0.3)
+    assert pose.min_detection == default.min_detection
+    assert settings.face == load().face
+
+
+def test_of_two_overrides_the_later_counts() -> None:
+    assert load("flow.scale=0.25", "flow.scale=0.75").flow.scale == 0.75
+
+
+def test_an_empty_file_and_values_of_none_change_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "empty.yaml"
+    path.write_text("# nothing\n", "utf-8")
+    assert load(file=path, values={"frames.fps": None}) == load()
+
+
+def test_an_override_of_one_value_keeps_its_neighbours() -> None:
+    smoothing = load("pose.smoothing.beta=2").pose.smoothing
+    assert smoothing is not None
+    assert (smoothing.beta, smoothing.min_cutoff) == (2, load().pose.smoothing.min_cutoff)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("1e-4", 1e-4), ("1E2", 100.0), ("5e-1", 0.5), ("0.25", 0.25), ("1", 1.0)]
+)
+def test_numbers_as_people_write_them(text: str, value: float) -> None:
+    """A YAML 1.1 reader takes 1e-4 for a string."""
+    gap = load(f"pose.max_gap={text}").pose.max_gap
+    assert isinstance(gap, float) and gap == value
+
+
+def test_numbers_in_files_too(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("pose: {max_gap: 1e-4}\n", "utf-8")
+    assert load(file=path).pose.max_gap == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"),
+    [
+        ("25", Fraction(25)),
+        ("30", Fraction(30)),
+        ("29.97", Fraction(30000, 1001)),
+        ("30000/1001", Fraction(30000, 1001)),
+        ("23.976", Fraction(24000, 1001)),
+        ("23.98", Fraction(24000, 1001)),
+        ("59.94", Fraction(60000, 1001)),
+        ("12.5", Fraction(25, 2)),
+        ("25.0", Fraction(25)),
+        ("15/2", Fraction(15, 2)),
+        ("0.5", Fraction(1, 2)),
+        ("null", None),
+    ],
+)
+def test_frame_rates(text: str, rate: Fraction | None) -> None:
+    assert load(f"frames.fps={text}").frames.fps == rate
+    if text != "null":
+        assert load(values={"frames.fps": text}).frames.fps == rate
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("512", 512), ("640x360", (640, 360)), ("640X360", (640, 360)), ("[64,32]", (64, 32))],
+)
+def test_sizes(text: str, size: int | tuple[int, int]) -> None:
+    assert load(f"frames.size={text}").frames.size == size
+
+
+def test_settings_of_one_signal() -> None:
+    settings = load("plugins.depth.model=big")
+    assert settings.of("pose") is settings.pose
+    assert settings.of("depth") == {"model": "big"}
+    assert settings.of("unheard") == {}
+    assert settings.of("fingerprint") == {}
+
+
+# ---------------------------------------------------------------- identity
+
+
+def test_fingerprints_are_of_the_values() -> None:
+    a, b = load("pose.max_gap=0.5", "frames.fps=29.97"), load("frames.fps=30000/1001")
+    assert a.fingerprint() != b.fingerprint()
+    b = load(values={"pose.max_gap": 0.5, "frames.fps": "30000/1001"})
+    assert a == b and a.fingerprint() == b.fingerprint()
+    assert a.pose.fingerprint() == b.pose.fingerprint() != load().pose.fingerprint()
+
+
+def test_each_setting_is_in_the_fingerprint() -> None:
+    other = {
+        "frames.size": 64, "frames.crop": "face", "pose.smoothing": None, "face.max_jump": 0.5,
+        "segmentation.classes": ["sky", "road"], "segmentation.void": [255],
+        "flow.weights": "a.pth", "preview.side": 100, "devices.threads": 2,
+        "plugins.depth.model": "big",
+    }  # fmt: skip
+    prints = [load(values={key: value}).fingerprint() for key, value in other.items() if value]
+    prints += [load("pose.smoothing=null").fingerprint(), load().fingerprint()]
+    assert len(set(prints)) == len(prints) == len(other) + 1
+
+
+def test_settings_do_not_change() -> None:
+    settings = load()
+    with pytest.raises(ValidationError, match="frozen"):
+        settings.pose.max_gap = 3.0
+    with pytest.raises(ValidationError, match="frozen"):
+        settings.pose = settings.face
+
+
+def test_defaults_stand_in_the_yaml_only() -> None:
+    """A default is written once: the schema has none, and the YAML leaves no setting out."""
+
+    def keys(schema: type[Config]) -> set[str]:
+        return {name for name, field in schema.model_fields.items() if field.is_required()}
+
+    raw = OmegaConf.create(files("configs").joinpath("preprocess.yaml").read_text("utf-8"))
+    assert (
+        set(raw) == keys(PreprocessSettings) == set(PreprocessSettings.model_fields) - {"plugins"}
+    )
+    for name, part in raw.items():
+        schema = PreprocessSettings.model_fields[str(name)].annotation
+        assert isinstance(schema, type) and set(part) == keys(schema) == set(schema.model_fields)

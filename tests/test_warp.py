@@ -1,0 +1,228 @@
+"""Flow arithmetic against shifts, rotations and pictures whose answer is known."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from v2v.warp import compose, occlusion, resize_flow, warp
+
+
+def steady(u: float, v: float, height: int = 24, width: int = 32, count: int = 1) -> torch.Tensor:
+    return torch.tensor([float(u), float(v)]).reshape(1, 2, 1, 1).repeat(count, 1, height, width)
+
+
+def picture(height: int = 24, width: int = 32, channels: int = 3, seed: int = 0) -> torch.Tensor:
+    noise = torch.rand(2, channels, height, width, generator=torch.Generator().manual_seed(seed))
+    return noise * 2 - 1
+
+
+def smooth_picture(height: int, width: int) -> torch.Tensor:
+    y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+    x, y = x / width, y / height
+    return torch.stack([x * 2 - 1, torch.sin(4 * y), torch.cos(3 * x + 2 * y)])[None]
+
+
+# ---------------------------------------------------------------- warp
+
+
+@pytest.mark.parametrize("size", [(16, 16), (64, 128), (512, 256)])
+def test_zero_flow_is_the_identity_to_the_bit(size: tuple[int, int]) -> None:
+    image = picture(*size)
+    assert torch.equal(warp(image, steady(0, 0, *size, count=2)), image)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 7), (270, 480)])
+def test_zero_flow_is_the_identity_at_sides_that_floats_cannot_divide(
+    size: tuple[int, int],
+) -> None:
+    image = picture(*size)
+    # A position is exact to about side * 2^-24, neighbours differ by 2 at most.
+    warped = warp(image, steady(0, 0, *size, count=2))
+    torch.testing.assert_close(warped, image, rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("padding", ["border", "zeros"])
+@pytest.mark.parametrize(("u", "v"), [(3, 0), (0, -2), (-5, 7), (40, 0)])
+def test_a_whole_pixel_flow_is_a_shift(u: int, v: int, padding: str) -> None:
+    image = picture(32, 64)
+    warped = warp(image, steady(u, v, 32, 64, count=2), padding=padding)  # type: ignore[arg-type]
+    x, y = torch.arange(64) + u, torch.arange(32) + v
+    expected = image[:, :, y.clamp(0, 31)][..., x.clamp(0, 63)]
+    if padding == "zeros":
+        expected = expected * ((x >= 0) & (x < 64)) * ((y >= 0) & (y < 32))[:, None]
+    assert torch.equal(warped, expected)
+
+
+def test_half_a_pixel_is_the_mean_of_two() -> None:
+    image = picture(8, 16)
+    warped = warp(image, steady(0.5, 0, 8, 16, count=2))
+    mean = (image[..., :-1] + image[..., 1:]) / 2
+    torch.testing.assert_close(warped[..., :-1], mean, rtol=0, atol=1e-6)
+
+
+@settings(deadline=None, max_examples=30)
+@given(u=st.floats(-20, 20), v=st.floats(-20, 20))
+def test_one_pixel_is_fetched_bilinearly(u: float, v: float) -> None:
+    """Against the definition, pixel by pixel."""
+    image = picture(6, 9)[:1].double()
+    warped = warp(image, steady(u, v, 6, 9)).double()
+    x = (torch.arange(9) + u).clamp(0, 8)
+    y = (torch.arange(6) + v).clamp(0, 5)
+    x0, y0 = x.floor().long(), y.floor().long()
+    x1, y1 = (x0 + 1).clamp(max=8), (y0 + 1).clamp(max=5)
+    a, b = x - x0, (y - y0)[:, None]
+    top = image[:, :, y0][..., x0] * (1 - a) + image[:, :, y0][..., x1] * a
+    bottom = image[:, :, y1][..., x0] * (1 - a) + image[:, :, y1][..., x1] * a
+    torch.testing.assert_close(warped, top * (1 - b) + bottom * b, rtol=0, atol=2e-5)
+
+
+def test_the_gradient_reaches_picture_and_flow() -> None:
+    image = picture(12, 10).requires_grad_()
+    flow = (steady(0.3, -0.6, 12, 10, count=2) + 0.01).requires_grad_()
+    warp(image, flow).square().mean().backward()
+    for tensor in (image, flow):
+        assert tensor.grad is not None and tensor.grad.isfinite().all()
+        assert tensor.grad.abs().sum() > 0
+    # A plane that rises by 3 a pixel to the right changes by 3 for a pixel more of u.
+    plane = (3.0 * torch.arange(10.0)).repeat(1, 1, 12, 1)
+    flow = steady(0.3, 0, 12, 10).requires_grad_()
+    warp(plane, flow)[..., 2:-2].sum().backward()
+    torch.testing.assert_close(flow.grad[0, 0, :, 2:-2], torch.full((12, 6), 3.0))
+    torch.testing.assert_close(flow.grad[0, 1], torch.zeros(12, 10), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float32])
+def test_half_precision_pictures_survive(kind: torch.dtype) -> None:
+    """Positions must not be counted in bf16, whose 8 bits end at pixel 256."""
+    image = picture(8, 1024).to(kind)
+    warped = warp(image, steady(5, 0, 8, 1024, count=2).to(kind))
+    assert warped.dtype == kind
+    assert torch.equal(warped[..., :-5], image[..., 5:])
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_half_precision_flow_is_counted_in_full(kind: torch.dtype) -> None:
+    still = steady(0, 0, 4, 600).to(kind)
+    right = steady(3, 0, 4, 600).to(kind)
+    for flow, hidden in ((still, []), (right, [597, 598, 599]), (-right, [0, 1, 2])):
+        found = occlusion(flow, -flow)
+        assert found.dtype == kind
+        assert found[0, 0, 0].nonzero().flatten().tolist() == hidden
+    for size in ((2, 300), (8, 1200)):
+        resized = resize_flow(right, size)
+        assert resized.dtype == kind
+        torch.testing.assert_close(resized.float(), steady(3 * size[1] / 600, 0, *size))
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 8), (1, 3, 8, 8), (1, 1, 2, 8, 8)])
+def test_what_is_not_a_flow_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(AssertionError, match=r"flow must be \[B, 2, H, W\]"):
+        warp(picture(8, 8)[:1], torch.zeros(shape))
+
+
+# ---------------------------------------------------------------- resize
+
+
+@pytest.mark.parametrize("size", [(48, 64), (12, 16), (48, 16), (24, 96), (7, 61)])
+def test_resized_flow_is_scaled_by_each_axis_factor(size: tuple[int, int]) -> None:
+    resized = resize_flow(steady(3, -2), size)
+    assert resized.shape == (1, 2, *size)
+    torch.testing.assert_close(resized, steady(3 * size[1] / 32, -2 * size[0] / 24, *size))
+
+
+def test_resizing_to_the_same_size_is_the_identity() -> None:
+    flow = torch.randn(1, 2, 24, 32)
+    assert torch.equal(resize_flow(flow, (24, 32)), flow)
+
+
+@pytest.mark.parametrize("size", [(60, 90), (120, 60)])
+def test_warping_commutes_with_resizing(size: tuple[int, int]) -> None:
+    """A resized flow warps a resized picture into the resized warped picture."""
+    image = smooth_picture(40, 60)
+    y, x = torch.meshgrid(torch.linspace(-1, 1, 40), torch.linspace(-1, 1, 60), indexing="ij")
+    flow = torch.stack([2 * x + y, 1.5 * y - x])[None]
+
+    def resized(tensor: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.interpolate(tensor, size, mode="bilinear", align_corners=False)
+
+    a, b = warp(resized(image), resize_flow(flow, size)), resized(warp(image, flow))
+    assert (a - b)[..., 8:-8, 8:-8].abs().max() < 0.01
+
+
+# ---------------------------------------------------------------- compose
+
+
+def test_two_translations_add_up() -> None:
+    both = compose(steady(2, -1.5), steady(-0.25, 4))
+    torch.testing.assert_close(both, steady(1.75, 2.5))
+
+
+def test_composed_rotations_are_the_rotation_by_the_sum() -> None:
+    def rotation(degrees: float) -> torch.Tensor:
+        y, x = torch.meshgrid(torch.arange(40.0) - 19.5, torch.arange(60.0) - 29.5, indexing="ij")
+        a = torch.deg2rad(torch.tensor(degrees))
+        return torch.stack(
+            [a.cos() * x - a.sin() * y - x, a.sin() * x + a.cos() * y - y]
+        )[None]  # fmt: skip
+
+    gap = compose(rotation(4), rotation(3)) - rotation(7)
+    assert gap[..., 8:-8, 8:-8].abs().max() < 1e-4
+
+
+def test_composing_is_warping_twice() -> None:
+    image = smooth_picture(40, 60)
+    later, earlier = steady(1.5, 0.5, 40, 60), steady(-0.5, 2, 40, 60)
+    once = warp(image, compose(later, earlier))
+    twice = warp(warp(image, earlier), later)
+    assert (once - twice)[..., 4:-4, 4:-4].abs().max() < 0.01
+
+
+# ---------------------------------------------------------------- occlusion
+
+
+def test_a_still_picture_is_visible_everywhere() -> None:
+    still = steady(0, 0)
+    hidden = occlusion(still, still)
+    assert hidden.shape == (1, 1, 24, 32)
+    assert not hidden.any()
+
+
+def test_consistent_motion_is_visible_except_where_it_comes_from_outside() -> None:
+    hidden = occlusion(steady(-3, 0), steady(3, 0))
+    # Backward flow -3: columns 0 to 2 were left of the picture.
+    assert hidden[..., :3].all() and not hidden[..., 3:].any()
+
+
+@pytest.mark.parametrize(
+    ("u", "v", "gone"),
+    [
+        (2, 0, (slice(None), slice(30, 32))),
+        (0, -4, (slice(0, 4), slice(None))),
+        (0, 1, (slice(23, 24), slice(None))),
+    ],
+)
+def test_what_leaves_the_picture_is_occluded(u: int, v: int, gone: tuple[slice, slice]) -> None:
+    hidden = occlusion(steady(u, v), steady(-u, -v))[0, 0].bool()
+    expected = torch.zeros(24, 32, dtype=torch.bool)
+    expected[gone] = True
+    assert torch.equal(hidden, expected)
+
+
+def test_what_a_square_uncovers_is_found() -> None:
+    """A square moves 4 to the right over a still ground: 4 columns appear behind it."""
+    backward, forward = steady(0, 0), steady(0, 0)
+    backward[0, 0, 8:16, 14:22] = -4  # where the square is at t
+    forward[0, 0, 8:16, 10:18] = 4  # and was at t-1
+    hidden = occlusion(backward, forward)[0, 0].bool()
+    expected = torch.zeros(24, 32, dtype=torch.bool)
+    expected[8:16, 10:14] = True
+    assert torch.equal(hidden, expected)
+
+
+def test_tolerance_grows_with_the_motion() -> None:
+    """A disagreement of a pixel counts on a still point and not on one that moves by 20."""
+    assert occlusion(steady(0, 0), steady(1, 0))[..., 4:-4].all()
+    assert not occlusion(steady(-20, 0, 24, 80), steady(21, 0, 24, 80))[..., 24:-4].any()
