@@ -325,6 +325,7 @@ class _Job:
         return ClipContext(
             name=self.footage.path.name, width=geometry.width, height=geometry.height,
             rate=plan.rate, count=len(plan), geometry=geometry, sources=plan.sources,
+            source_frames=self.footage.frames,
             upright=(self.footage.upright_width, self.footage.upright_height),
         )  # fmt: skip
 
@@ -333,7 +334,9 @@ class _Job:
         geometry = Geometry(frames.box, frames.width, frames.height)
         store = ClipStore(self.folder, record)
         upright = (record.source.width, record.source.height)
-        sources = np.arange(frames.count, dtype=np.int64)
+        sources = None
+        if frames.count == record.source.frames and not record.source.variable_rate:
+            sources = np.arange(frames.count, dtype=np.int64)
         if self.footage is not None:
             kept = self._stored_settings(record)
             sources = plan_frames(
@@ -341,7 +344,8 @@ class _Job:
             ).sources
         return ClipContext(
             name=record.source.name, width=frames.width, height=frames.height, rate=store.rate,
-            count=frames.count, geometry=geometry, sources=sources, upright=upright,
+            count=frames.count, geometry=geometry, sources=sources,
+            source_frames=record.source.frames, upright=upright,
         )  # fmt: skip
 
     @staticmethod

@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cache
-from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, ClassVar
@@ -27,6 +26,7 @@ from v2v.config import PreprocessSettings
 from v2v.data.video import Geometry, MapWriter, concatenate
 from v2v.errors import writing
 from v2v.signals import load_signal
+from v2v.signals._base import import_own_or_installed
 
 PART = 256  # frames; a kill loses at most these
 Array = NDArray[Any]
@@ -37,8 +37,9 @@ Record = Mapping[str, Array]
 class ClipContext:
     """What an extractor knows about the clip before it sees a frame.
 
-    `sources[k]` is the ordinal of the source frame that frame k was made from, and `geometry` how
-    (both None where signals are added to a store whose footage is gone).
+    `sources[k]` is the ordinal of the source frame that frame k was made from, of `source_frames`;
+    None where that is not known, because a part of some footage that is gone was taken. `geometry`
+    says how the frame was cut from the upright source, `upright` its width and height.
     """
 
     name: str
@@ -47,8 +48,9 @@ class ClipContext:
     rate: Fraction
     count: int
     geometry: Geometry
-    sources: NDArray[np.int64]
-    upright: tuple[int, int]  # width and height of the upright source
+    sources: NDArray[np.int64] | None
+    source_frames: int
+    upright: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -245,7 +247,6 @@ def _entry_points() -> dict[str, Any]:
 def load_extractor(name: str) -> type[Extractor]:
     """The extractor of a signal. Raises `UnknownName`."""
     load_signal(name)
-    external = _entry_points().get(name)
-    module = external.load() if external else import_module(f"preprocess.{name}")
+    module = import_own_or_installed("preprocess", name, _entry_points())
     extractor: type[Extractor] = module.Extractor
     return extractor

@@ -14,6 +14,7 @@ from preprocess._weights import find_weights, have_weights, load_state, torchvis
 from preprocess.extractor import ClipContext, Finished, MapExtractor, Record
 from v2v import warp
 from v2v.config import PreprocessSettings
+from v2v.errors import ConfigError
 from v2v.signals.flow import pack
 
 Frame = NDArray[np.uint8]
@@ -118,6 +119,14 @@ class Raft:
 
 
 def _device(name: str) -> torch.device:
-    if name != "auto":
-        return torch.device(name)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    available = {"cpu": True, "cuda": torch.cuda.is_available()}
+    available["mps"] = torch.backends.mps.is_available()
+    if name == "auto":
+        return torch.device("cuda" if available["cuda"] else "cpu")
+    if not available.get(name.split(":")[0], False):
+        present = ", ".join(kind for kind, there in available.items() if there)
+        raise ConfigError(
+            f"setting flow.device is {name!r}, which this machine does not have",
+            hint=f"present: {present}; or auto",
+        )
+    return torch.device(name)

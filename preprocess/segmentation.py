@@ -212,12 +212,18 @@ class LabelImages:
             raise LabelsMismatch(f"no such folder of label maps: {chosen.labels}", hint=None)
         self.clip = clip
         self.files = image_files(chosen.labels)
-        needed = int(clip.sources[-1]) + 1
-        if len(self.files) < needed:
+        if len(self.files) != clip.source_frames:
             raise LabelsMismatch(
-                f"{chosen.labels} holds {len(self.files)} label maps, {clip.name} needs {needed}",
+                f"{chosen.labels} holds {len(self.files)} label maps, {clip.name}"
+                f" has {clip.source_frames} frames",
                 hint="one map (PNG) a frame of the footage, named in the frames' order",
             )
+        if clip.sources is None:
+            raise LabelsMismatch(
+                f"which frames of {clip.name} the store was made from is not known any more",
+                hint="give the footage itself together with --labels, not the store",
+            )
+        self.sources = clip.sources
         if chosen.classes == "cityscapes":
             self.classes, self.palette = tuple(CITYSCAPES), list(CITYSCAPES.values())
         else:
@@ -233,7 +239,7 @@ class LabelImages:
         pass
 
     def label(self, index: int, frame: mp.Frame, cut: bool) -> Record:
-        path = self.files[int(self.clip.sources[index])]
+        path = self.files[int(self.sources[index])]
         labels, instances = self._read(path)
         record = {"segmentation.mkv": self._fit(labels, path)}
         if instances is not None:

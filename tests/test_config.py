@@ -83,7 +83,7 @@ def test_an_unknown_key_names_the_nearest(override: str, key: str, hint: str) ->
         ("frames=3", "frames"),
         ("pose=null", "pose"),
         ("preview.enabled=maybe", "preview.enabled"),
-        ("devices.threads=0", "devices.threads"),
+        ("preview.side=9", "preview.side"),
     ],
 )
 def test_a_wrong_value_names_the_key(override: str, key: str) -> None:
@@ -215,7 +215,7 @@ def test_each_setting_is_in_the_fingerprint() -> None:
     other = {
         "frames.size": 64, "frames.crop": "face", "pose.smoothing": None, "face.max_jump": 0.5,
         "segmentation.classes": ["sky", "road"], "segmentation.void": [255],
-        "flow.weights": "a.pth", "preview.side": 100, "devices.threads": 2,
+        "flow.weights": "a.pth", "preview.side": 100,
         "plugins.depth.model": "big",
     }  # fmt: skip
     prints = [load(values={key: value}).fingerprint() for key, value in other.items() if value]

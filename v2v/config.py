@@ -108,10 +108,6 @@ class PreviewSettings(Config):
     side: Annotated[int, Field(ge=64, le=2160)]
 
 
-class DeviceSettings(Config):
-    threads: Annotated[int, Field(ge=1)] | None
-
-
 class PreprocessSettings(Config):
     frames: FrameSettings
     pose: PoseSettings
@@ -119,7 +115,6 @@ class PreprocessSettings(Config):
     segmentation: SegmentationSettings
     flow: FlowSettings
     preview: PreviewSettings
-    devices: DeviceSettings
     plugins: dict[str, dict[str, Any]] = {}  # settings of signals from installed packages
 
     def of(self, signal: str) -> Config | dict[str, Any]:

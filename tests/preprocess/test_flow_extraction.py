@@ -86,7 +86,7 @@ def context(count: int = 4, width: int = WIDTH, height: int = HEIGHT) -> ClipCon
     return ClipContext(
         name="drawn", width=width, height=height, rate=Fraction(25), count=count,
         geometry=Geometry((0, 0, width, height), width, height), sources=np.arange(count),
-        upright=(width, height),
+        source_frames=count, upright=(width, height),
     )  # fmt: skip
 
 

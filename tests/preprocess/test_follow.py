@@ -27,7 +27,7 @@ def test_the_dancer_is_kept_among_passers_by(clips: Path) -> None:
     clip = ClipContext(
         name="street_crowd.avi", width=width, height=height, rate=Fraction(50), count=205,
         geometry=Geometry((0, 0, width, height), width, height), sources=np.arange(205),
-        upright=(width, height),
+        source_frames=205, upright=(width, height),
     )  # fmt: skip
     tracker = BodyTracker(load_config(PreprocessSettings, "preprocess"), clip, mask=False)
     tracker.begin(None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -80,10 +81,11 @@ def context(
     size: tuple[int, int] = (WIDTH, HEIGHT),
     upright: tuple[int, int] = (WIDTH, HEIGHT),
     sources: NDArray[np.int64] | None = None,
+    source_frames: int | None = None,
 ) -> ClipContext:
     return ClipContext(
         name="street.mp4", width=size[0], height=size[1], rate=Fraction(10), count=count,
-        geometry=Geometry(box, *size), upright=upright,
+        geometry=Geometry(box, *size), upright=upright, source_frames=source_frames or count,
         sources=np.arange(count) if sources is None else sources,
     )  # fmt: skip
 
@@ -127,7 +129,7 @@ def test_maps_are_taken_in_the_frames_order(tmp_path: Path) -> None:
     folder = save(tmp_path / "maps", maps, "grey")  # 0.png ... 11.png: 10 is behind 9
     found = read(settings(folder), context(12))
     assert found["segmentation.mkv"][:, 0, 0].tolist() == list(range(12))
-    kept = read(settings(folder), context(4, sources=np.array([2, 2, 5, 11])))
+    kept = read(settings(folder), context(4, sources=np.array([2, 2, 5, 11]), source_frames=12))
     assert kept["segmentation.mkv"][:, 0, 0].tolist() == [2, 2, 5, 11]
 
 
@@ -207,12 +209,19 @@ def test_a_wrong_map_is_named_with_what_is_wrong(
         read(settings(folder), context())
 
 
-def test_too_few_maps(tmp_path: Path) -> None:
+@pytest.mark.parametrize("frames", [2, 4, 7])
+def test_too_few_and_too_many_maps(tmp_path: Path, frames: int) -> None:
     folder = save(tmp_path / "maps", truth(), "grey")
-    with pytest.raises(LabelsMismatch, match=r"maps holds 6 label maps, street\.mp4 needs 7"):
-        Extractor(settings(folder), context(7))
-    with pytest.raises(LabelsMismatch, match="needs 9"):
-        Extractor(settings(folder), context(2, sources=np.array([0, 8])))
+    message = rf"maps holds {COUNT} label maps, street\.mp4 has {frames} frames"
+    with pytest.raises(LabelsMismatch, match=message):
+        Extractor(settings(folder), context(frames))
+
+
+def test_a_store_of_a_part_of_lost_footage_takes_no_maps(tmp_path: Path) -> None:
+    folder = save(tmp_path / "maps", truth(), "grey")
+    clip = replace(context(2, source_frames=COUNT), sources=None)
+    with pytest.raises(LabelsMismatch, match="not known any more"):
+        Extractor(settings(folder), clip)
 
 
 def test_no_maps(tmp_path: Path) -> None:

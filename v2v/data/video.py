@@ -587,6 +587,7 @@ def concatenate(parts: list[Path], target: Path, *, container: str, rate: Fracti
                     if stream is None:
                         stream = out.add_stream_from_template(video)
                         stream.time_base = 1 / rate
+                    stream.codec_context.framerate = rate  # few frames tell it not
                     count = 0
                     for packet in source.demux(video):
                         if packet.size == 0:

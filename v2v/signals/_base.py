@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any, ClassVar, Self
@@ -96,10 +97,16 @@ def load_signal(name: str) -> Signal:
     """The signal of that name. Raises `UnknownName`, which lists the valid ones."""
     if name not in signal_names():
         raise UnknownName.among("signal", name, (*signal_names(), "all"))
-    external = _entry_points().get(name)
-    module = external.load() if external else import_module(f"v2v.signals.{name}")
+    module = import_own_or_installed("v2v.signals", name, _entry_points())
     signal: Signal = module.SIGNAL
     return signal
+
+
+def import_own_or_installed(package: str, name: str, entries: dict[str, Any]) -> Any:
+    """Our own module of that name; an installed package's where we have none."""
+    if find_spec(f"{package}.{name}") is not None:
+        return import_module(f"{package}.{name}")
+    return entries[name].load()
 
 
 def read_arrays(path: Path, names: tuple[str, ...]) -> dict[str, NDArray[Any]]:
