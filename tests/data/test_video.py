@@ -388,3 +388,19 @@ def test_sound_is_in_step(offset, make_video, numbered_frames, tmp_path):
     assert last == pytest.approx(2.0, abs=0.05)
     seen = probe(path)
     assert seen.audio is not None and seen.frames == 50
+
+
+@pytest.mark.parametrize("codec", ["pcm_s16le", "flac", "libopus"])
+def test_sound_that_players_do_not_know_becomes_aac(tmp_path, ffmpeg, codec):
+    sound = tmp_path / "sound.mka"
+    tone = ["-f", "lavfi", "-i", "sine=frequency=440:duration=2"]
+    subprocess.run([ffmpeg, "-v", "error", *tone, "-c:a", codec, sound], check=True)
+    path = tmp_path / "film.mp4"
+    with VideoWriter(path, width=64, height=48, rate=Fraction(25), audio=sound) as film:
+        for _ in range(25):
+            film.write(np.zeros((48, 64, 3), np.uint8))
+    with av.open(str(path)) as container:
+        stream = container.streams.audio[0]
+        assert stream.codec_context.name == "aac"
+        heard = sum(f.samples / f.sample_rate for f in container.decode(audio=0))
+    assert abs(heard - 1) < 0.08  # cut where the picture ends, within AAC's frames

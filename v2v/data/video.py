@@ -522,7 +522,7 @@ class VideoWriter:
                 self.container, width=width, height=height, rate=rate, crf=crf, preset=preset,
                 gop=48,
             )  # fmt: skip
-            self.sound = _AudioCopy(audio, self.container) if audio else None
+            self.sound = _sound(audio, self.container) if audio else None
         except BaseException:
             self._abandon()
             raise
@@ -636,7 +636,9 @@ def _copy_audio(
     partial = target.with_name(f".{target.name}.partial")
     try:
         with writing(target):
-            with av.open(str(partial), "w", format=container) as out:
+            # Matroska and Ogg stamp a random id into every file otherwise.
+            options = {"fflags": "+bitexact"}
+            with av.open(str(partial), "w", format=container, options=options) as out:
                 copy = _AudioCopy(source, out)
                 offset = copy.copy(start=start, end=end, from_zero=True)
             if offset is None:
@@ -685,6 +687,37 @@ class _AudioCopy:
                 packet.dts = packet.pts
                 self.out.mux(packet)
         return first
+
+
+class _AudioEncode:
+    """Encodes a file's first audio stream as AAC, which every player knows."""
+
+    def __init__(self, source: Path, out: Any) -> None:
+        self.source = source
+        self.out = out
+        with av.open(str(source)) as container:
+            rate = container.streams.audio[0].codec_context.sample_rate
+        self.stream = out.add_stream("aac", rate=min(rate, 48000), layout="stereo")
+
+    def copy(self, *, start: float, end: float, from_zero: bool) -> None:
+        """Encode what is heard between `start` and `end` (seconds); `start` comes to stand at 0."""
+        assert not from_zero
+        rate = self.stream.codec_context.sample_rate
+        convert = av.AudioResampler(format="fltp", layout="stereo", rate=rate, frame_size=1024)
+        with av.open(str(self.source)) as container:
+            for frame in chain(container.decode(audio=0), [None]):
+                if frame is not None and not start <= (frame.time or 0.0) < end:
+                    continue
+                for piece in convert.resample(frame):
+                    piece.pts -= round(start * rate)
+                    self.out.mux(self.stream.encode(piece))
+        self.out.mux(self.stream.encode(None))
+
+
+def _sound(source: Path, out: Any) -> _AudioCopy | _AudioEncode:
+    with av.open(str(source)) as container:
+        plays = container.streams.audio[0].codec_context.codec.canonical_name in ("aac", "mp3")
+    return _AudioCopy(source, out) if plays else _AudioEncode(source, out)
 
 
 def _flush_to_disk(path: Path) -> None:
