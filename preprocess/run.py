@@ -199,8 +199,10 @@ def _in_processes(
     overwrite: bool,
     report: Reporter,
 ) -> None:
-    # Spawned, not forked: codecs and networks keep threads and locks that a fork would tear.
-    context = mp.get_context("spawn")
+    # Not forked from here: codecs and networks keep threads and locks that a fork would tear.
+    # From a server that has only imported, which takes seconds and is done once for all workers.
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(["preprocess.run", "mediapipe"])
     threads = max((os.cpu_count() or 1) // workers, 1)
     with context.Manager() as manager:
         events = manager.Queue()
