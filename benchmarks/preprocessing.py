@@ -37,7 +37,7 @@ import numpy as np
 
 from preprocess import _mediapipe as mp
 from preprocess.build import preprocess
-from samples import person
+from samples import face, person
 from v2v.config import PreprocessSettings, load_config
 from v2v.data.video import VideoWriter
 
@@ -143,12 +143,14 @@ def v2v(*arguments: str) -> None:
 
 
 def run_memory(clip: Path, work: Path) -> None:
+    """Face and flow: the most points a frame, and video maps."""
+    drawn = list(face.frames(count=90, height=192, width=192))
     peaks = {}
     for minutes in (1, 10):
         path = work / f"{minutes}min.mp4"
-        film(path, count=minutes * 60 * 30, height=192, width=320)
+        film(path, drawn, count=minutes * 60 * 30)
         if os.fork() == 0:  # a child of its own: peak memory is a process's
-            fresh(path, ["pose", "segmentation", "flow"], work / f"{minutes}")
+            fresh(path, ["face", "flow"], work / f"{minutes}")
             os._exit(0)
         _, status, usage = os.wait3(0)
         assert status == 0
@@ -159,10 +161,10 @@ def run_memory(clip: Path, work: Path) -> None:
     )
 
 
-def film(path: Path, *, count: int, height: int, width: int) -> None:
-    """A dance of 120 drawn frames, back and forth."""
-    drawn = list(person.frames(count=120, height=height, width=width))
+def film(path: Path, drawn: list[np.ndarray], *, count: int) -> None:
+    """The drawn frames back and forth, `count` in all."""
     loop = drawn + drawn[-2:0:-1]
+    height, width = drawn[0].shape[:2]
     with VideoWriter(path, width=width, height=height, rate=Fraction(30), crf=18) as video:
         for i in range(count):
             video.write(loop[i % len(loop)])
@@ -187,9 +189,9 @@ def run_drawing(clip: Path, work: Path) -> None:
     points = [mp.points(found.pose_landmarks, 512, 512)]
     points += [mp.points(h, 512, 512) if h else np.zeros((21, 4), np.float32) for h in hands]
     pose = np.concatenate(points)[:, [0, 1, 3]]
-    face = mp.points(found.face_landmarks, 512, 512)[:, [0, 1, 3]]
+    mesh = mp.points(found.face_landmarks, 512, 512)[:, [0, 1, 3]]
     canvas = np.zeros((512, 512, 3), np.uint8)
-    for name, draw, what in (("pose", draw_pose, pose), ("face", draw_face, face)):
+    for name, draw, what in (("pose", draw_pose, pose), ("face", draw_face, mesh)):
         canvas[:] = 0
         draw(canvas, what)
         assert canvas.any(axis=2).mean() > 0.005, f"the {name} was not drawn"
@@ -221,7 +223,7 @@ def main() -> None:
         clip = chosen.clip
         if clip is None and set(chosen.runs or RUNS) & {"pose", "signals", "workers"}:
             clip = work / "drawn.mp4"
-            film(clip, count=600, height=720, width=1280)
+            film(clip, list(person.frames(count=120, height=720, width=1280)), count=600)
         for name in chosen.runs or RUNS:
             RUNS[name](clip, work)
 

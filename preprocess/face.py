@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,9 +11,9 @@ from numpy.typing import NDArray
 
 from preprocess import _mediapipe as mp
 from preprocess.extractor import ArrayExtractor, ClipContext, Finished, Record, write_arrays
-from preprocess.tracks import Follower, bridge_gaps, jitter, smooth, stillest
+from preprocess.tracks import Follower, blocks, bridge_gaps, jitter, smooth, stillest
 from v2v.config import PreprocessSettings
-from v2v.errors import NothingFound
+from v2v.errors import NothingFound, writing
 from v2v.signals.face import OVAL, POINTS, RIGID, eye_openness, head_pose, mouth_openness
 
 EDGES = [OVAL[9], OVAL[27]]  # the points by the ears: the face's width
@@ -112,47 +113,64 @@ class Extractor(ArrayExtractor):
         size = max(width, 0.8 * height)  # a profile is narrow
         return points if self.follower.accepts(points[:, :2].mean(axis=0), size) else None
 
+    @staticmethod
+    def _array(path: Path, *shape: int) -> NDArray[np.float32]:
+        """An array that lies in a file, removed with the parts."""
+        with writing(path):
+            array = np.lib.format.open_memmap(path, "w+", np.float32, shape)  # type: ignore[no-untyped-call]
+            if hasattr(os, "posix_fallocate"):  # a full disk must show here, not as a crash
+                with open(path, "rb+") as file:
+                    os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        return np.asarray(array)
+
     def finish(self, parts: list[Path], folder: Path, shots: list[tuple[int, int]]) -> Finished:
-        raw = self.load_parts(parts)["points"]  # x, y, z, score
+        # A mesh is 8 kB a frame: long clips are worked on in files, block by block.
+        count = self.clip.count
+        raw = self._array(parts[0].parent / ".raw.npy", count, POINTS, 4)  # x, y, z, score
+        done = 0
+        for part in parts:
+            found = self.load_parts([part])["points"]
+            raw[done : done + len(found)] = found
+            done += len(found)
         found = np.isfinite(raw[:, 0, 0])
         if not found.any():
             raise NothingFound(
-                f"no face found in any of the {len(raw)} frames of {self.clip.name}",
+                f"no face found in any of the {count} frames of {self.clip.name}",
                 hint="the face should fill a fifth of the picture's height and look towards the"
                 " camera; try --crop face, -s face.min_detection=0.3, or `v2v doctor`",
             )
         settings = self.settings.face
         rate = float(self.clip.rate)
         longest = round(settings.max_gap * rate)
-        values, filled = raw.copy(), np.zeros(len(raw), np.bool_)
-        for start, stop in shots:
+        width = np.ptp(raw[:, list(OVAL), 0], axis=1)
+        usual = float(np.nanmedian(width))
+        unit = np.maximum(np.nan_to_num(width, nan=usual), 0.3 * usual).astype(np.float32)
+        points = self._array(parts[0].parent / ".points.npy", count, POINTS, 3)
+        depth = self._array(parts[0].parent / ".depth.npy", count, POINTS)
+        filled = np.zeros(count, np.bool_)
+        for read, keep, place in blocks(shots):
             # A face is there or not as a whole: one flag a frame.
-            flat = raw[start:stop].reshape(stop - start, 1, -1)
+            flat = np.array(raw[read]).reshape(-1, 1, POINTS * 4)
             bridged, gaps = bridge_gaps(flat, longest)
-            values[start:stop] = bridged.reshape(stop - start, POINTS, 4)
-            filled[start:stop] = gaps[:, 0]
-        before = values.copy()
-        if settings.smoothing is not None:
-            width = np.ptp(values[:, OVAL, 0], axis=1)
-            usual = float(np.nanmedian(width))
-            unit = np.maximum(np.nan_to_num(width, nan=usual), 0.3 * usual).astype(np.float32)
-            for start, stop in shots:
-                values[start:stop, :, :3] = smooth(
-                    values[start:stop, :, :3], rate, unit[start:stop],
-                    **settings.smoothing.model_dump(),
-                )  # fmt: skip
-        points, depth = np.ascontiguousarray(values[..., [0, 1, 3]]), values[..., 2].copy()
+            filled[place] = gaps[keep, 0]
+            values = bridged.reshape(-1, POINTS, 4)
+            if settings.smoothing is not None:
+                values[..., :3] = smooth(
+                    values[..., :3], rate, unit[read], **settings.smoothing.model_dump()
+                )
+            points[place] = values[keep][..., [0, 1, 3]]
+            depth[place] = values[keep][..., 2]
         pose = head_pose(points, depth)
         write_arrays(
             folder / "face.npz",
             {
-                "points": points, "depth": depth, "filled": filled, "raw": raw,
+                "points": points, "depth": depth, "filled": filled,
                 "rotation": pose.rotation, "translation": pose.translation, "scale": pose.scale,
                 "eye_openness": eye_openness(points), "mouth_openness": mouth_openness(points),
             },
         )  # fmt: skip
         there = np.isfinite(points[:, 0, 0])
-        start, stop = stillest(before[:, RIGID, :2], round(rate))
+        start, stop = stillest(raw[:, list(RIGID), :2], round(rate))
         warnings: tuple[str, ...] = ()
         if there.mean() < 0.9:
             warnings = (f"no face in {int((~there).sum())} of {len(there)} frames",)
@@ -162,7 +180,7 @@ class Extractor(ArrayExtractor):
             coverage=float(there.mean()),
             measured={
                 "still_frames": [start, stop],
-                "jitter_before_px": round(jitter(before[start:stop, :, :2]), 3),
+                "jitter_before_px": round(jitter(raw[start:stop, :, :2]), 3),
                 "jitter_after_px": round(jitter(points[start:stop, :, :2]), 3),
                 "filled": round(float(filled.mean()), 4),
             },

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from preprocess import _mediapipe as mp
 from preprocess.extractor import ArrayExtractor, ClipContext, Finished, Record, write_arrays
-from preprocess.tracks import Follower, bridge_gaps, jitter, smooth, stillest
+from preprocess.tracks import Follower, blocks, bridge_gaps, jitter, smooth, stillest
 from v2v.config import PreprocessSettings
 from v2v.errors import NothingFound
 from v2v.signals.pose import BODY, HEAD, LEFT_HAND, MIN_SCORE, NAMES, POINT, RIGHT_HAND
@@ -185,34 +185,34 @@ class Extractor(ArrayExtractor):
             )
         settings = self.settings.pose
         longest = round(settings.max_gap * float(self.clip.rate))
-        points, filled = raw.copy(), np.zeros(raw.shape[:2], np.bool_)
-        for start, stop in shots:
-            points[start:stop], filled[start:stop] = bridge_gaps(raw[start:stop], longest)
-        before = points.copy()
-        body_length = _torso_length(points)
-        if settings.smoothing is not None:
-            for start, stop in shots:
-                points[start:stop, :, :2] = smooth(
-                    points[start:stop, :, :2], float(self.clip.rate), body_length[start:stop],
+        points, filled = np.empty_like(raw), np.zeros(raw.shape[:2], np.bool_)
+        body_length = _torso_length(raw)
+        for read, keep, place in blocks(shots):
+            bridged, gaps = bridge_gaps(raw[read], longest)
+            filled[place] = gaps[keep]
+            if settings.smoothing is not None:
+                bridged[..., :2] = smooth(
+                    bridged[..., :2], float(self.clip.rate), body_length[read],
                     **settings.smoothing.model_dump(),
                 )  # fmt: skip
+            points[place] = bridged[keep]
         write_arrays(
             folder / "pose.npz",
             {"points": points, "filled": filled, "raw": raw, "names": np.array(NAMES)},
         )
-        return self._describe(before, points, filled)
+        return self._describe(raw, points, filled)
 
     def _describe(
-        self, before: NDArray[np.float32], points: NDArray[np.float32], filled: NDArray[np.bool_]
+        self, raw: NDArray[np.float32], points: NDArray[np.float32], filled: NDArray[np.bool_]
     ) -> Finished:
         body = slice(0, len(BODY))
         there = np.isfinite(points[:, 0, 0])
-        start, stop = stillest(before[:, TORSO, :2], round(float(self.clip.rate)))
+        start, stop = stillest(raw[:, TORSO, :2], round(float(self.clip.rate)))
         with np.errstate(invalid="ignore"):
             whole = (points[:, [*TORSO, *range(25, 29)], 2] >= MIN_SCORE).all(axis=1)
         measured = {
             "still_frames": [start, stop],
-            "jitter_before_px": round(jitter(before[start:stop, body, :2]), 3),
+            "jitter_before_px": round(jitter(raw[start:stop, body, :2]), 3),
             "jitter_after_px": round(jitter(points[start:stop, body, :2]), 3),
             "filled": round(float(filled[:, 0].mean()), 4),
             "whole_body": round(float(whole.mean()), 4),

@@ -64,7 +64,7 @@ class Extractor(MapExtractor):
         record = dict(self.segmenter.label(index, frame, cut or index == 0))
         labels = record["segmentation.mkv"]
         counts = np.bincount(labels.reshape(-1), minlength=256)
-        return {**record, "pixels": counts}
+        return {**record, "pixels": counts.astype(np.uint32)}
 
     def finish(self, parts: list[Path], folder: Path, shots: list[tuple[int, int]]) -> Finished:
         pixels = self.load_arrays(parts)["pixels"]  # [T, 256]

@@ -5,6 +5,8 @@ Arrays are [T, N, D]; a missing point is NaN. All work stays within a shot.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -34,6 +36,22 @@ def bridge_gaps(points: Points, longest: int) -> tuple[Points, NDArray[np.bool_]
                 )
                 filled[before + 1 : after, n] = True
     return filled_points, filled
+
+
+BLOCK = 1024  # frames worked on at a time, so that memory does not grow with the clip
+MARGIN = 256  # frames seen on both sides of a block; what is farther away changes nothing
+
+
+def blocks(shots: list[tuple[int, int]]) -> Iterator[tuple[slice, slice, slice]]:
+    """Stretches of shots: what to read, what of that to keep, and where it belongs.
+
+    Gaps are shorter than the margin, and the slowest filter has forgotten what lies beyond it.
+    """
+    for first, end in shots:
+        for start in range(first, end, BLOCK):
+            stop = min(start + BLOCK, end)
+            low, high = max(start - MARGIN, first), min(stop + MARGIN, end)
+            yield slice(low, high), slice(start - low, stop - low), slice(start, stop)
 
 
 def smooth(

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from preprocess.tracks import Follower, bridge_gaps, jitter, smooth, stillest
+from preprocess.tracks import Follower, blocks, bridge_gaps, jitter, smooth, stillest
 
 Points = NDArray[np.float32]
 RATE = 30.0
@@ -254,3 +254,23 @@ def test_an_empty_state_knows_nobody(state: NDArray[np.float32] | None) -> None:
     follower.restore(state)
     assert follower.lost and follower.centre is None
     np.testing.assert_array_equal(Follower(0.6, 10).state, follower.state)
+
+
+def test_blocks_give_what_the_whole_gives() -> None:
+    """A clip of several blocks, with a cut, a gap across a block's border and a fast swing."""
+    generator = np.random.default_rng(1)
+    time = np.arange(2600)[:, None, None] / 30
+    points = (40 * np.sin(7 * time) + generator.normal(0, 1, (2600, 3, 2))).astype(np.float32)
+    points[1022:1027] = np.nan
+    shots = [(0, 1500), (1500, 2600)]
+    whole, blockwise = np.empty_like(points), np.full_like(points, np.nan)
+    options = {"min_cutoff": 1.0, "beta": 6.0}
+
+    def work(part: np.ndarray) -> np.ndarray:
+        return smooth(bridge_gaps(part, 8)[0], 30.0, np.float32(100), **options)
+
+    for first, end in shots:
+        whole[first:end] = work(points[first:end])
+    for read, keep, place in blocks(shots):
+        blockwise[place] = work(points[read])[keep]
+    assert np.abs(whole - blockwise).max() < 1e-4

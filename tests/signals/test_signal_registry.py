@@ -42,7 +42,7 @@ def test_arrays_that_cannot_be_read_are_named(tmp_path: Path, content: bytes | N
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(StoreDamaged, match=r"pose\.npz"):
-        read_arrays(path, ("points",))
+        read_arrays(path, ("points",), 0, 1)
 
 
 def test_arrays_that_are_missing_or_hold_code_are_refused(tmp_path: Path) -> None:
@@ -50,8 +50,8 @@ def test_arrays_that_are_missing_or_hold_code_are_refused(tmp_path: Path) -> Non
     np.savez(path, other=np.zeros(3), pickled=np.array([{"a": 1}], object))
     for name in ("points", "pickled"):
         with pytest.raises(StoreDamaged, match=r"pose\.npz"):
-            read_arrays(path, (name,))
-    assert read_arrays(path, ("other",))["other"].shape == (3,)
+            read_arrays(path, (name,), 0, 3)
+    assert read_arrays(path, ("other",), 0, 3)["other"].shape == (3,)
 
 
 # ---------------------------------------------------------------- an installed package
@@ -84,8 +84,8 @@ class Light(Signal):
     name = "light"
     files = ("light.npz",)
     def read(self, folder, spec, start, stop, *, width, height):
-        light = read_arrays(folder / "light.npz", ("light",))["light"]
-        return LightTrack(light[start:stop], width, height)
+        light = read_arrays(folder / "light.npz", ("light",), start, stop)["light"]
+        return LightTrack(light, width, height)
     def channels(self, spec): return 1
 
 SIGNAL = Light()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import struct
 from abc import ABC, abstractmethod
 from functools import cache
 from importlib import import_module
@@ -7,8 +8,8 @@ from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import Any, ClassVar, Self
-from zipfile import BadZipFile
+from typing import Any, BinaryIO, ClassVar, Self
+from zipfile import ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
 import numpy as np
 import torch
@@ -109,14 +110,40 @@ def import_own_or_installed(package: str, name: str, entries: dict[str, Any]) ->
     return entries[name].load()
 
 
-def read_arrays(path: Path, names: tuple[str, ...]) -> dict[str, NDArray[Any]]:
-    """Arrays of an npz file. Raises `StoreDamaged` where the file is not what it should be."""
+def read_arrays(
+    path: Path, names: tuple[str, ...], start: int, stop: int
+) -> dict[str, NDArray[Any]]:
+    """Rows `start` to `stop` of arrays in an npz file, without reading the others.
+
+    Raises `StoreDamaged` where the file is not what it should be.
+    """
     try:
-        # Opened here: numpy leaves the file open where it turns out to be none of its own.
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in names}
+        with open(path, "rb") as file, ZipFile(file) as archive:
+            return {
+                name: np.array(_mapped(path, file, archive.getinfo(f"{name}.npy"))[start:stop])
+                for name in names
+            }
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         raise StoreDamaged(
             f"{path} cannot be read ({error})",
             hint="delete the file and run `v2v preprocess` on the store again",
         ) from error
+
+
+def _mapped(path: Path, file: BinaryIO, member: ZipInfo) -> NDArray[Any]:
+    """An array of an npz file as a memory map; numpy itself maps npy files only.
+
+    Members are stored as they are: a local header of 30 bytes, a name, an extra field, the npy.
+    """
+    if member.compress_type != ZIP_STORED:
+        raise ValueError(f"{member.filename} is compressed")
+    file.seek(member.header_offset + 26)
+    name_length, extra_length = struct.unpack("<HH", file.read(4))
+    file.seek(member.header_offset + 30 + name_length + extra_length)
+    version = np.lib.format.read_magic(file)  # type: ignore[no-untyped-call]
+    if version != (1, 0):
+        raise ValueError(f"{member.filename} has an unknown version {version}")
+    shape, _, dtype = np.lib.format.read_array_header_1_0(file)  # type: ignore[no-untyped-call]
+    if dtype.hasobject:
+        raise ValueError(f"{member.filename} holds objects")
+    return np.memmap(path, dtype, "r", file.tell(), shape)

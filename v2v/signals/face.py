@@ -113,7 +113,8 @@ def head_pose(points: Landmarks, depth: NDArray[np.float32]) -> HeadPose:
     if not len(found):
         return HeadPose(rotation, translation, scale)
 
-    shape = np.concatenate([points[..., :2], depth[..., None]], axis=2)[found][:, RIGID]
+    rigid = list(RIGID)
+    shape = np.concatenate([points[:, rigid, :2], depth[:, rigid, None]], axis=2)[found]
     shape = shape.astype(np.float64)
     centre = shape.mean(axis=1, keepdims=True)
     size = np.sqrt(((shape - centre) ** 2).sum(axis=(1, 2), keepdims=True))
@@ -346,10 +347,8 @@ class Face(Signal):
         self, folder: Path, spec: dict[str, Any], start: int, stop: int, *, width: int, height: int
     ) -> FaceTrack:
         names = ("points", "depth", "filled", "rotation", "translation", "scale")
-        arrays = read_arrays(folder / self.files[0], names)
-        return FaceTrack(
-            **{name: arrays[name][start:stop] for name in names}, width=width, height=height
-        )
+        arrays = read_arrays(folder / self.files[0], names, start, stop)
+        return FaceTrack(**arrays, width=width, height=height)
 
     def channels(self, spec: dict[str, Any]) -> int:
         return 3

@@ -208,8 +208,8 @@ class Pose(Signal):
     def read(
         self, folder: Path, spec: dict[str, Any], start: int, stop: int, *, width: int, height: int
     ) -> PoseTrack:
-        arrays = read_arrays(folder / self.files[0], ("points", "filled"))
-        return PoseTrack(arrays["points"][start:stop], arrays["filled"][start:stop], width, height)
+        arrays = read_arrays(folder / self.files[0], ("points", "filled"), start, stop)
+        return PoseTrack(**arrays, width=width, height=height)
 
     def channels(self, spec: dict[str, Any]) -> int:
         return 3
