@@ -7,6 +7,7 @@ a run that was stopped anywhere and goes on later gives the same bytes as one th
 
 from __future__ import annotations
 
+import mmap
 import os
 import shutil
 import zipfile
@@ -17,7 +18,7 @@ from fractions import Fraction
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import IO, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -164,10 +165,28 @@ def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
         with zipfile.ZipFile(partial, "w") as archive:
             for name, array in arrays.items():
                 with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as file:
-                    np.lib.format.write_array(file, np.ascontiguousarray(array))  # type: ignore[no-untyped-call]
+                    _write_array(file, array)
         with open(partial, "rb+") as whole:
             os.fsync(whole.fileno())
         os.replace(partial, path)
+
+
+def _write_array(file: IO[bytes], array: Array) -> None:
+    """As numpy would, but in pieces, so that an array in a file never is in memory as a whole."""
+    header = np.lib.format.header_data_from_array_1_0(array)  # type: ignore[no-untyped-call]
+    np.lib.format.write_array_header_1_0(file, header)  # type: ignore[no-untyped-call]
+    if array.ndim == 0:
+        file.write(array.tobytes())
+    for start in range(0, len(array) if array.ndim else 0, 1024):
+        file.write(np.ascontiguousarray(array[start : start + 1024]).tobytes())
+        release(array)
+
+
+def release(array: Array) -> None:
+    """Give back the memory that the pages of a mapped array take; its file keeps them."""
+    if isinstance(array, np.memmap) and hasattr(mmap, "MADV_DONTNEED"):
+        array.flush()
+        array._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
 
 
 # ---------------------------------------------------------------- maps

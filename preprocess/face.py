@@ -4,17 +4,32 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from preprocess import _mediapipe as mp
-from preprocess.extractor import ArrayExtractor, ClipContext, Finished, Record, write_arrays
+from preprocess.extractor import (
+    ArrayExtractor,
+    ClipContext,
+    Finished,
+    Record,
+    release,
+    write_arrays,
+)
 from preprocess.tracks import Follower, blocks, bridge_gaps, jitter, smooth, stillest
 from v2v.config import PreprocessSettings
 from v2v.errors import NothingFound, writing
-from v2v.signals.face import OVAL, POINTS, RIGID, eye_openness, head_pose, mouth_openness
+from v2v.signals.face import (
+    OVAL,
+    POINTS,
+    RIGID,
+    eye_openness,
+    mouth_openness,
+    rigid_points,
+    rigid_pose,
+)
 
 EDGES = [OVAL[9], OVAL[27]]  # the points by the ears: the face's width
 
@@ -121,19 +136,23 @@ class Extractor(ArrayExtractor):
             if hasattr(os, "posix_fallocate"):  # a full disk must show here, not as a crash
                 with open(path, "rb+") as file:
                     os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-        return np.asarray(array)
+        return cast(NDArray[np.float32], array)
 
     def finish(self, parts: list[Path], folder: Path, shots: list[tuple[int, int]]) -> Finished:
-        # A mesh is 8 kB a frame: long clips are worked on in files, block by block.
+        # A mesh is 8 kB a frame: long clips lie in files and are worked on block by block.
         count = self.clip.count
         raw = self._array(parts[0].parent / ".raw.npy", count, POINTS, 4)  # x, y, z, score
+        there, width = np.zeros(count, np.bool_), np.zeros(count, np.float32)
         done = 0
         for part in parts:
             found = self.load_parts([part])["points"]
-            raw[done : done + len(found)] = found
+            place = slice(done, done + len(found))
+            raw[place] = found
+            there[place] = np.isfinite(found[:, 0, 0])
+            width[place] = np.ptp(found[:, list(OVAL), 0], axis=1)
             done += len(found)
-        found = np.isfinite(raw[:, 0, 0])
-        if not found.any():
+        release(raw)
+        if not there.any():
             raise NothingFound(
                 f"no face found in any of the {count} frames of {self.clip.name}",
                 hint="the face should fill a fifth of the picture's height and look towards the"
@@ -142,15 +161,18 @@ class Extractor(ArrayExtractor):
         settings = self.settings.face
         rate = float(self.clip.rate)
         longest = round(settings.max_gap * rate)
-        width = np.ptp(raw[:, list(OVAL), 0], axis=1)
         usual = float(np.nanmedian(width))
         unit = np.maximum(np.nan_to_num(width, nan=usual), 0.3 * usual).astype(np.float32)
         points = self._array(parts[0].parent / ".points.npy", count, POINTS, 3)
         depth = self._array(parts[0].parent / ".depth.npy", count, POINTS)
         filled = np.zeros(count, np.bool_)
+        before = np.empty((count, len(RIGID), 2), np.float32)
+        rigid = np.empty((count, len(RIGID), 3), np.float32)
+        eyes, mouth = np.empty((count, 2), np.float32), np.empty(count, np.float32)
         for read, keep, place in blocks(shots):
             # A face is there or not as a whole: one flag a frame.
             flat = np.array(raw[read]).reshape(-1, 1, POINTS * 4)
+            before[place] = flat[keep].reshape(-1, POINTS, 4)[:, list(RIGID), :2]
             bridged, gaps = bridge_gaps(flat, longest)
             filled[place] = gaps[keep, 0]
             values = bridged.reshape(-1, POINTS, 4)
@@ -158,19 +180,23 @@ class Extractor(ArrayExtractor):
                 values[..., :3] = smooth(
                     values[..., :3], rate, unit[read], **settings.smoothing.model_dump()
                 )
-            points[place] = values[keep][..., [0, 1, 3]]
-            depth[place] = values[keep][..., 2]
-        pose = head_pose(points, depth)
+            kept, away = values[keep][..., [0, 1, 3]], values[keep][..., 2]
+            points[place], depth[place] = kept, away
+            rigid[place] = rigid_points(kept, away)
+            eyes[place], mouth[place] = eye_openness(kept), mouth_openness(kept)
+            there[place] = np.isfinite(kept[:, 0, 0])
+            for array in (raw, points, depth):
+                release(array)
+        pose = rigid_pose(rigid)
         write_arrays(
             folder / "face.npz",
             {
                 "points": points, "depth": depth, "filled": filled,
                 "rotation": pose.rotation, "translation": pose.translation, "scale": pose.scale,
-                "eye_openness": eye_openness(points), "mouth_openness": mouth_openness(points),
+                "eye_openness": eyes, "mouth_openness": mouth,
             },
         )  # fmt: skip
-        there = np.isfinite(points[:, 0, 0])
-        start, stop = stillest(raw[:, list(RIGID), :2], round(rate))
+        start, stop = stillest(before, round(rate))
         warnings: tuple[str, ...] = ()
         if there.mean() < 0.9:
             warnings = (f"no face in {int((~there).sum())} of {len(there)} frames",)

@@ -105,17 +105,26 @@ def head_pose(points: Landmarks, depth: NDArray[np.float32]) -> HeadPose:
         points: [T, 478, 3] x, y in pixels and score.
         depth: [T, 478] z in pixels, growing away from the camera.
     """
-    count = len(points)
+    return rigid_pose(rigid_points(points, depth))
+
+
+def rigid_points(points: Landmarks, depth: NDArray[np.float32]) -> NDArray[np.float32]:
+    """[T, 32, 3] x, y, z in pixels of the points that head pose rests on."""
+    rigid = list(RIGID)
+    return np.concatenate([points[:, rigid, :2], depth[:, rigid, None]], axis=2)
+
+
+def rigid_pose(rigid: NDArray[np.float32]) -> HeadPose:
+    """Head pose from `rigid_points` alone, for clips too long to hold all points of."""
+    count = len(rigid)
     rotation = np.full((count, 3, 3), np.nan, np.float32)
     translation = np.full((count, 2), np.nan, np.float32)
     scale = np.full(count, np.nan, np.float32)
-    found = np.flatnonzero(np.isfinite(points[:, 0, 0]))
+    found = np.flatnonzero(np.isfinite(rigid[:, 0, 0]))
     if not len(found):
         return HeadPose(rotation, translation, scale)
 
-    rigid = list(RIGID)
-    shape = np.concatenate([points[:, rigid, :2], depth[:, rigid, None]], axis=2)[found]
-    shape = shape.astype(np.float64)
+    shape = rigid[found].astype(np.float64)
     centre = shape.mean(axis=1, keepdims=True)
     size = np.sqrt(((shape - centre) ** 2).sum(axis=(1, 2), keepdims=True))
     shape = (shape - centre) / size
