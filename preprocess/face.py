@@ -151,7 +151,7 @@ class Extractor(ArrayExtractor):
             there[place] = np.isfinite(found[:, 0, 0])
             width[place] = np.ptp(found[:, list(OVAL), 0], axis=1)
             done += len(found)
-        release(raw)
+            release(raw)
         if not there.any():
             raise NothingFound(
                 f"no face found in any of the {count} frames of {self.clip.name}",

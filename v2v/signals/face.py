@@ -124,21 +124,36 @@ def rigid_pose(rigid: NDArray[np.float32]) -> HeadPose:
     if not len(found):
         return HeadPose(rotation, translation, scale)
 
-    shape = rigid[found].astype(np.float64)
-    centre = shape.mean(axis=1, keepdims=True)
-    size = np.sqrt(((shape - centre) ** 2).sum(axis=(1, 2), keepdims=True))
-    shape = (shape - centre) / size
-    mean = shape[np.argmin(np.abs(shape[:, RIGID.index(33), 2] - shape[:, RIGID.index(263), 2]))]
+    shapes, _, _ = _normalised(rigid[found[:: max(len(found) // SAMPLE, 1)]])
+    eyes_level = np.abs(shapes[:, RIGID.index(33), 2] - shapes[:, RIGID.index(263), 2])
+    mean = shapes[np.argmin(eyes_level)]
     for _ in range(5):
-        turn = _kabsch(mean, shape)
-        mean = np.einsum("tij,tni->tnj", turn, shape).mean(axis=0)
+        turn = _kabsch(mean, shapes)
+        mean = np.einsum("tij,tni->tnj", turn, shapes).mean(axis=0)
         mean /= np.sqrt((mean**2).sum())
     mean = mean @ _axes(mean)
-    rotation[found] = _kabsch(mean, shape)
-    translation[found] = centre[:, 0, :2]
     eyes = np.linalg.norm(mean[RIGID.index(33)] - mean[RIGID.index(263)])
-    scale[found] = size[:, 0, 0] * eyes
+    for start in range(0, len(found), SAMPLE):
+        rows = found[start : start + SAMPLE]
+        shapes, centre, size = _normalised(rigid[rows])
+        rotation[rows] = _kabsch(mean, shapes)
+        translation[rows] = centre[:, :2]
+        scale[rows] = size * eyes
     return HeadPose(rotation, translation, scale)
+
+
+SAMPLE = 1024  # frames that fix the mean shape, and frames worked on at a time
+
+
+def _normalised(
+    rigid: NDArray[np.float32],
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Shapes [T, N, 3] around 0 and of size 1, their centres [T, 3] and sizes [T]."""
+    shapes = rigid.astype(np.float64)
+    centre = shapes.mean(axis=1)
+    shapes -= centre[:, None]
+    size = np.sqrt((shapes**2).sum(axis=(1, 2)))
+    return shapes / size[:, None, None], centre, size
 
 
 def _kabsch(reference: NDArray[np.float64], shapes: NDArray[np.float64]) -> NDArray[np.float64]:
