@@ -31,6 +31,7 @@ from v2v.signals.face import (
     rigid_pose,
 )
 
+RARELY = 5  # frames out of sight after which only every so many frames is searched closely
 EDGES = [OVAL[9], OVAL[27]]  # the points by the ears: the face's width
 
 
@@ -69,7 +70,8 @@ class Extractor(ArrayExtractor):
             self.begin(None)
         points = np.full((POINTS, 4), np.nan, np.float32)
         found = self._look(self.mesh, frame)
-        if found is None:
+        unseen = self.follower.unseen
+        if found is None and (unseen <= RARELY or unseen % RARELY == 0):
             found = self._look_closer(frame)
         if found is None:
             self.follower.missed()
