@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from preprocess import _mediapipe as mp
-from preprocess._weights import find_weights, load_state, torchvision_models
 from preprocess.extractor import ClipContext, Finished, MapExtractor, Record
 from preprocess.pose import BodyTracker
 from v2v.config import PreprocessSettings
 from v2v.data.probe import hash_files, image_files
 from v2v.errors import LabelsMismatch, NothingFound, UsageError
 from v2v.signals.segmentation import CITYSCAPES, VOC, VOID, distinct_colours
+from v2v.weights import find_weights, load_state, torchvision_models
 
 PERSON = ("background", "person")
 LICENSE_PLATE = 34  # Cityscapes' id -1, which its label images store as 255

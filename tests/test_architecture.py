@@ -22,7 +22,15 @@ PACKAGES = ("v2v", "preprocess", "pipelines", "samples", "configs")
 # From the ground up; a module imports from its own layer or lower ones. The longest name decides.
 LAYERS = (
     ("v2v.errors", "v2v.types"),
-    ("v2v", "v2v.config", "v2v.warp", "v2v.progress", "v2v.native", "v2v.installation"),
+    (
+        "v2v",
+        "v2v.config",
+        "v2v.warp",
+        "v2v.weights",
+        "v2v.progress",
+        "v2v.native",
+        "v2v.installation",
+    ),
     ("v2v.data", "v2v.data.probe", "v2v.data.video"),  # files and pictures, no signals
     ("v2v.signals",),
     ("v2v.data.store", "v2v.data.windows", "v2v.data.transforms", "v2v.models", "v2v.losses"),

@@ -114,7 +114,7 @@ def test_missing_weights_say_where_they_belong_and_what_works_without(monkeypatc
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     checks = by_name(installation._weights())
     assert set(checks) == {
-        f"weights: {n}" for n in ("raft-large", "raft-small", "deeplab", "lraspp")
+        f"weights: {n}" for n in ("raft-large", "raft-small", "deeplab", "lraspp", "vgg19")
     }
     for check in checks.values():
         assert check.state == "warn" and str(tmp_path) in check.found

@@ -128,8 +128,7 @@ ConfigT = TypeVar("ConfigT", bound=Config)
 
 def load_config(
     schema: type[ConfigT],
-    name: str,
-    *,
+    *names: str,
     file: Path | None = None,
     overrides: list[str] | None = None,
     values: dict[str, Any] | None = None,
@@ -137,12 +136,14 @@ def load_config(
     """Defaults `configs/<name>.yaml`, then `file`, then `overrides` (`a.b=c`), then `values`.
 
     Args:
+        names: of the defaults; a later one changes what an earlier one says.
         values: dotted keys and typed values, from the command line's own options; None is left
             out.
 
     Raises `ConfigError` naming the key.
     """
-    merged = OmegaConf.create(files("configs").joinpath(f"{name}.yaml").read_text("utf-8"))
+    defaults = [files("configs").joinpath(f"{name}.yaml").read_text("utf-8") for name in names]
+    merged = cast(Any, OmegaConf.merge(*map(OmegaConf.create, defaults)))
     given = "the settings"  # what is being read, for the error
     try:
         if file is not None:

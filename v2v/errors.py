@@ -18,7 +18,13 @@
     │   ├── StoreLocked            another process works on it
     │   ├── StoreConflict          made from other footage or with other settings
     │   └── SignalMissing          the store lacks a signal
+    ├── TrainingError              a run cannot go on
+    │   ├── RunConflict            the run folder holds another run, or is at work
+    │   ├── CheckpointInvalid      not ours, of another version, damaged, or unsafe to load
+    │   ├── TooFewFrames           the clips are too short to train on
+    │   └── TrainingDiverged       the losses are no numbers any more
     └── EnvironmentProblem         the machine lacks something
+        ├── OutOfMemory
         ├── DiskFull
         ├── NotWritable
         ├── WeightsUnavailable
@@ -132,7 +138,31 @@ class SignalMissing(StoreError):
     pass
 
 
+class TrainingError(V2VError):
+    pass
+
+
+class RunConflict(TrainingError):
+    pass
+
+
+class CheckpointInvalid(TrainingError):
+    pass
+
+
+class TooFewFrames(TrainingError):
+    pass
+
+
+class TrainingDiverged(TrainingError):
+    pass
+
+
 class EnvironmentProblem(V2VError):
+    pass
+
+
+class OutOfMemory(EnvironmentProblem):
     pass
 
 

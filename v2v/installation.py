@@ -147,8 +147,8 @@ def _torch() -> Check:
 
 
 def _torchvision() -> Check:
-    # Lazily, since imports run from preprocess to v2v. It copes with builds that do not match.
-    from preprocess._weights import torchvision_models
+    # It copes with builds that do not match.
+    from v2v.weights import torchvision_models
 
     torchvision_models()
     import torch
@@ -272,8 +272,8 @@ def _ffmpeg() -> Check:
 
 
 def _weights() -> list[Check]:
-    from preprocess._weights import ENUMS, find_weights
     from v2v.errors import WeightsUnavailable
+    from v2v.weights import ENUMS, find_weights
 
     checks = []
     for name in ENUMS:

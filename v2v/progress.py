@@ -11,6 +11,7 @@ class Reporter(Protocol):
 
     def start(self, stage: str, total: int, done: int = 0) -> None: ...
     def advance(self, stage: str, amount: int = 1) -> None: ...
+    def describe(self, stage: str, text: str) -> None: ...
     def finish(self, stage: str) -> None: ...
     def note(self, text: str) -> None: ...
 
@@ -22,6 +23,9 @@ class Silent:
         pass
 
     def advance(self, stage: str, amount: int = 1) -> None:
+        pass
+
+    def describe(self, stage: str, text: str) -> None:
         pass
 
     def finish(self, stage: str) -> None:
@@ -43,6 +47,9 @@ class Relayed:
 
     def advance(self, stage: str, amount: int = 1) -> None:
         self.queue.put(("advance", f"{self.prefix}{stage}", amount))
+
+    def describe(self, stage: str, text: str) -> None:
+        self.queue.put(("describe", f"{self.prefix}{stage}", text))
 
     def finish(self, stage: str) -> None:
         self.queue.put(("finish", f"{self.prefix}{stage}"))
@@ -100,6 +107,10 @@ class Terminal:
 
     def advance(self, stage: str, amount: int = 1) -> None:
         self.progress.advance(self.tasks[stage], amount)
+
+    def describe(self, stage: str, text: str) -> None:
+        """What the stage is called on the screen from now on."""
+        self.progress.update(self.tasks[stage], description=text)
 
     def finish(self, stage: str) -> None:
         task = self.tasks[stage]

@@ -11,7 +11,6 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from preprocess._weights import torchvision_models
 from preprocess.extractor import ClipContext
 from preprocess.flow import Dis, Extractor
 from v2v.config import PreprocessSettings, load_config
@@ -19,6 +18,7 @@ from v2v.data.video import Geometry
 from v2v.errors import WeightsUnavailable
 from v2v.signals.flow import unpack
 from v2v.warp import occlusion, warp
+from v2v.weights import torchvision_models
 
 HEIGHT, WIDTH = 160, 224
 Field = NDArray[np.float32]

@@ -13,16 +13,16 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from preprocess import _weights
 from preprocess import segmentation as extraction
-from preprocess._weights import torchvision_models
 from preprocess.extractor import ClipContext
 from preprocess.segmentation import LICENSE_PLATE, Extractor
+from v2v import weights
 from v2v.config import PreprocessSettings, load_config
 from v2v.data.store import ClipStore
 from v2v.data.video import Geometry
 from v2v.errors import LabelsMismatch, NothingFound, UsageError, WeightsUnavailable
 from v2v.signals.segmentation import CITYSCAPES, VOC, VOID, LabelTrack
+from v2v.weights import torchvision_models
 
 WIDTH, HEIGHT, COUNT = 64, 48, 6
 NAMES = list(CITYSCAPES)
@@ -366,13 +366,13 @@ def test_class_maps_load_weights_and_run(
     network = getattr(torchvision_models().segmentation, build)(
         weights=None, weights_backbone=None, num_classes=21, **extra
     )
-    enum = getattr(torchvision_models().segmentation, _weights.ENUMS[backend][1])
-    path = _weights.weights_folder() / enum.DEFAULT.url.rsplit("/", 1)[-1]
+    enum = getattr(torchvision_models().segmentation, weights.ENUMS[backend][1])
+    path = weights.weights_folder() / enum.DEFAULT.url.rsplit("/", 1)[-1]
     path.parent.mkdir(parents=True)
     torch.save(network.state_dict(), path)
     with pytest.raises(WeightsUnavailable, match="SHA-256"):
         Extractor(chosen, context(1))
-    monkeypatch.setattr(_weights, "_check_hash", lambda path: None)
+    monkeypatch.setattr(weights, "_check_hash", lambda path: None)
     extractor = Extractor(chosen, context(1))
     assert path.name in extractor.version and extractor.segmenter.classes == VOC
     if backend == "deeplab":  # the same code runs it; once is enough

@@ -26,6 +26,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from v2v.data.video import read_range
 from v2v.errors import (
     SignalMissing,
     StoreDamaged,
@@ -282,11 +283,18 @@ class ClipStore:
     def frames(self, start: int = 0, stop: int | None = None) -> NDArray[np.uint8]:
         """Frames `start` to `stop`, RGB uint8 [T, H, W, 3]."""
         start, stop = self._range(start, stop)
+        path = self.folder / "frames.mp4"
         if self._reader is None:
             import decord
 
             # One thread a reader: parallelism is in the workers.
-            self._reader = decord.VideoReader(str(self.folder / "frames.mp4"), num_threads=1)
+            self._reader = decord.VideoReader(str(path), num_threads=1)
+            # Decord counts channels by the bytes of a row, and takes padding (at widths of 96 and
+            # 144, for example) for a fourth: such clips are read by PyAV.
+            if self._reader[0].shape[2] != 3:
+                self._reader = False
+        if self._reader is False:
+            return read_range(path, start, stop)
         frames: NDArray[np.uint8] = self._reader.get_batch(range(start, stop)).asnumpy()
         return frames
 

@@ -30,6 +30,7 @@ class Track(ABC):
     width: int
     height: int
     transparent: ClassVar[bool] = True  # black in its drawing is nothing, not a colour
+    regions: ClassVar[tuple[str, ...]] = ()  # what `boxes` finds
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -56,6 +57,22 @@ class Track(ABC):
     @abstractmethod
     def tensor(self, height: int | None = None, width: int | None = None) -> torch.Tensor:
         """The condition a network sees, float32 [T, C, height, width]."""
+
+    def present(self) -> NDArray[np.bool_]:
+        """[T] true where the frame has the signal at all."""
+        return np.ones(len(self), np.bool_)
+
+    def boxes(self) -> NDArray[np.float32]:
+        """Squares around `regions`, [T, regions, 4] x0, y0, x1, y1; NaN where not seen."""
+        return np.full((len(self), len(self.regions), 4), np.nan, np.float32)
+
+    def dropped(self, generator: np.random.Generator, probability: float) -> Self:
+        """Parts lost at random, as detectors lose them; here nothing that could be."""
+        return self
+
+    def jittered(self, generator: np.random.Generator, sigma: float) -> Self:
+        """Points off by `sigma` pixels (standard deviation), as detectors are; here no points."""
+        return self
 
 
 class Signal(ABC):

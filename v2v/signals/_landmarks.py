@@ -28,11 +28,68 @@ def flipped(points: Landmarks, width: int, order: Sequence[int]) -> Landmarks:
     return mirrored
 
 
+KNOT = 8  # frames over which a jitter changes from one draw to the next
+
+
+def jitter(
+    generator: np.random.Generator, count: int, groups: int, sigma: float
+) -> NDArray[np.float32]:
+    """Offsets [count, groups, 2] of `sigma` pixels (standard deviation) that drift slowly.
+
+    A detector that is off in one frame is off in the next. Fresh offsets in every frame would
+    shake the signal over frames that do not shake, and teach a generator to ignore small motion.
+    """
+    knots = generator.standard_normal((2 + (count - 1) // KNOT, groups, 2))
+    index, part = np.divmod(np.arange(count), KNOT)
+    share = (part / KNOT)[:, None, None]
+    offsets = (1 - share) * knots[index] + share * knots[index + 1]
+    # A blend of two draws is smaller than either: bring every frame to the same spread.
+    offsets *= sigma / np.sqrt((1 - share) ** 2 + share**2)
+    drifting: NDArray[np.float32] = offsets.astype(np.float32)
+    return drifting
+
+
+def squares(points: Landmarks, *, least: int, min_score: float, grow: float) -> NDArray[np.float32]:
+    """[T, 4] squares around points [T, N, 3]; NaN where fewer than `least` of them are seen.
+
+    Args:
+        grow: the square's side over the larger extent of the points.
+    """
+    with np.errstate(invalid="ignore"):
+        seen = points[..., 2] >= min_score
+    boxes = np.full((len(points), 4), np.nan, np.float32)
+    for box, places, mask in zip(boxes, points[..., :2], seen, strict=True):
+        if mask.sum() >= least:
+            low, high = places[mask].min(axis=0), places[mask].max(axis=0)
+            half = max(high - low) * grow / 2
+            box[:2], box[2:] = (low + high) / 2 - half, (low + high) / 2 + half
+    return boxes
+
+
 def fixed_point(points: NDArray[np.float32]) -> NDArray[np.int32]:
     """Continuous pixel coordinates [..., 2] as cv2's, whose pixel centres are whole numbers."""
     limited = np.clip(points - 0.5, -16000, 16000)  # cv2 overflows far outside the picture
     fixed: NDArray[np.int32] = np.round(limited * (1 << SHIFT)).astype(np.int32)
     return fixed
+
+
+_UNIT = (np.arange(256, dtype=np.float32) / np.float32(127.5) - 1)[None]
+
+
+def planes(
+    pictures: NDArray[np.uint8], out: NDArray[np.float32] | None = None
+) -> NDArray[np.float32]:
+    """RGB uint8 [T, H, W, C] as float32 [T, C, H, W] in [-1, 1], written to `out` where given.
+
+    To the bit what dividing by 127.5 and subtracting 1 gives, at a third of the time.
+    """
+    count, height, width, channels = pictures.shape
+    if out is None:
+        out = np.empty((count, channels, height, width), np.float32)
+    for picture, target in zip(pictures, out, strict=True):
+        for plane, place in zip(cv2.split(picture), target, strict=True):
+            cv2.LUT(plane, _UNIT, place)
+    return out
 
 
 def polyline(

@@ -59,6 +59,20 @@ PARTS: dict[str, tuple[tuple[int, ...], bool, Colour]] = {
     "lips_inner": (LIPS_INNER, True, (200, 60, 255)),
 }
 IRISES = {"right": (468, RIGHT_IRIS), "left": (MIRROR[468], _left(RIGHT_IRIS))}
+# Drawn points that are jittered together: an iris stays in its eye, the lips in one another.
+_MOVED_TOGETHER = [
+    sorted({point for name in names for point in PARTS[name][0]} | set(centres))
+    for names, centres in (
+        (("oval",), ()),
+        (("right_brow",), ()),
+        (("left_brow",), ()),
+        (("right_eye", "right_iris"), (468,)),
+        (("left_eye", "left_iris"), (MIRROR[468],)),
+        (("nose_bridge", "nose_base"), ()),
+        (("lips_outer", "lips_inner"), ()),
+    )
+]
+_INNER = sorted({p for n, (points, _, _) in PARTS.items() if n != "oval" for p in points})
 # Points that move with the skull and little with expression: forehead, temples, eye corners,
 # the nose. Head pose rests on them alone, so speaking does not nod the head.
 RIGID = (
@@ -223,6 +237,7 @@ class FaceTrack(Track):
     scale: NDArray[np.float32]  # [T]
     width: int
     height: int
+    regions: ClassVar[tuple[str, ...]] = ("face", "mouth")
 
     def __post_init__(self) -> None:
         assert self.points.shape[1:] == (POINTS, 3), self.points.shape
@@ -272,6 +287,26 @@ class FaceTrack(Track):
             depth=self.depth[:, MIRROR], translation=translation,
             rotation=self.rotation * mirrored[:, None] * mirrored[None, :],
         )  # fmt: skip
+
+    def jittered(self, generator: np.random.Generator, sigma: float) -> Self:
+        """Points off by `sigma` pixels, each part as a whole: curves stay smooth."""
+        offsets = marks.jitter(generator, len(self), len(_MOVED_TOGETHER), sigma)
+        points = self.points.copy()
+        for group, indices in enumerate(_MOVED_TOGETHER):
+            points[:, indices, :2] += offsets[:, group, None]
+        return replace(self, points=points)
+
+    def present(self) -> NDArray[np.bool_]:
+        seen: NDArray[np.bool_] = np.isfinite(self.points[:, 0, 0])
+        return seen
+
+    def boxes(self) -> NDArray[np.float32]:
+        parts = ((_INNER, 1.25), (list(LIPS_OUTER), 1.5))
+        found = [
+            marks.squares(self.points[:, part], least=len(part), min_score=0.0, grow=grow)
+            for part, grow in parts
+        ]
+        return np.stack(found, axis=1)
 
     def draw(self, height: int | None = None, width: int | None = None) -> NDArray[np.uint8]:
         height, width = height or self.height, width or self.width
@@ -325,8 +360,8 @@ class FaceTrack(Track):
             pictures.append(self.distance_maps(height, width))
         if frames is not None:
             pictures.append(self.background_edges(frames)[..., None])
-        stacked = torch.from_numpy(np.concatenate(pictures, axis=3))
-        return stacked.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+        stacked = pictures[0] if len(pictures) == 1 else np.concatenate(pictures, axis=3)
+        return torch.from_numpy(marks.planes(stacked))
 
 
 def draw_face(canvas: NDArray[np.uint8], points: NDArray[np.float32]) -> None:

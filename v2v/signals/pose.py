@@ -96,6 +96,20 @@ LIMB_GROUPS = {  # what is dropped together in training
 }
 
 
+def _moved_by() -> NDArray[np.intp]:
+    """[75] which point's offset each one takes, so that no limb comes off its joint."""
+    leader = np.arange(len(NAMES))
+    leader[HEAD] = POINT["nose"]
+    for side, hand in (("left", LEFT_HAND), ("right", RIGHT_HAND)):
+        wrist = POINT[f"{side}_wrist"]
+        leader[hand] = wrist
+        leader[[POINT[f"{side}_{name}"] for name in ("pinky", "index", "thumb")]] = wrist
+    return leader
+
+
+_MOVED_BY = _moved_by()
+
+
 @dataclass(frozen=True)
 class PoseTrack(Track):
     """T frames of pose: `points` [T, 75, 3] and `filled` [T, 75], true where a gap was bridged."""
@@ -104,6 +118,7 @@ class PoseTrack(Track):
     filled: NDArray[np.bool_]
     width: int
     height: int
+    regions: ClassVar[tuple[str, ...]] = ("face", "left_hand", "right_hand")
 
     def __post_init__(self) -> None:
         assert self.points.shape == (*self.filled.shape, 3), (self.points.shape, self.filled.shape)
@@ -137,6 +152,27 @@ class PoseTrack(Track):
             points[np.flatnonzero(lost)[:, None], list(group)] = np.nan
         return replace(self, points=points)
 
+    def jittered(self, generator: np.random.Generator, sigma: float) -> Self:
+        """Points off by `sigma` pixels; a hand moves with its wrist and the face as one."""
+        offsets = marks.jitter(generator, len(self), len(NAMES), sigma)[:, _MOVED_BY]
+        points = self.points.copy()
+        points[..., :2] += offsets
+        return replace(self, points=points)
+
+    def present(self) -> NDArray[np.bool_]:
+        with np.errstate(invalid="ignore"):
+            seen: NDArray[np.bool_] = (self.points[:, list(_JOINTS), 2] >= MIN_SCORE).any(axis=1)
+        return seen
+
+    def boxes(self) -> NDArray[np.float32]:
+        # The points of the face lie within the ears, eyes and mouth: hair and chin lie around.
+        parts = ((HEAD, 6, 1.8), (LEFT_HAND, 21, 1.5), (RIGHT_HAND, 21, 1.5))
+        found = [
+            marks.squares(self.points[:, part], least=least, min_score=MIN_SCORE, grow=grow)
+            for part, least, grow in parts
+        ]
+        return np.stack(found, axis=1)
+
     def draw(self, height: int | None = None, width: int | None = None) -> NDArray[np.uint8]:
         height, width = height or self.height, width or self.width
         track = self.scaled(width, height)
@@ -147,8 +183,7 @@ class PoseTrack(Track):
 
     def tensor(self, height: int | None = None, width: int | None = None) -> torch.Tensor:
         """RGB of the drawing in [-1, 1], float32 [T, 3, height, width]."""
-        pictures = torch.from_numpy(self.draw(height, width))
-        return pictures.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+        return torch.from_numpy(marks.planes(self.draw(height, width)))
 
 
 def draw_pose(canvas: NDArray[np.uint8], points: NDArray[np.float32]) -> None:

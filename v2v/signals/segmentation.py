@@ -128,15 +128,21 @@ class LabelTrack(Track):
 
     def one_hot(self) -> torch.Tensor:
         """float32 [T, classes, H, W]; void pixels are zero in every channel."""
-        ids = torch.from_numpy(self.labels)[:, None]
-        known = torch.arange(len(self.classes), dtype=torch.uint8)[None, :, None, None]
-        return (ids == known).float()
+        return self._one_hot(len(self.classes))
+
+    def _one_hot(self, channels: int) -> torch.Tensor:
+        """One-hot classes in the first of so many channels; the others are not filled."""
+        out = np.empty((len(self), channels, self.height, self.width), np.float32)
+        for number in range(len(self.classes)):
+            np.equal(self.labels, number, out=out[:, number])  # straight to float, no copy
+        return torch.from_numpy(out)
 
     def tensor(self, height: int | None = None, width: int | None = None) -> torch.Tensor:
         """One-hot classes and a last channel of boundaries, [T, classes + 1, height, width]."""
         track = self.scaled(width or self.width, height or self.height)
-        edges = torch.from_numpy(track.boundaries())[:, None].float()
-        return torch.cat([track.one_hot(), edges], dim=1)
+        planes = track._one_hot(len(self.classes) + 1)
+        planes[:, -1] = torch.from_numpy(track.boundaries())
+        return planes
 
 
 class Segmentation(Signal):

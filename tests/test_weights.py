@@ -12,8 +12,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from preprocess import _weights
-from preprocess._weights import (
+from v2v import weights
+from v2v.errors import UnknownName, WeightsUnavailable
+from v2v.weights import (
     ENUMS,
     find_weights,
     have_weights,
@@ -21,7 +22,6 @@ from preprocess._weights import (
     torchvision_models,
     weights_folder,
 )
-from v2v.errors import UnknownName, WeightsUnavailable
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +55,7 @@ def test_a_missing_file_says_what_where_how_and_what_instead(name: str, home: Pa
     assert name in caught.value.message and str(path) in caught.value.message
     hint = caught.value.hint or ""
     assert f"curl -L --create-dirs -o {path} https://download.pytorch.org/models/" in hint
-    assert hint.endswith(ENUMS[name][2]) and "backend=" in hint
+    assert hint.endswith(ENUMS[name][2]) and ENUMS[name][2].startswith("-s ")
     assert not have_weights(name)
 
 
@@ -76,7 +76,7 @@ def test_a_file_whose_hash_fits_is_found(home: Path, monkeypatch: pytest.MonkeyP
     enum = type("Enum", (), {"DEFAULT": type("D", (), {"url": f"https://x/net-{digest[:8]}.pth"})})
     family = type("Family", (), {"Raft_Small_Weights": enum})
     models = type("Models", (), {"optical_flow": family})
-    monkeypatch.setattr(_weights, "torchvision_models", lambda: models)
+    monkeypatch.setattr(weights, "torchvision_models", lambda: models)
     home.mkdir(parents=True)
     path = home / f"net-{digest[:8]}.pth"
     path.write_bytes(content)
@@ -153,6 +153,22 @@ def test_another_network_s_weights_are_refused(tmp_path: Path, state: object) ->
         load_state(model(), path)
 
 
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_a_part_of_a_file_is_loaded_by_its_prefix(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"net{suffix}"
+    state = {f"part.{name}": value + 1 for name, value in model().state_dict().items()}
+    state["rest.weight"] = torch.zeros(7)
+    (save_file if suffix == ".safetensors" else torch.save)(state, path)  # type: ignore[operator]
+    target = model()
+    load_state(target, path, prefix="part.")
+    for name, value in target.state_dict().items():
+        assert torch.equal(value, state[f"part.{name}"])
+    with pytest.raises(WeightsUnavailable, match="does not hold the weights"):
+        load_state(target, path, prefix="other.")
+    with pytest.raises(WeightsUnavailable, match="does not hold the weights"):
+        load_state(target, path)
+
+
 # ---------------------------------------------------------------- torchvision
 
 
@@ -162,6 +178,14 @@ def test_all_networks_used_build() -> None:
         assert callable(getattr(models.optical_flow, build))
     for build in ("deeplabv3_resnet50", "lraspp_mobilenet_v3_large"):
         assert callable(getattr(models.segmentation, build))
+    assert callable(models.vgg19)
+
+
+def test_torchvision_loads_with_the_first_use_only() -> None:
+    """Losses import this module: a training run without VGG needs no torchvision."""
+    code = "import sys, v2v.weights, v2v.losses; print('torchvision' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "False", done.stderr
 
 
 def test_a_torchvision_without_its_operators_still_gives_networks() -> None:
@@ -180,7 +204,7 @@ except RuntimeError as error:
     assert "torchvision::nms does not exist" in str(error), error
 else:
     sys.exit("torchvision came through by itself: this test shows nothing")
-from preprocess._weights import torchvision_models
+from v2v.weights import torchvision_models
 import torch
 network = torchvision_models().optical_flow.raft_small(weights=None).eval()
 with torch.inference_mode():

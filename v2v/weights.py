@@ -14,15 +14,12 @@ import torch
 from v2v.errors import MissingLibrary, UnknownName, WeightsUnavailable
 
 PERSON_MASK = "-s segmentation.backend=person"
-ENUMS = {  # our name: module and enum of torchvision, and what works without it
+ENUMS = {  # our name: module and enum of torchvision, and what to say on the command line without
     "raft-large": ("optical_flow", "Raft_Large_Weights", "-s flow.backend=dis"),
     "raft-small": ("optical_flow", "Raft_Small_Weights", "-s flow.backend=dis"),
     "deeplab": ("segmentation", "DeepLabV3_ResNet50_Weights", PERSON_MASK),
-    "lraspp": (
-        "segmentation",
-        "LRASPP_MobileNet_V3_Large_Weights",
-        "-s segmentation.backend=person",
-    ),
+    "lraspp": ("segmentation", "LRASPP_MobileNet_V3_Large_Weights", PERSON_MASK),
+    "vgg19": ("vgg", "VGG19_Weights", "-s losses.perceptual=pyramid"),
 }
 
 
@@ -63,10 +60,11 @@ def weights_folder() -> Path:
 
 
 def find_weights(name: str) -> Path:
-    """The weight file of a network.
+    """The weight file of a network, one of `ENUMS`.
 
     A file from torchvision carries the start of its SHA-256 in its name, which must fit.
-    Raises `WeightsUnavailable`, which says where the file belongs and how to fetch it.
+    Raises `WeightsUnavailable`, which says where the file belongs and how to fetch it, and
+    `UnknownName` for a network that is not listed.
     """
     if name not in ENUMS:
         raise UnknownName.among("network", name, ENUMS)
@@ -84,6 +82,7 @@ def find_weights(name: str) -> Path:
 
 
 def have_weights(name: str) -> bool:
+    """Whether the weight file of a network is here and whole; a damaged one counts as missing."""
     try:
         find_weights(name)
     except WeightsUnavailable:
@@ -104,8 +103,14 @@ def _check_hash(path: Path) -> None:
         )
 
 
-def load_state(model: torch.nn.Module, path: Path) -> None:
-    """Load a state dict (safetensors, or a torch file read without pickle's powers)."""
+def load_state(model: torch.nn.Module, path: Path, *, prefix: str = "") -> None:
+    """Load a state dict (safetensors, or a torch file read without pickle's powers).
+
+    With a `prefix`, `model` is the part of a network whose names in the file begin with it, and
+    the rest of the file is passed over.
+
+    Raises `WeightsUnavailable` where the file is not there, damaged, or another network's.
+    """
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -113,6 +118,8 @@ def load_state(model: torch.nn.Module, path: Path) -> None:
             state = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
+        if prefix:
+            state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
         model.load_state_dict(state)
     except UnpicklingError as error:
         raise WeightsUnavailable(

@@ -1,0 +1,328 @@
+"""What training costs, as ratios within one run: machines differ, and this one may be shared.
+
+python benchmarks/training.py                                  all of them, on drawn footage
+python benchmarks/training.py loader floor --data data/dance --presets mobile,base --sizes 128,256
+
+loader    frames a second that the loader makes over those that training takes        (goal 3)
+floor     time of an update over its multiply-adds at the speed that this machine's
+          convolutions reach, and at the speed of its matrix products, measured here
+threads   training on all cores over training on one
+updates   an update after each chunk of a window over one for the whole window
+machine   multiply-adds a second of matrix products and convolutions, float32 and bf16
+
+Training is what `v2v train` does in the last stage at that size: windows of 20 frames, gradients
+through 2 of them, all critics. A frame of training is one that is rendered, judged and learned
+from; one of the loader is a frame with its signals, flow and masks, made in this one process
+without workers, as on a CPU. The loader's goal is for 256 px on 2 cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from v2v.native import prepare_process
+
+prepare_process()
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from v2v.config import load_config
+from v2v.data.windows import Windows
+from v2v.errors import V2VError
+from v2v.progress import Silent
+from v2v.training.loop import Trainer, launch
+from v2v.training.prepare import open_windows, plan_run
+from v2v.training.schedule import Stage
+from v2v.training.settings import TASKS, TrainSettings
+from v2v.types import Batch
+
+REPEATS = 3
+DRAWN = 120  # frames of drawn footage
+
+
+@dataclass(frozen=True)
+class Case:
+    """One combination of preset and size."""
+
+    data: Path
+    task: str
+    preset: str
+    size: int
+    overrides: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.preset} at {self.size} px"
+
+    def settings(self, *more: str) -> TrainSettings:
+        overrides = [f"generator.preset={self.preset}", *self.overrides, *more]
+        return load_config(
+            TrainSettings, "train", f"train-{self.task}", overrides=overrides,
+            values={"task": self.task, "data.size": self.size, "budget.steps": 1 << 30},
+        )  # fmt: skip
+
+
+class Bench:
+    """A trainer that stands in its last stage, and the windows it takes."""
+
+    def __init__(self, case: Case, *more: str) -> None:
+        settings = case.settings(*more)
+        self.windows: Windows = open_windows(settings, [case.data])
+        plan = plan_run(settings, self.windows)
+        self.trainer = Trainer(launch(settings), settings, self.windows, plan)
+        self.trainer.progress.stage = len(plan.schedule) - 1
+        self.stage: Stage = self.trainer.enter_stage()
+        self.settings = settings
+        self.index = 0
+
+    @property
+    def frames(self) -> int:
+        """In one batch of windows."""
+        return self.stage.length * self.stage.batch
+
+    def load(self) -> Batch:
+        """The next batch, as the loader makes it."""
+        own = range(self.index, self.index + self.stage.batch)
+        self.index += self.stage.batch
+        return self.windows.batch(own, self.stage.length, (self.stage.height, self.stage.width))
+
+    def train(self, batch: Batch) -> None:
+        self.trainer.window(batch, self.stage)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+    @property
+    def precision(self) -> torch.dtype:
+        mixed = "bf16" in str(self.trainer.fabric._precision.precision)
+        return torch.bfloat16 if mixed else torch.float32
+
+
+def timed(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def in_turn(*works: Callable[[], object], repeats: int = REPEATS) -> list[list[float]]:
+    """Seconds of each piece of work, `repeats` rounds: a slow minute of the machine hits all."""
+    for work in works:
+        work()  # what is made once is not what is measured
+    rounds = [[timed(work) for work in works] for _ in range(repeats)]
+    return [list(seconds) for seconds in zip(*rounds, strict=True)]
+
+
+def ratio(above: list[float], below: list[float]) -> float:
+    """The median of the rounds' ratios."""
+    return statistics.median(a / b for a, b in zip(above, below, strict=True))
+
+
+def say(name: str, value: float, detail: str) -> None:
+    print(f"{name:<44} {value:6.2f}   ({detail})", flush=True)
+
+
+# ---------------------------------------------------------------- the sections
+
+
+def run_loader(case: Case) -> None:
+    bench = Bench(case)
+    batch = bench.load()
+    loads, trains = in_turn(bench.load, lambda: bench.train(batch))
+    made, taken = (bench.frames / statistics.median(seconds) for seconds in (loads, trains))
+    say(
+        f"{case}: loader over training", ratio(trains, loads),
+        f"{made:.1f} over {taken:.2f} frames/s",
+    )  # fmt: skip
+
+
+def run_floor(case: Case) -> None:
+    bench = Bench(case)
+    batch = bench.load()
+    bench.train(batch)
+    with FlopCounterMode(display=False) as counter:
+        bench.train(batch)
+    work = counter.get_total_flops() / 2 / bench.frames  # multiply-adds a frame
+    kind = bench.precision
+    generator = sum(p.numel() for p in bench.trainer.generator.parameters())
+    seconds, convolving, multiplying = in_turn(
+        lambda: bench.train(batch), convolution(kind), product(kind)
+    )
+    each = [s / bench.frames for s in seconds]
+    for name, times, amount in (
+        ("convolutions", convolving, CONVOLUTION), ("matrix products", multiplying, PRODUCT),
+    ):  # fmt: skip
+        floor = [work * t / (TIMES * amount) for t in times]
+        rate = TIMES * amount / statistics.median(times) / 1e9
+        say(
+            f"{case}: an update over its {name}",
+            ratio(each, floor),
+            f"{statistics.median(each):.3f} s a frame over {work / 1e9:.1f} GMACs at {rate:.0f}"
+            f" GMAC/s in {str(kind).removeprefix('torch.')}; {generator / 1e6:.1f} M parameters",
+        )
+
+
+def run_threads(case: Case) -> None:
+    bench = Bench(case)
+    batch = bench.load()
+    most = torch.get_num_threads()
+    if most == 1:
+        print(f"{case}: one thread is all there is (OMP_NUM_THREADS?)")
+        return
+
+    def train(threads: int) -> Callable[[], None]:
+        def work() -> None:
+            torch.set_num_threads(threads)
+            bench.train(batch)
+
+        return work
+
+    one, many = in_turn(train(1), train(most))
+    torch.set_num_threads(most)
+    rates = [bench.frames / statistics.median(seconds) for seconds in (many, one)]
+    say(
+        f"{case}: {most} threads over one", ratio(one, many),
+        f"{rates[0]:.2f} over {rates[1]:.2f} frames/s",
+    )  # fmt: skip
+
+
+def run_updates(case: Case) -> None:
+    """The optimisers' share: the same window, with many updates or one."""
+    chunk, window = (Bench(case, f"loop.updates={kind}") for kind in ("chunk", "window"))
+    batch = chunk.load()
+    each, once = in_turn(lambda: chunk.train(batch), lambda: window.train(batch))
+    updates = -(-chunk.stage.length // chunk.settings.loop.chunk)
+    say(
+        f"{case}: update per chunk over per window", ratio(each, once),
+        f"{statistics.median(each):.2f} s with {updates} updates over {statistics.median(once):.2f}"
+        " s with 1",
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------- the machine
+
+
+SIDE, WIDTH, GRID = 1024, 256, 64
+PRODUCT = SIDE**3  # multiply-adds of one
+CONVOLUTION = 9 * WIDTH * WIDTH * GRID * GRID
+
+
+def device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@cache
+def product(kind: torch.dtype) -> Callable[[], None]:
+    """A product of square matrices."""
+    a, b = (torch.randn(SIDE, SIDE, device=device()).to(kind) for _ in range(2))
+    return repeated(lambda: a @ b)
+
+
+@cache
+def convolution(kind: torch.dtype) -> Callable[[], None]:
+    """A 3x3 convolution, 256 wide on 64x64, channels last: most of the work is such."""
+    x = torch.randn(1, WIDTH, GRID, GRID, device=device()).to(kind)
+    x = x.to(memory_format=torch.channels_last)
+    layer = torch.nn.Conv2d(WIDTH, WIDTH, 3, padding=1, device=device(), dtype=kind)
+    layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return repeated(lambda: layer(x))
+
+
+TIMES = 10
+
+
+def repeated(work: Callable[[], Any]) -> Callable[[], None]:
+    @torch.no_grad()
+    def run() -> None:
+        for _ in range(TIMES):
+            work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+    return run
+
+
+def run_machine(case: Case) -> None:
+    kinds = (torch.float32, torch.bfloat16)
+    for name, make, amount in (
+        ("matrix products", product, PRODUCT), ("convolutions", convolution, CONVOLUTION),
+    ):  # fmt: skip
+        slow, fast = in_turn(*(make(kind) for kind in kinds), repeats=7)
+        rates = [TIMES * amount / statistics.median(seconds) / 1e9 for seconds in (fast, slow)]
+        say(
+            f"{name}: bf16 over float32", ratio(slow, fast),
+            f"{rates[0]:.0f} over {rates[1]:.0f} GMAC/s",
+        )  # fmt: skip
+
+
+RUNS: dict[str, Callable[[Case], None]] = {
+    "machine": run_machine,
+    "loader": run_loader,
+    "floor": run_floor,
+    "threads": run_threads,
+    "updates": run_updates,
+}
+
+
+def drawn(folder: Path, task: str) -> Path:
+    """A store of drawn footage."""
+    from preprocess.build import preprocess
+    from samples.clips import write_sample
+    from v2v.config import PreprocessSettings
+
+    kind = {"pose": "person", "face": "face", "street": "street"}[task]
+    signals = ["segmentation", "flow"] + ([task] if task != "street" else [])
+    print("drawing footage", flush=True)
+    clip = write_sample(kind, folder, seconds=DRAWN / 30, report=Silent())
+    preprocess(clip, signals, load_config(PreprocessSettings, "preprocess"), output=folder / "clip")
+    return folder / "clip"
+
+
+def cases(chosen: argparse.Namespace, data: Path) -> Iterator[Case]:
+    for size in chosen.sizes.split(","):
+        for preset in chosen.presets.split(","):
+            yield Case(data, chosen.task, preset, int(size), tuple(chosen.set))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="*", choices=[*RUNS, []], help="which; default all")
+    parser.add_argument("--data", type=Path, help="a clip store instead of drawn footage")
+    parser.add_argument("--task", choices=TASKS, default="pose")
+    parser.add_argument("--presets", default="mobile", help="of mobile,base,large")
+    parser.add_argument("--sizes", default="128,256", help="shorter sides (default: 128,256)")
+    parser.add_argument("-s", "--set", action="append", default=[], metavar="KEY=VALUE")
+    chosen = parser.parse_args()
+    print(
+        f"{torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()},"
+        f" {os.cpu_count()} cores, {torch.get_num_threads()} thread(s), Python"
+        f" {platform.python_version()}, torch {torch.__version__}",
+        flush=True,
+    )
+    wanted = chosen.runs or list(RUNS)
+    with tempfile.TemporaryDirectory() as folder:
+        data = chosen.data
+        if data is None and wanted != ["machine"]:
+            data = drawn(Path(folder), chosen.task)
+        for name in wanted:
+            every = list(cases(chosen, data))
+            for case in every[:1] if name == "machine" else every:
+                try:
+                    RUNS[name](case)
+                except V2VError as error:
+                    print(f"{case}: {error.message}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

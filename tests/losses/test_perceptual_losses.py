@@ -1,0 +1,330 @@
+"""What perceptual losses must say of blur, shifts and noise, and VGG19's on stand-in weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from v2v import weights
+from v2v.errors import UnknownName, WeightsUnavailable
+from v2v.losses import (
+    PerceptualLoss,
+    PyramidPerceptual,
+    VGGPerceptual,
+    build_perceptual,
+    pyramid_loss,
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Tests share the cores: threads that wait for one another on small pictures take seconds."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def scene(count: int = 2, size: int = 96, seed: int = 0) -> Tensor:
+    """Coloured discs over a slope of light: edges, flat parts, and both in every picture."""
+    random = torch.Generator().manual_seed(seed)
+    y, x = torch.meshgrid(torch.linspace(0, 1, size), torch.linspace(0, 1, size), indexing="ij")
+    pictures = (0.4 * x - 0.3 * y).expand(count, 3, size, size).clone()
+    for image in pictures:
+        for _ in range(12):
+            cx, cy, radius, *colour = torch.rand(6, generator=random).tolist()
+            inside = (x - cx) ** 2 + (y - cy) ** 2 < (0.03 + 0.15 * radius) ** 2
+            image[:, inside] = torch.tensor(colour)[:, None] * 2 - 1
+    return pictures
+
+
+def blurred(image: Tensor, sigma: float) -> Tensor:
+    reach = torch.arange(-16, 17.0)
+    kernel = torch.exp(-(reach**2) / (2 * sigma**2))
+    kernel = (kernel / kernel.sum()).expand(3, 1, 1, -1)
+    image = F.conv2d(F.pad(image, (16, 16, 0, 0), mode="replicate"), kernel, groups=3)
+    return F.conv2d(F.pad(image, (0, 0, 16, 16), mode="replicate"), kernel.mT, groups=3)
+
+
+def edges(image: Tensor) -> float:
+    return float(image.diff(dim=-1).abs().mean() + image.diff(dim=-2).abs().mean())
+
+
+# ---------------------------------------------------------------- the pyramid
+
+
+@pytest.mark.parametrize("size", [1, 7, 8, 37, 96])
+def test_the_pyramid_is_zero_for_the_same_picture_only(size: int) -> None:
+    image = scene(size=size)
+    assert pyramid_loss(image, image).item() == 0
+    for channel in range(3):
+        other = image.clone()
+        other[0, channel, size // 2, size // 2] += 0.1
+        assert pyramid_loss(other, image).item() > 0
+
+
+@pytest.mark.parametrize("size", [(64, 64), (50, 81), (9, 200)])
+def test_bands_and_the_rest_hold_the_whole_picture(size: tuple[int, int]) -> None:
+    """So nothing in a picture escapes the loss."""
+    image = scene(1, 200)[..., : size[0], : size[1]]
+    bands, _ = PyramidPerceptual()._take_apart(image)
+    whole = bands[-1]
+    for band in reversed(bands[:-1]):
+        whole = band + F.interpolate(whole, band.shape[-2:], mode="bilinear", align_corners=False)
+    opponent = torch.tensor(PyramidPerceptual.OPPONENT)
+    torch.testing.assert_close(torch.einsum("ij,bjhw->bihw", opponent.inverse(), whole), image,
+                               rtol=0, atol=1e-5)  # fmt: skip
+
+
+def test_a_change_of_light_is_its_own_size() -> None:
+    """No band and no edge sees it but what is left below them: known by hand."""
+    image = scene() * 0.5
+    assert pyramid_loss(image + 0.25, image).item() == pytest.approx(0.25, abs=1e-5)
+
+
+def test_a_known_edge_missing_is_known_by_hand() -> None:
+    """Columns of -1 and 1 by turns against grey.
+
+    The finest band holds all of it (its mean of 2 x 2 is grey): 1. Neighbours differ by 2 to the
+    right and along both diagonals, not below, and only in Y: 3 of 8 maps of the finest of four
+    levels miss 2 / (2 + 0.1) of their edges, with weight 2.
+    """
+    stripes = torch.tensor([-1.0, 1.0]).repeat(32).expand(1, 3, 64, 64)
+    levels = 4
+    expected = 1 + 2 * (3 / 8) * (2 / 2.1) / levels
+    assert pyramid_loss(torch.zeros_like(stripes), stripes).item() == pytest.approx(
+        expected, abs=1e-4
+    )
+
+
+def test_more_blur_costs_more() -> None:
+    image = scene(4, 128)
+    costs = [pyramid_loss(blurred(image, s), image).item() for s in (0.4, 0.6, 1, 1.5, 2, 3, 4, 6)]
+    assert costs[0] > 0.005 and costs == sorted(costs)
+    assert costs[2] > 0.05
+
+
+def test_shifts_cost_and_farther_ones_more() -> None:
+    image = scene(4, 128)
+    costs = [pyramid_loss(image.roll(s, -1), image).item() for s in (1, 2, 4, 8)]
+    assert costs[0] > 0.05 and costs == sorted(costs)
+
+
+def texture(size: int = 32) -> Tensor:
+    noise = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+    return blurred(noise, 1.0).clamp(-1, 1)
+
+
+def test_texture_out_of_place_is_better_than_none_and_l1_thinks_otherwise() -> None:
+    image = texture(96)
+    off, soft = image.roll((4, 4), (-2, -1)), blurred(image, 4)
+    assert F.l1_loss(soft, image) < 0.8 * F.l1_loss(off, image)
+    assert pyramid_loss(soft, image) > pyramid_loss(off, image)
+
+
+def test_uncertain_texture_stays_sharper_than_under_l1() -> None:
+    """The best single answer to a picture that may lie 2 pixels this way or that."""
+    image = texture()
+    padded = F.pad(image, (2, 2, 2, 2), mode="replicate")
+    places = [padded[..., i : i + 32, j : j + 32] for i in (0, 2, 4) for j in (0, 2, 4)]
+    copies = torch.cat(places)
+
+    def kept(loss: Callable[[Tensor, Tensor], Tensor]) -> float:
+        answer = blurred(image, 2).requires_grad_()
+        optimizer = torch.optim.Adam([answer], 0.03)
+        for _ in range(60):
+            optimizer.zero_grad()
+            loss(answer.expand_as(copies), copies).backward()
+            optimizer.step()
+        return edges(answer.detach()) / edges(image)
+
+    assert kept(F.l1_loss) < 0.55
+    assert kept(pyramid_loss) > 0.75
+
+
+def test_descent_sharpens() -> None:
+    image = scene(1, 64)
+    fake = blurred(image, 2).requires_grad_()
+    optimizer = torch.optim.Adam([fake], 0.02)
+    before = pyramid_loss(fake, image).item()
+    for _ in range(60):
+        optimizer.zero_grad()
+        pyramid_loss(fake, image).backward()
+        optimizer.step()
+    assert pyramid_loss(fake, image).item() < before / 3
+    assert edges(fake.detach()) == pytest.approx(edges(image), rel=0.15)
+
+
+def test_real_frames_get_no_gradient() -> None:
+    real, fake = scene().requires_grad_(), scene(seed=1).requires_grad_()
+    pyramid_loss(fake, real).backward()
+    assert real.grad is None and fake.grad is not None and fake.grad.isfinite().all()
+
+
+# ---------------------------------------------------------------- VGG19
+
+
+@pytest.fixture(scope="module")
+def vgg_state() -> dict[str, Tensor]:
+    """Random weights: they stand in for the format, the values mean nothing."""
+    with torch.device("meta"):
+        layers = weights.torchvision_models().vgg19(weights=None).features
+    random = torch.Generator().manual_seed(0)
+    state = {}
+    for name, value in layers.state_dict().items():
+        scale = (2 / value[0].numel()) ** 0.5 if value.ndim == 4 else 0.01
+        state[f"features.{name}"] = torch.randn(value.shape, generator=random) * scale
+    return state
+
+
+@pytest.fixture(scope="module")
+def vgg_file(vgg_state: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("vgg") / "vgg19.safetensors"
+    # With what a whole file has behind the features, cut short.
+    save_file({**vgg_state, "classifier.0.weight": torch.zeros(2, 2)}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def vgg(vgg_file: Path) -> VGGPerceptual:
+    return VGGPerceptual(vgg_file)
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty TORCH_HOME."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    return weights.weights_folder()
+
+
+def test_vgg_is_the_weighted_sum_over_the_first_relu_of_each_block(
+    vgg: VGGPerceptual, vgg_state: dict[str, Tensor]
+) -> None:
+    """Against the network written out: convolution, ReLU, and pooling between the blocks."""
+    real, fake = scene(2, 32), scene(2, 32, seed=1)
+
+    def first_relus(image: Tensor) -> list[Tensor]:
+        mean = torch.tensor([0.485, 0.456, 0.406]).reshape(3, 1, 1)
+        std = torch.tensor([0.229, 0.224, 0.225]).reshape(3, 1, 1)
+        image = ((image + 1) / 2 - mean) / std
+        names = [n.removesuffix(".weight") for n in vgg_state if n.endswith("weight")]
+        found = []
+        for convolutions in (2, 2, 4, 4, 1):
+            for i in range(convolutions):
+                name = names.pop(0)
+                weight, bias = vgg_state[f"{name}.weight"], vgg_state[f"{name}.bias"]
+                image = F.relu(F.conv2d(image, weight, bias, padding=1))
+                if i == 0:
+                    found.append(image)
+            image = F.max_pool2d(image, 2)
+        return found
+
+    pairs = zip(first_relus(fake), first_relus(real), strict=True)
+    ours = [(a - b).abs().mean() for a, b in pairs]
+    expected = sum(w * x for w, x in zip((1 / 32, 1 / 16, 1 / 8, 1 / 4, 1), ours, strict=True))
+    torch.testing.assert_close(vgg(fake, vgg.features(real)), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_vgg_is_frozen_and_gradient_passes_through(vgg: VGGPerceptual) -> None:
+    assert not any(p.requires_grad for p in vgg.parameters())
+    real, fake = scene(1, 32).requires_grad_(), scene(1, 32, seed=1).requires_grad_()
+    features = vgg.features(real)
+    assert not any(f.requires_grad for f in features)
+    vgg(fake, features).backward()
+    assert real.grad is None and fake.grad is not None and fake.grad.any()
+    step = 1e-2 * fake.grad / fake.grad.abs().max()
+    assert vgg(fake.detach() - step, features) < vgg(fake.detach(), features)
+
+
+def test_vgg_keeps_no_more_of_the_network_than_it_uses(vgg: VGGPerceptual) -> None:
+    convolutions = [layer for layer in vgg.layers if isinstance(layer, nn.Conv2d)]
+    assert len(convolutions) == 13 and isinstance(vgg.layers[-1], nn.ReLU)
+    assert set(vgg.state_dict()) == {f"layers.{n}" for n, _ in vgg.layers.named_parameters()}, (
+        "normalisation is no state"
+    )
+
+
+def test_vgg_without_its_weights_says_where_and_what_instead(home: Path) -> None:
+    with pytest.raises(WeightsUnavailable) as caught:
+        build_perceptual("vgg")
+    assert str(home / "vgg19-dcbb9e9d.pth") in caught.value.message
+    assert "-s losses.perceptual=pyramid" in (caught.value.hint or "")
+
+
+def test_a_file_put_in_place_is_used(
+    home: Path, vgg_state: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert isinstance(build_perceptual("auto"), PyramidPerceptual)
+    home.mkdir(parents=True)
+    torch.save(vgg_state, home / "vgg19-dcbb9e9d.pth")
+    # Stand-ins do not have the real file's hash, and without it they are refused.
+    assert isinstance(build_perceptual("auto"), PyramidPerceptual)
+    with pytest.raises(WeightsUnavailable, match="damaged"):
+        build_perceptual("vgg")
+    monkeypatch.setattr(weights, "_check_hash", lambda path: None)
+    assert isinstance(build_perceptual("auto"), VGGPerceptual)
+    assert isinstance(build_perceptual("vgg"), VGGPerceptual)
+
+
+def test_another_network_s_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "other.safetensors"
+    save_file({"features.0.weight": torch.zeros(64, 3, 3, 3)}, path)
+    with pytest.raises(WeightsUnavailable, match="other.safetensors"):
+        build_perceptual("vgg", path)
+
+
+def test_an_unknown_name_fails() -> None:
+    with pytest.raises(UnknownName, match="perceptual loss 'vgg16'"):
+        build_perceptual("vgg16")  # type: ignore[arg-type]
+    assert isinstance(build_perceptual("pyramid"), PyramidPerceptual)
+
+
+# ---------------------------------------------------------------- both
+
+
+@pytest.fixture(params=["pyramid", "vgg"])
+def perceptual(request: pytest.FixtureRequest) -> PerceptualLoss:
+    if request.param == "pyramid":
+        return PyramidPerceptual()
+    found: PerceptualLoss = request.getfixturevalue("vgg")
+    return found
+
+
+def test_zero_for_the_same_and_more_for_more_blur(perceptual: PerceptualLoss) -> None:
+    image = scene(2, 64)
+    features = perceptual.features(image)
+    assert perceptual(image, features).item() == 0
+    costs = [perceptual(blurred(image, sigma), features).item() for sigma in (0.5, 1, 2, 4)]
+    assert costs == sorted(costs) and costs[0] > 0
+
+
+def test_a_batch_may_be_split_and_shuffled(perceptual: PerceptualLoss) -> None:
+    real, fake = scene(4, 48), scene(4, 48, seed=1)
+
+    def loss(which: list[int]) -> Tensor:
+        found: Tensor = perceptual(fake[which], perceptual.features(real[which]))
+        return found
+
+    whole = loss([0, 1, 2, 3])
+    torch.testing.assert_close((loss([0, 1]) + loss([2, 3])) / 2, whole)
+    torch.testing.assert_close(loss([2, 0, 3, 1]), whole)
+
+
+def test_bf16_gives_a_finite_float32_loss(perceptual: PerceptualLoss) -> None:
+    real, fake = scene(2, 48), scene(2, 48, seed=1)
+    exact = perceptual(fake, perceptual.features(real))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = perceptual(fake.bfloat16(), perceptual.features(real.bfloat16()))
+    assert loss.dtype == torch.float32 and loss.ndim == 0
+    torch.testing.assert_close(loss, exact, rtol=5e-2, atol=1e-2)
+
+
+def test_a_picture_of_another_shape_is_our_own_mistake(perceptual: PerceptualLoss) -> None:
+    with pytest.raises(AssertionError, match="must be"):
+        perceptual.features(torch.zeros(1, 1, 32, 32))

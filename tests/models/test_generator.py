@@ -1,0 +1,256 @@
+"""The sequential generator: its budgets, its past, its growth."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from v2v.models.blocks import double, half
+from v2v.models.generator import PRESETS, Architecture, SequentialGenerator, multiply_adds
+from v2v.types import Condition, GeneratorState
+from v2v.warp import warp
+
+TINY = Architecture(stem=16, trunk=32, blocks=2, detail=8, fine=(16,), fine_blocks=1)
+
+
+def tiny(**traits: Any) -> SequentialGenerator:
+    torch.manual_seed(0)
+    return SequentialGenerator(
+        **{"channels": 3, "arch": TINY, "scales": 1, "compose": "both", **traits}
+    )
+
+
+def condition(
+    size: tuple[int, int] = (32, 48), *, batch: int = 2, plate: bool = False
+) -> Condition:
+    return Condition(
+        signals=torch.rand(batch, 3, *size) * 2 - 1,
+        clip=torch.zeros(batch, dtype=torch.int64),
+        plate=torch.rand(batch, 4, *size) if plate else None,
+        style=torch.rand(batch, 3, *size),
+    )
+
+
+def state(like: Condition, *, known: bool = True) -> GeneratorState:
+    """Smooth past frames, as if some had been rendered."""
+    found = GeneratorState.nothing(like)
+    if known:
+        for _ in range(2):
+            coarse = torch.rand(like.signals.shape[0], 3, 4, 6)
+            frame = torch.nn.functional.interpolate(coarse, like.signals.shape[2:], mode="bilinear")
+            found = found.after(like, frame * 2 - 1)
+    return found
+
+
+def shaken(generator: SequentialGenerator, amount: float = 0.05) -> SequentialGenerator:
+    """With every weight moved off its start, zeros too."""
+    with torch.no_grad():
+        for parameter in generator.parameters():
+            parameter += amount * torch.randn_like(parameter)
+    return generator
+
+
+# ---------------------------------------------------------------- budgets
+
+BUDGETS = {"mobile": (3e9, 5e6), "base": (10e9, 40e6), "large": (40e9, 100e6)}
+
+
+@pytest.mark.parametrize("channels", [3, 36])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_keep_their_budgets_at_256(preset: str, channels: int) -> None:
+    """Signals of 3 channels (pose, face) or 36 (street labels and boundaries), all traits on."""
+    with torch.device("meta"):
+        generator = SequentialGenerator(
+            channels=channels, arch=PRESETS[preset], scales=2, compose="both", plate=True
+        )
+        seen = Condition(
+            signals=torch.zeros(1, channels, 256, 256), plate=torch.zeros(1, 4, 256, 256)
+        )
+        multiplied = multiply_adds(generator, seen, GeneratorState.nothing(seen))
+    most, parameters = BUDGETS[preset]
+    assert 0.5 * most < multiplied <= most, f"{multiplied / 1e9:.2f} GMACs"
+    assert sum(p.numel() for p in generator.parameters()) <= parameters
+
+
+def test_multiply_adds_are_counted_right() -> None:
+    """One 3x3 convolution of 4 to 8 channels over 16x16: 3 * 3 * 4 * 8 * 256."""
+
+    class One(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = torch.nn.Conv2d(4, 8, 3, padding=1)
+
+        def forward(self, c: Condition, _: GeneratorState) -> Tensor:
+            out: Tensor = self.conv(c.signals)
+            return out
+
+    seen = Condition(signals=torch.zeros(1, 4, 16, 16))
+    assert multiply_adds(One(), seen, GeneratorState.nothing(seen)) == 9 * 4 * 8 * 256
+
+
+# ---------------------------------------------------------------- what it knows of the past
+
+
+def test_a_start_from_nothing_is_told_apart_from_a_black_past() -> None:
+    generator, seen = shaken(tiny()), condition()
+    nothing = GeneratorState.nothing(seen)
+    black = nothing.after(seen, torch.zeros(2, 3, 32, 48)).after(seen, torch.zeros(2, 3, 32, 48))
+    assert not torch.allclose(generator(seen, nothing).frame, generator(seen, black).frame)
+
+
+def test_without_a_past_nothing_is_copied() -> None:
+    output = shaken(tiny())(seen := condition(), state(seen, known=False))
+    assert torch.equal(output.occlusion, torch.ones_like(output.occlusion))
+    assert torch.equal(output.frame, output.synthesised)
+    assert torch.equal(output.warped, torch.zeros_like(output.warped))
+
+
+def test_at_first_the_flow_is_zero_and_the_past_frame_stays() -> None:
+    """Heads of flow start at zero, and zero flow is the identity."""
+    output = tiny()(seen := condition(), past := state(seen))
+    assert torch.equal(output.flow, torch.zeros_like(output.flow))
+    torch.testing.assert_close(output.warped, past.frames[:, -1], atol=1e-5, rtol=0)
+
+
+def test_the_frame_is_the_paper_s_composition() -> None:
+    """Equation 4 of arXiv 1808.06601, with the output's own parts."""
+    output = shaken(tiny(compose="blend"))(seen := condition(), past := state(seen))
+    moved = warp(past.frames[:, -1], output.flow)
+    torch.testing.assert_close(output.warped, moved)
+    m = output.occlusion
+    torch.testing.assert_close(output.frame, m * output.synthesised + (1 - m) * moved)
+
+
+def test_a_blend_alone_synthesises_without_the_warped_frame() -> None:
+    """Nor do plain conditions blend: the variants differ in what they name."""
+    assert not any("gamma_beta" in name for name, _ in tiny(compose="blend").named_parameters())
+    output = shaken(tiny(compose="condition"))(seen := condition(), state(seen))
+    assert output.occlusion is None
+    assert torch.equal(output.frame, output.synthesised)
+
+
+def test_frame_by_frame_ignores_the_past() -> None:
+    generator, seen = shaken(tiny(sequential=False)), condition()
+    with_past = generator(seen, state(seen))
+    assert torch.equal(with_past.frame, generator(seen, GeneratorState.nothing(seen)).frame)
+    assert with_past.flow is None
+
+
+def test_signals_of_the_past_are_seen() -> None:
+    generator, seen = shaken(tiny()), condition()
+    past = state(seen)
+    other = GeneratorState(past.frames, -past.signals, past.known)
+    assert not torch.allclose(generator(seen, past).frame, generator(seen, other).frame)
+
+
+def test_samples_do_not_see_one_another() -> None:
+    generator, seen = shaken(tiny()), condition()
+    past = state(seen)
+    alone = generator(seen.map(lambda x: x[:1]), past.map(lambda x: x[:1]))
+    torch.testing.assert_close(generator(seen, past).frame[:1], alone.frame)
+
+
+# ---------------------------------------------------------------- the plate
+
+
+def test_where_the_matte_is_open_the_plate_shows() -> None:
+    generator = shaken(tiny(plate=True))
+    seen = condition(plate=True)
+    output = generator(seen, state(seen))
+    known = seen.plate[:, 3:]
+    a = output.matte
+    assert (a >= 1 - known - 1e-6).all()  # an unknown background is never shown
+    person = output.occlusion * output.synthesised + (1 - output.occlusion) * output.warped
+    torch.testing.assert_close(output.frame, a * person + (1 - a) * seen.plate[:, :3])
+
+
+# ---------------------------------------------------------------- style
+
+
+def test_clips_have_styles_of_their_own() -> None:
+    generator, seen = shaken(tiny(style="clip", clips=2)), condition()
+    other = Condition(seen.signals, clip=torch.ones(2, dtype=torch.int64))
+    nothing = GeneratorState.nothing(seen)
+    assert not torch.allclose(generator(seen, nothing).frame, generator(other, nothing).frame)
+
+
+def test_a_style_is_read_from_an_image() -> None:
+    generator, seen = shaken(tiny(style="encoded")), condition()
+    other = Condition(seen.signals, style=-seen.style)
+    nothing = GeneratorState.nothing(seen)
+    assert not torch.allclose(generator(seen, nothing).frame, generator(other, nothing).frame)
+
+
+# ---------------------------------------------------------------- growing
+
+
+def test_doubling_then_halving_is_the_identity() -> None:
+    image = torch.rand(2, 5, 12, 7, dtype=torch.float64)
+    torch.testing.assert_close(half(double(image)), image)
+
+
+def test_doubling_is_smooth() -> None:
+    """A ramp stays a ramp, away from the border: no blocks."""
+    ramp = torch.arange(8.0).expand(1, 1, 8, 8)
+    steps = double(ramp)[0, 0, :, 4:-4].diff(dim=-1)
+    torch.testing.assert_close(steps, torch.full_like(steps, 0.5))
+
+
+def test_growing_loses_nothing() -> None:
+    """A grown generator, halved, says of a scene what the small one says: picture and flow."""
+    generator = tiny(scales=2)
+    for part in (generator.core, generator.heads[0]):  # what a first stage has trained
+        with torch.no_grad():
+            for parameter in part.parameters():
+                parameter += 0.02 * torch.randn_like(parameter)
+    generator = generator.double()
+    large = condition((64, 96)).map(lambda x: x.double() if x.is_floating_point() else x)
+    past = state(large).map(lambda x: x.double())
+    small = large.map(lambda x: half(x) if x.ndim == 4 else x)
+    small_past = GeneratorState(
+        half(past.frames.flatten(0, 1)).unflatten(0, (2, 2)),
+        half(past.signals.flatten(0, 1)).unflatten(0, (2, 2)),
+        past.known,
+    )
+    grown = generator(large, past)
+    generator.active = 1
+    before = generator(small, small_past)
+    inside = (before.synthesised.abs() < 0.9).all(1, keepdim=True).expand_as(before.synthesised)
+    assert inside.double().mean() > 0.5, "the test wants pictures that do not saturate"
+    apart = (half(grown.synthesised) - before.synthesised).abs()
+    assert apart[inside].quantile(0.98) < 1e-3
+    torch.testing.assert_close(half(grown.flow) / 2, before.flow)
+
+
+def test_the_newest_scale_and_all_that_is_used() -> None:
+    generator = tiny(scales=3)
+    generator.active = 2
+    newest = {id(p) for p in generator.newest()}
+    used = {id(p) for p in generator.used()}
+    waiting = {id(p) for p in [*generator.finer[1].parameters(), *generator.heads[2].parameters()]}
+    assert newest < used and not used & waiting
+    assert newest == {
+        id(p) for p in [*generator.finer[0].parameters(), *generator.heads[1].parameters()]
+    }
+    assert generator.multiple == 16
+
+
+@pytest.mark.parametrize("traits", [{}, {"compose": "condition"}, {"compose": "blend"},
+                                    {"plate": True}, {"sequential": False},
+                                    {"style": "encoded"}])  # fmt: skip
+def test_every_weight_learns(traits: dict[str, Any]) -> None:
+    generator = shaken(tiny(scales=2, **traits))
+    seen = condition((32, 48), plate=bool(traits.get("plate")))
+    output = generator(seen, state(seen))
+    (output.frame.square().mean() + (output.synthesised**2).mean()).backward()
+    silent = [n for n, p in generator.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not silent, silent
+
+
+def test_sizes_that_do_not_fit_are_our_own_mistake() -> None:
+    seen = condition((36, 48))
+    with pytest.raises(AssertionError, match="divisible by 8"):
+        tiny()(seen, GeneratorState.nothing(seen))

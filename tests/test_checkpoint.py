@@ -1,0 +1,201 @@
+"""Models and checkpoints on disk: whole or not there, and nothing that could run code."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from v2v.checkpoint import (
+    FORMAT,
+    Checkpoint,
+    Model,
+    ModelRecord,
+    load_checkpoint,
+    load_model,
+    read_tensors,
+    save_checkpoint,
+    save_model,
+)
+from v2v.errors import CheckpointInvalid, DiskFull, V2VError
+from v2v.models import build_generator
+from v2v.types import Condition, GeneratorState
+
+ARCHITECTURE = {"name": "sequential", "channels": 3, "preset": "mobile", "scales": 2}
+
+
+def model() -> Model:
+    torch.manual_seed(0)
+    generator = build_generator(**ARCHITECTURE)
+    generator.active = 1  # type: ignore[assignment]
+    record = ModelRecord(
+        format=FORMAT, tool="v2v test", task="pose", signals=(), height=32, width=32,
+        generator=ARCHITECTURE, active=1, clips=(), training={"steps": 3},
+    )  # fmt: skip
+    return Model(record, generator, {0: torch.rand(4, 32, 32)}, {"0.pose.points": torch.rand(2, 3)})
+
+
+def checkpoint(step: int = 7) -> Checkpoint:
+    layer = torch.nn.Linear(2, 2)
+    adam = torch.optim.Adam(layer.parameters())
+    layer(torch.ones(1, 2)).sum().backward()
+    adam.step()
+    return Checkpoint({"step": step}, {"layer": layer.state_dict()}, {"adam": adam.state_dict()})
+
+
+# ---------------------------------------------------------------- models
+
+
+def test_a_saved_model_renders_the_same(tmp_path: Path) -> None:
+    made = model()
+    save_model(tmp_path / "model", made)
+    loaded = load_model(tmp_path / "model")
+    condition = Condition(signals=torch.rand(1, 3, 32, 32))
+    state = GeneratorState.nothing(condition)
+    with torch.no_grad():
+        made.generator.eval()
+        before, after = (m.generator(condition, state).frame for m in (made, loaded))
+    assert torch.equal(before, after)
+    assert torch.equal(loaded.plates[0], made.plates[0])
+    assert torch.equal(loaded.statistics["0.pose.points"], made.statistics["0.pose.points"])
+    assert loaded.record == made.record and "pose" in repr(loaded)
+
+
+def test_a_run_folder_stands_for_its_model(tmp_path: Path) -> None:
+    save_model(tmp_path / "run" / "model", model())
+    assert load_model(tmp_path / "run").record.task == "pose"
+
+
+def test_saving_again_replaces(tmp_path: Path) -> None:
+    save_model(tmp_path / "model", model())
+    bare = Model(model().record, model().generator)
+    save_model(tmp_path / "model", bare)
+    assert not load_model(tmp_path / "model").plates
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_folder_that_is_no_model(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointInvalid, match=r"is not a model: it has no model\.json"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("version, age", [(FORMAT + 1, "a newer"), (None, "another")])
+def test_another_version_is_said(tmp_path: Path, version: Any, age: str) -> None:
+    save_model(tmp_path / "model", model())
+    path = tmp_path / "model" / "model.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": version}))
+    with pytest.raises(CheckpointInvalid, match=f"by {age} version"):
+        load_model(tmp_path / "model")
+
+
+def test_an_edited_record_names_the_field(tmp_path: Path) -> None:
+    save_model(tmp_path / "model", model())
+    path = tmp_path / "model" / "model.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "height": "tall"}))
+    with pytest.raises(CheckpointInvalid, match="height"):
+        load_model(tmp_path / "model")
+
+
+def test_weights_of_another_network(tmp_path: Path) -> None:
+    save_model(tmp_path / "model", model())
+    path = tmp_path / "model" / "model.json"
+    record = json.loads(path.read_text())
+    record["generator"]["channels"] = 5
+    path.write_text(json.dumps(record))
+    with pytest.raises(CheckpointInvalid, match="other weights than its description"):
+        load_model(tmp_path / "model")
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+class Evil:
+    ran = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return setattr, (Evil, "ran", True)
+
+
+def test_a_pickle_as_weights_is_refused_under_any_name(tmp_path: Path) -> None:
+    for name in ("generator.safetensors", "generator.pt"):
+        for write in (
+            lambda p: torch.save(Evil(), p),
+            lambda p: p.write_bytes(pickle.dumps(Evil())),
+        ):
+            write(tmp_path / name)
+            with pytest.raises(CheckpointInvalid, match="refused: it is a pickle"):
+                read_tensors(tmp_path / name)
+    assert not Evil.ran
+
+
+def test_a_pickle_as_optimiser_state_is_refused(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "c", checkpoint())
+    torch.save({"adam": Evil()}, tmp_path / "c" / "optimisers.pt")
+    with pytest.raises(CheckpointInvalid, match="holds more than tensors"):
+        load_checkpoint(tmp_path / "c")
+    assert not Evil.ran
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "optimisers.pt", "checkpoint.json"])
+def test_damage_is_a_clear_error(tmp_path: Path, name: str) -> None:
+    save_checkpoint(tmp_path / "c", checkpoint())
+    path = tmp_path / "c" / name
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(CheckpointInvalid) as caught:
+        load_checkpoint(tmp_path / "c")
+    assert str(tmp_path) in caught.value.message and caught.value.hint
+
+
+# ---------------------------------------------------------------- checkpoints
+
+
+def test_a_checkpoint_comes_back_to_the_bit(tmp_path: Path) -> None:
+    saved = checkpoint()
+    save_checkpoint(tmp_path / "c", saved)
+    loaded = load_checkpoint(tmp_path / "c")
+    assert loaded.progress == {"step": 7}
+    for key, value in saved.modules["layer"].items():
+        assert torch.equal(loaded.modules["layer"][key], value)
+    before, after = (c.optimisers["adam"]["state"][0]["exp_avg"] for c in (saved, loaded))
+    assert torch.equal(before, after)
+
+
+def test_a_full_disk_leaves_the_last_good_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_checkpoint(tmp_path / "c", checkpoint(1))
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("v2v.checkpoint.save_file", full)
+    with pytest.raises(DiskFull):
+        save_checkpoint(tmp_path / "c", checkpoint(2))
+    assert load_checkpoint(tmp_path / "c").progress == {"step": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["c"], "nothing half-written is left"
+
+
+def test_what_torch_says_of_a_full_disk_is_understood(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError("[enforce fail at inline_container.cc:603] . unexpected pos 64 vs 0")
+
+    monkeypatch.setattr("torch.save", full)
+    with pytest.raises(V2VError, match="disk is full"):
+        save_checkpoint(tmp_path / "c", checkpoint())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_kill_while_writing_leaves_a_whole_one(tmp_path: Path) -> None:
+    """What a killed process leaves is a hidden folder, which the next save clears away."""
+    save_checkpoint(tmp_path / "c", checkpoint(1))
+    (tmp_path / ".c.partial").mkdir()
+    (tmp_path / ".c.partial" / "weights.safetensors").write_bytes(b"half")
+    assert load_checkpoint(tmp_path / "c").progress == {"step": 1}
+    save_checkpoint(tmp_path / "c", checkpoint(2))
+    assert [p.name for p in tmp_path.iterdir()] == ["c"]

@@ -1,0 +1,477 @@
+"""The loop: exact, resumable, frugal, and clear when something goes wrong."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from training_settings import SMALL
+
+from v2v.checkpoint import load_checkpoint, load_model
+from v2v.errors import (
+    ConfigError,
+    OutOfMemory,
+    RunConflict,
+    SignalMissing,
+    TrainingDiverged,
+    V2VError,
+)
+from v2v.progress import Silent
+from v2v.training.loop import Trainer, train
+from v2v.training.run import RunFolder
+from v2v.training.settings import TrainSettings
+
+Settings = Callable[..., TrainSettings]
+
+
+class Heard(Silent):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing gets to tidy up."""
+
+
+def run(settings: TrainSettings, store: Path, folder: Path, **options: Any) -> Heard:
+    heard = Heard()
+    train(settings, [store], folder, heard, **options)
+    return heard
+
+
+def final(folder: Path) -> dict[str, Any]:
+    """Everything that a finished run knows, as one flat dict."""
+    checkpoint = load_checkpoint(RunFolder(folder).saved()[-1])
+    found: dict[str, Any] = {
+        f"{module}/{k}": v for module, state in checkpoint.modules.items() for k, v in state.items()
+    }
+    for name, adam in checkpoint.optimisers.items():
+        for number, moments in adam["state"].items():
+            found |= {f"{name}/{number}/{k}": v for k, v in moments.items()}
+        found[f"{name}/rates"] = torch.tensor([g["lr"] for g in adam["param_groups"]])
+    plain = {k: v for k, v in checkpoint.progress.items() if k != "seconds"}
+    return {**found, "progress": plain}
+
+
+def assert_same(first: dict[str, Any], second: dict[str, Any]) -> None:
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        same = torch.equal(value, second[name]) if torch.is_tensor(value) else value == second[name]
+        assert same, f"{name} differs"
+
+
+def losses(folder: Path) -> list[Any]:
+    return [(e["step"], e["losses"]) for e in RunFolder(folder).entries()]
+
+
+@pytest.fixture(scope="module")
+def straight(dance: Path, small_settings: Settings, tmp_path_factory: Any) -> Path:
+    """A run that nobody disturbs: 6 updates over both sizes and windows of 1, 2 and 4 frames."""
+    torch.set_num_threads(1)
+    folder: Path = tmp_path_factory.mktemp("straight") / "run"
+    run(small_settings(8), dance, folder)
+    return folder
+
+
+# ---------------------------------------------------------------- exactness
+
+
+@pytest.mark.parametrize("window", [0, 2, 5])
+@pytest.mark.parametrize("saving", ["every window", "never"])
+def test_a_killed_run_goes_on_bit_for_bit(
+    window: int, saving: str, straight: Path, dance: Path, small_settings: Settings,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Weights, moving average, moments, schedule and data order, wherever it was killed."""
+    often = {"output.checkpoint_minutes": 1e-6 if saving == "every window" else 1e6}
+    settings = small_settings(8, **often)
+    honest, seen = Trainer.window, []
+
+    def killing(self: Trainer, *arguments: Any) -> Any:
+        if len(seen) == window:
+            raise Killed
+        seen.append(1)
+        return honest(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "window", killing)
+        with pytest.raises(Killed):
+            run(settings, dance, tmp_path / "run")
+    run(settings, dance, tmp_path / "run")
+    assert_same(final(tmp_path / "run"), final(straight))
+    assert losses(tmp_path / "run") == losses(straight)
+
+
+def test_the_stages_were_all_there(straight: Path) -> None:
+    """What the tests above rest on: sizes and lengths did grow."""
+    seen = {(tuple(e["size"]), e["length"]) for e in RunFolder(straight).entries()}
+    assert {size for size, _ in seen} == {(32, 32), (64, 64)} or len(seen) >= 4, seen
+
+
+def test_ctrl_c_saves_and_the_rest_follows_exactly(
+    straight: Path, dance: Path, small_settings: Settings, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    honest, seen = Trainer.window, []
+
+    def interrupting(self: Trainer, *arguments: Any) -> Any:
+        seen.append(1)
+        if len(seen) == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return honest(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "window", interrupting)
+        with pytest.raises(KeyboardInterrupt):
+            run(small_settings(8), dance, tmp_path / "run")
+    assert len(seen) == 3, "the window at hand is finished, no more"
+    heard = run(small_settings(8), dance, tmp_path / "run")
+    assert any("going on from step" in note for note in heard.notes)
+    assert_same(final(tmp_path / "run"), final(straight))
+
+
+def test_another_seed_is_another_run(
+    straight: Path, dance: Path, small_settings: Settings, tmp_path: Path
+) -> None:
+    run(small_settings(8, **{"loop.seed": 1}), dance, tmp_path / "run")
+    assert losses(tmp_path / "run") != losses(straight)
+
+
+def test_a_finished_run_is_left_as_it_is(
+    straight: Path, dance: Path, small_settings: Settings
+) -> None:
+    before = final(straight)
+    heard = run(small_settings(8), dance, straight)
+    assert any("trained already" in note for note in heard.notes)
+    assert_same(final(straight), before)
+
+
+def test_the_model_is_the_moving_average_and_loads_alone(straight: Path) -> None:
+    """On a machine that has nothing but torch: no MediaPipe, no decord, no OpenCV even."""
+    model, known = load_model(straight), final(straight)
+    for key, value in model.generator.state_dict().items():
+        assert torch.equal(value, known[f"ema/{key}"])
+    assert model.record.signals[0].name == "pose" and model.record.clips[0].still
+    points = model.statistics["0.pose.points"]
+    assert points.shape[1:] == (75, 3)
+    assert len(points) == model.record.clips[0].trained[1], "held-out poses are not remembered"
+    code = (
+        "import sys; blocked = ('mediapipe', 'decord', 'typer', 'preprocess')\n"
+        "class Block:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name.split('.')[0] in blocked: raise ImportError(name)\n"
+        "sys.meta_path.insert(0, Block())\n"
+        "from v2v.checkpoint import load_model\n"
+        "print(load_model(sys.argv[1]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(straight)], capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    # The tests' small network is not the preset that a stranger's process knows.
+    assert "Model(pose" in done.stdout or "other weights" in done.stderr, done.stderr
+
+
+# ---------------------------------------------------------------- what one step does
+
+
+def trainer(settings: TrainSettings, store: Path) -> Trainer:
+    from v2v.training.loop import launch
+    from v2v.training.prepare import open_windows, plan_run
+
+    windows = open_windows(settings, [store])
+    made = Trainer(launch(settings), settings, windows, plan_run(settings, windows))
+    made.progress.stage = len(made.plan.schedule) - 1
+    return made
+
+
+QUIET = {  # nothing at random but the windows themselves
+    "critic_augment.probability": 0, "augment.past": {"noise": 0, "blur": 0, "colour": 0},
+    "augment.drop": 0, "augment.jitter": 0,
+}  # fmt: skip
+
+
+def gradients(made: Trainer) -> dict[str, torch.Tensor]:
+    stage = made.enter_stage()
+    kept: dict[str, torch.Tensor] = {}
+
+    def keep() -> None:
+        for name, module in (("g", made.generator), ("d", made.critics)):
+            for key, parameter in module.named_parameters():
+                if parameter.grad is not None:
+                    kept[f"{name}/{key}"] = parameter.grad.clone()
+        made.progress.step += 1
+
+    made._update = keep  # type: ignore[method-assign]
+    made.window(next(made.batches(stage)), stage)
+    return kept
+
+
+def test_a_batch_in_parts_gives_the_gradients_of_the_whole(
+    dance: Path, small_settings: Settings
+) -> None:
+    whole = small_settings(**QUIET, **{"loop.updates": "window", "schedule.frames": 4})
+    parts = small_settings(**QUIET, **{"loop.updates": "window", "schedule.frames": 4,
+                                       "loop.accumulate": 2})  # fmt: skip
+    first, second = gradients(trainer(whole, dance)), gradients(trainer(parts, dance))
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        scale = max(float(value.abs().max()), 1e-6)
+        assert (value - second[name]).abs().max() < 1e-2 * scale, name
+
+
+def test_nothing_is_computed_twice(
+    dance: Path, small_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Features of real frames once a chunk; no weight gradients of critics in the generator's
+    step."""
+    made = trainer(small_settings(), dance)
+    stage = made.enter_stage()
+    batch = next(made.batches(stage))
+    counted = {"perceptual": 0, "real": 0, "judged": 0}
+    honest = made.objective.perceptual.features
+    monkeypatch.setattr(
+        made.objective.perceptual, "features",
+        lambda real: counted.update(perceptual=counted["perceptual"] + 1) or honest(real),
+    )  # fmt: skip
+
+    def count(_: Any, arguments: tuple[Any, ...]) -> None:
+        counted["judged"] += 1
+        counted["real"] += arguments[1] is not None
+
+    made.critics.register_forward_pre_hook(count)
+    generator_step = made.objective.for_generator
+
+    def watched(*arguments: Any, **named: Any) -> Any:
+        assert not any(p.requires_grad for p in made.critics.parameters())
+        return generator_step(*arguments, **named)
+
+    monkeypatch.setattr(made.objective, "for_generator", watched)
+    made.window(batch, stage)
+    chunks = stage.length // 2
+    assert counted == {"perceptual": chunks, "real": chunks, "judged": 2 * chunks}
+
+
+def test_only_the_new_scale_learns_while_it_is_alone(dance: Path, small_settings: Settings) -> None:
+    made = trainer(small_settings(), dance)
+    made.progress.stage = next(i for i, s in enumerate(made.plan.schedule) if s.alone)
+    stage = made.enter_stage()
+    before = {k: v.clone() for k, v in made.generator.state_dict().items()}
+    batches = made.batches(stage)
+    for _ in range(2):  # the new heads' last layer starts at zero: nothing passes it at first
+        made.window(next(batches), stage)
+    moved = {k.split(".")[0] + k.split(".")[1] for k, v in made.generator.state_dict().items()
+             if not torch.equal(v, before[k])}  # fmt: skip
+    assert moved == {"finer0", "heads1"}
+
+
+@pytest.mark.parametrize("name", ["pix2pix", "pix2pixhd", "spade"])
+def test_baselines_train_in_the_same_loop(
+    name: str, dance: Path, small_settings: Settings, tmp_path: Path
+) -> None:
+    settings = small_settings(2, **{"generator.name": name, "schedule.lengths": [1]})
+    run(settings, dance, tmp_path / "run")
+    assert load_model(tmp_path / "run").record.generator["name"] == name
+
+
+@pytest.mark.parametrize("off", [["image"], ["temporal_1", "temporal_3", "temporal_9"],
+                                 ["image", "temporal_1", "temporal_3", "temporal_9", "face",
+                                  "hands"]])  # fmt: skip
+def test_critics_can_be_left_out(
+    off: list[str], dance: Path, small_settings: Settings, tmp_path: Path
+) -> None:
+    settings = small_settings(3, **{f"losses.critics.{name}": 0 for name in off})
+    run(settings, dance, tmp_path / "run")
+    named = {key for _, found in losses(tmp_path / "run") for key in found}
+    assert not [key for key in named for name in off if key.endswith("/" + name)]
+
+
+# ---------------------------------------------------------------- trouble
+
+
+def test_numbers_that_are_none_take_the_run_back_and_slow_it(
+    dance: Path, small_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest, broken = Trainer.window, []
+
+    def breaking(self: Trainer, *arguments: Any) -> Any:
+        found = honest(self, *arguments)
+        if self.progress.step >= 3 and not broken:
+            broken.append(1)
+            with torch.no_grad():
+                next(self.generator.parameters()).fill_(float("nan"))
+            found["total"] = torch.tensor(float("nan"))
+        return found
+
+    monkeypatch.setattr(Trainer, "window", breaking)
+    heard = run(small_settings(6), dance, tmp_path / "run")
+    assert any("back to step 0, with 0.5 of the learning rates" in n for n in heard.notes)
+    end = final(tmp_path / "run")
+    assert end["progress"]["slower"] == 0.5
+    assert all(v.isfinite().all() for v in end.values() if torch.is_tensor(v))
+    steps = [e["step"] for e in RunFolder(tmp_path / "run").entries()]
+    assert steps == sorted(set(steps)), "the log forgets what was taken back"
+
+
+def test_a_run_that_diverges_again_and_again_ends(
+    dance: Path, small_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nan = {"total": torch.tensor(float("nan"))}
+    monkeypatch.setattr(Trainer, "window", lambda self, *_: nan)
+    with pytest.raises(TrainingDiverged, match="the last good checkpoint is") as caught:
+        run(small_settings(6), dance, tmp_path / "run")
+    assert "generator_rate" in (caught.value.hint or "")
+
+
+def test_out_of_memory_holds_less_and_says_so(
+    dance: Path, small_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest, tried = Trainer._window, []
+
+    def hungry(self: Trainer, batch: Any) -> Any:
+        tried.append(1)
+        if len(tried) <= 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return honest(self, batch)
+
+    monkeypatch.setattr(Trainer, "_window", hungry)
+    heard = run(small_settings(2, **{"schedule.frames": 4}), dance, tmp_path / "run")
+    said = [note for note in heard.notes if note.startswith("out of memory")]
+    assert [s.split(": ")[1].split(" from")[0] for s in said] == [
+        "batches are cut into 2 parts", "batches are cut into 4 parts",
+        "gradients flow through 1 frame(s)",
+    ]  # fmt: skip
+    assert final(tmp_path / "run")["progress"]["chunk"] == 1, "a resumed run holds as little"
+
+
+def test_too_little_memory_for_anything_is_an_error(
+    dance: Path, small_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hungry(self: Trainer, _: Any) -> Any:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate")
+
+    monkeypatch.setattr(Trainer, "_window", hungry)
+    with pytest.raises(OutOfMemory, match="single frame"):
+        run(small_settings(2), dance, tmp_path / "run")
+
+
+def test_a_run_of_other_settings_is_not_touched(
+    straight: Path, dance: Path, small_settings: Settings
+) -> None:
+    before = final(straight)
+    with pytest.raises(RunConflict, match=r"generator\.compose: 'both' before, 'blend' now"):
+        run(small_settings(8, **{"generator.compose": "blend"}), dance, straight)
+    assert_same(final(straight), before)
+
+
+def test_how_a_run_is_run_may_change(dance: Path, small_settings: Settings, tmp_path: Path) -> None:
+    run(small_settings(2), dance, tmp_path / "run")
+    run(small_settings(4, **{"output.log_every": 2}), dance, tmp_path / "run")
+    assert final(tmp_path / "run")["progress"]["step"] >= 4
+
+
+def test_overwriting_starts_anew(
+    straight: Path, dance: Path, small_settings: Settings, tmp_path: Path
+) -> None:
+    run(small_settings(2), dance, tmp_path / "run")
+    run(small_settings(8), dance, tmp_path / "run", overwrite=True)
+    assert_same(final(tmp_path / "run"), final(straight))
+
+
+def test_a_folder_of_something_else_is_not_touched(
+    dance: Path, small_settings: Settings, tmp_path: Path
+) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    for overwrite in (False, True):
+        with pytest.raises(RunConflict, match="no run of v2v"):
+            run(small_settings(), dance, tmp_path, overwrite=overwrite)
+    assert (tmp_path / "thesis.tex").exists()
+
+
+def test_two_processes_do_not_share_a_run(
+    dance: Path, small_settings: Settings, tmp_path: Path
+) -> None:
+    with RunFolder(tmp_path / "run"), pytest.raises(RunConflict, match="another process"):
+        run(small_settings(), dance, tmp_path / "run")
+
+
+def test_a_missing_signal_names_the_command(
+    dance: Path, small_settings: Settings, tmp_path: Path
+) -> None:
+    with pytest.raises(SignalMissing) as caught:
+        run(small_settings(task="face"), dance, tmp_path / "run")
+    assert f"v2v preprocess {dance} --signal face" in (caught.value.hint or "")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "values, error, said",
+    [
+        ({"data.size": 50}, ConfigError, "a multiple of"),
+        ({"schedule.lengths": [1, 128]}, V2VError, "too few frames"),
+        ({"generator.name": "unet"}, V2VError, "unknown generator 'unet'"),
+        ({"generator.scales": 4}, ConfigError, "fewer scales"),
+    ],
+)
+def test_bad_settings_are_said_before_anything_is_written(
+    values: dict[str, Any], error: type[V2VError], said: str, dance: Path,
+    small_settings: Settings, tmp_path: Path,
+) -> None:  # fmt: skip
+    with pytest.raises(error) as caught:
+        run(small_settings(**values), dance, tmp_path / "run")
+    assert said in f"{caught.value.message} {caught.value.hint}"
+    assert not (tmp_path / "run").exists()
+
+
+# ---------------------------------------------------------------- several processes
+
+TWO = """
+import sys, json
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from v2v.config import load_config
+from v2v.models import generator
+from v2v.progress import Silent
+from v2v.training.loop import train
+from v2v.training.settings import TrainSettings
+generator.PRESETS["mobile"] = generator.Architecture(16, 32, 1, 8, (16,), 1)
+store, folder, values = sys.argv[1:]
+settings = load_config(TrainSettings, "train", "train-pose", values=json.loads(values))
+train(settings, [Path(store)], Path(folder), Silent())
+"""
+
+
+def test_two_processes_give_the_gradients_of_one(
+    dance: Path, small_settings: Settings, tmp_path: Path
+) -> None:
+    """After one update, Adam's first moments are the gradients, times a constant."""
+    values = {
+        **SMALL, **QUIET, "schedule.lengths": [2], "schedule.frames": 4, "budget.steps": 1,
+        "generator.scales": 1, "optimiser.clip": None, "task": "pose", "loop.device": "cpu",
+    }  # fmt: skip
+    script = tmp_path / "two.py"
+    script.write_text(TWO)
+    for processes in (1, 2):
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
+                   "--nproc-per-node", str(processes), str(script), str(dance),
+                   str(tmp_path / f"by{processes}"), json.dumps(values)]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stderr[-3000:]
+    one, two = (load_checkpoint(RunFolder(tmp_path / f"by{n}").saved()[-1]) for n in (1, 2))
+    for name in ("g", "d"):
+        states = one.optimisers[name]["state"], two.optimisers[name]["state"]
+        assert states[0].keys() == states[1].keys()
+        for number, moments in states[0].items():
+            first, second = moments["exp_avg"], states[1][number]["exp_avg"]
+            scale = max(float(first.abs().max()), 1e-7)
+            assert (first - second).abs().max() < 2e-3 * scale, (name, number)

@@ -1,0 +1,40 @@
+"""Losses: tensors in, a float32 scalar out. Their weights live with the objective, by name.
+
+Every loss is a mean over samples of per-sample means, so a batch may be spread over processes.
+"""
+
+from v2v.losses.adversarial import (
+    AdversarialKind,
+    discriminator_loss,
+    feature_matching,
+    generator_loss,
+    r1_penalty,
+)
+from v2v.losses.perceptual import (
+    PerceptualLoss,
+    PerceptualName,
+    PyramidPerceptual,
+    VGGPerceptual,
+    build_perceptual,
+    pyramid_loss,
+)
+from v2v.losses.temporal import confidence, flow_loss, matte_loss, occlusion_loss, warp_loss
+
+__all__ = [
+    "AdversarialKind",
+    "PerceptualLoss",
+    "PerceptualName",
+    "PyramidPerceptual",
+    "VGGPerceptual",
+    "build_perceptual",
+    "confidence",
+    "discriminator_loss",
+    "feature_matching",
+    "flow_loss",
+    "generator_loss",
+    "matte_loss",
+    "occlusion_loss",
+    "pyramid_loss",
+    "r1_penalty",
+    "warp_loss",
+]

@@ -1,0 +1,131 @@
+"""What holds frames together in time: flow, warping, occlusion, and the matte that is moved.
+
+Shapes: B samples (fold time into them), H height, W width. Flow is [B, 2, H, W] in pixels,
+backward; images are RGB in [-1, 1]; masks are [B, 1, H, W] in [0, 1], 1 where the loss counts.
+Every loss is a float32 scalar: the mean over samples of each sample's mean where its mask is, and
+0 for a sample whose mask is empty. No gradient goes into masks and references.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from v2v.losses._means import check_map, masked_l1, masked_mean
+from v2v.warp import warp
+
+REFERENCE_SIDE = 256  # pixels; flow is counted as in a picture of this size squared
+SOFTENING = 1e-3  # a predicted occlusion is never surer than this of being 0 or 1
+
+
+@torch.no_grad()
+def confidence(real_now: Tensor, real_before_warped: Tensor, threshold: float = 0.02) -> Tensor:
+    """Where the reference flow explains the picture: the mask of the flow and warp losses.
+
+    1 where `|x_t - warp(x_{t-1}, w)|^2 < threshold`, summed over the colours, else 0 (vid2vid;
+    Wang et al. 2018, arXiv 1808.06601). At 0.02 a difference of 10 of 255 grey levels is too much.
+
+    Args:
+        real_now: [B, 3, H, W] in [-1, 1].
+        real_before_warped: [B, 3, H, W], the frame before, moved by the reference flow.
+        threshold: squared colour difference, 0 to 12.
+
+    Returns:
+        [B, 1, H, W] float32, 0 or 1, without gradient.
+    """
+    assert real_now.shape == real_before_warped.shape
+    gap = (real_now.float() - real_before_warped.float()).square().sum(dim=1, keepdim=True)
+    return (gap < threshold).float()
+
+
+def flow_loss(flow: Tensor, reference: Tensor, mask: Tensor | None = None) -> Tensor:
+    """L1 between estimated and reference flow: the first term of vid2vid's L_W (arXiv 1808.06601).
+
+    Counted in pixels of a picture of 256 x 256: flow is in pixels, so its error doubles with both
+    sides, and divided by `sqrt(H W) / 256` it weighs the same at every size that training grows
+    through. One factor for both axes: a pixel's error counts alike in each direction.
+
+    Args:
+        flow: [B, 2, H, W] pixels, estimated.
+        reference: [B, 2, H, W] pixels.
+        mask: [B, 1, H, W], 1 where the reference can be trusted; None is everywhere.
+
+    Returns:
+        [] float32, the mean of |du| and |dv| in those pixels.
+
+    >>> flow = torch.full((1, 2, 256, 256), 3.0)
+    >>> flow_loss(flow, torch.zeros_like(flow))
+    tensor(3.)
+    """
+    assert flow.ndim == 4 and flow.shape[1] == 2, f"flow must be [B, 2, H, W], is {flow.shape}"
+    height, width = flow.shape[-2:]
+    pixel = REFERENCE_SIDE / math.sqrt(height * width)
+    return masked_l1(flow, reference.detach(), mask) * pixel
+
+
+def warp_loss(
+    image_before: Tensor, flow: Tensor, image_now: Tensor, mask: Tensor | None = None
+) -> Tensor:
+    """L1 between the frame before, moved by `flow`, and the frame now.
+
+    With real frames it trains the flow without a reference (the second term of vid2vid's L_W,
+    arXiv 1808.06601); with generated frames and the reference flow it asks that what is
+    generated moves as the footage does. Gradient goes into all that carries it: detach the past
+    frame where only the present one is to learn.
+
+    Args:
+        image_before: [B, 3, H, W] in [-1, 1], frame t-1.
+        flow: [B, 2, H, W] pixels, backward from t to t-1.
+        image_now: [B, 3, H, W] in [-1, 1], frame t.
+        mask: [B, 1, H, W], 1 where frame t-1 shows what frame t does; None is everywhere.
+
+    Returns:
+        [] float32, in [0, 2].
+    """
+    return masked_l1(warp(image_before.float(), flow), image_now, mask)
+
+
+def occlusion_loss(predicted: Tensor, reference: Tensor, known: Tensor | None = None) -> Tensor:
+    """Binary cross-entropy of the predicted occlusion: it is to be a probability.
+
+    `-(r log p + (1 - r) log(1 - p))` with p drawn into [0.001, 0.999] linearly. Sigmoids reach 0
+    and 1 exactly (in bf16 from logits of 6 on), where the logarithm has an infinite gradient;
+    clamped instead, a prediction that is surely wrong would have none.
+
+    Args:
+        predicted: [B, 1, H, W] in [0, 1], 1 where the pixel must be synthesised.
+        reference: [B, 1, H, W] in [0, 1], of the forward-backward check, or 1 - `confidence`.
+        known: [B, 1, H, W], 1 where the reference is known; None is everywhere.
+
+    Returns:
+        [] float32, 0.001 to 6.9 on a reference of 0 and 1.
+    """
+    check_map("predicted", predicted, predicted)
+    assert predicted.shape == reference.shape
+    if known is not None:  # before the logarithm, whose gradient at NaN is NaN
+        predicted = torch.where(known > 0, predicted, 0.0)
+        reference = torch.where(known > 0, reference, 0.0)
+    # By hand: autocast on CUDA refuses F.binary_cross_entropy, whatever type it is given.
+    p = SOFTENING + (1 - 2 * SOFTENING) * predicted.float()
+    r = reference.detach().float()
+    return masked_mean(-(r * p.log() + (1 - r) * (1 - p).log()), known)
+
+
+def matte_loss(matte: Tensor, foreground: Tensor, known: Tensor | None = None) -> Tensor:
+    """L1 between the matte and the person mask of the footage.
+
+    L1, not cross-entropy: person masks err at hair, hands and what is held, and L1 lets the image
+    losses overrule them there, where a logarithm would insist.
+
+    Args:
+        matte: [B, 1, H, W] in [0, 1], 1 where the plate is covered.
+        foreground: [B, 1, H, W] in [0, 1], 1 on the person.
+        known: [B, 1, H, W], 1 where the mask is known; None is everywhere.
+
+    Returns:
+        [] float32, in [0, 1].
+    """
+    check_map("matte", matte, matte)
+    return masked_l1(matte, foreground.detach(), known)

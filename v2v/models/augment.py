@@ -1,0 +1,162 @@
+"""Differentiable augmentation of what the critics see, so that they do not learn footage by heart.
+
+DiffAugment (arXiv 2006.10738) for video: a change is drawn once for a sample and applied to all its
+frames and to real and fake alike, else the temporal critics would see the augmentation instead of
+the motion. What moves frames moves their signals, flow and boxes too; colour is the frames' own.
+
+    augmentation = draw(settings, batch=B, size=(H, W), generator=generator)
+    signals, flow = augmentation.signals(signals), augmentation.flow(flow)
+    real, fake = augmentation.frames(real), augmentation.frames(fake)
+
+Shapes: B clips, T frames, H height, W width, K boxes. Frames are RGB in [-1, 1]; colour may take
+them a little outside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from v2v.config import Config, Unit
+
+
+class AugmentSettings(Config):
+    """Strengths, each 0 for none. DiffAugment's own are 0.5, 1, 0.5, 0.125 and 0.5."""
+
+    probability: Unit  # of each of colour, translation and cutout, for each sample; 0 = none at all
+    brightness: Annotated[float, Field(ge=0, le=2)]  # added to the colours, at most half of it
+    saturation: Unit  # factor between 1 - this and 1 + this
+    contrast: Annotated[float, Field(ge=0, lt=1)]  # likewise, about middle grey
+    translation: Annotated[float, Field(ge=0, le=0.5)]  # at most this share of a side
+    cutout: Unit  # side of the hole, as a share of the picture's
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """One draw, for B samples; in plain numbers, so that a GPU is not waited for.
+
+    Methods give the tensor itself back where there is nothing to do.
+    """
+
+    colours: tuple[tuple[float, float, float], ...]  # brightness, saturation, contrast
+    shifts: tuple[tuple[int, int], ...]  # whole pixels to the right and down
+    holes: tuple[tuple[int, int, int, int] | None, ...]  # x0, y0, x1, y1 as of slices
+
+    def frames(self, frames: Tensor) -> Tensor:
+        """[B, T, 3, H, W] recoloured, moved, and grey in the hole."""
+        return self._cut(self._move(self._colour(frames)))
+
+    def signals(self, signals: Tensor) -> Tensor:
+        """[B, T, C, H, W] moved, and 0 in the hole."""
+        return self._cut(self._move(signals))
+
+    def flow(self, flow: Tensor) -> Tensor:
+        """[B, T, 2, H, W] moved; 0 where nothing was.
+
+        All frames move alike, so motion between them is what it was. Holes are not cut: flows that
+        are composed lead through them.
+        """
+        return self._move(flow)
+
+    def boxes(self, boxes: Tensor) -> Tensor:
+        """[B, T, K, 4] moved, in pixels; also points, [B, T, N, 2]. NaN stays NaN."""
+        if not any(dx or dy for dx, dy in self.shifts):
+            return boxes
+        shifts = torch.tensor(self.shifts, dtype=boxes.dtype).to(boxes.device)
+        return boxes + shifts.repeat(1, boxes.shape[-1] // 2)[:, None, None]
+
+    def _colour(self, frames: Tensor) -> Tensor:
+        self._check(frames)
+        if all(colour == (0.0, 1.0, 1.0) for colour in self.colours):
+            return frames
+        assert frames.shape[2] == 3, f"frames must be [B, T, 3, H, W], are {list(frames.shape)}"
+        colours = torch.tensor(self.colours, dtype=frames.dtype).to(frames.device)
+        brightness, saturation, contrast = colours[:, :, None, None, None, None].unbind(1)
+        # Contrast about middle grey and not about each picture's mean: the means of real and fake
+        # differ, and those of the frames of one window too.
+        x = frames + brightness
+        grey = x.mean(dim=2, keepdim=True)
+        return (grey + (x - grey) * saturation) * contrast
+
+    def _move(self, x: Tensor) -> Tensor:
+        self._check(x)
+        return _by_sample(
+            x,
+            (
+                None if (dx, dy) == (0, 0) else F.pad(sample, (dx, -dx, dy, -dy))
+                for sample, (dx, dy) in zip(x, self.shifts, strict=True)
+            ),
+        )
+
+    def _cut(self, x: Tensor) -> Tensor:
+        self._check(x)
+        return _by_sample(
+            x,
+            (
+                None if hole is None else sample * _mask(sample, hole)
+                for sample, hole in zip(x, self.holes, strict=True)
+            ),
+        )
+
+    def _check(self, x: Tensor) -> None:
+        assert x.ndim == 5 and len(x) == len(self.shifts), (
+            f"{list(x.shape)} is not [B, T, C, H, W] of {len(self.shifts)} samples"
+        )
+
+
+def draw(
+    settings: AugmentSettings, *, batch: int, size: tuple[int, int], generator: torch.Generator
+) -> Augmentation:
+    """A random change for each of `batch` samples of `size` = H, W.
+
+    The generator, on the CPU, moves on by the same amount whatever the settings.
+    """
+    height, width = size
+    numbers = torch.rand(batch, 10, generator=generator).tolist()
+    colours, shifts, holes = [], [], []
+    for one in numbers:
+        recolour, move, cut = (u < settings.probability for u in one[:3])
+        b, s, c, dx, dy, x, y = (2 * u - 1 for u in one[3:])
+
+        colours.append(
+            (
+                b * settings.brightness / 2,
+                1 + s * settings.saturation,
+                1 + c * settings.contrast,
+            )
+            if recolour
+            else (0.0, 1.0, 1.0)
+        )
+
+        # Whole pixels: a bilinear shift blurs, and blur is what the critics must tell.
+        reach = settings.translation
+        shifts.append((round(dx * reach * width), round(dy * reach * height)) if move else (0, 0))
+
+        # Centred anywhere, so that the corners are as often in the hole as the middle.
+        left = round((x + 1) / 2 * width - settings.cutout * width / 2)
+        top = round((y + 1) / 2 * height - settings.cutout * height / 2)
+        right, bottom = left + round(settings.cutout * width), top + round(settings.cutout * height)
+        hole = (max(left, 0), max(top, 0), min(right, width), min(bottom, height))
+        holes.append(hole if cut and hole[2] > hole[0] and hole[3] > hole[1] else None)
+    return Augmentation(tuple(colours), tuple(shifts), tuple(holes))
+
+
+def _by_sample(x: Tensor, changed: Iterable[Tensor | None]) -> Tensor:
+    """`x` with those samples replaced that are not None; `x` itself where all are."""
+    samples = list(changed)
+    if all(sample is None for sample in samples):
+        return x
+    return torch.stack([a if b is None else b for a, b in zip(x, samples, strict=True)])
+
+
+def _mask(like: Tensor, hole: tuple[int, int, int, int]) -> Tensor:
+    left, top, right, bottom = hole
+    mask = like.new_ones(like.shape[-2:])
+    mask[top:bottom, left:right] = 0
+    return mask

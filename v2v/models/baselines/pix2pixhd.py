@@ -1,0 +1,320 @@
+"""pix2pixHD (Wang et al., arXiv 1711.11585): coarse to fine, with a look for each instance.
+
+The boundaries of instances are a channel of the signals, as everything that is drawn. The look of
+an instance is a feature vector: in training the encoder takes it from the real frame, afterwards it
+is picked from clusters of what the encoder saw.
+
+    clusters = cluster_features(generator.encoder, batches)         # stored with the model
+    features = pick_features(clusters, instances, seed=0)           # Condition.features
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from v2v.errors import UnknownName
+from v2v.types import Batch, Condition, GeneratorOutput, GeneratorState
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "mobile": {"width": 12, "downs": 4, "blocks": 4, "enhancers": 0, "features": 3, "encoder": 4},
+    "base": {"width": 24, "downs": 4, "blocks": 9, "enhancers": 0, "features": 3, "encoder": 8},
+    "large": {"width": 48, "downs": 4, "blocks": 9, "enhancers": 0, "features": 3, "encoder": 16},
+    "paper": {"width": 64, "downs": 4, "blocks": 9, "enhancers": 1, "features": 3, "encoder": 16},
+}
+
+# Instance ids of Cityscapes: class * 1000 + number for what is counted, the class for the rest.
+IDS_PER_CLASS = 1000
+
+Clusters = dict[int, NDArray[np.float32]]  # class -> [k, F] centres, k at most the number asked for
+
+
+class Pix2PixHD(nn.Module):
+    """Global generator and local enhancer of section 3.1, instance features of section 3.4.
+
+    `condition.style` must be the very frame to be rendered, in training only: it is what the
+    features are taken from (`wants_target`). In `eval()` it is not looked at: features come from
+    `condition.features`, or are 0.
+    """
+
+    wants_target: ClassVar[bool] = True
+    multiple: ClassVar[int] = 16
+
+    def __init__(
+        self,
+        *,
+        channels: int,  # of the signals
+        width: int,  # channels of the global generator's first layer, doubled by each down
+        downs: int,
+        blocks: int,  # residual blocks of the global generator
+        enhancers: int,  # local enhancers, each at twice the size below and half the channels
+        features: int,  # F, of an instance; 0 = none
+        encoder: int,  # channels of the feature encoder's first layer
+    ) -> None:
+        super().__init__()
+        inputs = channels + features
+        self.features = features
+        self.encoder = FeatureEncoder(features, width=encoder) if features else None
+        self.core = Global(inputs, width=width, downs=downs, blocks=blocks)
+        self.enhancers = nn.ModuleList()
+        for _ in range(enhancers):
+            assert width % 2 == 0, f"width {width} cannot be halved"
+            width //= 2
+            self.enhancers.append(Enhancer(inputs, width=width))
+        self.out = _wide(width, 3)
+
+    @classmethod
+    def for_size(cls, channels: int, preset: str) -> Pix2PixHD:
+        """One of `PRESETS`."""
+        if preset not in PRESETS:
+            raise UnknownName.among("preset", preset, PRESETS)
+        return cls(channels=channels, **PRESETS[preset])
+
+    def forward(self, condition: Condition, state: GeneratorState) -> GeneratorOutput:
+        seen = condition.signals
+        if self.features:
+            seen = torch.cat([seen, self._features(condition)], dim=1)
+
+        # A pyramid by average pooling, the smallest size last; the core starts there.
+        pyramid = [seen]
+        for _ in self.enhancers:
+            pyramid.append(F.avg_pool2d(pyramid[-1], 2, ceil_mode=True))
+        x = self.core(pyramid[-1])
+        for enhancer, here in zip(self.enhancers, reversed(pyramid[:-1]), strict=True):
+            x = enhancer(here, x)
+        return GeneratorOutput(frame=torch.tanh(self.out(x)))
+
+    def _features(self, condition: Condition) -> Tensor:
+        """[B, F, H, W]"""
+        signals = condition.signals
+        if condition.features is not None:
+            return condition.features.to(signals.dtype)
+        if self.training and condition.style is not None:
+            assert self.encoder is not None
+            return self.encoder(condition.style, condition.instances)  # type: ignore[no-any-return]
+        return signals.new_zeros(len(signals), self.features, *signals.shape[-2:])
+
+
+class Global(nn.Module):
+    """Down, residual blocks, up: channels [B, inputs, H, W] to features [B, width, H, W]."""
+
+    def __init__(self, inputs: int, *, width: int, downs: int, blocks: int) -> None:
+        super().__init__()
+        widths = [width << level for level in range(downs + 1)]
+        self.stem = _wide(inputs, width)
+        self.down = nn.ModuleList(
+            nn.Conv2d(a, b, 3, stride=2, padding=1)
+            for a, b in zip(widths, widths[1:], strict=False)
+        )
+        self.blocks = nn.ModuleList(Residual(widths[-1]) for _ in range(blocks))
+        self.up = nn.ModuleList(
+            nn.ConvTranspose2d(b, a, 3, stride=2, padding=1)
+            for a, b in reversed(list(zip(widths, widths[1:], strict=False)))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = _active(self.stem(x))
+        sizes = []
+        for down in self.down:
+            sizes.append(x.shape[-2:])
+            x = _active(down(x))
+        for block in self.blocks:
+            x = block(x)
+        for up in self.up:
+            # Both an odd and an even side become the same half: say which it was.
+            x = _active(up(x, output_size=sizes.pop()))
+        return x
+
+
+class Enhancer(nn.Module):
+    """Local enhancer: this size's own features, halved, added to those from below."""
+
+    def __init__(self, inputs: int, *, width: int, blocks: int = 3) -> None:
+        super().__init__()
+        self.stem = _wide(inputs, width)
+        self.down = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1)
+        self.blocks = nn.ModuleList(Residual(2 * width) for _ in range(blocks))
+        self.up = nn.ConvTranspose2d(2 * width, width, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor, below: Tensor) -> Tensor:
+        """[B, inputs, H, W] and [B, 2 * width, H/2, W/2] -> [B, width, H, W]"""
+        size = x.shape[-2:]
+        x = _active(self.down(_active(self.stem(x)))) + below
+        for block in self.blocks:
+            x = block(x)
+        return _active(self.up(x, output_size=size))
+
+
+class FeatureEncoder(nn.Module):
+    """An image to `features` numbers for each instance, the same all over it (section 3.4)."""
+
+    def __init__(self, features: int, *, width: int, downs: int = 4) -> None:
+        super().__init__()
+        self.body = Global(3, width=width, downs=downs, blocks=0)
+        self.out = _wide(width, features)
+
+    def forward(self, image: Tensor, instances: Tensor | None) -> Tensor:
+        """[B, 3, H, W] and ids [B, 1, H, W] -> [B, F, H, W] in [-1, 1].
+
+        Without instances the whole picture is one.
+        """
+        features = torch.tanh(self.out(self.body(image)))
+        if instances is None:
+            return features.mean(dim=(2, 3), keepdim=True).expand_as(features)
+        return instance_mean(features, instances)
+
+
+class Residual(nn.Module):
+    """Two 3x3 convolutions around which the input goes unchanged (arXiv 1603.08155)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv_0 = Reflected(width, width, 3)
+        self.conv_1 = Reflected(width, width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + _norm(self.conv_1(_active(self.conv_0(x))))
+
+
+class Reflected(nn.Conv2d):
+    """Convolution of odd size that mirrors the picture beyond its border."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        reach = self.kernel_size[0] // 2
+        # What is smaller than the reach cannot be mirrored.
+        mode = "reflect" if min(x.shape[-2:]) > reach else "replicate"
+        return super().forward(F.pad(x, (reach,) * 4, mode=mode))
+
+
+def instance_mean(features: Tensor, instances: Tensor) -> Tensor:
+    """Each pixel the mean of its instance, sample by sample: instance-wise average pooling.
+
+    Args:
+        features: [B, F, H, W].
+        instances: [B, 1, H, W] int64, any ids.
+
+    Returns:
+        [B, F, H, W].
+
+    >>> features = torch.tensor([1.0, 3.0, 8.0]).reshape(1, 1, 1, 3)
+    >>> instance_mean(features, torch.tensor([7, 7, 26001]).reshape(1, 1, 1, 3)).flatten()
+    tensor([2., 2., 8.])
+    """
+    means, _, _, rows = _instances(features, instances)
+    return means[rows].movedim(-1, 1).to(features.dtype)
+
+
+@torch.no_grad()
+def cluster_features(
+    encoder: FeatureEncoder,
+    batches: Iterable[Batch],
+    *,
+    clusters: int = 10,
+    seed: int = 0,
+) -> Clusters:
+    """K-means of the looks of each class's instances (section 3.4; the paper's K is 10).
+
+    A class is an instance's id over 1000, or the id itself below (Cityscapes). Classes with fewer
+    instances than clusters get one cluster for each.
+
+    Args:
+        batches: frames and instances of the training clips; those without instances count as one
+            instance of class 0.
+        seed: of OpenCV's generator, which is global.
+    """
+    found: dict[int, list[NDArray[np.float32]]] = {}
+    for batch in batches:
+        images = batch.frames.flatten(0, 1)
+        shape = (len(images), 1, *images.shape[-2:])
+        instances = (
+            torch.zeros(shape, dtype=torch.int64, device=images.device)
+            if batch.instances is None
+            else batch.instances.flatten(0, 1)
+        )
+        means, ids, sizes, _ = _instances(encoder(images, instances), instances)
+        there = sizes > 0
+        for mean, number in zip(means[there].cpu().numpy(), ids[there].tolist(), strict=True):
+            found.setdefault(_class(number), []).append(mean)
+
+    cv2.setRNGSeed(seed)
+    stop = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, 100, 1e-5)
+    centres: Clusters = {}
+    for kind, rows in sorted(found.items()):
+        looks = np.stack(rows).astype(np.float32)
+        # Asking for more clusters than there are different looks would give centres of nothing.
+        count = min(clusters, len(np.unique(looks, axis=0)))
+        best = np.empty((0,), np.int32)
+        _, _, middle = cv2.kmeans(looks, count, best, stop, 10, cv2.KMEANS_PP_CENTERS)
+        centres[kind] = np.asarray(middle, np.float32)
+    return centres
+
+
+def pick_features(
+    clusters: Mapping[int, NDArray[np.float32]], instances: Tensor, *, seed: int
+) -> Tensor:
+    """A random look for each instance, out of its class's clusters.
+
+    The choice depends on the seed and the id alone: an instance keeps its look over a video, as
+    far as its id lasts. Classes without clusters get 0.
+
+    Args:
+        clusters: from `cluster_features`.
+        instances: [B, 1, H, W] int64.
+
+    Returns:
+        [B, F, H, W] float32, for `Condition.features`.
+    """
+    assert clusters, "no clusters to pick from"
+    ids, which = torch.unique(instances[:, 0], return_inverse=True)
+    length = next(iter(clusters.values())).shape[1]
+    looks = np.zeros((len(ids), length), np.float32)
+    for look, number in zip(looks, ids.tolist(), strict=True):
+        known = clusters.get(_class(number))
+        if known is not None:
+            look[:] = known[np.random.default_rng([seed, number]).integers(len(known))]
+    return torch.from_numpy(looks).to(instances.device)[which].movedim(-1, 1)
+
+
+def _instances(features: Tensor, instances: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Means over instances, with a row for each id in each sample, R = B * ids.
+
+    Returns:
+        Means [R, F], ids [R], sizes in pixels [R] (0 where a sample lacks an id), and the row that
+        each pixel belongs to [B, H, W].
+    """
+    assert instances.shape == (len(features), 1, *features.shape[-2:]), (
+        f"instances {list(instances.shape)} do not fit features {list(features.shape)}"
+    )
+    ids, which = torch.unique(instances[:, 0], return_inverse=True)
+    # The same id in two samples is two instances.
+    rows = which + torch.arange(len(features), device=which.device)[:, None, None] * len(ids)
+    # Summed in fp32: bf16 cannot count beyond 256.
+    values = features.movedim(1, -1).flatten(0, 2).float()
+    count = len(features) * len(ids)
+    sums = values.new_zeros(count, values.shape[1]).index_add(0, rows.flatten(), values)
+    sizes = torch.bincount(rows.flatten(), minlength=count)
+    return sums / sizes.clamp_min(1)[:, None], ids.repeat(len(features)), sizes, rows
+
+
+def _class(number: int) -> int:
+    return number // IDS_PER_CLASS if number >= IDS_PER_CLASS else number
+
+
+def _wide(inputs: int, outputs: int) -> nn.Module:
+    return Reflected(inputs, outputs, 7)
+
+
+def _active(x: Tensor) -> Tensor:
+    return F.relu(_norm(x))
+
+
+def _norm(x: Tensor) -> Tensor:
+    # A single pixel has no variance, and its norm would be 0 whatever it says.
+    return x if x.shape[-2] * x.shape[-1] == 1 else F.instance_norm(x)

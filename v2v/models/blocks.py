@@ -1,0 +1,142 @@
+"""What the generator is built of.
+
+Shapes: B clips, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+GROUP = 16  # channels that are normalised together
+
+
+def norm(channels: int) -> nn.GroupNorm:
+    """Group normalisation (arXiv 1803.08494), without an affine map of its own.
+
+    Frames of a batch never touch one another, unlike under batch normalisation; and unlike under
+    instance normalisation the mean of a channel, which carries colour, survives.
+    """
+    return nn.GroupNorm(max(channels // GROUP, 1), channels, affine=False)
+
+
+def conv(inputs: int, outputs: int, size: int = 3, *, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, size, stride, padding=size // 2)
+
+
+def zeroed(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
+    """A layer that says nothing until it has learned something."""
+    nn.init.zeros_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+class Modulation(nn.Module):
+    """Spatially-adaptive (de)normalisation: x -> norm(x) * (1 + gamma) + beta.
+
+    Equation 1 of arXiv 1903.07291. Here the map that gamma and beta are read from is the warped
+    past frame, as in world-consistent vid2vid (arXiv 2007.08509). Starts as plain normalisation.
+    """
+
+    def __init__(
+        self,
+        channels: int,  # of what is modulated
+        guide: int,  # channels of the map it is modulated by
+        hidden: int,  # between the two
+    ) -> None:
+        super().__init__()
+        self.norm = norm(channels)
+        self.read = conv(guide, hidden)
+        self.gamma_beta = zeroed(conv(hidden, 2 * channels, 1))
+
+    def forward(self, x: Tensor, guide: Tensor) -> Tensor:
+        gamma, beta = self.gamma_beta(F.leaky_relu(self.read(guide), 0.2)).chunk(2, dim=1)
+        modulated: Tensor = self.norm(x) * (1 + gamma) + beta
+        return modulated
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(act(norm(conv(act(norm(x)))))): pre-activation (arXiv 1603.05027).
+
+    The last convolution starts at zero, so a new block is the identity.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        guide: int = 0,  # channels of a map that modulates the first norm; 0: none
+        style: int = 0,  # length of a vector that scales and shifts after the second norm; 0: none
+    ) -> None:
+        super().__init__()
+        self.first = Modulation(channels, guide, 32) if guide else norm(channels)
+        self.conv1 = conv(channels, channels)
+        self.norm2 = norm(channels)
+        self.style = zeroed(nn.Linear(style, 2 * channels)) if style else None
+        self.conv2 = zeroed(conv(channels, channels))
+
+    def forward(
+        self, x: Tensor, *, guide: Tensor | None = None, style: Tensor | None = None
+    ) -> Tensor:
+        h = self.first(x) if guide is None else self.first(x, guide)
+        h = self.norm2(self.conv1(F.leaky_relu(h, 0.2)))
+        if self.style is not None:
+            assert style is not None, "this block wants a style vector"
+            scale, shift = self.style(style)[:, :, None, None].chunk(2, dim=1)
+            h = h * (1 + scale) + shift
+        out: Tensor = x + self.conv2(F.leaky_relu(h, 0.2))
+        return out
+
+
+def subpixel(inputs: int, outputs: int, size: int = 3) -> nn.Conv2d:
+    """A convolution whose output is shuffled to twice the size (arXiv 1609.05158).
+
+    The four pixels that one becomes start alike (arXiv 1707.02937), else they start as a
+    checkerboard, and a model that is trained for minutes only keeps it.
+    """
+    layer = conv(inputs, 4 * outputs, size)
+    with torch.no_grad():
+        alike = layer.weight[::4].repeat_interleave(4, dim=0)
+        layer.weight.copy_(alike)
+        assert layer.bias is not None
+        layer.bias.copy_(layer.bias[::4].repeat_interleave(4))
+    return layer
+
+
+class Up(nn.Module):
+    """Twice the size by sub-pixel convolution."""
+
+    def __init__(self, inputs: int, outputs: int, size: int = 1) -> None:
+        super().__init__()
+        self.conv = subpixel(inputs, outputs, size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pixel_shuffle(self.conv(x), 2)
+
+
+def half(image: Tensor, times: int = 1) -> Tensor:
+    """[B, C, H, W] at half the size, `times` over; each pixel is the mean of what it was."""
+    return F.avg_pool2d(image, 2**times) if times else image
+
+
+def double(image: Tensor) -> Tensor:
+    """[B, C, H, W] at twice the size, smooth, and such that `half` gives `image` back exactly.
+
+    Bilinear enlargement blurs: halving it again would not return the picture, and a model that
+    has grown would lose sharpness with every frame it feeds back. What the bilinear picture lacks
+    is added to each 2x2 square as a whole.
+    """
+    smooth = F.interpolate(image, scale_factor=2.0, mode="bilinear", align_corners=False)
+    lacking = image - half(smooth)
+    return smooth + F.interpolate(lacking, scale_factor=2.0, mode="nearest")
+
+
+def coordinates(like: Tensor) -> Tensor:
+    """[B, 2, H, W] x and y in [-1, 1]: where in the picture a pixel is."""
+    batch, _, height, width = like.shape
+    x = torch.linspace(-1, 1, width, device=like.device, dtype=like.dtype)
+    y = torch.linspace(-1, 1, height, device=like.device, dtype=like.dtype)
+    planes = torch.stack([x.expand(height, width), y[:, None].expand(height, width)])
+    return planes.expand(batch, -1, -1, -1)

@@ -1,0 +1,394 @@
+"""The sequential generator: one frame from the signals of t-2..t and the two past output frames.
+
+It follows arXiv 1808.06601: the next frame is partly the past frame, moved by a flow that the
+network predicts, partly synthesised, and an occlusion map decides between them (equation 4). It
+departs from it in four ways. One encoder serves signals and past frames. The warped past frame may
+be a condition of the normalisation of the last blocks instead of, or beside, being blended in.
+Where the camera stands still, the background is a plate of the training footage, and only what
+lies before it is synthesised. And it starts from nothing, and knows it does.
+
+Coarse to fine: a core works at the smallest size; each scale above doubles the size. A new scale
+adds to what the one below says (flow, occlusion, matte, picture), and adds zero at first: growing
+loses nothing that was learned.
+
+Shapes: B clips, C channels of the signals, P past frames (2), K scales; H, W the full size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from v2v.config import Config
+from v2v.models.blocks import (
+    ResidualBlock,
+    Up,
+    conv,
+    coordinates,
+    double,
+    half,
+    norm,
+    subpixel,
+    zeroed,
+)
+from v2v.types import PAST, Condition, GeneratorOutput, GeneratorState
+from v2v.warp import resize_flow, warp
+
+STRIDE = 4  # pixels of a side that the stem folds into channels
+CORE_STRIDE = 2 * STRIDE  # the core works here: sizes at the smallest scale are multiples of it
+EMBEDDED = 8  # channels that signals with more (one-hot labels) are folded to, pixel by pixel
+STYLE = 64  # length of the style vector
+FLOW_UNIT = 8.0  # pixels: a head's output of 1
+LATITUDE = 0.02  # see `_within`
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Widths of a preset. Budgets, at 256x256, are counted by tests/models/test_generator.py."""
+
+    stem: int  # channels at 1/4 of the core's size
+    trunk: int  # at 1/8
+    blocks: int  # of the trunk
+    detail: int  # channels at half of each size, where the picture is put together
+    fine: tuple[int, ...]  # channels at 1/4 of each size above the core's; the last goes on
+    fine_blocks: int
+
+
+PRESETS = {
+    "mobile": Architecture(64, 160, 7, 20, (48, 32), 2),
+    "base": Architecture(128, 352, 8, 32, (96, 64, 32), 3),
+    "large": Architecture(256, 576, 11, 48, (208, 96, 48), 4),
+}
+
+
+class GeneratorSettings(Config):
+    """Which generator, and its variants. Defaults are in configs/train.yaml."""
+
+    name: str  # sequential, or a baseline: pix2pix, pix2pixhd, spade
+    preset: Literal["mobile", "base", "large"]
+    scales: int | None  # None: the core works at 128 px, or at half the size where that is smaller
+    sequential: bool  # false: frame by frame, the same network without a past
+    compose: Literal["blend", "condition", "both"]
+    plate: Literal["auto", "on", "off"]
+    style: Literal["auto", "none", "clip", "encoded"]
+
+
+class Heads(nn.Module):
+    """Turns features at 1/4 of a size into flow, picture, occlusion and matte at that size.
+
+    Everything is added to what the scale below says; above the core it starts at zero.
+    """
+
+    def __init__(
+        self,
+        channels: int,  # of the features
+        detail: int,  # channels at half size
+        images: int,  # channels of the pictures that fine detail may be copied from
+        *,
+        flow: bool,  # whether there is a past to warp
+        guided: bool,  # whether the warped frame modulates the last block
+        outputs: int,  # 3 of the picture, and 1 each for occlusion and matte
+        first: bool,  # the core's
+    ) -> None:
+        super().__init__()
+        self.flow = zeroed(conv(channels, 2)) if flow else None
+        self.guided = guided
+        self.block = ResidualBlock(channels, guide=4 * STRIDE**2 if guided else 0)
+        self.norm = norm(channels)
+        self.up = Up(channels, detail, 3)
+        last = subpixel(detail + 4 * images, outputs)
+        self.last = last if first else zeroed(last)
+
+    def motion(self, features: Tensor, size: tuple[int, int]) -> Tensor:
+        assert self.flow is not None
+        coarse = self.flow(features).float() * (FLOW_UNIT / STRIDE)
+        return resize_flow(coarse, size)
+
+    def forward(self, features: Tensor, warped: Tensor, images: Tensor) -> Tensor:
+        """[B, outputs, H, W] from features [B, channels, H/4, W/4].
+
+        `warped` [B, 4, H, W] is the warped frame and whether it exists; `images`
+        [B, images, H, W] are pictures to take detail from.
+        """
+        guide = F.pixel_unshuffle(warped, STRIDE) if self.guided else None
+        x = F.leaky_relu(self.norm(self.block(features, guide=guide)), 0.2)
+        x = F.leaky_relu(self.up(x), 0.2)
+        detail = torch.cat([x, F.pixel_unshuffle(images, 2).to(x.dtype)], dim=1)
+        return F.pixel_shuffle(self.last(detail), 2)
+
+
+class Core(nn.Module):
+    """Signals and past frames at the smallest size -> features at 1/4 of it."""
+
+    def __init__(
+        self,
+        inputs: int,  # channels of all that is seen, at the smallest size
+        arch: Architecture,
+        style: int,  # length of the style vector; 0: none
+    ) -> None:
+        super().__init__()
+        self.stem = conv(inputs * STRIDE**2 + 2, arch.stem)
+        self.down = conv(arch.stem, arch.trunk, stride=2)
+        self.trunk = nn.ModuleList(
+            ResidualBlock(arch.trunk, style=style) for _ in range(arch.blocks)
+        )
+        self.norm = norm(arch.trunk)
+        self.up = Up(arch.trunk, arch.stem)
+
+    def forward(self, seen: Tensor, style: Tensor | None) -> Tensor:
+        folded = F.pixel_unshuffle(seen, STRIDE)
+        stem = self.stem(torch.cat([folded, coordinates(folded)], dim=1))
+        x = self.down(F.leaky_relu(stem, 0.2))
+        for block in self.trunk:
+            x = block(x, style=style)
+        features: Tensor = stem + self.up(F.leaky_relu(self.norm(x), 0.2))
+        return features
+
+
+class Scale(nn.Module):
+    """Features of the scale below and this size's own pictures -> features at 1/4 of this size."""
+
+    def __init__(
+        self,
+        below: int,  # channels of the features below
+        inputs: int,  # channels of what is seen at this size
+        channels: int,
+        blocks: int,
+    ) -> None:
+        super().__init__()
+        self.up = Up(below, channels)
+        self.stem = conv(inputs * STRIDE**2, channels, 1)  # the blocks after it see around
+        self.blocks = nn.ModuleList(ResidualBlock(channels) for _ in range(blocks))
+
+    def forward(self, below: Tensor, seen: Tensor) -> Tensor:
+        x = self.up(below) + self.stem(F.pixel_unshuffle(seen, STRIDE))
+        for block in self.blocks:
+            x = block(x)
+        features: Tensor = x
+        return features
+
+
+class StyleEncoder(nn.Module):
+    """An image to a style vector, by strided convolutions and the mean over what they see."""
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(
+            conv(
+                3 * 16 if i == 0 else width * 2 ** (i - 1), width * 2**i, stride=1 if i == 0 else 2
+            )
+            for i in range(3)
+        )
+        self.out = nn.Linear(width * 4, STYLE)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = F.pixel_unshuffle(image, 4)
+        for layer in self.convs:
+            x = F.leaky_relu(layer(x), 0.2)
+        code: Tensor = self.out(x.mean(dim=(2, 3)))
+        return code
+
+
+class SequentialGenerator(nn.Module):
+    """Renders frame t from `Condition` and `GeneratorState`; see the head of this module.
+
+    `active` scales are in use, from the core up; the others wait for their turn. Input sizes are
+    those of the topmost active scale, sides divisible by `multiple`.
+
+    >>> generator = SequentialGenerator(channels=3, arch=PRESETS["mobile"], scales=1)
+    >>> condition = Condition(signals=torch.zeros(1, 3, 64, 64))
+    >>> generator(condition, GeneratorState.nothing(condition)).frame.shape
+    torch.Size([1, 3, 64, 64])
+    """
+
+    wants_target = False  # pix2pixHD's baseline is shown the real frame in training
+
+    def __init__(
+        self,
+        *,
+        channels: int,  # of the signals
+        arch: Architecture,
+        scales: int,  # the core and those above it
+        sequential: bool = True,  # false: no past, frame by frame
+        compose: Literal["blend", "condition", "both"] = "condition",
+        plate: bool = False,  # whether conditions carry a background plate
+        style: Literal["none", "clip", "encoded"] = "none",
+        clips: int = 1,  # how many clips a style is learned for
+    ) -> None:
+        super().__init__()
+        self.sequential, self.compose, self.plate = sequential, compose, plate
+        self.scales = self.active = scales
+        self.blend = sequential and compose != "condition"
+        embedded = min(channels, EMBEDDED)
+        self.embed = conv(channels, embedded, 1) if channels > EMBEDDED else nn.Identity()
+        self.styles = nn.Embedding(clips, STYLE) if style == "clip" else None
+        self.encoder = StyleEncoder() if style == "encoded" else None
+
+        times, backdrop = (1 + PAST if sequential else 1), 4 * plate
+        past = 3 * PAST + PAST if sequential else 0  # frames, and whether each exists
+        self.core = Core(times * embedded + past + backdrop, arch, STYLE if style != "none" else 0)
+        guided = sequential and compose != "blend"
+        # What is seen of this size: the signals, the warped frame and whether it exists, the plate.
+        images = embedded + 4 * guided + backdrop
+        outputs = 3 + self.blend + plate
+        widths = [arch.stem, *(arch.fine[min(k, len(arch.fine) - 1)] for k in range(scales - 1))]
+        self.finer = nn.ModuleList(
+            Scale(below, images + outputs, width, arch.fine_blocks)
+            for below, width in zip(widths, widths[1:], strict=False)
+        )
+        self.heads = nn.ModuleList(
+            Heads(
+                width, arch.detail, images,
+                flow=sequential, guided=guided, outputs=outputs, first=k == 0,
+            )
+            for k, width in enumerate(widths)
+        )  # fmt: skip
+
+    @property
+    def multiple(self) -> int:
+        """Sides are divisible by this, at the topmost active scale."""
+        return CORE_STRIDE << (self.active - 1)
+
+    def newest(self) -> list[nn.Parameter]:
+        """The parameters of the topmost active scale, to be trained alone at first."""
+        parts: list[nn.Module] = [self.heads[self.active - 1]]
+        if self.active > 1:
+            parts.append(self.finer[self.active - 2])
+        return [p for part in parts for p in part.parameters()]
+
+    def used(self) -> list[nn.Parameter]:
+        """The parameters of all active scales."""
+        waiting = {
+            id(p)
+            for part in (*self.finer[self.active - 1 :], *self.heads[self.active :])
+            for p in part.parameters()
+        }
+        return [p for p in self.parameters() if id(p) not in waiting]
+
+    def forward(self, condition: Condition, state: GeneratorState) -> GeneratorOutput:
+        signals, plate = condition.signals, condition.plate if self.plate else None
+        size = (signals.shape[-2], signals.shape[-1])
+        assert not (size[0] % self.multiple or size[1] % self.multiple), (
+            f"frames of {size} are not divisible by {self.multiple}"
+        )
+        assert not self.plate or plate is not None, "this generator wants a background plate"
+        signals = self.embed(signals)
+        known = state.known[:, -1, None, None, None].to(signals.dtype)
+
+        # The core, at the smallest size.
+        smaller = self.active - 1
+        style = self._style(condition)
+        features = self.core(half(self._seen(signals, state, plate), smaller), style)
+
+        # Upwards: each scale corrects what the one below says.
+        said: Tensor | None = None  # [B, outputs, h, w] picture, occlusion, matte, unsquashed
+        flow: Tensor | None = None
+        warped: Tensor | None = None
+        for k in range(self.active):
+            heads = self._heads(k)
+            times = smaller - k
+            here = (size[0] >> times, size[1] >> times)
+            images = [half(signals, times)] + ([half(plate, times)] if plate is not None else [])
+            if said is not None:
+                said = double(said)
+            if self.sequential:
+                # The scale's own features know the motion better than the enlarged ones; they are
+                # made from the frame as the flow so far warps it.
+                past = half(state.frames[:, -1], times)
+                flow = 2 * double(flow) if flow is not None else None
+            if k > 0:
+                assert said is not None
+                seen = [*images, said]
+                if heads.guided:
+                    assert flow is not None
+                    seen.append(self._guide(past, flow, known))
+                features = self.finer[k - 1](features, torch.cat(seen, dim=1))
+            guide = signals.new_zeros(())
+            if self.sequential:
+                moved = heads.motion(features, here)
+                flow = moved if flow is None else flow + moved
+                guide = self._guide(past, flow, known)
+                warped = guide[:, :3]
+                if heads.guided:
+                    images.append(guide)
+            added = heads(features, guide, torch.cat(images, dim=1)).float()
+            said = added if said is None else said + added
+
+        assert said is not None
+        return self._compose(said, flow, warped, known, plate)
+
+    def _heads(self, scale: int) -> Heads:
+        heads = self.heads[scale]
+        assert isinstance(heads, Heads)
+        return heads
+
+    def _style(self, condition: Condition) -> Tensor | None:
+        code: Tensor | None = None
+        if self.styles is not None:
+            assert condition.clip is not None, "this generator wants to know the clip"
+            code = self.styles(condition.clip)
+        if self.encoder is not None:
+            assert condition.style is not None, "this generator wants an image for the style"
+            code = self.encoder(condition.style)
+        return code
+
+    def _seen(self, signals: Tensor, state: GeneratorState, plate: Tensor | None) -> Tensor:
+        """All that the core sees, at full size."""
+        seen = [signals]
+        if self.sequential:
+            batch, past, _, height, width = state.frames.shape
+            exists = state.known[:, :, None, None, None].to(signals.dtype)
+            before = self.embed(state.signals.flatten(0, 1)).unflatten(0, (batch, past)) * exists
+            seen += [before.flatten(1, 2), state.frames.flatten(1, 2)]
+            seen.append(exists.expand(-1, -1, 1, height, width).flatten(1, 2))
+        if plate is not None:
+            seen.append(plate)
+        return torch.cat([s.to(signals.dtype) for s in seen], dim=1)
+
+    @staticmethod
+    def _guide(past: Tensor, flow: Tensor, known: Tensor) -> Tensor:
+        """[B, 4, h, w] the warped frame, and 1 where it exists."""
+        warped = warp(past, flow) * known
+        return torch.cat([warped, known.expand_as(warped[:, :1]).to(warped.dtype)], dim=1)
+
+    def _compose(
+        self,
+        said: Tensor,
+        flow: Tensor | None,
+        warped: Tensor | None,
+        known: Tensor,
+        plate: Tensor | None,
+    ) -> GeneratorOutput:
+        synthesised = _within(said[:, :3])
+        frame, occlusion, matte = synthesised, None, None
+        if self.blend:
+            assert warped is not None
+            # Equation 4 of arXiv 1808.06601; without a past all is synthesised.
+            occlusion = 1 - (1 - torch.sigmoid(said[:, 3:4])) * known
+            frame = occlusion * frame + (1 - occlusion) * warped
+        if plate is not None:
+            # Where the plate does not know the background, it cannot be shown.
+            matte = 1 - (1 - torch.sigmoid(said[:, -1:])) * plate[:, 3:]
+            frame = matte * frame + (1 - matte) * plate[:, :3]
+        return GeneratorOutput(
+            frame=frame, synthesised=synthesised, warped=warped, flow=flow,
+            occlusion=occlusion, matte=matte,
+        )  # fmt: skip
+
+
+def _within(x: Tensor) -> Tensor:
+    """Into [-1, 1], with a little slope outside so that a pixel pushed out finds its way back."""
+    return torch.clamp(x, -1, 1) + LATITUDE * (x - torch.clamp(x, -1, 1))
+
+
+def multiply_adds(generator: nn.Module, condition: Condition, state: GeneratorState) -> int:
+    """Multiply-adds of one frame, counted by torch as it runs."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        generator(condition, state)
+    return int(counter.get_total_flops()) // 2

@@ -1,0 +1,190 @@
+"""`v2v train --dry-run`: what would be trained, and what it costs, without writing anything.
+
+Sizes, parameters and multiply-adds are counted. Time and memory are measured: one window of the
+last stage, which costs the most, is really trained, on the machine that would do the rest.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from v2v.models.generator import multiply_adds
+from v2v.training.loop import Trainer, launch, with_budget
+from v2v.training.prepare import Plan, open_windows, plan_run
+from v2v.training.schedule import Stage
+from v2v.training.settings import TrainSettings
+from v2v.types import Condition, GeneratorState
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@dataclass(frozen=True)
+class StageCost:
+    stage: Stage
+    minutes: float
+    updates: int
+    multiply_adds: int  # of the generator, for one frame
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run would be."""
+
+    task: str
+    clips: tuple[str, ...]
+    frames: int  # for training, of all clips
+    plan: Plan
+    parameters: dict[str, int]  # generator, critics
+    stages: tuple[StageCost, ...]
+    device: str
+    precision: str
+    gigabytes: float  # peak memory of a window of the last stage
+    seconds: float  # an update of the last stage
+
+    @property
+    def minutes(self) -> float:
+        return sum(cost.minutes for cost in self.stages)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "task": self.task, "clips": list(self.clips), "frames": self.frames,
+            "size": [self.plan.width, self.plan.height], "generator": self.plan.generator,
+            "critics": self.plan.critics, "parameters": self.parameters,
+            "device": self.device, "precision": self.precision,
+            "peak_memory_gb": round(self.gigabytes, 2),
+            "seconds_an_update": round(self.seconds, 4), "minutes": round(self.minutes, 1),
+            "stages": [
+                {
+                    **cost.stage.as_json(), "minutes": round(cost.minutes, 2),
+                    "updates": cost.updates, "multiply_adds_a_frame": cost.multiply_adds,
+                }
+                for cost in self.stages
+            ],
+            "notes": list(self.plan.notes),
+        }  # fmt: skip
+
+    def render(self, console: Console) -> None:
+        from rich.table import Table
+
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for column in ("stage", "size", "frames x windows", "trained", "updates", "minutes",
+                       "GMACs a frame"):  # fmt: skip
+            table.add_column(column, justify="left" if column == "trained" else "right")
+        for number, cost in enumerate(self.stages, 1):
+            stage = cost.stage
+            table.add_row(
+                str(number), f"{stage.width}x{stage.height}", f"{stage.length} x {stage.batch}",
+                "the new scale" if stage.alone else "everything", f"{cost.updates}",
+                f"{cost.minutes:.1f}", f"{cost.multiply_adds / 1e9:.2f}",
+            )  # fmt: skip
+        console.print(table)
+        generator, critics = self.parameters["generator"], self.parameters["critics"]
+        console.print(
+            f"{self.task}: {', '.join(self.clips)}; {self.frames} frames to train on\n"
+            f"generator {self.plan.generator['name']} ({self.plan.generator['preset']})"
+            f" {generator / 1e6:.2f} M parameters, critics {critics / 1e6:.2f} M\n"
+            f"on {self.device} in {self.precision}: {self.seconds:.2f} s an update at full size,"
+            f" peak memory {self.gigabytes:.1f} GB, {self.minutes:.0f} minutes in all",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
+        for note in self.plan.notes:
+            console.print(note, highlight=False, soft_wrap=True)
+
+
+def estimate(settings: TrainSettings, clips: list[Path]) -> Estimate:
+    """Plan a run and try its costliest stage. Raises what training would raise at its start."""
+    settings = with_budget(settings)
+    fabric = launch(settings)
+    windows = open_windows(settings, clips)
+    plan = plan_run(settings, windows)
+    trainer = Trainer(fabric, settings, windows, plan)
+
+    trainer.progress.stage = len(plan.schedule) - 1
+    last = trainer.enter_stage()
+    batches = trainer.batches(last)
+    on_gpu = fabric.device.type == "cuda"
+    seconds = 0.0
+    for _ in range(2):  # the first one warms up
+        batch = next(batches)
+        _settle(on_gpu)
+        begin, before = time.perf_counter(), trainer.progress.step
+        trainer.window(batch, last)
+        _settle(on_gpu)
+        seconds = (time.perf_counter() - begin) / (trainer.progress.step - before)
+
+    macs = [_macs(trainer, stage) for stage in plan.schedule]
+    ends = [0.0, *(stage.until for stage in plan.schedule)]
+    shares = [end - begin for begin, end in pairwise(ends)]
+    costs = []
+    for stage, share, count in zip(plan.schedule, shares, macs, strict=True):
+        # Losses, critics and generator all grow with the number of pixels rendered.
+        chunk = min(settings.loop.chunk, stage.length)
+        rendered = stage.height * stage.width * stage.batch * chunk
+        most = last.height * last.width * last.batch * min(settings.loop.chunk, last.length)
+        update = max(seconds * rendered / most, 0.05 * seconds)
+        if settings.budget.steps is not None:
+            updates = round(settings.budget.steps * share)
+            minutes = updates * update / 60
+        else:
+            assert settings.budget.minutes is not None
+            minutes = settings.budget.minutes * share
+            updates = round(minutes * 60 / update)
+        costs.append(StageCost(stage, minutes, updates, count))
+    return Estimate(
+        task=settings.task, clips=tuple(clip.name for clip in windows.clips),
+        frames=sum(clip.train[1] - clip.train[0] for clip in windows.clips), plan=plan,
+        parameters={
+            "generator": sum(p.numel() for p in trainer.generator.parameters()),
+            "critics": sum(p.numel() for p in trainer.critics.parameters()),
+        },
+        stages=tuple(costs), device=_device_name(fabric.device),
+        precision=str(fabric._precision.precision), gigabytes=_peak(on_gpu), seconds=seconds,
+    )  # fmt: skip
+
+
+def _macs(trainer: Trainer, stage: Stage) -> int:
+    generator: Any = trainer.generator
+    if hasattr(generator, "active"):
+        generator.active = stage.scale + 1
+    size = (stage.height, stage.width)
+    channels = trainer.windows.channels
+    device = trainer.fabric.device
+    condition = Condition(
+        signals=torch.zeros(1, channels, *size, device=device),
+        clip=torch.zeros(1, dtype=torch.int64, device=device),
+        plate=torch.zeros(1, 4, *size, device=device),
+        style=torch.zeros(1, 3, *size, device=device),
+        instances=torch.zeros(1, 1, *size, dtype=torch.int64, device=device),
+    )
+    return multiply_adds(generator, condition, GeneratorState.nothing(condition))
+
+
+def _settle(on_gpu: bool) -> None:
+    if on_gpu:
+        torch.cuda.synchronize()
+
+
+def _peak(on_gpu: bool) -> float:
+    if on_gpu:
+        return torch.cuda.max_memory_allocated() / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return (
+        f"{device.type} ({torch.get_num_threads()} thread(s))"
+        if device.type == "cpu"
+        else device.type
+    )

@@ -1,0 +1,803 @@
+"""The training loop. `train` reads from top to bottom:
+
+    processes, device, precision     lightning-fabric
+    data                             windows of the clips, background plates
+    networks, optimisers             generator, its moving average, critics
+    resume                           from the newest checkpoint
+    loop                             stage, window, log, checkpoint, preview
+    finish                           the model
+
+Nothing is random but through the seed and the number of a window, so there is no random state to
+save: a run that was killed goes on from its last checkpoint and passes through the same numbers.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from v2v.checkpoint import Checkpoint, Model, load_weights, save_model
+from v2v.data.transforms import PastCorruption, corrupt_past
+from v2v.data.windows import Windows, loader
+from v2v.errors import OutOfMemory, RunConflict, TrainingDiverged, V2VError
+from v2v.models import build_generator
+from v2v.models.augment import draw
+from v2v.models.discriminators import Discriminators, Judgement, frozen, with_real
+from v2v.models.rollout import rollout
+from v2v.progress import Reporter
+from v2v.training.objective import Objective, Rendered
+from v2v.training.prepare import Plan, describe_model, open_windows, plan_run
+from v2v.training.preview import write_preview
+from v2v.training.run import RunFolder
+from v2v.training.schedule import Stage, stage_at
+from v2v.training.settings import Budget, TrainSettings
+from v2v.types import Batch, GeneratorState
+
+ROLLBACKS = 3  # times that a run that diverged is taken back before it is given up
+SLOWER = 0.5  # learning rate after each
+MAX_HISTORY = 18  # earlier frames of a window that the temporal critics look back on
+
+
+@dataclass
+class Progress:
+    """Where a run stands; all of it goes into checkpoints."""
+
+    step: int = 0  # updates of the generator
+    window: int = 0  # batches of windows taken; with the seed, it decides the next
+    stage: int = 0
+    seconds: float = 0.0  # spent training, over all sittings
+    slower: float = 1.0  # factor on the learning rates, after rollbacks
+    rollbacks: int = 0
+    chunk: int = 1  # frames that gradients flow through; lowered when memory runs out
+    accumulate: int = 1  # parts of a batch; raised when memory runs out
+    recompute: bool = False
+
+    def share(self, budget: Budget) -> float:
+        """Of the budget, that is used up."""
+        if budget.steps is not None:
+            return self.step / budget.steps
+        assert budget.minutes is not None
+        return self.seconds / 60 / budget.minutes
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of it."""
+
+    folder: Path
+    model: Path
+    steps: int
+    minutes: float
+    losses: dict[str, float]
+    preview: Path | None
+    notes: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "run": str(self.folder), "model": str(self.model), "steps": self.steps,
+            "minutes": round(self.minutes, 2), "losses": self.losses,
+            "preview": str(self.preview) if self.preview else None, "notes": list(self.notes),
+        }  # fmt: skip
+
+
+class Unroll(nn.Module):
+    """The generator over a chunk, as one module: one forward for one backward, as DDP wants."""
+
+    def __init__(self, generator: nn.Module, corruption: PastCorruption) -> None:
+        super().__init__()
+        self.generator = generator
+        self.corruption = corruption
+        self.recompute = False
+
+    def forward(
+        self, batch: dict[str, Tensor | None], state: dict[str, Tensor] | None, seed: int
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Plain dicts in and out, since Fabric and DDP look for tensors in those only."""
+        chunk = Batch(**batch)  # type: ignore[arg-type]
+        random = torch.Generator().manual_seed(seed)
+
+        def corrupt(frames: Tensor) -> Tensor:
+            with torch.autocast(frames.device.type, enabled=False):
+                return corrupt_past(frames, **self.corruption.model_dump(), generator=random)
+
+        conditions = [chunk.condition(t) for t in range(chunk.length)]
+        if getattr(self.generator, "wants_target", False):
+            conditions = [replace(c, style=chunk.frames[:, t]) for t, c in enumerate(conditions)]
+        past = None if state is None else GeneratorState(**state)
+        rolled = rollout(
+            self.generator, conditions, past, corrupt=corrupt, recompute=self.recompute
+        )
+        outputs, states = zip(*rolled, strict=True)
+        names = ("frame", "synthesised", "flow", "occlusion", "matte")
+        stacked = {
+            name: torch.stack([getattr(o, name) for o in outputs], dim=1)
+            for name in names
+            if getattr(outputs[0], name) is not None
+        }
+        extra = [o.auxiliary for o in outputs if o.auxiliary is not None]
+        if extra:
+            stacked["auxiliary"] = torch.stack(extra).mean()
+        return stacked, vars(states[-1])
+
+
+@dataclass
+class History:
+    """The frames of a window before the chunk, for critics and losses that look back."""
+
+    batch: Batch
+    fake: Tensor | None = None  # [B, t, 3, H, W] without gradient
+    state: GeneratorState | None = None
+
+
+def train(
+    settings: TrainSettings,
+    clips: list[Path],
+    folder: Path,
+    report: Reporter,
+    *,
+    overwrite: bool = False,
+) -> Outcome:
+    """Train a model from clip stores in a run folder; go on where it was stopped.
+
+    Raises `RunConflict`, `SignalMissing`, `TooFewFrames`, `TrainingDiverged`, `OutOfMemory`,
+    `DiskFull` and what opening stores raises; `KeyboardInterrupt` once a stopped run is saved.
+    """
+    # Processes, device, precision.
+    fabric = launch(settings)
+    first = fabric.is_global_zero
+    settings = with_budget(settings)
+
+    # Data.
+    windows = open_windows(settings, clips)
+    plan = plan_run(settings, windows)
+    notes = [*windows.notes, *plan.notes]
+
+    with RunFolder(folder) if first else nullcontext(RunFolder(folder)) as run:
+        if first:
+            if overwrite:
+                run.clear()
+            run.begin(settings, [str(clip) for clip in clips])
+        fabric.barrier()
+
+        # Networks, optimisers.
+        trainer = Trainer(fabric, settings, windows, plan)
+        if first:
+            for note in notes:
+                report.note(note)
+
+        # Resume.
+        checkpoint = run.latest()
+        if checkpoint is not None:
+            trainer.restore(checkpoint, run.checkpoints)
+        progress = trainer.progress
+        if first:
+            run.rewind(progress.step)
+            if progress.step and progress.share(settings.budget) >= 1:
+                report.note(f"{folder} is trained already; a larger budget takes it further")
+            elif progress.step:
+                report.note(f"going on from step {progress.step}")
+
+        # Loop.
+        board = _Board(run, settings, first)
+        with _Stopping() as stopping, board:
+            _loop(trainer, run, board, stopping, report)
+        if stopping.asked:
+            raise KeyboardInterrupt
+
+        # Finish.
+        preview = None
+        if first:
+            trainer.save(run)
+            save_model(run.model, trainer.model())
+            preview = trainer.preview(run)
+        fabric.barrier()
+    return Outcome(
+        folder=folder, model=run.model, steps=trainer.progress.step,
+        minutes=trainer.progress.seconds / 60, losses=board.last, preview=preview,
+        notes=tuple(notes),
+    )  # fmt: skip
+
+
+def _loop(
+    trainer: Trainer, run: RunFolder, board: _Board, stopping: _Stopping, report: Reporter
+) -> None:
+    settings, fabric = trainer.settings, trainer.fabric
+    output, budget = settings.output, settings.budget
+    first = fabric.is_global_zero
+    if first and not run.saved():
+        trainer.save(run)  # something to go back to
+    bar = _Bar(report if first else None, trainer)
+    clock = saved = seen = time.monotonic()
+
+    while trainer.progress.share(budget) < 1 and not stopping.asked:
+        stage = trainer.enter_stage()
+        bar.stage(stage)
+        for batch in trainer.batches(stage):
+            losses = trainer.window(batch, stage)
+
+            # The clock, and whether to stop, are the first process's, so that all agree.
+            now = time.monotonic()
+            trainer.progress.seconds += now - clock
+            clock = now
+            if fabric.world_size > 1:
+                told = fabric.broadcast((trainer.progress.seconds, stopping.asked))
+                trainer.progress.seconds, stopping.asked = told
+            bar.advance(losses)
+            over = trainer.progress.share(budget) >= 1 or stopping.asked
+            checkpoint_due = now - saved > 60 * output.checkpoint_minutes
+
+            # Log; and where the losses are no numbers any more, go back.
+            board.add(losses)
+            if board.due(trainer.progress) or over or checkpoint_due:
+                if not board.finite(fabric):
+                    trainer.roll_back(run, report)
+                    board.forget()
+                    if first:
+                        run.rewind(trainer.progress.step)
+                    break
+                board.write(trainer, stage)
+            if (checkpoint_due or over) and first:
+                trainer.save(run)
+            saved = now if checkpoint_due else saved
+            if now - seen > 60 * output.preview_minutes and first and not over:
+                trainer.preview(run)
+                save_model(run.model, trainer.model())
+                seen = time.monotonic()
+            if over or trainer.stage_is_over():
+                break
+    bar.done()
+
+
+def launch(settings: TrainSettings) -> Fabric:
+    """Processes, device and precision; torchrun's own processes are joined."""
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it greets
+    loop = settings.loop
+    device = "auto" if loop.device == "auto" else {"cuda": "gpu"}.get(loop.device, loop.device)
+    on_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
+    if loop.device == "auto" and on_cpu:
+        device = "cpu"
+    precision = "32-true" if loop.precision == "32" else "bf16-mixed"
+    if loop.precision == "auto":
+        quick = _cpu_has_bf16() if on_cpu else torch.cuda.is_bf16_supported()
+        precision = "bf16-mixed" if quick else "32-true"
+    # The scales that wait for their turn, and critics of too long a stride, get no gradients.
+    devices, nodes = _processes(loop.devices)
+    if on_cpu:
+        # One core is left to the loader: threads that wait for one another spin, and where one of
+        # them has to wait for its core, convolutions take many times as long.
+        cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+        torch.set_num_threads(loop.threads or max((cores - 1) // devices, 1))
+    strategy = "ddp_find_unused_parameters_true" if devices * nodes > 1 else "auto"
+    try:
+        fabric = Fabric(
+            accelerator=device, devices=devices, num_nodes=nodes, strategy=strategy,
+            precision=precision,  # type: ignore[arg-type]
+        )  # fmt: skip
+        fabric.launch()
+    except (ValueError, RuntimeError) as error:
+        if isinstance(error, V2VError):
+            raise
+        raise RunConflict(
+            f"cannot train on {loop.devices} x {loop.device}: {error}",
+            hint="-s loop.device=cpu or --devices 1 work everywhere",
+        ) from error
+    return fabric
+
+
+def _processes(devices: int) -> tuple[int, int]:
+    """Processes on a machine, and machines; under torchrun it has decided both."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return devices, 1
+    here = int(os.environ["LOCAL_WORLD_SIZE"])
+    return here, int(os.environ["WORLD_SIZE"]) // here
+
+
+def _cpu_has_bf16() -> bool:
+    """Whether bf16 multiplies in hardware; elsewhere it is emulated and slower than float32."""
+    flags = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return any(getattr(torch.cpu, flag, lambda: False)() for flag in flags)
+
+
+def with_budget(settings: TrainSettings) -> TrainSettings:
+    """An hour, where nothing is said."""
+    if settings.budget.steps is None and settings.budget.minutes is None:
+        return settings.model_copy(update={"budget": Budget(steps=None, minutes=60)})
+    return settings
+
+
+class Trainer:
+    """The networks, their optimisers, and one window's worth of training."""
+
+    def __init__(
+        self, fabric: Fabric, settings: TrainSettings, windows: Windows, plan: Plan
+    ) -> None:
+        self.fabric, self.settings, self.windows, self.plan = fabric, settings, windows, plan
+        loop = settings.loop
+        torch.manual_seed(loop.seed)  # what the weights start from
+        self.generator = build_generator(**plan.generator)
+        self.critics = Discriminators(
+            settings.discriminator, channels=windows.channels,
+            weights=plan.critics, crops=plan.crops,
+        )  # fmt: skip
+        if loop.channels_last:
+            self.generator.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.critics.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        average = _moving_average(settings.optimiser.ema)
+        self.ema = AveragedModel(self.generator, multi_avg_fn=average)
+        self.ema.requires_grad_(False).to(fabric.device)
+        self.objective = Objective(settings.losses).to(fabric.device)
+        self.progress = Progress(
+            chunk=loop.chunk, accumulate=loop.accumulate, recompute=loop.recompute
+        )
+
+        o = settings.optimiser
+        unroll: nn.Module = Unroll(self.generator, settings.augment.past)
+        if loop.compile:
+            self.generator.compile(dynamic=False)
+            self.critics.compile(dynamic=False)
+        g_adam = torch.optim.Adam(
+            self.generator.parameters(), o.generator_rate, betas=o.betas, fused=True
+        )
+        # The loader reads ahead in a thread of its own: it gets readers of its own.
+        self.shown = copy.copy(windows)
+        # Without critics an optimiser wants something to hold.
+        learning = list(self.critics.parameters()) or [nn.Parameter(torch.zeros(()))]
+        d_adam = torch.optim.Adam(learning, o.discriminator_rate, betas=o.betas, fused=True)
+        self.unroll, self.g_adam = fabric.setup(unroll, g_adam)
+        self.judge, self.d_adam = fabric.setup(self.critics, d_adam)
+
+    # ------------------------------------------------------------ stages
+
+    def stage(self) -> Stage:
+        return self.plan.schedule[self.progress.stage]
+
+    def stage_is_over(self) -> bool:
+        share = self.progress.share(self.settings.budget)
+        return stage_at(self.plan.schedule, share) > self.progress.stage
+
+    def enter_stage(self) -> Stage:
+        """Move on to the stage of the hour, never back: what has grown does not shrink."""
+        share = self.progress.share(self.settings.budget)
+        self.progress.stage = max(self.progress.stage, stage_at(self.plan.schedule, share))
+        stage = self.stage()
+        generator: Any = self.generator
+        if hasattr(generator, "active"):
+            for module in (generator, self.ema.module):
+                module.active = stage.scale + 1
+            generator.requires_grad_(not stage.alone)
+            if stage.alone:
+                for parameter in generator.newest():
+                    parameter.requires_grad_(True)
+        return stage
+
+    def batches(self, stage: Stage) -> Iterator[Batch]:
+        """The batches of a stage from the present window on, without end."""
+
+        @dataclass(frozen=True)
+        class Step:
+            step: int
+            length: int = stage.length
+            size: tuple[int, int] = (stage.height, stage.width)
+            batch: int = stage.batch
+
+        batches = loader(
+            self.windows, (Step(n) for n in count(self.progress.window)),
+            rank=self.fabric.global_rank, world=self.fabric.world_size,
+            workers=self.plan.workers,
+        )  # fmt: skip
+        return batches if self.plan.workers else _ahead(batches)
+
+    def rate(self, base: float) -> float:
+        """The learning rate: warmed up, lower for larger sizes, cooled down at the end."""
+        o = self.settings.optimiser
+        warm = min((self.progress.step + 1) / (o.warm_up + 1), 1.0)
+        left = 1 - min(self.progress.share(self.settings.budget), 1.0)
+        cool = min(left / o.cool_down, 1.0) if o.cool_down else 1.0
+        return base * warm * self.stage().rate * (0.1 + 0.9 * cool) * self.progress.slower
+
+    # ------------------------------------------------------------ one window
+
+    def window(self, batch: Batch, stage: Stage) -> dict[str, Tensor]:
+        """Train on a batch of windows, chunk by chunk; the mean losses, without gradient.
+
+        Gradients flow through `chunk` frames (truncated back-propagation through time); what came
+        before is context. When memory runs out, less of the window is held at once.
+        """
+        batch = batch.to(self.fabric.device)
+        while True:
+            try:
+                losses = self._window(batch)
+                break
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                self._fit_memory(len(batch), error)
+        self.progress.window += 1
+        return losses
+
+    def _window(self, batch: Batch) -> dict[str, Tensor]:
+        chunk, per_window = self.progress.chunk, self.settings.loop.updates == "window"
+        parts = [
+            History(_rows(batch, rows))
+            for rows in torch.arange(len(batch)).chunk(min(self.progress.accumulate, len(batch)))
+        ]
+        starts = range(0, batch.length, chunk)
+        scale = 1 / (len(starts) if per_window else 1)
+        total: dict[str, Tensor] = {}
+        for start in starts:
+            stop = min(start + chunk, batch.length)
+            seed = _seed(self.settings.loop.seed, self.progress.window, start)
+            for i, part in enumerate(parts):
+                last = i == len(parts) - 1
+                share = scale * len(part.batch) / len(batch)
+                losses = self._chunk(part, start, stop, share, seed + i, sync=last)
+                for name, value in losses.items():
+                    weight = share / scale * (stop - start) / batch.length
+                    total[name] = total.get(name, 0.0) + value * weight
+            if not per_window or stop == batch.length:
+                self._update()
+        return total
+
+    def _chunk(
+        self, part: History, start: int, stop: int, share: float, seed: int, *, sync: bool
+    ) -> dict[str, Tensor]:
+        """Forward and backward through frames `start` to `stop`, for critics and generator.
+
+        Both learn from the same rendering, judged by the critics as they are before the update.
+        """
+        fabric = self.fabric
+        self.unroll.recompute = self.progress.recompute
+        chunk = part.batch.between(start, stop)
+
+        # Render.
+        with self._unsynced(self.unroll, sync):
+            state = None if part.state is None else vars(part.state)
+            stacked, past = self.unroll(vars(chunk), state, seed)
+        rendered = Rendered(**stacked)
+        part.state = GeneratorState(**past).detach()
+
+        # What the critics see: the chunk, and before it what was rendered already.
+        context = min(start, MAX_HISTORY)
+        seen = part.batch.between(start - context, stop)
+        fake = rendered.frame.to(seen.frames.dtype)
+        detached = fake.detach()
+        if context:
+            assert part.fake is not None
+            fake = torch.cat([part.fake[:, -context:], fake], dim=1)
+        augmentation = draw(
+            self.settings.critic_augment, batch=len(seen), size=(fake.shape[-2], fake.shape[-1]),
+            generator=torch.Generator().manual_seed(seed),
+        )  # fmt: skip
+        signals, flow = augmentation.signals(seen.signals), seen.flow
+        boxes = seen.boxes if seen.boxes is None else augmentation.boxes(seen.boxes)
+        flow = flow if flow is None else augmentation.flow(flow)
+        real, fake = augmentation.frames(seen.frames), augmentation.frames(fake)
+
+        # Critics.
+        losses: dict[str, Tensor] = {}
+        judgements: dict[str, Judgement] = {}
+        looking = {"flow": flow, "boxes": boxes, "newest": stop - start}
+        if self.plan.critics:
+            with self._unsynced(self.judge, sync):
+                judged = self.judge(signals, real, fake.detach(), **looking)
+                total, parts = self.objective.for_critics(judged)
+                fabric.backward(total * share)
+            losses |= parts
+
+        # Generator.
+        with frozen(self.critics), self._unsynced(self.unroll, sync):
+            if self.plan.critics:
+                with fabric.autocast():
+                    judgements = self.critics(signals, None, fake, **looking)
+                judgements = with_real(judgements, judged)
+            total, parts = self.objective.for_generator(
+                rendered, chunk, judgements=judgements,
+                before_real=part.batch.frames[:, start - 1] if start else None,
+                before_fake=part.fake[:, -1] if start and part.fake is not None else None,
+            )  # fmt: skip
+            fabric.backward(total * share)
+        losses |= parts
+        losses["total"] = total
+        part.fake = detached if part.fake is None else torch.cat([part.fake, detached], dim=1)
+        part.fake = part.fake[:, -MAX_HISTORY:]
+        return {name: value.detach().float() for name, value in losses.items()}
+
+    def _unsynced(self, module: Any, sync: bool) -> AbstractContextManager[None]:
+        """Within all but the last part of a batch, processes keep their gradients."""
+        context: AbstractContextManager[None] = self.fabric.no_backward_sync(
+            module, enabled=not sync
+        )
+        return context
+
+    def _update(self) -> None:
+        """One step of both optimisers, and of the moving average."""
+        o = self.settings.optimiser
+        for adam, module, base in (
+            (self.d_adam, self.judge, o.discriminator_rate),
+            (self.g_adam, self.unroll, o.generator_rate),
+        ):
+            for group in adam.param_groups:
+                group["lr"] = self.rate(base)
+            if o.clip is not None and any(p.grad is not None for p in module.parameters()):
+                self.fabric.clip_gradients(module, adam, max_norm=o.clip, error_if_nonfinite=False)
+            adam.step()
+            adam.zero_grad(set_to_none=True)
+        self.ema.update_parameters(self.generator)
+        self.progress.step += 1
+
+    def _fit_memory(self, batch: int, error: BaseException) -> None:
+        """Hold less at once: fewer windows side by side, then fewer frames, then recompute."""
+        p = self.progress
+        for adam in (self.g_adam, self.d_adam):
+            adam.zero_grad(set_to_none=True)
+        if self.fabric.world_size == 1 and p.accumulate < batch:
+            p.accumulate = min(2 * p.accumulate, batch)
+            said = f"batches are cut into {p.accumulate} parts"
+        elif self.fabric.world_size == 1 and p.chunk > 1:
+            p.chunk //= 2
+            said = f"gradients flow through {p.chunk} frame(s)"
+        elif self.fabric.world_size == 1 and not p.recompute:
+            p.recompute = True
+            said = "activations are computed again in the backward pass"
+        else:
+            raise OutOfMemory(
+                "the memory does not hold a single frame of this training",
+                hint="train smaller: --size 128, -s generator.preset=mobile,"
+                " -s discriminator.width=16",
+            ) from error
+        self.on_note(f"out of memory: {said} from here on")
+
+    on_note: Callable[[str], None] = staticmethod(lambda text: None)
+
+    # ------------------------------------------------------------ keeping
+
+    def save(self, run: RunFolder) -> None:
+        modules = {
+            "generator": self.generator.state_dict(),
+            "ema": self.ema.module.state_dict(),
+            "critics": self.critics.state_dict(),
+        }
+        optimisers = {"g": self.g_adam.state_dict(), "d": self.d_adam.state_dict()}
+        progress = {**asdict(self.progress), "averaged": int(self.ema.n_averaged)}
+        run.save(Checkpoint(progress, modules, optimisers), keep=self.settings.output.keep)
+
+    def restore(self, checkpoint: Checkpoint, where: Path) -> None:
+        progress = dict(checkpoint.progress)
+        self.ema.n_averaged.fill_(progress.pop("averaged"))
+        known = {f.name for f in fields(Progress)}
+        self.progress = Progress(**{k: v for k, v in progress.items() if k in known})
+        modules = {
+            "generator": self.generator, "ema": self.ema.module, "critics": self.critics,
+        }  # fmt: skip
+        for name, module in modules.items():
+            load_weights(module, dict(checkpoint.modules.get(name, {})), where)
+        self.g_adam.load_state_dict(checkpoint.optimisers["g"])
+        self.d_adam.load_state_dict(checkpoint.optimisers["d"])
+
+    def roll_back(self, run: RunFolder, report: Reporter) -> None:
+        """Go on from the last good checkpoint, slower. Raises `TrainingDiverged` in the end."""
+        rollbacks, slower = self.progress.rollbacks + 1, self.progress.slower * SLOWER
+        if rollbacks > ROLLBACKS:
+            raise TrainingDiverged(
+                f"the losses became NaN or infinite {rollbacks} times, at last at step"
+                f" {self.progress.step}; the last good checkpoint is {run.saved()[-1]}",
+                hint="train with lower rates: -s optimiser.generator_rate=1e-4"
+                " -s optimiser.discriminator_rate=1e-4, or -s loop.precision=32",
+            )
+        seconds = self.progress.seconds
+        self.fabric.barrier()
+        checkpoint = run.latest()
+        assert checkpoint is not None
+        self.restore(checkpoint, run.checkpoints)
+        self.progress.rollbacks, self.progress.slower = rollbacks, slower
+        self.progress.seconds = seconds
+        report.note(
+            f"the losses were no numbers any more: back to step {self.progress.step}, with"
+            f" {slower:g} of the learning rates"
+        )
+
+    def model(self) -> Model:
+        """The model as it is now: the moving average of the generator."""
+        record = describe_model(
+            self.settings, self.windows, self.plan,
+            active=getattr(self.generator, "active", None),
+            training={"steps": self.progress.step, "minutes": round(self.progress.seconds / 60, 2)},
+        )  # fmt: skip
+        return Model(record, self.ema.module, self.plan.plates, self.plan.statistics)
+
+    def preview(self, run: RunFolder) -> Path | None:
+        stage = self.stage()
+        return write_preview(
+            self.ema.module, self.shown, run.previews / f"{self.progress.step:08d}.mp4",
+            size=(stage.height, stage.width), seconds=self.settings.output.preview_seconds,
+            device=self.fabric.device,
+        )  # fmt: skip
+
+
+def _moving_average(decay: float) -> Callable[..., None]:
+    """Exponential moving average that follows closely at first (as TensorFlow's does)."""
+
+    @torch.no_grad()
+    def average(averaged: Any, current: Any, updates: Tensor | int) -> None:
+        now = min(decay, (1 + int(updates)) / (10 + int(updates)))
+        torch._foreach_lerp_(averaged, current, 1 - now)
+
+    return average
+
+
+def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The same batches, each made while the one before it is trained on."""
+    with ThreadPoolExecutor(1, thread_name_prefix="loader") as pool:
+        coming = pool.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = pool.submit(next, batches, None)
+            yield batch
+
+
+def _rows(batch: Batch, rows: Tensor) -> Batch:
+    if len(rows) == len(batch):
+        return batch
+    start, stop = int(rows[0]), int(rows[-1]) + 1
+    return batch.map(lambda tensor: tensor[start:stop])
+
+
+def _seed(*numbers: int) -> int:
+    """One seed out of several numbers."""
+    import numpy as np
+
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 2
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+# ---------------------------------------------------------------- around the loop
+
+
+class _Stopping:
+    """Ctrl-C and SIGTERM end the loop after the window at hand; a second one ends it at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: dict[int, Any] = {}
+
+    def _ask(self, number: int, _: object) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def __enter__(self) -> _Stopping:
+        import threading
+
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+class _Board:
+    """The log and TensorBoard: means over the updates since the last entry."""
+
+    def __init__(self, run: RunFolder, settings: TrainSettings, enabled: bool) -> None:
+        self.run, self.every, self.enabled = run, settings.output.log_every, enabled
+        self.last: dict[str, float] = {}
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+        self._next = 0
+        self._writer: Any = None
+
+    def __enter__(self) -> _Board:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def add(self, losses: dict[str, Tensor]) -> None:
+        for name, value in losses.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def due(self, progress: Progress) -> bool:
+        return progress.step >= self._next
+
+    def finite(self, fabric: Fabric) -> bool:
+        """Whether all losses since the last entry are numbers, in every process."""
+        sums = torch.stack(list(self._sums.values())).sum() if self._sums else torch.zeros(())
+        bad = (~torch.isfinite(sums)).float()
+        if fabric.world_size > 1:
+            bad = fabric.all_reduce(bad, reduce_op="sum")  # type: ignore[assignment]
+        return not bool(bad.item())
+
+    def forget(self) -> None:
+        self._sums, self._counts = {}, {}
+
+    def write(self, trainer: Trainer, stage: Stage) -> None:
+        progress = trainer.progress
+        self._next = progress.step + self.every
+        self.last = {n: float(v) / self._counts[n] for n, v in self._sums.items()}
+        self.forget()
+        if not self.enabled or not self.last:
+            return
+        rate = trainer.rate(trainer.settings.optimiser.generator_rate)
+        losses = {name: round(value, 6) for name, value in self.last.items()}
+        self.run.log(
+            {
+                "step": progress.step, "minutes": round(progress.seconds / 60, 4),
+                "stage": progress.stage, "size": [stage.width, stage.height],
+                "length": stage.length, "rate": rate, "losses": losses,
+            }
+        )  # fmt: skip
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(  # type: ignore[no-untyped-call]
+                str(self.run.folder / "tensorboard"), purge_step=progress.step
+            )
+        for name, value in self.last.items():
+            self._writer.add_scalar(name, value, progress.step)
+        self._writer.add_scalar("schedule/rate", rate, progress.step)
+        self._writer.add_scalar("schedule/stage", progress.stage, progress.step)
+        self._writer.flush()
+
+
+class _Bar:
+    """One bar over the whole run; it counts what the budget is in: updates or seconds."""
+
+    def __init__(self, report: Reporter | None, trainer: Trainer) -> None:
+        self.report, self.trainer = report, trainer
+        self.name = "train"
+        budget = trainer.settings.budget
+        self.units = budget.steps or round(60 * (budget.minutes or 0))
+        self.at = self._share()
+        if report is not None:
+            trainer.on_note = report.note  # type: ignore[method-assign]
+            report.start(self.name, self.units, self.at)
+
+    def _share(self) -> int:
+        share = self.trainer.progress.share(self.trainer.settings.budget)
+        return min(int(share * self.units), self.units)
+
+    def stage(self, stage: Stage) -> None:
+        if self.report is not None:
+            number, of = self.trainer.progress.stage + 1, len(self.trainer.plan.schedule)
+            self.report.note(f"stage {number} of {of}: {stage}")
+
+    def advance(self, losses: dict[str, Tensor]) -> None:
+        if self.report is None:
+            return
+        now = self._share()
+        self.report.advance(self.name, now - self.at)
+        self.at = now
+        stage = self.trainer.stage()
+        total = float(losses["total"])
+        self.report.describe(
+            self.name,
+            f"train {stage.width}x{stage.height} x{stage.length}"
+            f"  step {self.trainer.progress.step}  loss {total:.2f}",
+        )
+
+    def done(self) -> None:
+        if self.report is not None and self._share() >= self.units:
+            self.report.finish(self.name)

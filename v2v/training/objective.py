@@ -1,0 +1,170 @@
+"""What is minimised: the losses of generator and critics, weighted by name.
+
+Weights live here and in the settings; the losses themselves are pure functions in `v2v.losses`.
+Nothing is computed twice: features of real frames, the critics' and the perceptual network's, are
+taken once a step; see `v2v.models.discriminators` on the order of the two steps.
+
+Shapes: B clips, k frames of a chunk, H height, W width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from v2v import losses
+from v2v.models.discriminators import Judgement
+from v2v.training.settings import LossSettings
+from v2v.types import Batch
+from v2v.warp import warp
+
+CROPS = ("face", "hands")
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A chunk as the generator rendered it; see `GeneratorOutput`. Tensors are [B, k, ...]."""
+
+    frame: Tensor
+    synthesised: Tensor | None = None
+    flow: Tensor | None = None
+    occlusion: Tensor | None = None
+    matte: Tensor | None = None
+    auxiliary: Tensor | None = None  # []
+
+
+class Objective(nn.Module):
+    """The weighted losses of a chunk, and each by its name for the log."""
+
+    def __init__(self, settings: LossSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.critics = {k: v for k, v in settings.critics.model_dump().items() if v > 0}
+        self.perceptual = losses.build_perceptual(settings.perceptual)
+
+    def for_critics(self, judgements: Mapping[str, Judgement]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Every critic learns at full rate: weights are for what the generator makes of them."""
+        parts = {}
+        for name, judgement in judgements.items():
+            assert judgement.real is not None, f"{name} has not judged the real frames"
+            parts[f"critic/{name}"] = losses.discriminator_loss(
+                judgement.real.logits, judgement.fake.logits, self.settings.adversarial
+            )
+        total = torch.stack(list(parts.values())).sum()
+        return total, parts
+
+    def for_generator(
+        self,
+        rendered: Rendered,
+        chunk: Batch,
+        *,
+        before_real: Tensor | None,
+        before_fake: Tensor | None,
+        judgements: Mapping[str, Judgement],
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Everything that the generator answers for, in one chunk.
+
+        Args:
+            rendered: by the generator, with gradient.
+            chunk: the same frames of the batch.
+            before_real, before_fake: [B, 3, H, W] the frame before the chunk; None where the
+                window begins with it.
+            judgements: of the fake half, with the real one beside it.
+        """
+        s = self.settings
+        weighted: dict[str, tuple[float, Tensor]] = {}
+
+        for name, judgement in judgements.items():
+            weight = self.critics[name]
+            adversarial = losses.generator_loss(judgement.fake.logits, s.adversarial)
+            weighted[f"adversarial/{name}"] = (weight, adversarial)
+            if s.feature_matching and judgement.real is not None:
+                matching = losses.feature_matching(judgement.real.features, judgement.fake.features)
+                weighted[f"matching/{name}"] = (weight * s.feature_matching, matching)
+
+        self._images(weighted, rendered, chunk.frames)
+        if rendered.flow is not None:
+            self._motion(weighted, rendered, chunk, before_real, before_fake)
+        if rendered.matte is not None and chunk.foreground is not None:
+            foreground = chunk.foreground.flatten(0, 1)
+            weighted["matte"] = (
+                s.matte, losses.matte_loss(rendered.matte.flatten(0, 1), foreground)
+            )  # fmt: skip
+        if rendered.auxiliary is not None:
+            weighted["auxiliary"] = (s.auxiliary, rendered.auxiliary)
+
+        used = {name: pair for name, pair in weighted.items() if pair[0] > 0}
+        total = torch.stack([weight * loss for weight, loss in used.values()]).sum()
+        return total, {name: loss for name, (_, loss) in used.items()}
+
+    def _images(
+        self, weighted: dict[str, tuple[float, Tensor]], rendered: Rendered, real: Tensor
+    ) -> None:
+        """How far the pictures are from the real ones."""
+        s = self.settings
+        real = real.flatten(0, 1)
+        real_features = self.perceptual.features(real) if s.perceptual_weight else None
+        pictures = {"": (1.0, rendered.frame)}
+        if rendered.synthesised is not None and rendered.occlusion is not None:
+            # What the past covers would not be trained, and is needed where it ends.
+            pictures["synthesised/"] = (s.synthesised, rendered.synthesised)
+        for prefix, (share, picture) in pictures.items():
+            picture = picture.flatten(0, 1)
+            if s.l1:
+                weighted[f"{prefix}l1"] = (share * s.l1, (picture.float() - real).abs().mean())
+            if real_features is not None:
+                weighted[f"{prefix}perceptual"] = (
+                    share * s.perceptual_weight, self.perceptual(picture, real_features)
+                )  # fmt: skip
+
+    def _motion(
+        self,
+        weighted: dict[str, tuple[float, Tensor]],
+        rendered: Rendered,
+        chunk: Batch,
+        before_real: Tensor | None,
+        before_fake: Tensor | None,
+    ) -> None:
+        """Flow, occlusion and steadiness, wherever there is a frame before."""
+        s = self.settings
+        if before_real is None:  # the first frame of a window has no past
+            if chunk.length < 2:
+                return
+            before_real, before_fake = chunk.frames[:, 0], rendered.frame[:, 0].detach()
+            chunk = chunk.between(1, chunk.length)
+            cut = {
+                name: value[:, 1:]
+                for name, value in vars(rendered).items()
+                if value is not None and value.ndim == 5
+            }
+            rendered = Rendered(**cut)
+        assert before_fake is not None and rendered.flow is not None
+        real = chunk.frames.flatten(0, 1)
+        real_before = _shifted(before_real, chunk.frames)
+        fake_before = _shifted(before_fake, rendered.frame).detach()
+        flow = rendered.flow.flatten(0, 1)
+
+        reference = seen = None
+        if chunk.flow is not None and chunk.occlusion is not None:
+            reference, seen = chunk.flow.flatten(0, 1), 1 - chunk.occlusion.flatten(0, 1)
+            weighted["flow"] = (s.flow, losses.flow_loss(flow, reference, seen))
+            # Where the reference flow does not explain the real frames it is wrong itself.
+            explained = losses.confidence(real, warp(real_before, reference)) * seen
+            weighted["warp_generated"] = (
+                s.warp_generated,
+                losses.warp_loss(fake_before, reference, rendered.frame.flatten(0, 1), explained),
+            )
+        weighted["warp_real"] = (s.warp_real, losses.warp_loss(real_before, flow, real, seen))
+        if rendered.occlusion is not None:
+            copied = losses.confidence(real, warp(real_before, flow.detach()))
+            weighted["occlusion"] = (
+                s.occlusion, losses.occlusion_loss(rendered.occlusion.flatten(0, 1), 1 - copied)
+            )  # fmt: skip
+
+
+def _shifted(before: Tensor, frames: Tensor) -> Tensor:
+    """[B * k, 3, H, W] the frame before each of `frames` [B, k, 3, H, W]."""
+    return torch.cat([before[:, None], frames[:, :-1]], dim=1).flatten(0, 1)

@@ -1,0 +1,240 @@
+"""From settings and clips to a plan: what is opened, built and trained, before anything runs.
+
+`--dry-run` prints it; the loop carries it out; the model's record is written from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from v2v import __version__
+from v2v.checkpoint import FORMAT, ClipUse, ModelRecord, SignalUse
+from v2v.data.plate import Plate, background_plate
+from v2v.data.store import ClipStore
+from v2v.data.windows import Windows
+from v2v.errors import ConfigError, UnknownName
+from v2v.models import generator_names
+from v2v.models.generator import CORE_STRIDE
+from v2v.training.schedule import Stage, build_schedule
+from v2v.training.settings import TrainSettings
+
+CORE_SIDE = 128  # pixels: the core works on no more, unless told
+STATISTICS = 4096  # frames of a clip that the model remembers the poses of
+REGIONS = {  # which boxes a crop critic looks at
+    "face": ("face", "eyes", "mouth", "right_eye", "left_eye"),
+    "hands": ("left_hand", "right_hand"),
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that follows from the settings and the clips."""
+
+    height: int
+    width: int
+    scales: int
+    schedule: tuple[Stage, ...]
+    generator: dict[str, Any]  # name and arguments, for `build_generator`
+    critics: dict[str, float]  # name -> weight; of those that are built
+    crops: dict[str, list[int]]  # critic -> the boxes it looks at
+    plates: dict[int, Tensor]  # clip -> [4, H, W] at the final size
+    statistics: dict[str, Tensor]
+    workers: int
+    notes: tuple[str, ...] = field(default=())
+
+
+def open_windows(settings: TrainSettings, clips: list[Path]) -> Windows:
+    """The clips as a source of windows. Raises what opening stores and windows raises."""
+    stores = [ClipStore.open(clip) for clip in clips]
+    for signal in settings.data.signals:
+        for store in stores:
+            store.track(signal, 0, 1)  # a missing signal is said before anything long
+    plates = _plates(settings, stores)
+    generator = settings.generator
+    extras = ["flow", "foreground"]
+    if plates is not None:
+        extras.append("plate")
+    if any(getattr(settings.losses.critics, name) for name in REGIONS):
+        extras.append("boxes")
+    if generator.style == "encoded" or generator.name == "spade":
+        extras.append("style")
+    if generator.name == "pix2pixhd":
+        extras.append("instances")
+    return Windows(
+        stores, settings.data.signals, seed=settings.loop.seed, augmentation=settings.augment,
+        extras=extras, holdout=settings.data.hold_out, max_stride=settings.data.max_stride,
+        multiple=CORE_STRIDE << (scales_of(settings) - 1), cache=settings.data.cache_mb,
+        plates=None if plates is None else [(p.picture, p.known) for p in plates],
+    )  # fmt: skip
+
+
+def scales_of(settings: TrainSettings) -> int:
+    """How often the generator doubles its size, and once for the core."""
+    if settings.generator.name != "sequential":
+        return 1
+    if settings.generator.scales is not None:
+        return settings.generator.scales
+    scales = 2
+    while settings.data.size >> (scales - 1) > CORE_SIDE:
+        scales += 1
+    return scales
+
+
+def _plates(settings: TrainSettings, stores: list[ClipStore]) -> list[Plate] | None:
+    """A plate for each clip; None where the generator uses none."""
+    wanted = settings.generator.plate
+    if wanted == "off" or settings.generator.name != "sequential":
+        return None
+    plates = []
+    for store in stores:
+        trained = max(round(len(store) * (1 - settings.data.hold_out)), 1)
+        plate = background_plate(store, 0, trained)
+        if plate is None:
+            if wanted == "on":
+                raise ConfigError(
+                    f"a background plate wants to know where the person is: {store.folder} has no"
+                    " person mask",
+                    hint=f"add it with: v2v preprocess {store.folder} --signal segmentation",
+                )
+            return None
+        if not plate.still and wanted == "auto":
+            return None
+        plates.append(plate)
+    return plates
+
+
+def plan_run(settings: TrainSettings, windows: Windows) -> Plan:
+    """Work out the whole run. Raises `ConfigError`, `UnknownName`, `TooFewFrames`."""
+    g = settings.generator
+    if g.name not in generator_names():
+        raise UnknownName.among("generator", g.name, generator_names())
+    scales = scales_of(settings)
+    height, width = windows.frame_size(settings.data.size)
+    schedule = build_schedule(
+        settings.schedule, height=height, width=width, scales=scales, chunk=settings.loop.chunk
+    )
+    smallest = min(schedule[0].height, schedule[0].width)
+    if smallest < 32:
+        raise ConfigError(
+            f"the first stage would train at {schedule[0].width}x{schedule[0].height}: too small",
+            hint=f"use fewer scales (-s generator.scales={max(scales - 1, 1)}) or a larger --size",
+        )
+    longest = max(stage.length for stage in schedule)
+    windows.draw(0, longest, (schedule[-1].height, schedule[-1].width))  # too few frames: say so
+    notes = []
+    several = len(windows.clips) > 1
+    has_plate = "plate" in windows.extras and all(p is not None for p in windows.plates)
+    architecture: dict[str, Any] = {
+        "name": g.name, "channels": windows.channels, "preset": g.preset, "scales": scales,
+    }  # fmt: skip
+    if g.name == "sequential":
+        style = ("clip" if several else "none") if g.style == "auto" else g.style
+        architecture |= {
+            "sequential": g.sequential, "compose": g.compose, "plate": has_plate,
+            "style": style, "clips": len(windows.clips),
+        }  # fmt: skip
+    if has_plate:
+        notes.append("the camera stands still: the background is a plate of the footage")
+    if not all("flow" in record.signals for _, record in windows.records):
+        where = next(f for f, record in windows.records if "flow" not in record.signals)
+        notes.append(
+            "without optical flow the model learns motion from the pictures alone; steadier with:"
+            f" v2v preprocess {where} --signal flow,segmentation"
+        )
+    critics = {n: w for n, w in settings.losses.critics.model_dump().items() if w > 0}
+    crops = {}
+    for name, regions in REGIONS.items():
+        which = [i for i, box in enumerate(windows.boxes) if box in regions]
+        if which:
+            crops[name] = which
+        else:
+            critics.pop(name, None)
+    workers = settings.data.workers
+    if workers is None:
+        import os
+
+        on_gpu = torch.cuda.is_available() and settings.loop.device != "cpu"
+        workers = min((os.cpu_count() or 1) - 1, 8) if on_gpu else 0
+    return Plan(
+        height=height, width=width, scales=scales, schedule=schedule, generator=architecture,
+        critics=critics, crops=crops,
+        plates=dict(_plates_at(windows, (height, width))) if has_plate else {},
+        statistics=_statistics(windows), workers=workers, notes=tuple(notes),
+    )  # fmt: skip
+
+
+def _plates_at(windows: Windows, size: tuple[int, int]) -> Iterator[tuple[int, Tensor]]:
+    """Each clip's plate as rendering sees it."""
+    for clip in range(len(windows.clips)):
+        batch = next(windows.sequence(clip, 0, 1, size=size))
+        assert batch.plate is not None
+        yield clip, batch.plate[0]
+
+
+def _statistics(windows: Windows) -> dict[str, Tensor]:
+    """The points that the model saw, in stored pixels: transfer measures the body on them."""
+    found: dict[str, Tensor] = {}
+    for number, (folder, record) in enumerate(windows.records):
+        store = ClipStore(folder, record)
+        start, stop = windows.clips[number].train
+        for signal in windows.signals:
+            track = store.track(signal, start, stop)
+            chosen = np.unique(np.linspace(0, len(track) - 1, STATISTICS).astype(int))
+            for name in ("points", "depth"):
+                values = getattr(track, name, None)
+                if isinstance(values, np.ndarray):
+                    found[f"{number}.{signal}.{name}"] = torch.from_numpy(
+                        np.ascontiguousarray(values[chosen], np.float32)
+                    )
+            found[f"{number}.{signal}.frames"] = torch.from_numpy(chosen + start)
+    return found
+
+
+def describe_model(
+    settings: TrainSettings,
+    windows: Windows,
+    plan: Plan,
+    *,
+    active: int | None,
+    training: dict[str, Any],
+) -> ModelRecord:
+    """The model's record; see `v2v.checkpoint.ModelRecord`."""
+    from v2v.signals import load_signal
+
+    record = windows.records[0][1]
+    smaller = 0 if active is None else plan.scales - active
+    return ModelRecord(
+        format=FORMAT, tool=f"v2v {__version__}", task=settings.task,
+        signals=tuple(
+            SignalUse(
+                name=name, spec=record.signals[name].spec,
+                channels=load_signal(name).channels(record.signals[name].spec),
+            )
+            for name in windows.signals
+        ),
+        height=plan.height >> smaller, width=plan.width >> smaller, generator=plan.generator,
+        active=active,
+        clips=tuple(
+            ClipUse(
+                name=clip.name, source=r.source.name, sha256=r.source.sha256, fps=r.frames.fps,
+                frames=clip.count, trained=clip.train, width=r.frames.width,
+                height=r.frames.height, still=number in plan.plates,
+            )
+            for number, clip in enumerate(windows.clips)
+            for r in [windows.records[number][1]]
+        ),
+        training={**training, "settings": settings.model_dump(mode="json")},
+    )  # fmt: skip
+
+
+def rate_of(windows: Windows, clip: int = 0) -> Fraction:
+    """Frames a second of a clip."""
+    return Fraction(windows.records[clip][1].frames.fps)

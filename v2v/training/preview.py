@@ -1,0 +1,112 @@
+"""A preview of a model in training: held-out frames, free running from nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from v2v.data.store import ClipStore
+from v2v.data.video import VideoWriter
+from v2v.data.windows import Windows
+from v2v.models.rollout import rollout
+from v2v.training.prepare import rate_of
+from v2v.types import Batch, GeneratorState
+
+CHUNK = 16
+
+
+def held_out(windows: Windows, clip: int = 0) -> tuple[int, int] | None:
+    """The frames to show: those held out, else the last of the clip."""
+    own = windows.clips[clip]
+    start, stop = own.held_out
+    if stop > start:
+        return start, stop
+    return (max(own.count - 60, 0), own.count) if own.count else None
+
+
+@torch.no_grad()
+def render(
+    generator: nn.Module,
+    windows: Windows,
+    clip: int,
+    start: int,
+    stop: int,
+    *,
+    size: tuple[int, int],
+    device: torch.device | str = "cpu",
+    state: GeneratorState | None = None,
+) -> Iterator[tuple[Tensor, Batch]]:
+    """Free-running frames [k, 3, H, W] in [-1, 1], and the batch of the same real ones.
+
+    The same rollout as in training; memory does not grow with the number of frames. The
+    generator is put back into its mode when the frames are exhausted.
+    """
+    mode = generator.training
+    generator.eval()
+    try:
+        for batch in windows.sequence(clip, start, stop, size=size, chunk=CHUNK):
+            batch = batch.to(device)
+            conditions = [batch.condition(t) for t in range(batch.length)]
+            outputs, states = zip(*rollout(generator, conditions, state), strict=True)
+            state = states[-1]
+            yield torch.stack([o.frame[0].float().clamp(-1, 1) for o in outputs]), batch
+    finally:
+        generator.train(mode)
+
+
+def write_preview(
+    generator: nn.Module,
+    windows: Windows,
+    path: Path,
+    *,
+    size: tuple[int, int],
+    seconds: float,
+    device: torch.device | str = "cpu",
+) -> Path | None:
+    """signals | rendered | real, of the first clip's held-out frames; None where there are none."""
+    shown = held_out(windows)
+    if shown is None:
+        return None
+    rate = rate_of(windows)
+    start, stop = shown
+    stop = min(stop, start + max(round(seconds * rate), 1))
+    folder, record = windows.records[0]
+    store = ClipStore(folder, record)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Small pictures are enlarged, so that a player shows something to look at.
+    factor = max(round(384 / size[0]), 1)
+    width, height = 3 * size[1] * factor, size[0] * factor
+    index = start
+    with VideoWriter(path, width=width, height=height, rate=rate) as writer:
+        for frames, batch in render(generator, windows, 0, start, stop, size=size, device=device):
+            signals = _drawn(store, windows, batch, index)
+            for panel, frame, real in zip(signals, frames, batch.frames[0], strict=True):
+                row = np.concatenate([panel, pixels(frame), pixels(real)], axis=1)
+                writer.write(row.repeat(factor, axis=0).repeat(factor, axis=1))
+            index += len(frames)
+    return path
+
+
+def pixels(frame: Tensor) -> NDArray[np.uint8]:
+    """[3, H, W] in [-1, 1] to RGB uint8 [H, W, 3]."""
+    array = frame.float().add(1).mul(127.5).round().clamp(0, 255).byte()
+    return array.permute(1, 2, 0).cpu().numpy()
+
+
+def _drawn(
+    store: ClipStore, windows: Windows, batch: Batch, start: int
+) -> Iterator[NDArray[np.uint8]]:
+    """Each frame's signals as a person sees them, as rendering placed them."""
+    height, width = batch.frames.shape[-2:]
+    placement = windows.placement(0, (height, width))
+    pictures = np.zeros((batch.length, height, width, 3), np.uint8)
+    for name in windows.signals:
+        track = store.track(name, start, start + batch.length)
+        drawn = placement.track(track).draw(height, width)
+        pictures = np.maximum(pictures, drawn)
+    yield from pictures

@@ -1,0 +1,205 @@
+"""The run folder: everything of one training run, readable with ordinary tools.
+
+runs/b/
+  run.json        what the folder is
+  config.yaml     every setting, resolved
+  log.jsonl       a line every few updates: step, minutes, stage, losses
+  tensorboard/    the same for TensorBoard
+  checkpoints/    the last few, each a whole
+  previews/       held-out frames: signals | rendered | real
+  model/          what pipelines load: safetensors and JSON
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from omegaconf import OmegaConf
+
+from v2v import __version__
+from v2v.checkpoint import CHECKPOINT_FILE, Checkpoint, load_checkpoint, save_checkpoint
+from v2v.errors import CheckpointInvalid, RunConflict, writing
+from v2v.training.settings import OPERATIONAL, TrainSettings
+
+FORMAT = 1
+RUN_FILE = "run.json"
+
+
+class RunFolder:
+    """One run on disk. Use as a context: the folder is locked within."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.log_path = folder / "log.jsonl"
+        self.checkpoints = folder / "checkpoints"
+        self.previews = folder / "previews"
+        self.model = folder / "model"
+        self._lock = FileLock(str(folder / ".lock"), timeout=0)
+
+    def __enter__(self) -> RunFolder:
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise RunConflict(
+                f"another process is training {self.folder}",
+                hint="wait for it, stop it, or choose another --name",
+            ) from None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    @property
+    def exists(self) -> bool:
+        return (self.folder / RUN_FILE).is_file()
+
+    def begin(self, settings: TrainSettings, stores: list[str]) -> None:
+        """Make the folder, or check that it is of the same run. Raises `RunConflict`."""
+        if not self.exists:
+            strangers = [p.name for p in self.folder.iterdir() if p.name != ".lock"]
+            if strangers:
+                raise RunConflict(
+                    f"{self.folder} is not empty and no run of v2v (it has {strangers[0]})",
+                    hint="choose another --name",
+                )
+        else:
+            self._compare(settings, stores)
+        plain = settings.model_dump(mode="json")
+        with writing(self.folder):
+            text = OmegaConf.to_yaml(OmegaConf.create(plain))
+            _replace(self.folder / "config.yaml", "# Every setting of this run.\n" + text)
+            record = {"format": FORMAT, "tool": f"v2v {__version__}", "data": stores}
+            _replace(self.folder / RUN_FILE, json.dumps(record, indent=1) + "\n")
+
+    def _compare(self, settings: TrainSettings, stores: list[str]) -> None:
+        try:
+            record = json.loads((self.folder / RUN_FILE).read_text("utf-8"))
+            loaded = OmegaConf.load(self.folder / "config.yaml")
+            before: Any = OmegaConf.to_container(loaded)
+        except (OSError, ValueError) as error:
+            raise RunConflict(
+                f"{self.folder} is damaged: {error}", hint="choose another --name"
+            ) from error
+        if record.get("format") != FORMAT:
+            raise RunConflict(
+                f"{self.folder} was written by another version of v2v"
+                f" ({record.get('tool', 'unknown')})",
+                hint="choose another --name, or train with --overwrite",
+            )
+        now = settings.model_dump(mode="json")
+        changed = [
+            f"{key}: {_at(before, key)!r} before, {_at(now, key)!r} now"
+            for key in sorted({*_keys(before), *_keys(now)})
+            if _at(before, key) != _at(now, key)
+            and not any(key == o or key.startswith(o + ".") for o in OPERATIONAL)
+        ]
+        if record.get("data") != stores:
+            changed.insert(0, f"data: {record.get('data')} before, {stores} now")
+        if changed:
+            more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+            raise RunConflict(
+                f"{self.folder} is a run of other settings: {changed[0]}{more}",
+                hint="choose another --name, give the same settings, or start anew with"
+                " --overwrite",
+            )
+
+    def clear(self) -> None:
+        """Throw the run away, if it is one; the folder and its lock stay."""
+        if not self.exists:
+            return
+        with writing(self.folder):
+            for path in self.folder.iterdir():
+                if path.name == ".lock":
+                    continue
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+
+    # ------------------------------------------------------------ checkpoints
+
+    def saved(self) -> list[Path]:
+        """The checkpoints, oldest first."""
+        return sorted(p.parent for p in self.checkpoints.glob(f"[0-9]*/{CHECKPOINT_FILE}"))
+
+    def save(self, checkpoint: Checkpoint, *, keep: int) -> Path:
+        """Write a checkpoint, then drop the oldest beyond `keep`.
+
+        Raises `DiskFull`, `NotWritable`; those that were there stay.
+        """
+        folder = self.checkpoints / f"{checkpoint.progress['step']:08d}"
+        save_checkpoint(folder, checkpoint)
+        for old in self.saved()[:-keep]:
+            if old != folder:
+                shutil.rmtree(old, ignore_errors=True)
+        return folder
+
+    def latest(self) -> Checkpoint | None:
+        """The newest checkpoint; one that is damaged is an error, not passed over in silence."""
+        saved = self.saved()
+        if not saved:
+            if any(self.checkpoints.glob("*.pt")) or any(self.checkpoints.glob("*.pth")):
+                raise CheckpointInvalid(
+                    f"{self.checkpoints} holds torch files: they can run code and are not loaded",
+                    hint="v2v's checkpoints are folders; remove the files",
+                )
+            return None
+        return load_checkpoint(saved[-1])
+
+    # ------------------------------------------------------------ the log
+
+    def log(self, entry: dict[str, Any]) -> None:
+        with writing(self.log_path), open(self.log_path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+
+    def entries(self) -> Iterator[dict[str, Any]]:
+        yield from read_log(self.log_path)
+
+    def rewind(self, step: int) -> None:
+        """Forget what was logged after `step`: it will be trained, and logged, again."""
+        if not self.log_path.exists():
+            return
+        kept = [json.dumps(e) for e in self.entries() if e["step"] <= step]
+        with writing(self.log_path):
+            _replace(self.log_path, "".join(line + "\n" for line in kept))
+
+
+def read_log(path: Path) -> Iterator[dict[str, Any]]:
+    """The entries of a log, without a last line that was cut off."""
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                return
+            yield entry
+
+
+def _replace(path: Path, text: str) -> None:
+    import os
+
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, "utf-8")
+    os.replace(partial, path)
+
+
+def _keys(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _keys(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def _at(tree: dict[str, Any], key: str) -> Any:
+    value: Any = tree
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value

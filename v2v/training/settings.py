@@ -1,0 +1,115 @@
+"""The settings of `v2v train`. Defaults are in configs/train.yaml and configs/train-TASK.yaml."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from v2v.config import Config, Positive, Unit
+from v2v.data.transforms import Augmentation
+from v2v.models.augment import AugmentSettings
+from v2v.models.discriminators import DiscriminatorSettings
+from v2v.models.generator import GeneratorSettings
+from v2v.training.schedule import ScheduleSettings
+
+TASKS = ("pose", "face", "street")
+
+Weight = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class DataSettings(Config):
+    signals: tuple[str, ...]  # what the model is driven by, in the order of its channels
+    size: Annotated[int, Field(ge=32, le=4096)]  # shorter side of the frames in the end
+    hold_out: Annotated[float, Field(ge=0, le=0.9)]  # share of each clip, at its end
+    max_stride: Count  # frames skipped at random: faster motion than was filmed
+    cache_mb: Annotated[int, Field(ge=0)]  # decoded frames kept in memory, per process
+    workers: Annotated[int, Field(ge=0)] | None  # processes that load; None: by the device
+
+
+class AdversarialWeights(Config):
+    """Weight of each critic; 0 leaves it out."""
+
+    image: Weight
+    temporal_1: Weight
+    temporal_3: Weight
+    temporal_9: Weight
+    face: Weight
+    hands: Weight
+
+
+class LossSettings(Config):
+    adversarial: Literal["hinge", "least_squares"]
+    critics: AdversarialWeights
+    feature_matching: Weight
+    perceptual: Literal["auto", "vgg", "pyramid"]
+    perceptual_weight: Weight
+    l1: Weight
+    synthesised: Weight  # of the image losses on the picture before the past is blended in
+    flow: Weight  # predicted against reference flow
+    warp_real: Weight  # real frames, moved by the predicted flow
+    warp_generated: Weight  # generated frames, moved by the reference flow
+    occlusion: Weight
+    matte: Weight
+    auxiliary: Weight  # a loss of the generator's own (SPADE's KL divergence)
+
+
+class OptimiserSettings(Config):
+    generator_rate: Positive
+    discriminator_rate: Positive
+    betas: tuple[float, float]
+    warm_up: Annotated[int, Field(ge=0)]  # updates until the full learning rate
+    cool_down: Unit  # share of the budget, at its end, over which the rates fall to a tenth
+    clip: Positive | None  # norm that gradients are cut to
+    ema: Unit  # of the generator's weights, per update
+
+
+class LoopSettings(Config):
+    seed: int
+    chunk: Annotated[int, Field(ge=1, le=8)]  # frames that gradients flow through
+    updates: Literal["chunk", "window"]  # an update after each chunk, or one per window
+    accumulate: Count  # parts that a batch is cut into to save memory
+    recompute: bool  # activations in the backward pass: less memory, more time
+    precision: Literal["auto", "32", "bf16"]
+    compile: bool
+    channels_last: bool
+    threads: Count | None  # of a process on a CPU; None: one core fewer than there are
+    device: str  # auto, cpu, cuda, mps
+    devices: Count
+
+
+class OutputSettings(Config):
+    log_every: Count  # updates
+    checkpoint_minutes: Positive
+    preview_minutes: Positive
+    preview_seconds: Positive  # of held-out footage
+    keep: Count  # checkpoints
+
+
+class Budget(Config):
+    """How long to train; one of the two."""
+
+    steps: Count | None
+    minutes: Positive | None
+
+
+class TrainSettings(Config):
+    task: Literal["pose", "face", "street"]
+    data: DataSettings
+    augment: Augmentation
+    generator: GeneratorSettings
+    discriminator: DiscriminatorSettings
+    critic_augment: AugmentSettings
+    losses: LossSettings
+    optimiser: OptimiserSettings
+    schedule: ScheduleSettings
+    loop: LoopSettings
+    output: OutputSettings
+    budget: Budget
+
+
+# What may differ when a run is taken up again: how it is run, not what it is.
+OPERATIONAL = (
+    "budget", "output", "data.workers", "data.cache_mb", "loop.device", "loop.compile",
+)  # fmt: skip

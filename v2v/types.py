@@ -1,0 +1,165 @@
+"""What the parts of training and rendering hand to one another: small, validated containers.
+
+Shapes: B clips side by side, T frames, C channels of the signals together, H height, W width,
+P past frames (2). Frames are RGB in [-1, 1]; flow is backward, in pixels; occlusion is 1 where a
+pixel cannot be copied from the past; mattes are 1 on the person.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+PAST = 2  # frames that the next one depends on: L of arXiv 1808.06601, equation 2
+
+
+@dataclass(frozen=True)
+class _Tensors:
+    """A bundle of tensors that prints shapes and moves as one."""
+
+    def __repr__(self) -> str:
+        shown = [
+            f"{f.name}{list(v.shape)}" if isinstance(v, Tensor) else f"{f.name}={v!r}"
+            for f in fields(self)
+            if (v := getattr(self, f.name)) is not None
+        ]
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """The same bundle with every tensor changed."""
+        changed: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                changed[field.name] = change(value)
+            elif isinstance(value, _Tensors):
+                changed[field.name] = value.map(change)
+        return replace(self, **changed)
+
+    def to(self, device: torch.device | str) -> Self:
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def detach(self) -> Self:
+        return self.map(Tensor.detach)
+
+
+@dataclass(frozen=True, repr=False)
+class Batch(_Tensors):
+    """Windows of B clips, for training.
+
+    What a clip does not have is None for the whole batch.
+    """
+
+    frames: Tensor  # [B, T, 3, H, W]
+    signals: Tensor  # [B, T, C, H, W] the conditions, in the order of the model's signals
+    clip: Tensor  # [B] int64, which clip the window is from
+    flow: Tensor | None = (
+        None  # [B, T, 2, H, W] reference, from frame t to frame t - 1 of the window
+    )
+    occlusion: Tensor | None = None  # [B, T, 1, H, W]; the first frame of a window is all 1
+    foreground: Tensor | None = None  # [B, T, 1, H, W] 1 on the person
+    plate: Tensor | None = None  # [B, 4, H, W] background, RGB and where it is known (1)
+    style: Tensor | None = None  # [B, 3, H, W] another frame of the same clip
+    instances: Tensor | None = None  # [B, T, 1, H, W] int64 instance ids
+    boxes: Tensor | None = None  # [B, T, K, 4] x0, y0, x1, y1 pixels of face, hands; NaN where none
+
+    def __post_init__(self) -> None:
+        shape = self.frames.shape
+        assert self.frames.ndim == 5 and shape[2] == 3, f"frames must be [B,T,3,H,W], are {shape}"
+        for name in ("signals", "flow", "occlusion", "foreground", "instances"):
+            value = getattr(self, name)
+            assert value is None or (
+                value.ndim == 5 and value.shape[:2] == shape[:2] and value.shape[3:] == shape[3:]
+            ), f"{name} {list(value.shape)} does not fit frames {list(shape)}"
+
+    def __len__(self) -> int:
+        return self.frames.shape[0]
+
+    @property
+    def length(self) -> int:
+        """T, the number of frames."""
+        return self.frames.shape[1]
+
+    def between(self, start: int, stop: int) -> Batch:
+        """Frames `start` to `stop` of every window."""
+        timed = ("frames", "signals", "flow", "occlusion", "foreground", "instances", "boxes")
+        cut = {n: v[:, start:stop] for n in timed if (v := getattr(self, n)) is not None}
+        return replace(self, **cut)
+
+    def condition(self, index: int) -> Condition:
+        """What the generator may know of frame `index`."""
+        return Condition(
+            signals=self.signals[:, index], clip=self.clip, plate=self.plate, style=self.style,
+            instances=None if self.instances is None else self.instances[:, index],
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, repr=False)
+class Condition(_Tensors):
+    """What one frame is rendered from."""
+
+    signals: Tensor  # [B, C, H, W]
+    clip: Tensor | None = None  # [B] int64, for models of several clips
+    plate: Tensor | None = None  # [B, 4, H, W]
+    style: Tensor | None = None  # [B, 3, H, W] an image to take the style from
+    instances: Tensor | None = None  # [B, 1, H, W] int64
+    features: Tensor | None = None  # [B, F, H, W] features picked for each instance (pix2pixHD)
+
+
+@dataclass(frozen=True, repr=False)
+class GeneratorState(_Tensors):
+    """What one frame hands to the next; the newest frame stands last."""
+
+    frames: Tensor  # [B, P, 3, H, W] past outputs, 0 where there is none
+    signals: Tensor  # [B, P, C, H, W] their signals, 0 where there is none
+    known: Tensor  # [B, P] 1 where the past frame exists, else 0: a start from nothing says so
+
+    @classmethod
+    def nothing(cls, condition: Condition, past: int = PAST) -> GeneratorState:
+        """The state before the first frame."""
+        signals = condition.signals
+        batch, channels, height, width = signals.shape
+        return cls(
+            frames=signals.new_zeros(batch, past, 3, height, width),
+            signals=signals.new_zeros(batch, past, channels, height, width),
+            known=signals.new_zeros(batch, past),
+        )
+
+    @classmethod
+    def given(cls, condition: Condition, frame: Tensor, past: int = PAST) -> GeneratorState:
+        """The state after a real first frame [B, 3, H, W] and its condition."""
+        return cls.nothing(condition, past).after(condition, frame)
+
+    def with_frames(self, frames: Tensor) -> GeneratorState:
+        """The same state with other past frames, 0 still where there is none."""
+        exists = self.known[:, :, None, None, None]
+        return replace(self, frames=frames * exists.to(frames.dtype))
+
+    def after(self, condition: Condition, frame: Tensor) -> GeneratorState:
+        """The state once `frame` [B, 3, H, W] has been rendered from `condition`."""
+
+        def push(past: Tensor, newest: Tensor) -> Tensor:
+            return torch.cat([past[:, 1:], newest[:, None]], dim=1)
+
+        return GeneratorState(
+            frames=push(self.frames, frame.to(self.frames.dtype)),
+            signals=push(self.signals, condition.signals),
+            known=push(self.known, torch.ones_like(self.known[:, 0])),
+        )
+
+
+@dataclass(frozen=True, repr=False)
+class GeneratorOutput(_Tensors):
+    """One rendered frame, and how it came about. Frame-by-frame models have `frame` only."""
+
+    frame: Tensor  # [B, 3, H, W]
+    synthesised: Tensor | None = None  # [B, 3, H, W] before anything is copied from the past
+    warped: Tensor | None = None  # [B, 3, H, W] the newest past frame, moved by `flow`
+    flow: Tensor | None = None  # [B, 2, H, W]
+    occlusion: Tensor | None = None  # [B, 1, H, W] 1 where the frame is synthesised
+    matte: Tensor | None = None  # [B, 1, H, W] 1 where the plate is covered
+    auxiliary: Tensor | None = None  # [] a loss of the model's own (SPADE's KL divergence)
