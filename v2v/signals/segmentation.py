@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from v2v.data.video import read_range
 from v2v.signals._base import Signal, Track
+
+if TYPE_CHECKING:
+    import torch
 
 VOID = 255  # no class: never drawn, never a channel
 
@@ -128,12 +130,16 @@ class LabelTrack(Track):
 
     def one_hot(self) -> torch.Tensor:
         """float32 [T, classes, H, W]; void pixels are zero in every channel."""
+        import torch
+
         ids = torch.from_numpy(self.labels)[:, None]
         known = torch.arange(len(self.classes), dtype=torch.uint8)[None, :, None, None]
         return (ids == known).float()
 
     def tensor(self, height: int | None = None, width: int | None = None) -> torch.Tensor:
         """One-hot classes and a last channel of boundaries, [T, classes + 1, height, width]."""
+        import torch
+
         track = self.scaled(width or self.width, height or self.height)
         edges = torch.from_numpy(track.boundaries())[:, None].float()
         return torch.cat([track.one_hot(), edges], dim=1)
