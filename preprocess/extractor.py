@@ -179,14 +179,22 @@ def _write_array(file: IO[bytes], array: Array) -> None:
         file.write(array.tobytes())
     for start in range(0, len(array) if array.ndim else 0, 1024):
         file.write(np.ascontiguousarray(array[start : start + 1024]).tobytes())
-        release(array)
+        release(array, start, start + 1024)
 
 
-def release(array: Array) -> None:
-    """Give back the memory that the pages of a mapped array take; its file keeps them."""
-    if isinstance(array, np.memmap) and hasattr(mmap, "MADV_DONTNEED"):
-        array.flush()
-        array._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
+def release(array: Array, start: int, stop: int) -> None:
+    """Give back the memory that frames `start` to `stop` of a mapped array take.
+
+    Their file keeps them: the pages are shared with it, so nothing need be written out first.
+    Neighbours on the outermost pages are read again when they are wanted.
+    """
+    if not isinstance(array, np.memmap) or not hasattr(mmap, "MADV_DONTNEED"):
+        return
+    origin = array.offset % mmap.ALLOCATIONGRANULARITY  # the mapping begins that far before
+    low, high = (origin + min(frame, len(array)) * array.strides[0] for frame in (start, stop))
+    low -= low % mmap.PAGESIZE
+    if high > low:
+        array._mmap.madvise(mmap.MADV_DONTNEED, low, high - low)  # type: ignore[attr-defined]
 
 
 # ---------------------------------------------------------------- maps

@@ -31,7 +31,6 @@ from v2v.signals.face import (
     rigid_pose,
 )
 
-RARELY = 5  # frames out of sight after which only every so many frames is searched closely
 EDGES = [OVAL[9], OVAL[27]]  # the points by the ears: the face's width
 
 
@@ -70,8 +69,7 @@ class Extractor(ArrayExtractor):
             self.begin(None)
         points = np.full((POINTS, 4), np.nan, np.float32)
         found = self._look(self.mesh, frame)
-        unseen = self.follower.unseen
-        if found is None and (unseen <= RARELY or unseen % RARELY == 0):
+        if found is None and self.follower.searches:
             found = self._look_closer(frame)
         if found is None:
             self.follower.missed()
@@ -153,7 +151,7 @@ class Extractor(ArrayExtractor):
             there[place] = np.isfinite(found[:, 0, 0])
             width[place] = np.ptp(found[:, list(OVAL), 0], axis=1)
             done += len(found)
-            release(raw)
+            release(raw, place.start, place.stop)
         if not there.any():
             raise NothingFound(
                 f"no face found in any of the {count} frames of {self.clip.name}",
@@ -188,7 +186,7 @@ class Extractor(ArrayExtractor):
             eyes[place], mouth[place] = eye_openness(kept), mouth_openness(kept)
             there[place] = np.isfinite(kept[:, 0, 0])
             for array in (raw, points, depth):
-                release(array)
+                release(array, read.start, read.stop)
         pose = rigid_pose(rigid)
         write_arrays(
             folder / "face.npz",

@@ -31,6 +31,8 @@ from v2v.data.video import (
     stored_matrix,
 )
 
+Seen = tuple[int, NDArray[np.uint8], NDArray[np.uint8]]  # number, RGB [H, W, 3], thumbnail
+
 
 @dataclass(frozen=True)
 class Item:
@@ -87,10 +89,10 @@ class GrowingFrames:
         """All frames from `first` on; those not there yet are made."""
         # A cut shows in the three frames before it.
         start = max(first - 3, 0)
-        window: deque[tuple[int, NDArray[np.uint8], NDArray[np.uint8]]] = deque()
+        window: deque[Seen] = deque()
         seen = 0
-        for index, frame in self._frames(start):
-            window.append((index, frame, thumbnail(frame)))
+        for index, frame, thumb in self._frames(start):
+            window.append((index, frame, thumb))
             seen = index
             if index - LOOKAHEAD >= max(first, start):
                 yield self._judged(window, index - LOOKAHEAD)
@@ -98,29 +100,27 @@ class GrowingFrames:
             yield self._judged(window, index)
 
     @staticmethod
-    def _judged(
-        window: deque[tuple[int, NDArray[np.uint8], NDArray[np.uint8]]], index: int
-    ) -> Item:
+    def _judged(window: deque[Seen], index: int) -> Item:
         while window[0][0] < index - 3:
             window.popleft()
         place = index - window[0][0]
         near = [thumb for i, _, thumb in window if i <= index + LOOKAHEAD]
         return Item(index, window[place][1], bool(find_cuts(np.stack(near))[place]))
 
-    def _frames(self, first: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    def _frames(self, first: int) -> Iterator[Seen]:
         done = min(self.parts_done * PART, len(self.plan))
         index = first
         while index < done:
             part, offset = divmod(index, PART)
             for frame in read_stored(self._video(part), first=offset):
-                yield index, frame
+                yield index, frame, thumbnail(frame)
                 index += 1
         if done < len(self.plan):
-            for made, frame in self._make(done):
-                if made >= first:
-                    yield made, frame
+            for seen in self._make(done):
+                if seen[0] >= first:
+                    yield seen
 
-    def _make(self, first: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    def _make(self, first: int) -> Iterator[Seen]:
         """Make the frames from `first`, the beginning of a part; finish each part on the way."""
         encoder: EchoEncoder | None = None
         thumbs: list[NDArray[np.uint8]] = []
@@ -128,12 +128,12 @@ class GrowingFrames:
         out = first
         pixels = PixelReader()
 
-        def emit(frame: av.VideoFrame) -> tuple[int, NDArray[np.uint8]]:
+        def emit(frame: av.VideoFrame) -> Seen:
             nonlocal out
             rgb = pixels(frame)
             thumbs.append(thumbnail(rgb))
             out += 1
-            return out - 1, rgb
+            return out - 1, rgb, thumbs[-1]
 
         for placed in read_upright(self.probe, self.plan, self.geometry, first=first):
             part = placed.index // PART

@@ -20,7 +20,6 @@ HIPS = [POINT["left_hip"], POINT["right_hip"]]
 EARS = [POINT["left_ear"], POINT["right_ear"]]
 TORSO = [*SHOULDERS, *HIPS]
 SEARCH = 3  # people looked at, at most, when the one followed is searched for
-RARELY = 5  # frames out of sight after which only every so many frames is searched
 
 
 class BodyTracker:
@@ -59,9 +58,8 @@ class BodyTracker:
         """MediaPipe's result and the body's points [33, 4], or None."""
         if cut:
             self.begin(None)
-        unseen = self.follower.unseen
-        if unseen > RARELY and unseen % RARELY:
-            self.follower.missed()  # a whole search a frame would be slow where nobody is
+        if not self.follower.searches:
+            self.follower.missed()
             return None
         if self.follower.lost:
             people = survey(frame, self.options["min_detection"])

@@ -184,6 +184,9 @@ class _Prefixed:
     def advance(self, stage: str, amount: int = 1) -> None:
         self.inner.advance(self.prefix + stage, amount)
 
+    def describe(self, stage: str, text: str) -> None:
+        self.inner.describe(self.prefix + stage, self.prefix + text)
+
     def finish(self, stage: str) -> None:
         self.inner.finish(self.prefix + stage)
 
@@ -202,43 +205,47 @@ def _in_processes(
     # Not forked from here: codecs and networks keep threads and locks that a fork would tear.
     # From a server that has only imported, which takes seconds and is done once for all workers.
     context = mp.get_context("forkserver")
-    context.set_forkserver_preload(["preprocess.run", "mediapipe"])
+    context.set_forkserver_preload(
+        ["preprocess.run", "mediapipe", *(f"preprocess.{name}" for name in signals)]
+    )
     threads = max((os.cpu_count() or 1) // workers, 1)
-    with context.Manager() as manager:
-        events = manager.Queue()
-        relay = threading.Thread(target=_relay, args=(events, report), daemon=True)
-        relay.start()
-        pool = context.Pool(workers, initializer=_prepare_worker, initargs=(threads,))
-        try:
-            running = [
-                pool.apply_async(_one, (r.job, signals, settings, overwrite, events))
-                for r in results
-            ]
-            for result, handle in zip(results, running, strict=True):
-                outcome = handle.get()
-                if isinstance(outcome, V2VError):
-                    result.error = outcome
-                else:
-                    result.outcome = outcome
-            pool.close()
-            pool.join()
-        finally:
-            pool.terminate()
-            events.put(None)
-            relay.join(timeout=5)
+    events = context.Queue()
+    done = threading.Event()
+    relay = threading.Thread(target=_relay, args=(events, report, done), daemon=True)
+    relay.start()
+    pool = context.Pool(workers, initializer=_prepare_worker, initargs=(threads, events))
+    try:
+        running = [pool.apply_async(_one, (r.job, signals, settings, overwrite)) for r in results]
+        for result, handle in zip(results, running, strict=True):
+            outcome = handle.get()
+            if isinstance(outcome, V2VError):
+                result.error = outcome
+            else:
+                result.outcome = outcome
+        pool.close()
+        pool.join()
+    finally:
+        pool.terminate()
+        done.set()
+        relay.join(timeout=5)
 
 
-def _prepare_worker(threads: int) -> None:
+_events: Any = None  # a worker process's way to the one with the terminal
+
+
+def _prepare_worker(threads: int, events: Any) -> None:
     """Share the cores: libraries that take all of them would fight over them."""
+    global _events
+    _events = events
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
     prepare_process()
     cv2.setNumThreads(threads)
 
 
 def _one(
-    job: ClipJob, signals: list[str], settings: PreprocessSettings, overwrite: bool, events: Any
+    job: ClipJob, signals: list[str], settings: PreprocessSettings, overwrite: bool
 ) -> Outcome | V2VError:
-    report = Relayed(events, f"{job.source.name}: ")
+    report = Relayed(_events, f"{job.source.name}: ")
     try:
         return preprocess(
             job.source, signals, settings, output=job.output, overwrite=overwrite, report=report
@@ -247,14 +254,16 @@ def _one(
         return error
 
 
-def _relay(events: Any, report: Reporter) -> None:
+def _relay(events: Any, report: Reporter, done: threading.Event) -> None:
+    """Pass on what the workers report until they are `done` and all is heard."""
     while True:
+        over = done.is_set()
         try:
-            event = events.get(timeout=1)
+            name, *values = events.get(timeout=0.1)
         except queues.Empty:
-            continue
+            if over:
+                return
         except (EOFError, OSError):
             return
-        if event is None:
-            return
-        getattr(report, event[0])(*event[1:])
+        else:
+            getattr(report, name)(*values)

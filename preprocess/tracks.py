@@ -127,6 +127,9 @@ def stillest(points: Points, length: int) -> tuple[int, int]:
     return start, start + length
 
 
+RARELY = 5  # frames out of sight after which only every so many frames is searched
+
+
 class Follower:
     """Decides whether a detection is the one followed so far, by place and size.
 
@@ -159,6 +162,11 @@ class Follower:
 
     def missed(self) -> None:
         self.unseen += 1
+
+    @property
+    def searches(self) -> bool:
+        """Whether this frame is worth a whole search: a slow one each would be where nobody is."""
+        return self.unseen <= RARELY or self.unseen % RARELY == 0
 
     @property
     def lost(self) -> bool:

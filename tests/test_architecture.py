@@ -33,7 +33,8 @@ LAYERS = (
     ),
     ("v2v.data", "v2v.data.probe", "v2v.data.video"),  # files and pictures, no signals
     ("v2v.signals",),
-    ("v2v.data.store", "v2v.data.windows", "v2v.data.transforms", "v2v.models", "v2v.losses"),
+    ("v2v.data.store", "v2v.models", "v2v.losses"),
+    ("v2v.data.plate", "v2v.data.transforms", "v2v.data.windows"),
     ("v2v.checkpoint", "v2v.training", "v2v.evaluation"),
     ("preprocess", "samples", "configs"),
     ("pipelines",),

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from v2v import __version__
+from v2v import __version__, cli
 from v2v.cli import _library_problem
 from v2v.data.store import ClipStore
 from v2v.data.video import VideoWriter
@@ -125,6 +125,68 @@ def test_ctrl_c_stops_at_once_and_the_next_run_goes_on(tmp_path: Path) -> None:
     assert "run the same command again" in said and "Traceback" not in said
     assert v2v("preprocess", "a.mp4", "-S", "flow", cwd=tmp_path).returncode == 0
     assert len(ClipStore.open(tmp_path / "data" / "a")) == 32
+
+
+def test_ctrl_c_stops_all_workers(tmp_path: Path) -> None:
+    """A terminal sends it to the whole group: nobody stays, and nothing looks finished."""
+    for name in ("a", "b"):
+        film(tmp_path / f"{name}.mp4", count=32)
+    arguments = ["preprocess", "a.mp4", "b.mp4", "--workers", "2", "-S"]
+    run = subprocess.Popen(
+        [sys.executable, "-m", "v2v", *arguments, "pose,flow"],
+        cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    while not any((tmp_path / "data").glob("*/.work/frames")):
+        assert run.poll() is None
+        time.sleep(0.01)
+    began = time.monotonic()
+    os.killpg(run.pid, signal.SIGINT)
+    said = run.communicate(timeout=20)[1]
+    assert run.returncode == 130
+    assert "run the same command again" in said and "Traceback" not in said
+    while alive_in_group(run.pid):
+        assert time.monotonic() - began < 20, "a worker goes on"
+        time.sleep(0.1)
+    left = {path.name for path in (tmp_path / "data").glob("*/*")}
+    assert left <= {".lock", ".work"}
+    assert v2v(*arguments, "flow", cwd=tmp_path).returncode == 0
+    assert [len(ClipStore.open(tmp_path / "data" / name)) for name in "ab"] == [32, 32]
+
+
+def alive_in_group(group: int) -> list[str]:
+    listed = subprocess.run(["ps", "-A", "-o", "pgid=,stat="], capture_output=True, text=True)
+    members = (line.split() for line in listed.stdout.splitlines())
+    return [stat for pgid, stat in members if int(pgid) == group and not stat.startswith("Z")]
+
+
+def test_a_stop_while_a_native_module_loads_is_a_stop(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """numpy and others turn the interrupt into an ImportError."""
+
+    class Left(Exception):
+        pass
+
+    def leave(code: int) -> None:
+        assert code == 130
+        raise Left
+
+    def load() -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ImportError("numpy._core.multiarray failed to import") from None
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(cli, "app", load)
+    monkeypatch.setattr(os, "_exit", leave)
+    try:
+        with pytest.raises(Left):
+            cli.main()
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, before)
+    assert "run the same command again" in capsys.readouterr().err
 
 
 def test_sample_is_footage(tmp_path: Path) -> None:

@@ -25,6 +25,6 @@ if TYPE_CHECKING:
 
 def open_store(path: str | Path) -> ClipStore:
     """Open a clip store; see `v2v.data.store.ClipStore.open`."""
-    from v2v.data.store import ClipStore  # torch and codecs load on first use only
+    from v2v.data.store import ClipStore  # pydantic and numpy load on first use only
 
     return ClipStore.open(path)

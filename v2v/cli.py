@@ -558,21 +558,32 @@ def main() -> None:
     import os
     import signal
 
+    stopping = False
+
     def stop(*_: object) -> None:
+        nonlocal stopping
+        stopping = True
         raise KeyboardInterrupt
 
+    def leave_stopped() -> None:
+        print("stopped; run the same command again to go on", file=sys.stderr, flush=True)
+        os._exit(STOPPED)  # threads inside native code must not hold the process
+
     signal.signal(signal.SIGTERM, stop)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not if it is ignored
+        signal.signal(signal.SIGINT, stop)
     try:
         app()
     except SystemExit as leaving:
         if leaving.code != STOPPED:
             raise
-        print("stopped; run the same command again to go on", file=sys.stderr, flush=True)
-        os._exit(STOPPED)  # threads inside native code must not hold the process
+        leave_stopped()
     except V2VError as error:
         _print_error(error)
         sys.exit(error.exit_code)
     except ImportError as error:
+        if stopping:  # native modules turn what stops their import into this
+            leave_stopped()
         problem = _library_problem(error)
         if problem is None:
             raise

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -36,23 +38,42 @@ class Silent:
 
 
 class Relayed:
-    """Sends what is reported in a worker process to the one with the terminal."""
+    """Sends what is reported in a worker process to the one with the terminal.
+
+    Steps are sent a few times a second, not one by one: each wakes another process.
+    """
+
+    EVERY = 0.2  # seconds
 
     def __init__(self, queue: Any, prefix: str) -> None:
         self.queue = queue
         self.prefix = prefix
+        self.lock = threading.Lock()
+        self.unsent: dict[str, int] = {}
+        self.sent = time.monotonic()
 
     def start(self, stage: str, total: int, done: int = 0) -> None:
         self.queue.put(("start", f"{self.prefix}{stage}", total, done))
 
     def advance(self, stage: str, amount: int = 1) -> None:
-        self.queue.put(("advance", f"{self.prefix}{stage}", amount))
+        with self.lock:
+            self.unsent[stage] = self.unsent.get(stage, 0) + amount
+            if time.monotonic() - self.sent > self.EVERY:
+                self._send()
 
     def describe(self, stage: str, text: str) -> None:
         self.queue.put(("describe", f"{self.prefix}{stage}", text))
 
     def finish(self, stage: str) -> None:
+        with self.lock:
+            self._send()
         self.queue.put(("finish", f"{self.prefix}{stage}"))
+
+    def _send(self) -> None:
+        for stage, amount in self.unsent.items():
+            self.queue.put(("advance", f"{self.prefix}{stage}", amount))
+        self.unsent.clear()
+        self.sent = time.monotonic()
 
     def note(self, text: str) -> None:
         self.queue.put(("note", text))

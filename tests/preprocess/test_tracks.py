@@ -9,12 +9,18 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from preprocess.tracks import Follower, blocks, bridge_gaps, jitter, smooth, stillest
+from preprocess.tracks import RARELY, Follower, blocks, bridge_gaps, jitter, smooth, stillest
+from v2v.config import PreprocessSettings, load_config
 
 Points = NDArray[np.float32]
 RATE = 30.0
 BODY = np.float32(100.0)  # pixels
-FILTERS = {"pose": {"min_cutoff": 1.5, "beta": 0.5}, "face": {"min_cutoff": 3.0, "beta": 6.0}}
+DEFAULTS = load_config(PreprocessSettings, "preprocess")
+FILTERS = {
+    name: chosen.smoothing.model_dump()
+    for name, chosen in (("pose", DEFAULTS.pose), ("face", DEFAULTS.face))
+    if chosen.smoothing is not None
+}
 
 
 def smoothed(points: Points, unit: object = BODY, **settings: float) -> Points:
@@ -107,7 +113,7 @@ def test_steady_motion_comes_out_unchanged(settings_: dict[str, float], speed: f
     np.testing.assert_allclose(out[inner], points[inner], atol=0.02)
 
 
-@pytest.mark.parametrize(("name", "factor"), [("pose", 3.0), ("face", 2.0)])
+@pytest.mark.parametrize(("name", "factor"), [("pose", 3.0), ("face", 1.75)])
 def test_noise_on_a_still_point_falls(name: str, factor: float) -> None:
     """By `factor` in place and more in its second difference, what the eye sees as trembling."""
     noise = np.random.default_rng(2).normal(0, 0.7, (300, 20, 2)).astype(np.float32)
@@ -225,6 +231,17 @@ def test_patience_widens_with_time_and_ends() -> None:
     assert not follower.lost and not follower.accepts(place(5000), 50)
     follower.missed()
     assert follower.lost and follower.accepts(place(5000), 400)
+
+
+def test_who_is_gone_is_searched_for_now_and_then() -> None:
+    follower = followed()
+    searched = []
+    for frame in range(4 * RARELY):
+        if follower.searches:
+            searched.append(frame)
+        follower.missed()
+    assert searched == [*range(RARELY + 1), 2 * RARELY, 3 * RARELY]
+    assert follower.accepts(place(100), 50) and follower.searches
 
 
 def test_a_state_round_trip_goes_on_alike() -> None:

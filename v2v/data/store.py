@@ -19,10 +19,9 @@ import os
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
@@ -36,6 +35,9 @@ from v2v.errors import (
     writing,
 )
 from v2v.signals import Track, load_signal
+
+if TYPE_CHECKING:
+    import torch
 
 SCHEMA = 1
 CLIP_FILE = "clip.json"
@@ -352,6 +354,8 @@ class ClipStore:
 
 def frames_to_tensor(frames: NDArray[np.uint8], height: int, width: int) -> torch.Tensor:
     """uint8 [T, H, W, 3] to float32 [T, 3, height, width] in [-1, 1]."""
+    import torch
+
     tensor = torch.from_numpy(frames).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
     if tensor.shape[-2:] != (height, width):
         tensor = torch.nn.functional.interpolate(

@@ -8,14 +8,16 @@ from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import Any, BinaryIO, ClassVar, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Self
 from zipfile import ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from v2v.errors import StoreDamaged, UnknownName
+
+if TYPE_CHECKING:
+    import torch
 
 ENTRY_POINTS = "v2v.signals"
 

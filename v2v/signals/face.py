@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from v2v.signals import _landmarks as marks
 from v2v.signals._base import Signal, Track, read_arrays
 from v2v.signals._face_topology import mirror
 from v2v.signals._landmarks import Colour, Landmarks
+
+if TYPE_CHECKING:
+    import torch
 
 POINTS = 478
 MIRROR = mirror(POINTS)
@@ -355,6 +357,8 @@ class FaceTrack(Track):
         `distance_maps` appends their 11 channels; `frames` (uint8 [T, height, width, 3]) appends
         one of background edges.
         """
+        import torch
+
         pictures: list[NDArray[np.uint8]] = [self.draw(height, width)]
         if distance_maps:
             pictures.append(self.distance_maps(height, width))

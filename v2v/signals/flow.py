@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from v2v.data.video import read_range
 from v2v.signals._base import Signal, Track
-from v2v.warp import resize_flow
+
+if TYPE_CHECKING:
+    import torch
 
 UNIT = 64  # stored value = round(UNIT * pixels) + ZERO: 1/64 pixel, up to 512 pixels
 ZERO = 32768
@@ -80,6 +81,10 @@ class FlowTrack(Track):
 
     def tensor(self, height: int | None = None, width: int | None = None) -> torch.Tensor:
         """u, v in pixels of that size and occlusion, float32 [T, 3, height, width]."""
+        import torch
+
+        from v2v.warp import resize_flow
+
         size = (height or self.height, width or self.width)
         flow = resize_flow(torch.from_numpy(np.ascontiguousarray(self.flow)), size)
         occlusion = torch.nn.functional.interpolate(

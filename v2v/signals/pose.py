@@ -9,16 +9,18 @@ from __future__ import annotations
 import colorsys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from v2v.signals import _landmarks as marks
 from v2v.signals._base import Signal, Track, read_arrays
 from v2v.signals._landmarks import Colour, Landmarks
+
+if TYPE_CHECKING:
+    import torch
 
 BODY = (
     "nose",
@@ -183,6 +185,8 @@ class PoseTrack(Track):
 
     def tensor(self, height: int | None = None, width: int | None = None) -> torch.Tensor:
         """RGB of the drawing in [-1, 1], float32 [T, 3, height, width]."""
+        import torch
+
         return torch.from_numpy(marks.planes(self.draw(height, width)))
 
 

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from v2v.data.video import read_range
 from v2v.signals._base import Signal, Track
+
+if TYPE_CHECKING:
+    import torch
 
 VOID = 255  # no class: never drawn, never a channel
 
@@ -132,6 +134,8 @@ class LabelTrack(Track):
 
     def _one_hot(self, channels: int) -> torch.Tensor:
         """One-hot classes in the first of so many channels; the others are not filled."""
+        import torch
+
         out = np.empty((len(self), channels, self.height, self.width), np.float32)
         for number in range(len(self.classes)):
             np.equal(self.labels, number, out=out[:, number])  # straight to float, no copy
@@ -139,6 +143,8 @@ class LabelTrack(Track):
 
     def tensor(self, height: int | None = None, width: int | None = None) -> torch.Tensor:
         """One-hot classes and a last channel of boundaries, [T, classes + 1, height, width]."""
+        import torch
+
         track = self.scaled(width or self.width, height or self.height)
         planes = track._one_hot(len(self.classes) + 1)
         planes[:, -1] = torch.from_numpy(track.boundaries())
