@@ -416,7 +416,9 @@ def compare(chosen: argparse.Namespace) -> None:
     out: Path = chosen.out
     out.mkdir(parents=True, exist_ok=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    threads = torch.get_num_threads()
     found = models(chosen, out, device)
+    torch.set_num_threads(threads)  # training takes as many as suit it; rendering has them all
 
     main = found[MODEL].record
     windows = windows_of(found[MODEL], chosen.data, None)

@@ -6,14 +6,14 @@ python benchmarks/training.py loader floor --data data/dance --presets mobile,ba
 loader    frames a second that the loader makes over those that training takes        (goal 3)
 floor     time of an update over its multiply-adds at the speed that this machine's
           convolutions reach, and at the speed of its matrix products, measured here
-threads   training on all cores over training on one
-updates   an update after each chunk of a window over one for the whole window
+threads   frames a second of training on all cores over those on one
+updates   time of a window with an update after each chunk over that with one update in all
 machine   multiply-adds a second of matrix products and convolutions, float32 and bf16
 
 Training is what `v2v train` does in the last stage at that size: windows of 20 frames, gradients
 through 2 of them, all critics. A frame of training is one that is rendered, judged and learned
 from; one of the loader is a frame with its signals, flow and masks, made in this one process
-without workers, as on a CPU. The loader's goal is for 256 px on 2 cores.
+without workers. The loader's goal is for 256 px on 2 cores.
 """
 
 from __future__ import annotations
@@ -174,9 +174,9 @@ def run_floor(case: Case) -> None:
 def run_threads(case: Case) -> None:
     bench = Bench(case)
     batch = bench.load()
-    most = torch.get_num_threads()
-    if most == 1:
-        print(f"{case}: one thread is all there is (OMP_NUM_THREADS?)")
+    usual, most = torch.get_num_threads(), os.cpu_count() or 1
+    if most == 1 or torch.cuda.is_available():
+        print(f"{case}: threads do not matter on a GPU or a single core")
         return
 
     def train(threads: int) -> Callable[[], None]:
@@ -187,11 +187,11 @@ def run_threads(case: Case) -> None:
         return work
 
     one, many = in_turn(train(1), train(most))
-    torch.set_num_threads(most)
+    torch.set_num_threads(usual)
     rates = [bench.frames / statistics.median(seconds) for seconds in (many, one)]
     say(
         f"{case}: {most} threads over one", ratio(one, many),
-        f"{rates[0]:.2f} over {rates[1]:.2f} frames/s",
+        f"{rates[0]:.2f} over {rates[1]:.2f} frames/s; by itself v2v train takes {usual}",
     )  # fmt: skip
 
 

@@ -6,6 +6,8 @@
 >>> window = store.window(0, 8, signals=["pose"], size=256)
 >>> window.frames.shape, window.signals["pose"].shape
 (torch.Size([8, 3, 256, 256]), torch.Size([8, 3, 256, 256]))
+>>> model = v2v.load_model("runs/b")
+>>> print(model)                                    # task, size, signals, clips
 """
 
 from __future__ import annotations
@@ -13,13 +15,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
-__all__ = ["V2VError", "__version__", "open_store"]
+__all__ = ["V2VError", "__version__", "load_model", "open_store"]
 
 from v2v.errors import V2VError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from v2v.checkpoint import Model
     from v2v.data.store import ClipStore
 
 
@@ -28,3 +31,10 @@ def open_store(path: str | Path) -> ClipStore:
     from v2v.data.store import ClipStore  # pydantic and numpy load on first use only
 
     return ClipStore.open(path)
+
+
+def load_model(path: str | Path, *, device: str = "cpu") -> Model:
+    """Load a run's model; see `v2v.checkpoint.load_model`."""
+    from v2v.checkpoint import load_model
+
+    return load_model(path, device=device)

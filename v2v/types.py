@@ -157,7 +157,7 @@ class GeneratorOutput(_Tensors):
     """One rendered frame, and how it came about. Frame-by-frame models have `frame` only."""
 
     frame: Tensor  # [B, 3, H, W]
-    synthesised: Tensor | None = None  # [B, 3, H, W] before anything is copied from the past
+    synthesised: Tensor | None = None  # [B, 3, H, W] the frame if nothing came from the past
     warped: Tensor | None = None  # [B, 3, H, W] the newest past frame, moved by `flow`
     flow: Tensor | None = None  # [B, 2, H, W]
     occlusion: Tensor | None = None  # [B, 1, H, W] 1 where the frame is synthesised

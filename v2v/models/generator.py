@@ -373,7 +373,9 @@ class SequentialGenerator(nn.Module):
         if plate is not None:
             # Where the plate does not know the background, it cannot be shown.
             matte = 1 - (1 - torch.sigmoid(said[:, -1:])) * plate[:, 3:]
-            frame = matte * frame + (1 - matte) * plate[:, :3]
+            behind = (1 - matte) * plate[:, :3]
+            # Both: what is synthesised must be right where it is seen, and nowhere else.
+            frame, synthesised = matte * frame + behind, matte * synthesised + behind
         return GeneratorOutput(
             frame=frame, synthesised=synthesised, warped=warped, flow=flow,
             occlusion=occlusion, matte=matte,
