@@ -258,10 +258,26 @@ def models(chosen: argparse.Namespace, out: Path, device: str) -> dict[str, Mode
     return {name: load_model(given[name], device=device) for name in ordered}
 
 
+def trained_with(model: Model) -> TrainSettings:
+    """The settings that a model was trained with, also where there are newer ones since."""
+    task = model.record.task
+    today = load_config(TrainSettings, "train", f"train-{task}").model_dump(mode="json")
+    return TrainSettings.model_validate(taken(model.record.training["settings"], today))
+
+
+def taken(old: dict[str, Any], today: dict[str, Any]) -> dict[str, Any]:
+    """The old values of what there is today."""
+    return {
+        key: taken(old[key], value)
+        if isinstance(value, dict) and isinstance(old.get(key), dict)
+        else old.get(key, value)
+        for key, value in today.items()
+    }
+
+
 def windows_of(model: Model, data: Path, main: Windows | None) -> Windows:
     """The clip as this model wants it; each may have other signals and another plate."""
-    settings = TrainSettings.model_validate(model.record.training["settings"])
-    windows = open_windows(settings, [data])
+    windows = open_windows(trained_with(model), [data])
     if main is not None and windows.clips[0].held_out != main.clips[0].held_out:
         raise UsageError(
             f"{model} held out other frames: {windows.clips[0].held_out}, not"
@@ -413,6 +429,7 @@ def write_panels(path: Path, held: HeldOut, shown: dict[str, list[Picture]]) -> 
 
 
 def compare(chosen: argparse.Namespace) -> None:
+    ClipStore.open(chosen.data).track(chosen.task, 0, 1)  # what is missing is said at once
     out: Path = chosen.out
     out.mkdir(parents=True, exist_ok=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -70,7 +70,7 @@ class GeneratorSettings(Config):
 
     name: str  # sequential, or a baseline: pix2pix, pix2pixhd, spade
     preset: Literal["mobile", "base", "large"]
-    scales: int | None  # None: the core works at 128 px, or at half the size where that is smaller
+    scales: int | None  # None: the core works at 128 px at most, and each scale doubles that
     sequential: bool  # false: frame by frame, the same network without a past
     compose: Literal["blend", "condition", "both"]
     plate: Literal["auto", "on", "off"]

@@ -7,7 +7,7 @@ for each loss that any of them has, so that they can be compared.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 FORMATS = (".png", ".svg", ".pdf")
 MOTION = ("flow", "warp_real", "warp_generated", "occlusion", "matte", "auxiliary")
 TOTAL = "the generator's losses, weighted, in all"
-GROUPS = (  # title, and which losses it shows
+GROUPS: tuple[tuple[str, Callable[[str], bool]], ...] = (  # title, and which losses it shows
     (TOTAL, lambda name: name == "total"),
     ("pictures", lambda name: name.split("/")[-1] in ("l1", "perceptual")),
     ("feature matching", lambda name: name.startswith("matching/")),

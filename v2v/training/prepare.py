@@ -82,7 +82,7 @@ def scales_of(settings: TrainSettings) -> int:
         return 1
     if settings.generator.scales is not None:
         return settings.generator.scales
-    scales = 2
+    scales = 1
     while settings.data.size >> (scales - 1) > CORE_SIDE:
         scales += 1
     return scales
