@@ -60,11 +60,12 @@ BUDGETS = {"mobile": (3e9, 5e6), "base": (10e9, 40e6), "large": (40e9, 100e6)}
 
 @pytest.mark.parametrize("channels", [3, 36])
 @pytest.mark.parametrize("preset", PRESETS)
-def test_presets_keep_their_budgets_at_256(preset: str, channels: int) -> None:
+@pytest.mark.parametrize("trait", ["plate", "prior"])
+def test_presets_keep_their_budgets_at_256(preset: str, channels: int, trait: str) -> None:
     """Signals of 3 channels (pose, face) or 36 (street labels and boundaries), all traits on."""
     with torch.device("meta"):
         generator = SequentialGenerator(
-            channels=channels, arch=PRESETS[preset], scales=2, compose="both", plate=True
+            channels=channels, arch=PRESETS[preset], scales=2, compose="both", **{trait: True}
         )
         seen = Condition(
             signals=torch.zeros(1, channels, 256, 256), plate=torch.zeros(1, 4, 256, 256)
@@ -168,6 +169,29 @@ def test_where_the_matte_is_open_the_plate_shows() -> None:
     torch.testing.assert_close(output.frame, blended)
 
 
+# ---------------------------------------------------------------- the foreground prior
+
+
+def test_what_is_in_front_sees_no_past() -> None:
+    """Where the matte is closed only the foreground's part speaks; it knows the signals only."""
+    generator = shaken(tiny(prior=True))
+    with torch.no_grad():
+        generator.heads[0].last.bias[-4:] += 1e4  # the matte's four subpixels: all foreground
+    seen = condition()
+    past = state(seen)
+    moved = past.with_frames(-past.frames)
+    first, second = generator(seen, past), generator(seen, moved)
+    assert torch.equal(first.matte, torch.ones_like(first.matte))
+    assert torch.equal(first.synthesised, second.synthesised)
+    other = GeneratorState(past.frames, -past.signals, past.known)
+    assert not torch.allclose(first.synthesised, generator(seen, other).synthesised)
+
+
+def test_a_plate_and_a_prior_are_not_both() -> None:
+    with pytest.raises(AssertionError, match="plate is the better prior"):
+        tiny(plate=True, prior=True)
+
+
 # ---------------------------------------------------------------- style
 
 
@@ -240,7 +264,7 @@ def test_the_newest_scale_and_all_that_is_used() -> None:
 
 
 @pytest.mark.parametrize("traits", [{}, {"compose": "condition"}, {"compose": "blend"},
-                                    {"plate": True}, {"sequential": False},
+                                    {"plate": True}, {"prior": True}, {"sequential": False},
                                     {"style": "encoded"}])  # fmt: skip
 def test_every_weight_learns(traits: dict[str, Any]) -> None:
     generator = shaken(tiny(scales=2, **traits))

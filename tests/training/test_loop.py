@@ -20,6 +20,7 @@ from v2v.errors import (
     OutOfMemory,
     RunConflict,
     SignalMissing,
+    TooFewFrames,
     TrainingDiverged,
     V2VError,
 )
@@ -417,7 +418,7 @@ def test_a_missing_signal_names_the_command(
     "values, error, said",
     [
         ({"data.size": 50}, ConfigError, "a multiple of"),
-        ({"schedule.lengths": [1, 128]}, V2VError, "too few frames"),
+        ({"schedule.lengths": [128]}, TooFewFrames, "too few frames"),
         ({"generator.name": "unet"}, V2VError, "unknown generator 'unet'"),
         ({"generator.scales": 4}, ConfigError, "fewer scales"),
     ],

@@ -244,6 +244,11 @@ class Windows:
         store = ClipStore(*self.records[0])
         return tuple(n for s in self.signals if s in _POINTS for n in store.track(s, 0, 1).regions)
 
+    @property
+    def has_foreground(self) -> bool:
+        """Whether batches say what is in front."""
+        return self._foreground is not None
+
     # ------------------------------------------------------------ sizes
 
     def frame_size(self, size: Size) -> tuple[int, int]:
@@ -417,7 +422,7 @@ class Windows:
         if name == "flow":
             return self._has["flow"]
         if name == "foreground":
-            return self._foreground is not None
+            return self.has_foreground
         if name == "plate":
             return all(plate is not None for plate in self.plates)
         if name == "instances":

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-GROUP = 16  # channels that are normalised together
+GROUP = 16  # channels that are normalised together, or a few more where they do not divide
 
 
 def norm(channels: int) -> nn.GroupNorm:
@@ -18,7 +18,8 @@ def norm(channels: int) -> nn.GroupNorm:
     Frames of a batch never touch one another, unlike under batch normalisation; and unlike under
     instance normalisation the mean of a channel, which carries colour, survives.
     """
-    return nn.GroupNorm(max(channels // GROUP, 1), channels, affine=False)
+    groups = next(n for n in range(max(channels // GROUP, 1), 0, -1) if channels % n == 0)
+    return nn.GroupNorm(groups, channels, affine=False)
 
 
 def conv(inputs: int, outputs: int, size: int = 3, *, stride: int = 1) -> nn.Conv2d:

@@ -60,8 +60,8 @@ class Architecture:
 
 PRESETS = {
     "mobile": Architecture(64, 160, 7, 20, (48, 32), 2),
-    "base": Architecture(128, 352, 8, 32, (96, 64, 32), 3),
-    "large": Architecture(256, 576, 11, 48, (208, 96, 48), 4),
+    "base": Architecture(128, 336, 7, 32, (96, 64, 32), 3),
+    "large": Architecture(256, 576, 10, 48, (208, 96, 48), 4),
 }
 
 
@@ -74,6 +74,7 @@ class GeneratorSettings(Config):
     sequential: bool  # false: frame by frame, the same network without a past
     compose: Literal["blend", "condition", "both"]
     plate: Literal["auto", "on", "off"]
+    prior: Literal["auto", "on", "off"]  # foreground and background each by a part of its own
     style: Literal["auto", "none", "clip", "encoded"]
 
 
@@ -172,6 +173,35 @@ class Scale(nn.Module):
         return features
 
 
+class Foreground(nn.Module):
+    """The picture of what is in front, from the signals alone, at the core's size.
+
+    Section 3.2 of arXiv 1808.06601: what is in front moves too much to be copied, so its network
+    sees no past; the background's does.
+    """
+
+    def __init__(self, inputs: int, arch: Architecture) -> None:
+        super().__init__()
+        wide = arch.trunk // 2
+        self.stem = conv(inputs * STRIDE**2 + 2, arch.stem)
+        self.down = conv(arch.stem, wide, stride=2)
+        self.blocks = nn.ModuleList(ResidualBlock(wide) for _ in range(3))
+        self.up = Up(wide, arch.stem)
+        self.norm = norm(arch.stem)
+        self.finer = Up(arch.stem, arch.detail)
+        self.last = subpixel(arch.detail, 3)
+
+    def forward(self, signals: Tensor) -> Tensor:
+        folded = F.pixel_unshuffle(signals, STRIDE)
+        stem = self.stem(torch.cat([folded, coordinates(folded)], dim=1))
+        x = self.down(F.leaky_relu(stem, 0.2))
+        for block in self.blocks:
+            x = block(x)
+        x = F.leaky_relu(self.norm(stem + self.up(x)), 0.2)
+        x = F.leaky_relu(self.finer(x), 0.2)
+        return F.pixel_shuffle(self.last(x), 2)
+
+
 class StyleEncoder(nn.Module):
     """An image to a style vector, by strided convolutions and the mean over what they see."""
 
@@ -216,11 +246,13 @@ class SequentialGenerator(nn.Module):
         sequential: bool = True,  # false: no past, frame by frame
         compose: Literal["blend", "condition", "both"] = "condition",
         plate: bool = False,  # whether conditions carry a background plate
+        prior: bool = False,  # whether the foreground has a part of its own that sees no past
         style: Literal["none", "clip", "encoded"] = "none",
         clips: int = 1,  # how many clips a style is learned for
     ) -> None:
         super().__init__()
-        self.sequential, self.compose, self.plate = sequential, compose, plate
+        assert not (plate and prior), "a plate is the better prior"
+        self.sequential, self.compose, self.plate, self.prior = sequential, compose, plate, prior
         self.scales = self.active = scales
         self.blend = sequential and compose != "condition"
         embedded = min(channels, EMBEDDED)
@@ -234,7 +266,11 @@ class SequentialGenerator(nn.Module):
         guided = sequential and compose != "blend"
         # What is seen of this size: the signals, the warped frame and whether it exists, the plate.
         images = embedded + 4 * guided + backdrop
-        outputs = 3 + self.blend + plate
+        # The picture; what is in front, where that is apart; occlusion; the matte before either
+        # background.
+        outputs = 3 + 3 * prior + self.blend + (plate or prior)
+        self.front = Foreground(times * embedded, arch) if prior else None
+        self.conditions = times * embedded
         widths = [arch.stem, *(arch.fine[min(k, len(arch.fine) - 1)] for k in range(scales - 1))]
         self.finer = nn.ModuleList(
             Scale(below, images + outputs, width, arch.fine_blocks)
@@ -243,7 +279,8 @@ class SequentialGenerator(nn.Module):
         self.heads = nn.ModuleList(
             Heads(
                 width, arch.detail, images,
-                flow=sequential, guided=guided, outputs=outputs, first=k == 0,
+                flow=sequential, guided=guided, first=k == 0,
+                outputs=outputs - (3 * prior if k == 0 else 0),
             )
             for k, width in enumerate(widths)
         )  # fmt: skip
@@ -282,7 +319,8 @@ class SequentialGenerator(nn.Module):
         # The core, at the smallest size.
         smaller = self.active - 1
         style = self._style(condition)
-        features = self.core(half(self._seen(signals, state, plate), smaller), style)
+        seen_below = half(self._seen(signals, state, plate), smaller)
+        features = self.core(seen_below, style)
 
         # Upwards: each scale corrects what the one below says.
         said: Tensor | None = None  # [B, outputs, h, w] picture, occlusion, matte, unsquashed
@@ -316,6 +354,9 @@ class SequentialGenerator(nn.Module):
                 if heads.guided:
                     images.append(guide)
             added = heads(features, guide, torch.cat(images, dim=1)).float()
+            if k == 0 and self.front is not None:
+                front = self.front(seen_below[:, : self.conditions]).float()
+                added = torch.cat([added[:, :3], front, added[:, 3:]], dim=1)
             said = added if said is None else said + added
 
         assert said is not None
@@ -363,12 +404,17 @@ class SequentialGenerator(nn.Module):
         known: Tensor,
         plate: Tensor | None,
     ) -> GeneratorOutput:
-        synthesised = _within(said[:, :3])
-        frame, occlusion, matte = synthesised, None, None
+        synthesised, occlusion, matte = _within(said[:, :3]), None, None
+        if self.prior:
+            # Equation 6 of arXiv 1808.06601; its m_B is 1 - matte.
+            matte = torch.sigmoid(said[:, -1:])
+            synthesised = matte * _within(said[:, 3:6]) + (1 - matte) * synthesised
+        frame = synthesised
         if self.blend:
             assert warped is not None
             # Equation 4 of arXiv 1808.06601; without a past all is synthesised.
-            occlusion = 1 - (1 - torch.sigmoid(said[:, 3:4])) * known
+            place = 3 + 3 * self.prior
+            occlusion = 1 - (1 - torch.sigmoid(said[:, place : place + 1])) * known
             frame = occlusion * frame + (1 - occlusion) * warped
         if plate is not None:
             # Where the plate does not know the background, it cannot be shown.

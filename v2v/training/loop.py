@@ -38,6 +38,7 @@ from v2v.data.windows import Windows, loader
 from v2v.errors import OutOfMemory, RunConflict, TrainingDiverged, V2VError
 from v2v.models import build_generator
 from v2v.models.augment import draw
+from v2v.models.baselines.pix2pixhd import Clusters, FeatureEncoder, cluster_features
 from v2v.models.discriminators import Discriminators, Judgement, frozen, with_real
 from v2v.models.rollout import rollout
 from v2v.progress import Reporter
@@ -51,6 +52,7 @@ from v2v.types import Batch, GeneratorState
 
 ROLLBACKS = 3  # times that a run that diverged is taken back before it is given up
 SLOWER = 0.5  # learning rate after each
+CLUSTERED = 64  # training frames that the looks of instances are clustered from
 MAX_HISTORY = 18  # earlier frames of a window that the temporal critics look back on
 
 
@@ -110,7 +112,7 @@ class Unroll(nn.Module):
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Plain dicts in and out, since Fabric and DDP look for tensors in those only."""
         chunk = Batch(**batch)  # type: ignore[arg-type]
-        random = torch.Generator().manual_seed(seed)
+        random = torch.Generator(chunk.frames.device).manual_seed(seed)
 
         def corrupt(frames: Tensor) -> Tensor:
             with torch.autocast(frames.device.type, enabled=False):
@@ -134,6 +136,16 @@ class Unroll(nn.Module):
         if extra:
             stacked["auxiliary"] = torch.stack(extra).mean()
         return stacked, vars(states[-1])
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What the loader must know of a window."""
+
+    step: int
+    length: int
+    size: tuple[int, int]
+    batch: int
 
 
 @dataclass
@@ -388,16 +400,10 @@ class Trainer:
 
     def batches(self, stage: Stage) -> Iterator[Batch]:
         """The batches of a stage from the present window on, without end."""
-
-        @dataclass(frozen=True)
-        class Step:
-            step: int
-            length: int = stage.length
-            size: tuple[int, int] = (stage.height, stage.width)
-            batch: int = stage.batch
-
+        size = (stage.height, stage.width)
         batches = loader(
-            self.windows, (Step(n) for n in count(self.progress.window)),
+            self.windows,
+            (_Step(n, stage.length, size, stage.batch) for n in count(self.progress.window)),
             rank=self.fabric.global_rank, world=self.fabric.world_size,
             workers=self.plan.workers,
         )  # fmt: skip
@@ -440,19 +446,22 @@ class Trainer:
         starts = range(0, batch.length, chunk)
         scale = 1 / (len(starts) if per_window else 1)
         total: dict[str, Tensor] = {}
+        frames: dict[str, int] = {}  # that each loss is of: long strides look at the last ones only
         for start in starts:
             stop = min(start + chunk, batch.length)
             seed = _seed(self.settings.loop.seed, self.progress.window, start)
+            torch.manual_seed(seed + self.fabric.global_rank)  # of what draws by itself: dropout
             for i, part in enumerate(parts):
                 last = i == len(parts) - 1
                 share = scale * len(part.batch) / len(batch)
                 losses = self._chunk(part, start, stop, share, seed + i, sync=last)
                 for name, value in losses.items():
-                    weight = share / scale * (stop - start) / batch.length
-                    total[name] = total.get(name, 0.0) + value * weight
+                    seen = len(part.batch) * (stop - start)
+                    total[name] = total.get(name, 0.0) + value * seen
+                    frames[name] = frames.get(name, 0) + seen
             if not per_window or stop == batch.length:
                 self._update()
-        return total
+        return {name: value / frames[name] for name, value in total.items()}
 
     def _chunk(
         self, part: History, start: int, stop: int, share: float, seed: int, *, sync: bool
@@ -617,16 +626,36 @@ class Trainer:
         record = describe_model(
             self.settings, self.windows, self.plan,
             active=getattr(self.generator, "active", None),
-            training={"steps": self.progress.step, "minutes": round(self.progress.seconds / 60, 2)},
+            training={
+                "steps": self.progress.step, "minutes": round(self.progress.seconds / 60, 2),
+                "perceptual": type(self.objective.perceptual).__name__,
+            },
         )  # fmt: skip
-        return Model(record, self.ema.module, self.plan.plates, self.plan.statistics)
+        clusters = {
+            f"clusters.{kind}": torch.from_numpy(centres)
+            for kind, centres in (self._clusters() or {}).items()
+        }
+        statistics = {**self.plan.statistics, **clusters}
+        return Model(record, self.ema.module, self.plan.plates, statistics)
+
+    @torch.no_grad()
+    def _clusters(self) -> Clusters | None:
+        """The looks that the instances of the training footage have, for models that pick one."""
+        encoder = getattr(self.ema.module, "encoder", None)
+        if not isinstance(encoder, FeatureEncoder):
+            return None
+        stage = self.stage()
+        size = (stage.height, stage.width)
+        drawn = range(0, CLUSTERED, 8)
+        batches = (self.shown.batch(range(n, n + 8), 1, size) for n in drawn)
+        return cluster_features(encoder, (b.to(self.fabric.device) for b in batches))
 
     def preview(self, run: RunFolder) -> Path | None:
         stage = self.stage()
         return write_preview(
             self.ema.module, self.shown, run.previews / f"{self.progress.step:08d}.mp4",
             size=(stage.height, stage.width), seconds=self.settings.output.preview_seconds,
-            device=self.fabric.device,
+            device=self.fabric.device, clusters=self._clusters(),
         )  # fmt: skip
 
 
@@ -704,7 +733,7 @@ class _Board:
         self.last: dict[str, float] = {}
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
-        self._next = 0
+        self._next = self.every
         self._writer: Any = None
 
     def __enter__(self) -> _Board:
@@ -735,7 +764,7 @@ class _Board:
 
     def write(self, trainer: Trainer, stage: Stage) -> None:
         progress = trainer.progress
-        self._next = progress.step + self.every
+        self._next = (progress.step // self.every + 1) * self.every
         self.last = {n: float(v) / self._counts[n] for n, v in self._sums.items()}
         self.forget()
         if not self.enabled or not self.last:

@@ -20,7 +20,7 @@ from v2v.checkpoint import FORMAT, ClipUse, ModelRecord, SignalUse
 from v2v.data.plate import Plate, background_plate
 from v2v.data.store import ClipStore
 from v2v.data.windows import Windows
-from v2v.errors import ConfigError, UnknownName
+from v2v.errors import ConfigError, TooFewFrames, UnknownName
 from v2v.models import generator_names
 from v2v.models.generator import CORE_STRIDE
 from v2v.training.schedule import Stage, build_schedule
@@ -118,18 +118,28 @@ def plan_run(settings: TrainSettings, windows: Windows) -> Plan:
         raise UnknownName.among("generator", g.name, generator_names())
     scales = scales_of(settings)
     height, width = windows.frame_size(settings.data.size)
+    notes = []
+    longest = max((b - a for clip in windows.clips for a, b in clip.shots), default=0)
+    lengths = tuple(n for n in settings.schedule.lengths if n <= longest)
+    if lengths != settings.schedule.lengths:
+        if not lengths:
+            raise _too_few(windows, min(settings.schedule.lengths), longest)
+        notes.append(
+            f"windows grow to {max(lengths)} frames only: the longest shot for training has"
+            f" {longest}"
+        )
     schedule = build_schedule(
-        settings.schedule, height=height, width=width, scales=scales, chunk=settings.loop.chunk
-    )
+        settings.schedule.model_copy(update={"lengths": lengths}),
+        height=height, width=width, scales=scales, chunk=settings.loop.chunk,
+    )  # fmt: skip
     smallest = min(schedule[0].height, schedule[0].width)
     if smallest < 32:
         raise ConfigError(
             f"the first stage would train at {schedule[0].width}x{schedule[0].height}: too small",
             hint=f"use fewer scales (-s generator.scales={max(scales - 1, 1)}) or a larger --size",
         )
-    longest = max(stage.length for stage in schedule)
-    windows.draw(0, longest, (schedule[-1].height, schedule[-1].width))  # too few frames: say so
-    notes = []
+    for length in lengths:  # windows in which the signals are there
+        windows.draw(0, length, (schedule[-1].height, schedule[-1].width))
     several = len(windows.clips) > 1
     has_plate = "plate" in windows.extras and all(p is not None for p in windows.plates)
     architecture: dict[str, Any] = {
@@ -139,6 +149,7 @@ def plan_run(settings: TrainSettings, windows: Windows) -> Plan:
         style = ("clip" if several else "none") if g.style == "auto" else g.style
         architecture |= {
             "sequential": g.sequential, "compose": g.compose, "plate": has_plate,
+            "prior": _has_prior(settings, windows, has_plate),
             "style": style, "clips": len(windows.clips),
         }  # fmt: skip
     if has_plate:
@@ -169,6 +180,30 @@ def plan_run(settings: TrainSettings, windows: Windows) -> Plan:
         plates=dict(_plates_at(windows, (height, width))) if has_plate else {},
         statistics=_statistics(windows), workers=workers, notes=tuple(notes),
     )  # fmt: skip
+
+
+def _has_prior(settings: TrainSettings, windows: Windows, has_plate: bool) -> bool:
+    wanted = settings.generator.prior
+    if wanted == "off" or has_plate:
+        return False
+    if wanted == "on" and not windows.has_foreground:
+        raise ConfigError(
+            "a foreground prior wants to know what is in front: a clip has no person mask and no"
+            " labels",
+            hint=f"add it with: v2v preprocess {windows.clips[0].folder} --signal segmentation",
+        )
+    return windows.has_foreground
+
+
+def _too_few(windows: Windows, length: int, longest: int) -> TooFewFrames:
+    train = sum(b - a for a, b in (clip.train for clip in windows.clips))
+    held_out = sum(b - a for a, b in (clip.held_out for clip in windows.clips))
+    return TooFewFrames(
+        f"too few frames: a window needs {length} in a row, the longest shot for training has"
+        f" {longest} ({train} frames for training, {held_out} held out)",
+        hint="film more, hold out less (-s data.hold_out=0), or train on shorter windows"
+        " (-s schedule.lengths=[1,2])",
+    )
 
 
 def _plates_at(windows: Windows, size: tuple[int, int]) -> Iterator[tuple[int, Tensor]]:

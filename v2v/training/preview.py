@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,10 @@ from torch import Tensor, nn
 from v2v.data.store import ClipStore
 from v2v.data.video import VideoWriter
 from v2v.data.windows import Windows
+from v2v.models.baselines.pix2pixhd import Clusters, pick_features
 from v2v.models.rollout import rollout
 from v2v.training.prepare import rate_of
-from v2v.types import Batch, GeneratorState
+from v2v.types import Batch, Condition, GeneratorState
 
 CHUNK = 16
 
@@ -40,23 +42,39 @@ def render(
     size: tuple[int, int],
     device: torch.device | str = "cpu",
     state: GeneratorState | None = None,
+    clusters: Clusters | None = None,
 ) -> Iterator[tuple[Tensor, Batch]]:
     """Free-running frames [k, 3, H, W] in [-1, 1], and the batch of the same real ones.
 
     The same rollout as in training; memory does not grow with the number of frames. The
     generator is put back into its mode when the frames are exhausted.
+
+    Args:
+        state: where to go on; None starts from nothing. `GeneratorState.given` starts from a real
+            frame.
+        clusters: looks to pick from for each instance, of models that want them (pix2pixHD).
     """
     mode = generator.training
     generator.eval()
     try:
         for batch in windows.sequence(clip, start, stop, size=size, chunk=CHUNK):
             batch = batch.to(device)
-            conditions = [batch.condition(t) for t in range(batch.length)]
+            conditions = [_dressed(batch.condition(t), clusters) for t in range(batch.length)]
             outputs, states = zip(*rollout(generator, conditions, state), strict=True)
             state = states[-1]
             yield torch.stack([o.frame[0].float().clamp(-1, 1) for o in outputs]), batch
     finally:
         generator.train(mode)
+
+
+def _dressed(condition: Condition, clusters: Clusters | None) -> Condition:
+    """The condition with a look for each instance."""
+    if not clusters:
+        return condition
+    instances = condition.instances
+    if instances is None:
+        instances = torch.zeros_like(condition.signals[:, :1], dtype=torch.int64)
+    return replace(condition, features=pick_features(clusters, instances, seed=0))
 
 
 def write_preview(
@@ -67,6 +85,7 @@ def write_preview(
     size: tuple[int, int],
     seconds: float,
     device: torch.device | str = "cpu",
+    clusters: Clusters | None = None,
 ) -> Path | None:
     """signals | rendered | real, of the first clip's held-out frames; None where there are none."""
     shown = held_out(windows)
@@ -83,7 +102,9 @@ def write_preview(
     width, height = 3 * size[1] * factor, size[0] * factor
     index = start
     with VideoWriter(path, width=width, height=height, rate=rate) as writer:
-        for frames, batch in render(generator, windows, 0, start, stop, size=size, device=device):
+        for frames, batch in render(
+            generator, windows, 0, start, stop, size=size, device=device, clusters=clusters
+        ):
             signals = _drawn(store, windows, batch, index)
             for panel, frame, real in zip(signals, frames, batch.frames[0], strict=True):
                 row = np.concatenate([panel, pixels(frame), pixels(real)], axis=1)

@@ -112,4 +112,5 @@ class TrainSettings(Config):
 # What may differ when a run is taken up again: how it is run, not what it is.
 OPERATIONAL = (
     "budget", "output", "data.workers", "data.cache_mb", "loop.device", "loop.compile",
+    "loop.devices", "loop.threads",
 )  # fmt: skip
