@@ -369,7 +369,7 @@ def test_a_run_of_other_settings_is_not_touched(
     straight: Path, dance: Path, small_settings: Settings
 ) -> None:
     before = final(straight)
-    with pytest.raises(RunConflict, match=r"generator\.compose: 'both' before, 'blend' now"):
+    with pytest.raises(RunConflict, match=r"generator\.compose: 'condition' before, 'blend' now"):
         run(small_settings(8, **{"generator.compose": "blend"}), dance, straight)
     assert_same(final(straight), before)
 
@@ -472,7 +472,9 @@ def test_two_processes_give_the_gradients_of_one(
     for name in ("g", "d"):
         states = one.optimisers[name]["state"], two.optimisers[name]["state"]
         assert states[0].keys() == states[1].keys()
+        largest = max(float(moments["exp_avg"].abs().max()) for moments in states[0].values())
         for number, moments in states[0].items():
             first, second = moments["exp_avg"], states[1][number]["exp_avg"]
-            scale = max(float(first.abs().max()), 1e-7)
+            # Some gradients are sums of what cancels, a last bias' for one: zero but for rounding.
+            scale = max(float(first.abs().max()), 1e-3 * largest)
             assert (first - second).abs().max() < 2e-3 * scale, (name, number)

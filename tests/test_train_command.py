@@ -1,0 +1,124 @@
+"""`v2v train` and `v2v plot` as people type them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from v2v.progress import Silent
+
+FAST = [
+    "--size", "64", "-s", "generator.scales=1", "-s", "schedule.lengths=[1,2]",
+    "-s", "discriminator.width=8", "-s", "discriminator.layers=2", "-s", "loop.threads=1",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A drawn dance of a second, with pose only."""
+    from preprocess.build import preprocess
+    from samples.clips import write_sample
+    from v2v.config import PreprocessSettings, load_config
+
+    folder = tmp_path_factory.mktemp("command")
+    video = write_sample("person", folder, seconds=1.0, report=Silent())
+    settings = load_config(
+        PreprocessSettings, "preprocess", values={"frames.size": 96, "preview.enabled": False}
+    )
+    preprocess(video, ["pose"], settings, output=folder / "data" / "person")
+    return folder / "data" / "person"
+
+
+def v2v(*arguments: object, where: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "v2v", *map(str, arguments)],
+        cwd=where, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["--task", "dance"], ["unknown task 'dance'", "face, pose, street"]),
+        (["--steps", "5", "--minutes", "1"], ["--steps and --minutes are both given"]),
+        (["-s", "generator.presett=base"], ["unknown setting generator.presett",
+                                            "did you mean generator.preset?"]),
+        (["-s", "generator.preset=huge"], ["setting generator.preset cannot be 'huge'", "mobile"]),
+        (["-s", "losses.flow=-1"], ["setting losses.flow cannot be -1"]),
+        (["--config", "none.yaml"], ["no such config file"]),
+    ],
+)  # fmt: skip
+def test_bad_options(arguments: list[str], said: list[str], store: Path, tmp_path: Path) -> None:
+    done = v2v("train", "--data", store, *arguments, where=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    for text in said:
+        assert text in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_store_that_is_not_there(tmp_path: Path) -> None:
+    done = v2v("train", "--data", "data/none", where=tmp_path)
+    assert done.returncode == 1 and "is not a clip store" in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_dry_run_writes_nothing(store: Path, tmp_path: Path) -> None:
+    done = v2v("train", "--data", store, *FAST, "--minutes", "3", "--dry-run", "--json",
+               where=tmp_path)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)
+    assert [stage["length"] for stage in plan["stages"]] == [1, 2]
+    assert sum(stage["minutes"] for stage in plan["stages"]) == pytest.approx(3, abs=0.05)
+    assert plan["parameters"]["generator"] > 1e6 and plan["peak_memory_gb"] > 0.1
+    assert all(stage["multiply_adds_a_frame"] > 1e7 for stage in plan["stages"])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_train_stop_go_on_plot_and_load(store: Path, tmp_path: Path) -> None:
+    """The way a person goes: train, Ctrl-C, the same command again, curves, the model."""
+    command = ["train", "--data", store, "--name", "b", *FAST, "--steps", "40"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "v2v", *map(str, command)], cwd=tmp_path, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "COLUMNS": "200"},
+    )  # fmt: skip
+    log = tmp_path / "runs" / "b" / "log.jsonl"
+    for _ in range(1200):
+        if log.exists() or process.poll() is not None:
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130, said
+    assert "run the same command again to go on" in said and "Traceback" not in said
+
+    done = v2v(*command, "--json", where=tmp_path)
+    assert done.returncode == 0, done.stderr
+    outcome = json.loads(done.stdout)
+    assert outcome["steps"] >= 40 and (tmp_path / outcome["preview"]).stat().st_size > 1000
+    steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
+    assert steps == sorted(set(steps)) and steps[-1] >= 40
+    assert {"config.yaml", "run.json", "tensorboard", "checkpoints", "previews", "model"} <= {
+        p.name for p in (tmp_path / "runs" / "b").iterdir()
+    }
+
+    assert v2v("plot", "runs/b", "-o", "curves.png", where=tmp_path).returncode == 0
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+    again = v2v(*command, "-s", "generator.compose=blend", where=tmp_path)
+    assert again.returncode == 1 and "generator.compose: 'condition' before" in again.stderr
+
+    code = "import v2v, sys; print(v2v.load_model('runs/b'), 'mediapipe' in sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=100
+    )
+    assert loaded.stdout.startswith("Model(pose, 64x"), loaded.stderr
+    assert loaded.stdout.strip().endswith("False")
