@@ -235,7 +235,8 @@ def _loop(
     if first and not run.saved():
         trainer.save(run)  # something to go back to
     bar = _Bar(report if first else None, trainer)
-    clock = saved = seen = time.monotonic()
+    clock = time.monotonic()
+    saved = seen = trainer.progress.seconds
 
     while trainer.progress.share(budget) < 1 and not stopping.asked:
         stage = trainer.enter_stage()
@@ -243,13 +244,14 @@ def _loop(
         for batch in trainer.batches(stage):
             losses = trainer.window(batch, stage)
 
-            # The clock, and whether to stop, are the first process's, so that all agree.
-            now = time.monotonic()
-            trainer.progress.seconds += now - clock
-            clock = now
+            # The clock, and whether to stop, are the first process's, so that all agree on what
+            # is due: those who do not would wait for one another for ever.
+            trainer.progress.seconds += time.monotonic() - clock
+            clock = time.monotonic()
             if fabric.world_size > 1:
                 told = fabric.broadcast((trainer.progress.seconds, stopping.asked))
                 trainer.progress.seconds, stopping.asked = told
+            now = trainer.progress.seconds
             bar.advance(losses)
             over = trainer.progress.share(budget) >= 1 or stopping.asked
             checkpoint_due = now - saved > 60 * output.checkpoint_minutes
@@ -270,7 +272,8 @@ def _loop(
             if now - seen > 60 * output.preview_minutes and first and not over:
                 trainer.preview(run)
                 save_model(run.model, trainer.model())
-                seen = time.monotonic()
+            if now - seen > 60 * output.preview_minutes:
+                seen = now
             if over or trainer.stage_is_over():
                 break
     bar.done()
@@ -286,7 +289,8 @@ def launch(settings: TrainSettings) -> Fabric:
         device = "cpu"
     precision = "32-true" if loop.precision == "32" else "bf16-mixed"
     if loop.precision == "auto":
-        quick = _cpu_has_bf16() if on_cpu else torch.cuda.is_bf16_supported()
+        on_gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        quick = _cpu_has_bf16() if on_cpu else on_gpu
         precision = "bf16-mixed" if quick else "32-true"
     # The scales that wait for their turn, and critics of too long a stride, get no gradients.
     devices, nodes = _processes(loop.devices)
@@ -461,6 +465,8 @@ class Trainer:
                     frames[name] = frames.get(name, 0) + seen
             if not per_window or stop == batch.length:
                 self._update()
+            if self.progress.step == self.settings.budget.steps:
+                break
         return {name: value / frames[name] for name, value in total.items()}
 
     def _chunk(
