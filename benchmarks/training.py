@@ -80,7 +80,7 @@ class Bench:
         settings = case.settings(*more)
         self.windows: Windows = open_windows(settings, [case.data])
         plan = plan_run(settings, self.windows)
-        self.trainer = Trainer(launch(settings), settings, self.windows, plan)
+        self.trainer = Trainer(launch(settings), settings, self.windows, plan, Silent())
         self.trainer.progress.stage = len(plan.schedule) - 1
         self.stage: Stage = self.trainer.enter_stage()
         self.settings = settings
@@ -98,7 +98,7 @@ class Bench:
         return self.windows.batch(own, self.stage.length, (self.stage.height, self.stage.width))
 
     def train(self, batch: Batch) -> None:
-        self.trainer.window(batch, self.stage)
+        self.trainer.window(batch)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
 

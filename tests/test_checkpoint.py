@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from v2v.checkpoint import (
     FORMAT,
@@ -18,6 +19,7 @@ from v2v.checkpoint import (
     load_checkpoint,
     load_model,
     read_tensors,
+    restore_replaced,
     save_checkpoint,
     save_model,
 )
@@ -132,6 +134,14 @@ def test_a_pickle_as_weights_is_refused_under_any_name(tmp_path: Path) -> None:
     assert not Evil.ran
 
 
+@pytest.mark.parametrize("clips", range(1, 40))
+def test_no_header_is_taken_for_a_pickle(clips: int, tmp_path: Path) -> None:
+    """Safetensors begin with their header's length, any bytes: 896 looks like a pickle's first."""
+    plates = {str(n): torch.zeros(4, 8, 8) for n in range(clips)}
+    save_file(plates, tmp_path / "plates.safetensors")
+    assert len(read_tensors(tmp_path / "plates.safetensors")) == clips
+
+
 def test_a_pickle_as_optimiser_state_is_refused(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "c", checkpoint())
     torch.save({"adam": Evil()}, tmp_path / "c" / "optimisers.pt")
@@ -189,6 +199,13 @@ def test_what_torch_says_of_a_full_disk_is_understood(
     with pytest.raises(V2VError, match="disk is full"):
         save_checkpoint(tmp_path / "c", checkpoint())
     assert not list(tmp_path.iterdir())
+
+
+def test_a_kill_between_two_renames_loses_nothing(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "c", checkpoint(1))
+    (tmp_path / "c").rename(tmp_path / ".c.old")
+    restore_replaced(tmp_path / "c")
+    assert load_checkpoint(tmp_path / "c").progress == {"step": 1}
 
 
 def test_a_kill_while_writing_leaves_a_whole_one(tmp_path: Path) -> None:

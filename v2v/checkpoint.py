@@ -197,8 +197,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise CheckpointInvalid(f"{path} is missing", hint=DAMAGED)
     with open(path, "rb") as file:
-        head = file.read(4)
-    if path.suffix != ".safetensors" or head[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04"):
+        head = file.read(9)
+    # Safetensors begin with a length in 8 bytes, any bytes, and a header in JSON.
+    if path.suffix != ".safetensors" or head[8:] != b"{":
         raise CheckpointInvalid(
             f"{path} is refused: it is a pickle or a torch archive, which can run code",
             hint="only safetensors are loaded as weights",
@@ -237,6 +238,7 @@ class _replacing:  # noqa: N801 - reads as a verb where it is used
         self.partial = folder.with_name(f".{folder.name}.partial")
 
     def __enter__(self) -> Path:
+        restore_replaced(self.folder)
         with writing(self.folder):
             shutil.rmtree(self.partial, ignore_errors=True)
             self.partial.mkdir(parents=True)
@@ -257,12 +259,22 @@ class _replacing:  # noqa: N801 - reads as a verb where it is used
             for path in self.partial.iterdir():
                 with open(path, "rb+") as file:
                     os.fsync(file.fileno())
-            old = self.folder.with_name(f".{self.folder.name}.old")
+            old = _old(self.folder)
             shutil.rmtree(old, ignore_errors=True)
             if self.folder.exists():
                 os.replace(self.folder, old)
             os.replace(self.partial, self.folder)
             shutil.rmtree(old, ignore_errors=True)
+
+
+def _old(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.old")
+
+
+def restore_replaced(folder: Path) -> None:
+    """Put back what was there, where a process was killed before it could replace it."""
+    if not folder.exists() and _old(folder).exists():
+        os.replace(_old(folder), folder)
 
 
 def _raise_full_disk(folder: Path, error: BaseException) -> None:

@@ -240,11 +240,13 @@ def train(
     settings = load_config(
         TrainSettings, "train", f"train-{task}", file=config, overrides=setting, values=values
     )
-    folder = runs / (name or data[0].name)
+    folder = runs / (name or data[0].resolve().name)
     if dry_run:
         from v2v.training.estimate import estimate
 
         plan = estimate(settings, data)
+        if _is_helper_process():
+            return
         if as_json:
             import json
 

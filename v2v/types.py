@@ -41,7 +41,9 @@ class _Tensors:
         return replace(self, **changed)
 
     def to(self, device: torch.device | str) -> Self:
-        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
+        # Towards the CPU a copy must have arrived before it is read.
+        ahead = torch.device(device).type == "cuda"
+        return self.map(lambda tensor: tensor.to(device, non_blocking=ahead))
 
     def detach(self) -> Self:
         return self.map(Tensor.detach)
@@ -146,7 +148,8 @@ class GeneratorState(_Tensors):
             return torch.cat([past[:, 1:], newest[:, None]], dim=1)
 
         return GeneratorState(
-            frames=push(self.frames, frame.to(self.frames.dtype)),
+            # As a video would hold it: what is out of range must not grow from frame to frame.
+            frames=push(self.frames, frame.to(self.frames.dtype).clamp(-1, 1)),
             signals=push(self.signals, condition.signals),
             known=push(self.known, torch.ones_like(self.known[:, 0])),
         )

@@ -190,7 +190,7 @@ def trainer(settings: TrainSettings, store: Path) -> Trainer:
     from v2v.training.prepare import open_windows, plan_run
 
     windows = open_windows(settings, [store])
-    made = Trainer(launch(settings), settings, windows, plan_run(settings, windows))
+    made = Trainer(launch(settings), settings, windows, plan_run(settings, windows), Silent())
     made.progress.stage = len(made.plan.schedule) - 1
     return made
 
@@ -213,7 +213,7 @@ def gradients(made: Trainer) -> dict[str, torch.Tensor]:
         made.progress.step += 1
 
     made._update = keep  # type: ignore[method-assign]
-    made.window(next(made.batches(stage)), stage)
+    made.window(next(made.batches(stage)))
     return kept
 
 
@@ -257,7 +257,7 @@ def test_nothing_is_computed_twice(
         return generator_step(*arguments, **named)
 
     monkeypatch.setattr(made.objective, "for_generator", watched)
-    made.window(batch, stage)
+    made.window(batch)
     chunks = stage.length // 2
     assert counted == {"perceptual": chunks, "real": chunks, "judged": 2 * chunks}
 
@@ -269,7 +269,7 @@ def test_only_the_new_scale_learns_while_it_is_alone(dance: Path, small_settings
     before = {k: v.clone() for k, v in made.generator.state_dict().items()}
     batches = made.batches(stage)
     for _ in range(2):  # the new heads' last layer starts at zero: nothing passes it at first
-        made.window(next(batches), stage)
+        made.window(next(batches))
     moved = {k.split(".")[0] + k.split(".")[1] for k, v in made.generator.state_dict().items()
              if not torch.equal(v, before[k])}  # fmt: skip
     assert moved == {"finer0", "heads1"}
@@ -284,7 +284,7 @@ def test_baselines_train_in_the_same_loop(
     assert load_model(tmp_path / "run").record.generator["name"] == name
 
 
-@pytest.mark.parametrize("off", [["image"], ["temporal_1", "temporal_3", "temporal_9"],
+@pytest.mark.parametrize("off", [["image"], ["image", "face"], ["temporal_1", "temporal_3", "temporal_9"],
                                  ["image", "temporal_1", "temporal_3", "temporal_9", "face",
                                   "hands"]])  # fmt: skip
 def test_critics_can_be_left_out(
@@ -321,6 +321,29 @@ def test_numbers_that_are_none_take_the_run_back_and_slow_it(
     assert all(v.isfinite().all() for v in end.values() if torch.is_tensor(v))
     steps = [e["step"] for e in RunFolder(tmp_path / "run").entries()]
     assert steps == sorted(set(steps)), "the log forgets what was taken back"
+
+
+def test_weights_that_are_no_numbers_are_never_saved(
+    dance: Path, small_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gradient may be none where the losses still were numbers."""
+    honest, broken = Trainer.window, []
+
+    def breaking(self: Trainer, *arguments: Any) -> Any:
+        found = honest(self, *arguments)
+        if self.progress.step >= 3 and not broken:
+            broken.append(1)
+            with torch.no_grad():
+                next(self.generator.parameters()).fill_(float("nan"))
+        return found
+
+    monkeypatch.setattr(Trainer, "window", breaking)
+    settings = small_settings(6, **{"output.checkpoint_minutes": 1e-6})
+    heard = run(settings, dance, tmp_path / "run")
+    assert any("of the learning rates" in note for note in heard.notes)
+    for folder in RunFolder(tmp_path / "run").saved():
+        weights = load_checkpoint(folder).modules
+        assert all(v.isfinite().all() for state in weights.values() for v in state.values())
 
 
 def test_a_run_that_diverges_again_and_again_ends(
@@ -398,6 +421,13 @@ def test_a_folder_of_something_else_is_not_touched(
     assert (tmp_path / "thesis.tex").exists()
 
 
+def test_a_file_in_the_run_s_place(dance: Path, small_settings: Settings, tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("")
+    for folder in (tmp_path / "run", tmp_path / "run" / "b"):
+        with pytest.raises(RunConflict, match="a file in its place"):
+            run(small_settings(), dance, folder)
+
+
 def test_two_processes_do_not_share_a_run(
     dance: Path, small_settings: Settings, tmp_path: Path
 ) -> None:
@@ -421,6 +451,7 @@ def test_a_missing_signal_names_the_command(
         ({"schedule.lengths": [128]}, TooFewFrames, "too few frames"),
         ({"generator.name": "unet"}, V2VError, "unknown generator 'unet'"),
         ({"generator.scales": 4}, ConfigError, "fewer scales"),
+        ({"discriminator.layers": 5}, ConfigError, "discriminator.layers=3"),
     ],
 )
 def test_bad_settings_are_said_before_anything_is_written(

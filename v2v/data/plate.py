@@ -78,12 +78,15 @@ def background_plate(store: ClipStore, start: int = 0, stop: int | None = None) 
             np.uint8
         )
 
-    apart = np.abs(frames.astype(np.int16) - picture).mean(axis=3)
-    seen = free & (known > 0)
-    deviations = apart[seen]
-    if not len(deviations):
+    seen, apart, moved = 0, 0.0, 0
+    for frame, there in zip(frames, free, strict=True):
+        deviations = cv2.absdiff(frame, picture).mean(axis=2)[there & (known > 0)]
+        seen += len(deviations)
+        apart += float(deviations.sum())
+        moved += int((deviations > MOVED).sum())
+    if not seen:
         return Plate(picture, known, 255.0, 1.0)
-    return Plate(picture, known, float(deviations.mean()), float((deviations > MOVED).mean()))
+    return Plate(picture, known, apart / seen, moved / seen)
 
 
 def _free(store: ClipStore, index: int, person: int, size: tuple[int, ...]) -> NDArray[np.bool_]:

@@ -543,9 +543,14 @@ _POINTS = ("pose", "face")
 _MOVING = set(list(CITYSCAPES)[24:34])  # from person to bicycle
 
 
+def trained_part(count: int, holdout: float) -> tuple[int, int]:
+    """First frame and end (excluded) of what is trained on, of `count` frames."""
+    return 0, count - min(math.ceil(count * holdout), count)
+
+
 def _clip(store: ClipStore, holdout: float) -> Clip:
     count = len(store)
-    end = count - min(math.ceil(count * holdout), count)
+    _, end = trained_part(count, holdout)
     frames = store.record.frames
     shots = ((a, min(b, end)) for a, b in store.shots)
     return Clip(

@@ -17,10 +17,11 @@ Shapes: B clips, C channels of the signals, P past frames (2), K scales; H, W th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from v2v.config import Config
@@ -70,7 +71,9 @@ class GeneratorSettings(Config):
 
     name: str  # sequential, or a baseline: pix2pix, pix2pixhd, spade
     preset: Literal["mobile", "base", "large"]
-    scales: int | None  # None: the core works at 128 px at most, and each scale doubles that
+    scales: (
+        Annotated[int, Field(ge=1, le=6)] | None
+    )  # None: the core works at 128 px at most, and each scale doubles that
     sequential: bool  # false: frame by frame, the same network without a past
     compose: Literal["blend", "condition", "both"]
     plate: Literal["auto", "on", "off"]

@@ -6,7 +6,6 @@ last stage, which costs the most, is really trained, on the machine that would d
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from v2v.models.generator import multiply_adds
+from v2v.progress import Silent
 from v2v.training.loop import Trainer, launch, with_budget
 from v2v.training.prepare import Plan, open_windows, plan_run
 from v2v.training.schedule import Stage
@@ -105,8 +105,8 @@ def estimate(settings: TrainSettings, clips: list[Path]) -> Estimate:
     settings = with_budget(settings)
     fabric = launch(settings)
     windows = open_windows(settings, clips)
-    plan = plan_run(settings, windows)
-    trainer = Trainer(fabric, settings, windows, plan)
+    plan = plan_run(settings, windows, world=fabric.world_size)
+    trainer = Trainer(fabric, settings, windows, plan, Silent())
 
     trainer.progress.stage = len(plan.schedule) - 1
     last = trainer.enter_stage()
@@ -117,7 +117,7 @@ def estimate(settings: TrainSettings, clips: list[Path]) -> Estimate:
         batch = next(batches)
         _settle(on_gpu)
         begin, before = time.perf_counter(), trainer.progress.step
-        trainer.window(batch, last)
+        trainer.window(batch)
         _settle(on_gpu)
         seconds = (time.perf_counter() - begin) / (trainer.progress.step - before)
 
@@ -158,6 +158,7 @@ def _macs(trainer: Trainer, stage: Stage) -> int:
     size = (stage.height, stage.width)
     channels = trainer.windows.channels
     device = trainer.fabric.device
+    generator.eval()
     condition = Condition(
         signals=torch.zeros(1, channels, *size, device=device),
         clip=torch.zeros(1, dtype=torch.int64, device=device),
@@ -176,6 +177,8 @@ def _settle(on_gpu: bool) -> None:
 def _peak(on_gpu: bool) -> float:
     if on_gpu:
         return torch.cuda.max_memory_allocated() / 1e9
+    import resource  # not on Windows
+
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 

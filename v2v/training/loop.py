@@ -29,6 +29,7 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -41,7 +42,7 @@ from v2v.models.augment import draw
 from v2v.models.baselines.pix2pixhd import Clusters, FeatureEncoder, cluster_features
 from v2v.models.discriminators import Discriminators, Judgement, frozen, with_real
 from v2v.models.rollout import rollout
-from v2v.progress import Reporter
+from v2v.progress import Reporter, Silent
 from v2v.training.objective import Objective, Rendered
 from v2v.training.prepare import Plan, describe_model, open_windows, plan_run
 from v2v.training.preview import write_preview
@@ -177,21 +178,19 @@ def train(
 
     # Data.
     windows = open_windows(settings, clips)
-    plan = plan_run(settings, windows)
+    plan = plan_run(settings, windows, world=fabric.world_size)
     notes = [*windows.notes, *plan.notes]
 
+    # Networks, optimisers.
+    trainer = Trainer(fabric, settings, windows, plan, report if first else Silent())
     with RunFolder(folder) if first else nullcontext(RunFolder(folder)) as run:
         if first:
             if overwrite:
                 run.clear()
             run.begin(settings, [str(clip) for clip in clips])
-        fabric.barrier()
-
-        # Networks, optimisers.
-        trainer = Trainer(fabric, settings, windows, plan)
-        if first:
             for note in notes:
                 report.note(note)
+        fabric.barrier()
 
         # Resume.
         checkpoint = run.latest()
@@ -206,16 +205,16 @@ def train(
                 report.note(f"going on from step {progress.step}")
 
         # Loop.
-        board = _Board(run, settings, first)
+        board = _Board(run, settings, first, progress.step)
         with _Stopping() as stopping, board:
-            _loop(trainer, run, board, stopping, report)
-        if stopping.asked:
+            stopped = _loop(trainer, run, board, stopping, report)
+        fabric.barrier()  # no process leaves before the first has saved
+        if stopped:
             raise KeyboardInterrupt
 
         # Finish.
         preview = None
         if first:
-            trainer.save(run)
             save_model(run.model, trainer.model())
             preview = trainer.preview(run)
         fabric.barrier()
@@ -228,7 +227,8 @@ def train(
 
 def _loop(
     trainer: Trainer, run: RunFolder, board: _Board, stopping: _Stopping, report: Reporter
-) -> None:
+) -> bool:
+    """Train until the budget is used up; true where it was stopped before."""
     settings, fabric = trainer.settings, trainer.fabric
     output, budget = settings.output, settings.budget
     first = fabric.is_global_zero
@@ -238,45 +238,48 @@ def _loop(
     clock = time.monotonic()
     saved = seen = trainer.progress.seconds
 
-    while trainer.progress.share(budget) < 1 and not stopping.asked:
+    stop = False
+    while trainer.progress.share(budget) < 1 and not stop:
         stage = trainer.enter_stage()
-        bar.stage(stage)
+        bar.announce(stage)
         for batch in trainer.batches(stage):
-            losses = trainer.window(batch, stage)
+            losses = trainer.window(batch)
 
             # The clock, and whether to stop, are the first process's, so that all agree on what
             # is due: those who do not would wait for one another for ever.
             trainer.progress.seconds += time.monotonic() - clock
             clock = time.monotonic()
+            stop = stopping.asked
             if fabric.world_size > 1:
-                told = fabric.broadcast((trainer.progress.seconds, stopping.asked))
-                trainer.progress.seconds, stopping.asked = told
+                trainer.progress.seconds, stop = fabric.broadcast((trainer.progress.seconds, stop))
             now = trainer.progress.seconds
             bar.advance(losses)
-            over = trainer.progress.share(budget) >= 1 or stopping.asked
-            checkpoint_due = now - saved > 60 * output.checkpoint_minutes
+            over = trainer.progress.share(budget) >= 1 or stop
+            save_due = over or now - saved > 60 * output.checkpoint_minutes
+            preview_due = not over and now - seen > 60 * output.preview_minutes
 
-            # Log; and where the losses are no numbers any more, go back.
+            # Log; and where there are no numbers any more, go back. What is saved is sound.
             board.add(losses)
-            if board.due(trainer.progress) or over or checkpoint_due:
-                if not board.finite(fabric):
+            keeping = save_due or preview_due
+            if board.due(trainer.progress) or keeping:
+                if not board.finite(fabric) or (keeping and not trainer.finite()):
                     trainer.roll_back(run, report)
-                    board.forget()
-                    if first:
-                        run.rewind(trainer.progress.step)
+                    board.rewind(trainer.progress.step)
                     break
                 board.write(trainer, stage)
-            if (checkpoint_due or over) and first:
-                trainer.save(run)
-            saved = now if checkpoint_due else saved
-            if now - seen > 60 * output.preview_minutes and first and not over:
-                trainer.preview(run)
-                save_model(run.model, trainer.model())
-            if now - seen > 60 * output.preview_minutes:
+            if save_due:
+                saved = now
+                if first:
+                    trainer.save(run)
+            if preview_due:
                 seen = now
+                if first:
+                    trainer.preview(run)
+                    save_model(run.model, trainer.model())
             if over or trainer.stage_is_over():
                 break
     bar.done()
+    return stop and trainer.progress.share(budget) < 1
 
 
 def launch(settings: TrainSettings) -> Fabric:
@@ -292,13 +295,8 @@ def launch(settings: TrainSettings) -> Fabric:
         on_gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         quick = _cpu_has_bf16() if on_cpu else on_gpu
         precision = "bf16-mixed" if quick else "32-true"
-    # The scales that wait for their turn, and critics of too long a stride, get no gradients.
     devices, nodes = _processes(loop.devices)
-    if on_cpu:
-        # One core is left to the loader: threads that wait for one another spin, and where one of
-        # them has to wait for its core, convolutions take many times as long.
-        cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-        torch.set_num_threads(loop.threads or max((cores - 1) // devices, 1))
+    # The scales that wait for their turn, and critics of too long a stride, get no gradients.
     strategy = "ddp_find_unused_parameters_true" if devices * nodes > 1 else "auto"
     try:
         fabric = Fabric(
@@ -306,13 +304,18 @@ def launch(settings: TrainSettings) -> Fabric:
             precision=precision,  # type: ignore[arg-type]
         )  # fmt: skip
         fabric.launch()
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, MisconfigurationException) as error:
         if isinstance(error, V2VError):
             raise
         raise RunConflict(
             f"cannot train on {loop.devices} x {loop.device}: {error}",
             hint="-s loop.device=cpu or --devices 1 work everywhere",
         ) from error
+    if on_cpu:
+        # One core is left to the loader: threads that wait for one another spin, and where one of
+        # them has to wait for its core, convolutions take many times as long.
+        cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+        torch.set_num_threads(loop.threads or max((cores - 1) // devices, 1))
     return fabric
 
 
@@ -341,9 +344,15 @@ class Trainer:
     """The networks, their optimisers, and one window's worth of training."""
 
     def __init__(
-        self, fabric: Fabric, settings: TrainSettings, windows: Windows, plan: Plan
+        self,
+        fabric: Fabric,
+        settings: TrainSettings,
+        windows: Windows,
+        plan: Plan,
+        report: Reporter,
     ) -> None:
         self.fabric, self.settings, self.windows, self.plan = fabric, settings, windows, plan
+        self.report = report
         loop = settings.loop
         torch.manual_seed(loop.seed)  # what the weights start from
         self.generator = build_generator(**plan.generator)
@@ -376,7 +385,10 @@ class Trainer:
         learning = list(self.critics.parameters()) or [nn.Parameter(torch.zeros(()))]
         d_adam = torch.optim.Adam(learning, o.discriminator_rate, betas=o.betas, fused=True)
         self.unroll, self.g_adam = fabric.setup(unroll, g_adam)
-        self.judge, self.d_adam = fabric.setup(self.critics, d_adam)
+        if self.plan.critics:
+            self.judge, self.d_adam = fabric.setup(self.critics, d_adam)
+        else:  # DDP refuses a module without parameters
+            self.judge, self.d_adam = self.critics, fabric.setup_optimizers(d_adam)
 
     # ------------------------------------------------------------ stages
 
@@ -391,6 +403,10 @@ class Trainer:
         """Move on to the stage of the hour, never back: what has grown does not shrink."""
         share = self.progress.share(self.settings.budget)
         self.progress.stage = max(self.progress.stage, stage_at(self.plan.schedule, share))
+        return self.apply_stage()
+
+    def apply_stage(self) -> Stage:
+        """Have the generator work at the stage's scale, and train what the stage trains."""
         stage = self.stage()
         generator: Any = self.generator
         if hasattr(generator, "active"):
@@ -423,7 +439,7 @@ class Trainer:
 
     # ------------------------------------------------------------ one window
 
-    def window(self, batch: Batch, stage: Stage) -> dict[str, Tensor]:
+    def window(self, batch: Batch) -> dict[str, Tensor]:
         """Train on a batch of windows, chunk by chunk; the mean losses, without gradient.
 
         Gradients flow through `chunk` frames (truncated back-propagation through time); what came
@@ -437,6 +453,8 @@ class Trainer:
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error):
                     raise
+                if self.fabric.device.type == "cuda":
+                    torch.cuda.empty_cache()
                 self._fit_memory(len(batch), error)
         self.progress.window += 1
         return losses
@@ -511,9 +529,10 @@ class Trainer:
         if self.plan.critics:
             with self._unsynced(self.judge, sync):
                 judged = self.judge(signals, real, fake.detach(), **looking)
-                total, parts = self.objective.for_critics(judged)
-                fabric.backward(total * share)
-            losses |= parts
+                if judged:  # none where all that there are want longer windows
+                    total, parts = self.objective.for_critics(judged)
+                    fabric.backward(total * share)
+                    losses |= parts
 
         # Generator.
         with frozen(self.critics), self._unsynced(self.unroll, sync):
@@ -561,13 +580,19 @@ class Trainer:
         p = self.progress
         for adam in (self.g_adam, self.d_adam):
             adam.zero_grad(set_to_none=True)
-        if self.fabric.world_size == 1 and p.accumulate < batch:
+        if self.fabric.world_size > 1:  # the others do not know, and would wait
+            raise OutOfMemory(
+                "the memory does not hold this training",
+                hint="-s loop.recompute=true, -s loop.accumulate=2, -s loop.chunk=1 or a smaller"
+                " --size",
+            ) from error
+        if p.accumulate < batch:
             p.accumulate = min(2 * p.accumulate, batch)
             said = f"batches are cut into {p.accumulate} parts"
-        elif self.fabric.world_size == 1 and p.chunk > 1:
+        elif p.chunk > 1:
             p.chunk //= 2
             said = f"gradients flow through {p.chunk} frame(s)"
-        elif self.fabric.world_size == 1 and not p.recompute:
+        elif not p.recompute:
             p.recompute = True
             said = "activations are computed again in the backward pass"
         else:
@@ -576,11 +601,16 @@ class Trainer:
                 hint="train smaller: --size 128, -s generator.preset=mobile,"
                 " -s discriminator.width=16",
             ) from error
-        self.on_note(f"out of memory: {said} from here on")
-
-    on_note: Callable[[str], None] = staticmethod(lambda text: None)
+        self.report.note(f"out of memory: {said} from here on")
 
     # ------------------------------------------------------------ keeping
+
+    def finite(self) -> bool:
+        """Whether all weights are numbers: a gradient may be none where the losses still were."""
+        modules = (self.generator, self.ema.module, self.critics)
+        weights = [p.detach() for module in modules for p in module.parameters()]
+        norms = torch.stack(torch._foreach_norm(weights))  # type: ignore[arg-type]
+        return bool(torch.isfinite(norms).all())
 
     def save(self, run: RunFolder) -> None:
         modules = {
@@ -604,6 +634,7 @@ class Trainer:
             load_weights(module, dict(checkpoint.modules.get(name, {})), where)
         self.g_adam.load_state_dict(checkpoint.optimisers["g"])
         self.d_adam.load_state_dict(checkpoint.optimisers["d"])
+        self.apply_stage()
 
     def roll_back(self, run: RunFolder, report: Reporter) -> None:
         """Go on from the last good checkpoint, slower. Raises `TrainingDiverged` in the end."""
@@ -620,6 +651,8 @@ class Trainer:
         checkpoint = run.latest()
         assert checkpoint is not None
         self.restore(checkpoint, run.checkpoints)
+        if self.fabric.is_global_zero:
+            run.rewind(self.progress.step)
         self.progress.rollbacks, self.progress.slower = rollbacks, slower
         self.progress.seconds = seconds
         report.note(
@@ -642,7 +675,12 @@ class Trainer:
             for kind, centres in (self._clusters() or {}).items()
         }
         statistics = {**self.plan.statistics, **clusters}
-        return Model(record, self.ema.module, self.plan.plates, statistics)
+        smaller = self.plan.height // record.height
+        plates = {
+            clip: torch.nn.functional.avg_pool2d(plate, smaller)
+            for clip, plate in self.plan.plates.items()
+        }
+        return Model(record, self.ema.module, plates, statistics)
 
     @torch.no_grad()
     def _clusters(self) -> Clusters | None:
@@ -700,7 +738,9 @@ def _seed(*numbers: int) -> int:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    text = str(error).lower()
+    signs = ("out of memory", "can't allocate memory", "alloc_failed")
+    return isinstance(error, torch.OutOfMemoryError) or any(sign in text for sign in signs)
 
 
 # ---------------------------------------------------------------- around the loop
@@ -734,13 +774,13 @@ class _Stopping:
 class _Board:
     """The log and TensorBoard: means over the updates since the last entry."""
 
-    def __init__(self, run: RunFolder, settings: TrainSettings, enabled: bool) -> None:
+    def __init__(self, run: RunFolder, settings: TrainSettings, enabled: bool, step: int) -> None:
         self.run, self.every, self.enabled = run, settings.output.log_every, enabled
         self.last: dict[str, float] = {}
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
-        self._next = self.every
         self._writer: Any = None
+        self.rewind(step)
 
     def __enter__(self) -> _Board:
         return self
@@ -765,14 +805,19 @@ class _Board:
             bad = fabric.all_reduce(bad, reduce_op="sum")  # type: ignore[assignment]
         return not bool(bad.item())
 
-    def forget(self) -> None:
+    def rewind(self, step: int) -> None:
+        """Forget what has not been written; go on from `step`."""
         self._sums, self._counts = {}, {}
+        self._next = (step // self.every + 1) * self.every
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
 
     def write(self, trainer: Trainer, stage: Stage) -> None:
         progress = trainer.progress
         self._next = (progress.step // self.every + 1) * self.every
         self.last = {n: float(v) / self._counts[n] for n, v in self._sums.items()}
-        self.forget()
+        self._sums, self._counts = {}, {}
         if not self.enabled or not self.last:
             return
         rate = trainer.rate(trainer.settings.optimiser.generator_rate)
@@ -803,18 +848,18 @@ class _Bar:
     def __init__(self, report: Reporter | None, trainer: Trainer) -> None:
         self.report, self.trainer = report, trainer
         self.name = "train"
+        self.described = 0.0
         budget = trainer.settings.budget
         self.units = budget.steps or round(60 * (budget.minutes or 0))
         self.at = self._share()
         if report is not None:
-            trainer.on_note = report.note  # type: ignore[method-assign]
             report.start(self.name, self.units, self.at)
 
     def _share(self) -> int:
         share = self.trainer.progress.share(self.trainer.settings.budget)
         return min(int(share * self.units), self.units)
 
-    def stage(self, stage: Stage) -> None:
+    def announce(self, stage: Stage) -> None:
         if self.report is not None:
             number, of = self.trainer.progress.stage + 1, len(self.trainer.plan.schedule)
             self.report.note(f"stage {number} of {of}: {stage}")
@@ -825,6 +870,9 @@ class _Bar:
         now = self._share()
         self.report.advance(self.name, now - self.at)
         self.at = now
+        if time.monotonic() - self.described < 0.5:  # reading a loss waits for the GPU
+            return
+        self.described = time.monotonic()
         stage = self.trainer.stage()
         total = float(losses["total"])
         self.report.describe(

@@ -53,8 +53,7 @@ class Objective(nn.Module):
             parts[f"critic/{name}"] = losses.discriminator_loss(
                 judgement.real.logits, judgement.fake.logits, self.settings.adversarial
             )
-        total = torch.stack(list(parts.values())).sum()
-        return total, parts
+        return torch.stack(list(parts.values())).sum(), parts
 
     def for_generator(
         self,

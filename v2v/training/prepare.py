@@ -19,7 +19,7 @@ from v2v import __version__
 from v2v.checkpoint import FORMAT, ClipUse, ModelRecord, SignalUse
 from v2v.data.plate import Plate, background_plate
 from v2v.data.store import ClipStore
-from v2v.data.windows import Windows
+from v2v.data.windows import Windows, trained_part
 from v2v.errors import ConfigError, TooFewFrames, UnknownName
 from v2v.models import generator_names
 from v2v.models.generator import CORE_STRIDE
@@ -28,6 +28,7 @@ from v2v.training.settings import TrainSettings
 
 CORE_SIDE = 128  # pixels: the core works on no more, unless told
 STATISTICS = 4096  # frames of a clip that the model remembers the poses of
+PIECE = 4096  # frames that are read at a time
 REGIONS = {  # which boxes a crop critic looks at
     "face": ("face", "eyes", "mouth", "right_eye", "left_eye"),
     "hands": ("left_hand", "right_hand"),
@@ -95,8 +96,7 @@ def _plates(settings: TrainSettings, stores: list[ClipStore]) -> list[Plate] | N
         return None
     plates = []
     for store in stores:
-        trained = max(round(len(store) * (1 - settings.data.hold_out)), 1)
-        plate = background_plate(store, 0, trained)
+        plate = background_plate(store, *trained_part(len(store), settings.data.hold_out))
         if plate is None:
             if wanted == "on":
                 raise ConfigError(
@@ -111,8 +111,11 @@ def _plates(settings: TrainSettings, stores: list[ClipStore]) -> list[Plate] | N
     return plates
 
 
-def plan_run(settings: TrainSettings, windows: Windows) -> Plan:
-    """Work out the whole run. Raises `ConfigError`, `UnknownName`, `TooFewFrames`."""
+def plan_run(settings: TrainSettings, windows: Windows, *, world: int = 1) -> Plan:
+    """Work out the whole run, for `world` processes.
+
+    Raises `ConfigError`, `UnknownName`, `TooFewFrames`.
+    """
     g = settings.generator
     if g.name not in generator_names():
         raise UnknownName.among("generator", g.name, generator_names())
@@ -153,13 +156,21 @@ def plan_run(settings: TrainSettings, windows: Windows) -> Plan:
             "style": style, "clips": len(windows.clips),
         }  # fmt: skip
     if has_plate:
-        notes.append("the camera stands still: the background is a plate of the footage")
+        notes.append("the background is a plate of the footage (-s generator.plate=off: none)")
     if not all("flow" in record.signals for _, record in windows.records):
         where = next(f for f, record in windows.records if "flow" not in record.signals)
         notes.append(
             "without optical flow the model learns motion from the pictures alone; steadier with:"
             f" v2v preprocess {where} --signal flow,segmentation"
         )
+    if world > 1:
+        for stage in schedule:
+            if stage.batch % world:
+                raise ConfigError(
+                    f"{world} processes cannot share a batch of {stage.batch} evenly (frames of"
+                    f" {stage.width}x{stage.height}, {stage.length} at a time)",
+                    hint=f"-s schedule.frames={world * settings.loop.chunk}",
+                )
     critics = {n: w for n, w in settings.losses.critics.model_dump().items() if w > 0}
     crops = {}
     for name, regions in REGIONS.items():
@@ -168,12 +179,22 @@ def plan_run(settings: TrainSettings, windows: Windows) -> Plan:
             crops[name] = which
         else:
             critics.pop(name, None)
+    side = min(smallest, settings.discriminator.crop) if crops else smallest
+    if critics and side < 3 << settings.discriminator.layers:
+        raise ConfigError(
+            f"discriminators of {settings.discriminator.layers} layers need"
+            f" {3 << settings.discriminator.layers} pixels a side, here there are {side}",
+            hint="-s discriminator.layers=3 and -s discriminator.crop=48 fit",
+        )
+    if not critics and not (settings.losses.l1 or settings.losses.perceptual_weight):
+        raise ConfigError("all losses are turned off", hint="leave losses.l1 or a critic on")
     workers = settings.data.workers
     if workers is None:
         import os
 
         on_gpu = torch.cuda.is_available() and settings.loop.device != "cpu"
-        workers = min((os.cpu_count() or 1) - 1, 8) if on_gpu else 0
+        workers = min((os.cpu_count() or 1) // settings.loop.devices - 1, 8) if on_gpu else 0
+        workers = max(workers, 0)
     return Plan(
         height=height, width=width, scales=scales, schedule=schedule, generator=architecture,
         critics=critics, crops=crops,
@@ -220,16 +241,19 @@ def _statistics(windows: Windows) -> dict[str, Tensor]:
     for number, (folder, record) in enumerate(windows.records):
         store = ClipStore(folder, record)
         start, stop = windows.clips[number].train
+        chosen = np.unique(np.linspace(start, stop - 1, STATISTICS).astype(int))
+        found[f"{number}.frames"] = torch.from_numpy(chosen)
         for signal in windows.signals:
-            track = store.track(signal, start, stop)
-            chosen = np.unique(np.linspace(0, len(track) - 1, STATISTICS).astype(int))
             for name in ("points", "depth"):
-                values = getattr(track, name, None)
-                if isinstance(values, np.ndarray):
-                    found[f"{number}.{signal}.{name}"] = torch.from_numpy(
-                        np.ascontiguousarray(values[chosen], np.float32)
-                    )
-            found[f"{number}.{signal}.frames"] = torch.from_numpy(chosen + start)
+                if not isinstance(getattr(store.track(signal, 0, 1), name, None), np.ndarray):
+                    continue
+                parts = []  # in pieces: a long clip's mesh does not fit into memory
+                for first in range(start, stop, PIECE):
+                    end = min(first + PIECE, stop)
+                    rows = chosen[(chosen >= first) & (chosen < end)] - first
+                    parts.append(getattr(store.track(signal, first, end), name)[rows])
+                values = np.ascontiguousarray(np.concatenate(parts), np.float32)
+                found[f"{number}.{signal}.{name}"] = torch.from_numpy(values)
     return found
 
 

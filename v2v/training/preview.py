@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from v2v.data.store import ClipStore
 from v2v.data.video import VideoWriter
 from v2v.data.windows import Windows
+from v2v.errors import writing
 from v2v.models.baselines.pix2pixhd import Clusters, pick_features
 from v2v.models.rollout import rollout
 from v2v.training.prepare import rate_of
@@ -96,7 +97,8 @@ def write_preview(
     stop = min(stop, start + max(round(seconds * rate), 1))
     folder, record = windows.records[0]
     store = ClipStore(folder, record)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     # Small pictures are enlarged, so that a player shows something to look at.
     factor = max(round(384 / size[0]), 1)
     width, height = 3 * size[1] * factor, size[0] * factor

@@ -20,9 +20,17 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from v2v import __version__
-from v2v.checkpoint import CHECKPOINT_FILE, Checkpoint, load_checkpoint, save_checkpoint
+from v2v.checkpoint import (
+    CHECKPOINT_FILE,
+    Checkpoint,
+    load_checkpoint,
+    restore_replaced,
+    save_checkpoint,
+)
 from v2v.errors import CheckpointInvalid, RunConflict, writing
 from v2v.training.settings import OPERATIONAL, TrainSettings
 
@@ -42,10 +50,16 @@ class RunFolder:
         self._lock = FileLock(str(folder / ".lock"), timeout=0)
 
     def __enter__(self) -> RunFolder:
-        with writing(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
         try:
-            self._lock.acquire()
+            with writing(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                restore_replaced(self.model)
+                self._lock.acquire()
+        except (FileExistsError, NotADirectoryError):
+            raise RunConflict(
+                f"{self.folder} cannot be a run's folder: there is a file in its place",
+                hint="choose another --name or --runs",
+            ) from None
         except Timeout:
             raise RunConflict(
                 f"another process is training {self.folder}",
@@ -69,7 +83,7 @@ class RunFolder:
                     f"{self.folder} is not empty and no run of v2v (it has {strangers[0]})",
                     hint="choose another --name",
                 )
-        else:
+        elif self.saved():  # a run that never began holds nothing that could be lost
             self._compare(settings, stores)
         plain = settings.model_dump(mode="json")
         with writing(self.folder):
@@ -83,7 +97,9 @@ class RunFolder:
             record = json.loads((self.folder / RUN_FILE).read_text("utf-8"))
             loaded = OmegaConf.load(self.folder / "config.yaml")
             before: Any = OmegaConf.to_container(loaded)
-        except (OSError, ValueError) as error:
+            if not isinstance(before, dict):
+                raise ValueError("config.yaml holds no settings")
+        except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
             raise RunConflict(
                 f"{self.folder} is damaged: {error}", hint="choose another --name"
             ) from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from v2v.config import Config, Positive, Unit
 from v2v.data.transforms import Augmentation
@@ -16,11 +16,14 @@ from v2v.training.schedule import ScheduleSettings
 TASKS = ("pose", "face", "street")
 
 Weight = Annotated[float, Field(ge=0)]
+Below1 = Annotated[float, Field(ge=0, lt=1)]
+Minutes = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 
 
 class DataSettings(Config):
-    signals: tuple[str, ...]  # what the model is driven by, in the order of its channels
+    # What the model is driven by, in the order of its channels.
+    signals: Annotated[tuple[str, ...], Field(min_length=1)]
     size: Annotated[int, Field(ge=32, le=4096)]  # shorter side of the frames in the end
     hold_out: Annotated[float, Field(ge=0, le=0.9)]  # share of each clip, at its end
     max_stride: Count  # frames skipped at random: faster motion than was filmed
@@ -58,7 +61,7 @@ class LossSettings(Config):
 class OptimiserSettings(Config):
     generator_rate: Positive
     discriminator_rate: Positive
-    betas: tuple[float, float]
+    betas: tuple[Below1, Below1]
     warm_up: Annotated[int, Field(ge=0)]  # updates until the full learning rate
     cool_down: Unit  # share of the budget, at its end, over which the rates fall to a tenth
     clip: Positive | None  # norm that gradients are cut to
@@ -66,7 +69,7 @@ class OptimiserSettings(Config):
 
 
 class LoopSettings(Config):
-    seed: int
+    seed: Annotated[int, Field(ge=0, lt=1 << 62)]
     chunk: Annotated[int, Field(ge=1, le=8)]  # frames that gradients flow through
     updates: Literal["chunk", "window"]  # an update after each chunk, or one per window
     accumulate: Count  # parts that a batch is cut into to save memory
@@ -91,7 +94,13 @@ class Budget(Config):
     """How long to train; one of the two."""
 
     steps: Count | None
-    minutes: Positive | None
+    minutes: Minutes | None
+
+    @model_validator(mode="after")
+    def _one(self) -> Budget:
+        if self.steps is not None and self.minutes is not None:
+            raise ValueError("steps and minutes are both given; one of them is the budget")
+        return self
 
 
 class TrainSettings(Config):
