@@ -284,9 +284,12 @@ def test_baselines_train_in_the_same_loop(
     assert load_model(tmp_path / "run").record.generator["name"] == name
 
 
-@pytest.mark.parametrize("off", [["image"], ["image", "face"], ["temporal_1", "temporal_3", "temporal_9"],
-                                 ["image", "temporal_1", "temporal_3", "temporal_9", "face",
-                                  "hands"]])  # fmt: skip
+TEMPORAL = ["temporal_1", "temporal_3", "temporal_9"]
+
+
+@pytest.mark.parametrize(
+    "off", [["image"], ["image", "face"], TEMPORAL, ["image", *TEMPORAL, "face", "hands"]]
+)
 def test_critics_can_be_left_out(
     off: list[str], dance: Path, small_settings: Settings, tmp_path: Path
 ) -> None:
