@@ -91,8 +91,13 @@ def scales_of(settings: TrainSettings) -> int:
 
 def _plates(settings: TrainSettings, stores: list[ClipStore]) -> list[Plate] | None:
     """A plate for each clip; None where the generator uses none."""
-    wanted = settings.generator.plate
-    if wanted == "off" or settings.generator.name != "sequential":
+    wanted, prior = settings.generator.plate, settings.generator.prior
+    if wanted == prior == "on":
+        raise ConfigError(
+            "generator.plate and generator.prior are both on: a plate is the better prior",
+            hint="leave one of them at auto",
+        )
+    if settings.generator.name != "sequential" or wanted == "off" or prior == "on":
         return None
     plates = []
     for store in stores:
