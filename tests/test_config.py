@@ -38,6 +38,14 @@ def test_every_yaml_loads(names: tuple[str, ...]) -> None:
     assert isinstance(load_config(SCHEMAS[names], *names), SCHEMAS[names])
 
 
+@pytest.mark.parametrize("written", ["on", "off", "auto", "'off'", "true"])
+def test_switches_are_written_as_people_write_them(written: str) -> None:
+    """YAML reads a bare off as false."""
+    found = load_config(TrainSettings, "train", overrides=[f"generator.plate={written}"])
+    expected = {"true": "on"}.get(written, written.strip("'"))
+    assert found.generator.plate == expected
+
+
 def test_every_yaml_is_known() -> None:
     assert {names[-1] + ".yaml" for names in SCHEMAS} == set(YAMLS)
 

@@ -52,6 +52,12 @@ def _size(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _switch(value: Any) -> Any:
+    """YAML reads a bare on and off as true and false."""
+    return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
+
+
+Switch = Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)]
 Unit = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Seconds = Annotated[float, Field(ge=0)]

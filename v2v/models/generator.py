@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from v2v.config import Config
+from v2v.config import Config, Switch
 from v2v.models.blocks import (
     ResidualBlock,
     Up,
@@ -76,8 +76,8 @@ class GeneratorSettings(Config):
     )  # None: the core works at 128 px at most, and each scale doubles that
     sequential: bool  # false: frame by frame, the same network without a past
     compose: Literal["blend", "condition", "both"]
-    plate: Literal["auto", "on", "off"]
-    prior: Literal["auto", "on", "off"]  # foreground and background each by a part of its own
+    plate: Switch
+    prior: Switch  # foreground and background each by a part of its own
     style: Literal["auto", "none", "clip", "encoded"]
 
 
