@@ -215,8 +215,7 @@ def train(
         # Finish.
         preview = None
         if first:
-            save_model(run.model, trainer.model())
-            preview = trainer.preview(run)
+            preview = trainer.publish(run)
         fabric.barrier()
     return Outcome(
         folder=folder, model=run.model, steps=trainer.progress.step,
@@ -274,8 +273,7 @@ def _loop(
             if preview_due:
                 seen = now
                 if first:
-                    trainer.preview(run)
-                    save_model(run.model, trainer.model())
+                    trainer.publish(run)
             if over or trainer.stage_is_over():
                 break
     bar.done()
@@ -660,7 +658,13 @@ class Trainer:
             f" {slower:g} of the learning rates"
         )
 
-    def model(self) -> Model:
+    def publish(self, run: RunFolder) -> Path | None:
+        """Write the model as it is now, and a preview of what it renders."""
+        clusters = self._clusters()
+        save_model(run.model, self._model(clusters))
+        return self._preview(run, clusters)
+
+    def _model(self, looks: Clusters | None) -> Model:
         """The model as it is now: the moving average of the generator."""
         record = describe_model(
             self.settings, self.windows, self.plan,
@@ -671,8 +675,7 @@ class Trainer:
             },
         )  # fmt: skip
         clusters = {
-            f"clusters.{kind}": torch.from_numpy(centres)
-            for kind, centres in (self._clusters() or {}).items()
+            f"clusters.{kind}": torch.from_numpy(centres) for kind, centres in (looks or {}).items()
         }
         statistics = {**self.plan.statistics, **clusters}
         smaller = self.plan.height // record.height
@@ -694,12 +697,12 @@ class Trainer:
         batches = (self.shown.batch(range(n, n + 8), 1, size) for n in drawn)
         return cluster_features(encoder, (b.to(self.fabric.device) for b in batches))
 
-    def preview(self, run: RunFolder) -> Path | None:
+    def _preview(self, run: RunFolder, looks: Clusters | None) -> Path | None:
         stage = self.stage()
         return write_preview(
             self.ema.module, self.shown, run.previews / f"{self.progress.step:08d}.mp4",
             size=(stage.height, stage.width), seconds=self.settings.output.preview_seconds,
-            device=self.fabric.device, clusters=self._clusters(),
+            device=self.fabric.device, clusters=looks,
         )  # fmt: skip
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -297,8 +296,3 @@ def describe_model(
         ),
         training={**training, "settings": settings.model_dump(mode="json")},
     )  # fmt: skip
-
-
-def rate_of(windows: Windows, clip: int = 0) -> Fraction:
-    """Frames a second of a clip."""
-    return Fraction(windows.records[clip][1].frames.fps)

@@ -17,7 +17,6 @@ from v2v.data.windows import Windows
 from v2v.errors import writing
 from v2v.models.baselines.pix2pixhd import Clusters, pick_features
 from v2v.models.rollout import rollout
-from v2v.training.prepare import rate_of
 from v2v.types import Batch, Condition, GeneratorState
 
 CHUNK = 16
@@ -92,11 +91,10 @@ def write_preview(
     shown = held_out(windows)
     if shown is None:
         return None
-    rate = rate_of(windows)
+    store = ClipStore(*windows.records[0])
+    rate = store.rate
     start, stop = shown
     stop = min(stop, start + max(round(seconds * rate), 1))
-    folder, record = windows.records[0]
-    store = ClipStore(folder, record)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     # Small pictures are enlarged, so that a player shows something to look at.
