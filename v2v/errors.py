@@ -17,11 +17,11 @@
     │   ├── StoreDamaged           edited by hand or incomplete
     │   ├── StoreLocked            another process works on it
     │   ├── StoreConflict          made from other footage or with other settings
-    │   └── SignalMissing          the store lacks a signal
+    │   ├── SignalMissing          the store lacks a signal
+    │   └── TooFewFrames           the clips are too short to train on
     ├── TrainingError              a run cannot go on
     │   ├── RunConflict            the run folder holds another run, or is at work
     │   ├── CheckpointInvalid      not ours, of another version, damaged, or unsafe to load
-    │   ├── TooFewFrames           the clips are too short to train on
     │   └── TrainingDiverged       the losses are no numbers any more
     └── EnvironmentProblem         the machine lacks something
         ├── OutOfMemory
@@ -138,6 +138,10 @@ class SignalMissing(StoreError):
     pass
 
 
+class TooFewFrames(StoreError):
+    pass
+
+
 class TrainingError(V2VError):
     pass
 
@@ -147,10 +151,6 @@ class RunConflict(TrainingError):
 
 
 class CheckpointInvalid(TrainingError):
-    pass
-
-
-class TooFewFrames(TrainingError):
     pass
 
 

@@ -45,6 +45,7 @@ from v2v.errors import (
     SignalMissing,
     StoreConflict,
     StoreError,
+    TooFewFrames,
     UnknownName,
     UsageError,
     V2VError,
@@ -332,10 +333,11 @@ class Windows:
         total = sum(clip.count for clip in self.clips)
         train = sum(b - a for clip in self.clips for a, b in clip.shots)
         held_out = sum(b - a for a, b in (clip.held_out for clip in self.clips))
-        return StoreError(
+        return TooFewFrames(
             f"too few frames: a window needs {length} in a row, the longest shot for training has"
             f" {longest} ({total} frames in all, {train} for training, {held_out} held out)",
-            hint="use longer footage, shorter windows, or hold out less",
+            hint="use longer footage, shorter windows (-s schedule.lengths=[1,2]), or hold out less"
+            " (-s data.hold_out=0)",
         )
 
     def draw(self, index: int, length: int, size: Size) -> Draw:

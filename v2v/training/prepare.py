@@ -19,7 +19,7 @@ from v2v.checkpoint import FORMAT, ClipUse, ModelRecord, SignalUse
 from v2v.data.plate import Plate, background_plate
 from v2v.data.store import ClipStore
 from v2v.data.windows import Windows, trained_part
-from v2v.errors import ConfigError, TooFewFrames, UnknownName
+from v2v.errors import ConfigError, UnknownName
 from v2v.models import generator_names
 from v2v.models.generator import CORE_STRIDE
 from v2v.training.schedule import Stage, build_schedule
@@ -130,7 +130,7 @@ def plan_run(settings: TrainSettings, windows: Windows, *, world: int = 1) -> Pl
     lengths = tuple(n for n in settings.schedule.lengths if n <= longest)
     if lengths != settings.schedule.lengths:
         if not lengths:
-            raise _too_few(windows, min(settings.schedule.lengths), longest)
+            windows.starts(min(settings.schedule.lengths), 1)  # says so
         notes.append(
             f"windows grow to {max(lengths)} frames only: the longest shot for training has"
             f" {longest}"
@@ -218,17 +218,6 @@ def _has_prior(settings: TrainSettings, windows: Windows, has_plate: bool) -> bo
             hint=f"add it with: v2v preprocess {windows.clips[0].folder} --signal segmentation",
         )
     return windows.has_foreground
-
-
-def _too_few(windows: Windows, length: int, longest: int) -> TooFewFrames:
-    train = sum(b - a for a, b in (clip.train for clip in windows.clips))
-    held_out = sum(b - a for a, b in (clip.held_out for clip in windows.clips))
-    return TooFewFrames(
-        f"too few frames: a window needs {length} in a row, the longest shot for training has"
-        f" {longest} ({train} frames for training, {held_out} held out)",
-        hint="film more, hold out less (-s data.hold_out=0), or train on shorter windows"
-        " (-s schedule.lengths=[1,2])",
-    )
 
 
 def _plates_at(windows: Windows, size: tuple[int, int]) -> Iterator[tuple[int, Tensor]]:
