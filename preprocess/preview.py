@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from typing import TypeVar, cast
+from typing import cast
 
 import cv2
 import numpy as np
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
+from v2v.ahead import ahead
 from v2v.data.store import ClipStore
 from v2v.data.video import VideoWriter, stored_frames
 from v2v.progress import Reporter
 from v2v.signals import Track
 
-T = TypeVar("T")
 Picture = NDArray[np.uint8]
 CHUNK = 32  # frames drawn at a time
 UNDERLAY = 0.35  # brightness of the frame under points and labels: shows whether they fit
@@ -37,7 +35,7 @@ def write_preview(store: ClipStore, side: int, report: Reporter) -> None:
         rate=store.rate, crf=22, preset="ultrafast", audio=store.audio,
         audio_offset=audio.offset if audio else 0.0,
     ) as writer:  # fmt: skip
-        decoded = _ahead(_shrunk(store, height, width))
+        decoded = ahead(_shrunk(store, height, width), CHUNK)
         for start in range(0, len(store), CHUNK):
             pictures = list(islice(decoded, CHUNK))
             panels = [
@@ -57,15 +55,6 @@ def _shrunk(store: ClipStore, height: int, width: int) -> Iterator[Picture]:
             frame, width=width, height=height, format="rgb24", interpolation="FAST_BILINEAR"
         )
         yield cast(Picture, small.to_ndarray())
-
-
-def _ahead(items: Iterator[T]) -> Iterator[T]:
-    """The same items, made in another thread while the last ones are worked on."""
-    with ThreadPoolExecutor(1) as pool:
-        pending = deque(pool.submit(next, items, None) for _ in range(CHUNK))
-        while (item := pending.popleft().result()) is not None:
-            pending.append(pool.submit(next, items, None))
-            yield item
 
 
 def _panel(track: Track, pictures: list[Picture]) -> list[Picture]:

@@ -24,6 +24,7 @@ LAYERS = (
     ("v2v.errors", "v2v.types"),
     (
         "v2v",
+        "v2v.ahead",
         "v2v.config",
         "v2v.warp",
         "v2v.weights",

@@ -56,3 +56,16 @@ def _silence_native_logs() -> None:
     os.dup2(null, 2)
     os.close(null)
     sys.stderr = os.fdopen(terminal, "w", buffering=1)
+
+
+def cpu_has_bf16() -> bool:
+    """Whether bf16 multiplies in hardware; elsewhere it is emulated and slower than float32."""
+    import torch
+
+    flags = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return any(getattr(torch.cpu, flag, lambda: False)() for flag in flags)
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1

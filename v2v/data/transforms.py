@@ -196,6 +196,11 @@ def _box(
     return left * grain, top * grain, width * grain, height * grain
 
 
+def grain_of(source: tuple[int, int], size: tuple[int, int], zoom: float = 1.0) -> int:
+    """The whole factor by which pictures may be shrunk and still be shown at `size`, zoomed."""
+    return max(int(min(source[0] / size[0], source[1] / size[1]) / zoom), 1)
+
+
 def shrink(pictures: Pictures, grain: int) -> Pictures:
     """Pictures [T, h, w, ...] smaller by a whole factor; what does not fill a block is cut off."""
     if grain == 1:

@@ -23,7 +23,7 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from v2v.data.probe import Probe, picture_stream
-from v2v.errors import BrokenStream, UsageError, writing
+from v2v.errors import BrokenStream, NotAVideo, UsageError, writing
 
 BT709, SMPTE170M = 1, 6  # ITU-T H.273 matrix coefficients
 GOP = 8  # a random window then decodes at most 7 frames it does not need
@@ -394,21 +394,33 @@ def stored_matrix(probe: Probe) -> int:
 # ---------------------------------------------------------------- writing
 
 
+def _stream(
+    container: Any, encoder: str, pixel_format: str, *, width: int, height: int, rate: Fraction,
+    matrix: int | None,
+) -> Any:  # fmt: skip
+    """A video stream with colour tags written, where `matrix` says which."""
+    stream = container.add_stream(encoder, rate=rate)
+    stream.width, stream.height, stream.pix_fmt = width, height, pixel_format
+    context = stream.codec_context
+    context.time_base = 1 / rate
+    # The output of encoders depends on their number of threads: fix it, or machines would differ.
+    context.thread_count = 2
+    if matrix is not None:
+        context.colorspace = matrix
+        context.color_range = 1
+        context.color_primaries = context.color_trc = matrix if matrix in (BT709, SMPTE170M) else 2
+    return stream
+
+
 def h264_stream(
     container: Any, *, width: int, height: int, rate: Fraction, crf: float, preset: str,
     matrix: int = BT709, gop: int = GOP,
 ) -> Any:  # fmt: skip
     """An H.264 stream with closed groups of `gop` frames, no B-frames, colour tags written."""
-    stream = container.add_stream("libx264", rate=rate)
-    stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-    context = stream.codec_context
-    context.time_base = 1 / rate
-    # x264's output depends on its number of threads: fix it, or machines would differ.
-    context.thread_count = 2
-    context.colorspace = matrix
-    context.color_range = 1
-    context.color_primaries = context.color_trc = matrix if matrix in (BT709, SMPTE170M) else 2
-    context.options = {
+    stream = _stream(
+        container, "libx264", "yuv420p", width=width, height=height, rate=rate, matrix=matrix
+    )
+    stream.codec_context.options = {
         "crf": str(crf), "preset": preset, "bf": "0",
         "x264-params": f"keyint={gop}:min-keyint={gop}:scenecut=0:open-gop=0",
     }  # fmt: skip
@@ -498,29 +510,89 @@ class MapWriter:
             _flush_to_disk(self.path)
 
 
-class VideoWriter:
-    """Write RGB frames as a video that plays everywhere, under its name only once it is whole.
+@dataclass(frozen=True)
+class Codec:
+    """How rendered video is compressed, and which files hold it."""
 
-    `audio_offset` is the time in the video, in seconds, at which `audio` begins.
+    encoder: str
+    pixel_format: str
+    container: str  # of segments
+    suffixes: tuple[str, ...]  # of files that may hold it
+    options: dict[str, str]  # no B-frames and nothing hidden: packets are joined one a frame
+    tag: str | None = None  # what players of mp4 know it by
+    crf: tuple[float, float] | None = None  # from best to worst; None: without loss
+
+
+CODECS = {
+    "h264": Codec(
+        "libx264", "yuv420p", "mp4", (".mp4", ".mov", ".m4v", ".mkv"),
+        {"preset": "veryfast", "bf": "0", "x264-params": "scenecut=0:open-gop=0"}, crf=(0, 51),
+    ),
+    "hevc": Codec(
+        "libx265", "yuv420p", "mp4", (".mp4", ".mov", ".m4v", ".mkv"),
+        {"preset": "veryfast", "x265-params": "bframes=0:scenecut=0:open-gop=0:log-level=none"},
+        tag="hvc1", crf=(0, 51),
+    ),
+    "vp9": Codec(
+        "libvpx-vp9", "yuv420p", "matroska", (".webm", ".mkv", ".mp4"),
+        {"deadline": "good", "cpu-used": "5", "row-mt": "1", "auto-alt-ref": "0",
+         "lag-in-frames": "0", "b": "0"}, crf=(0, 63),
+    ),
+    "ffv1": Codec("ffv1", "bgr0", "matroska", (".mkv",), {"level": "3", "slices": "4"}),
+}  # fmt: skip
+RENDERED_GOP = 48
+
+
+def _rendered_stream(
+    container: Any, codec: Codec, *, width: int, height: int, rate: Fraction, crf: float,
+    preset: str,
+) -> Any:  # fmt: skip
+    lossless = codec.crf is None
+    stream = _stream(
+        container, codec.encoder, codec.pixel_format, width=width, height=height, rate=rate,
+        matrix=None if lossless else BT709,
+    )  # fmt: skip
+    context = stream.codec_context
+    context.gop_size = RENDERED_GOP
+    context.options = dict(codec.options)
+    if not lossless:
+        context.options |= {"crf": f"{crf:g}"}
+    if "preset" in codec.options:
+        context.options |= {"preset": preset}
+    if codec.tag:
+        context.codec_tag = codec.tag
+    return stream
+
+
+class VideoWriter:
+    """Write RGB frames as a video, under its name only once it is whole.
+
+    Args:
+        codec: of `CODECS`; the default plays everywhere.
+        preset: how much time H.264 and HEVC take to compress well, as x264 calls it.
+        container: as ffmpeg calls it; by default the one of the codec's segments.
+        audio_offset: time in the video, in seconds, at which `audio` begins.
     """
 
     def __init__(
         self, path: Path, *, width: int, height: int, rate: Fraction, crf: float = 20,
-        preset: str = "veryfast", audio: Path | None = None, audio_offset: float = 0.0,
+        codec: str = "h264", preset: str = "veryfast", container: str | None = None,
+        audio: Path | None = None, audio_offset: float = 0.0,
     ) -> None:  # fmt: skip
         self.path = path
         self.rate = rate
+        self.codec = CODECS[codec]
         self.partial = path.with_name(f".{path.name}.partial")
-        self.audio = audio
         self.audio_offset = audio_offset
+        container = container or self.codec.container
         with writing(path):
             self.container = av.open(
-                str(self.partial), "w", format="mp4", options={"movflags": "+faststart"}
+                str(self.partial), "w", format=container, options=_container_options(container)
             )
         try:
-            self.stream = h264_stream(
-                self.container, width=width, height=height, rate=rate, crf=crf, preset=preset,
-                gop=48,
+            self.stream = _rendered_stream(
+                self.container, self.codec, width=width, height=height, rate=rate, crf=crf,
+                preset=preset,
             )  # fmt: skip
             self.sound = _sound(audio, self.container) if audio else None
         except BaseException:
@@ -532,10 +604,13 @@ class VideoWriter:
     def write(self, rgb: Array) -> None:
         """Append a frame, uint8 [H, W, 3]."""
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")
-        frame = self.convert.reformat(
-            frame, format="yuv420p", dst_colorspace=BT709, dst_color_range=1,
-            interpolation="BILINEAR",
-        )  # fmt: skip
+        if self.codec.pixel_format == "yuv420p":
+            frame = self.convert.reformat(
+                frame, format="yuv420p", dst_colorspace=BT709, dst_color_range=1,
+                interpolation="BILINEAR",
+            )  # fmt: skip
+        else:
+            frame = self.convert.reformat(frame, format=self.codec.pixel_format)
         frame.pts, frame.time_base = self.count, 1 / self.rate
         self.count += 1
         with writing(self.path):
@@ -572,36 +647,89 @@ class VideoWriter:
             self._abandon()
 
 
-def concatenate(parts: list[Path], target: Path, *, container: str, rate: Fraction) -> None:
-    """Join segments of one codec and one setting by copying their packets."""
-    partial = target.with_name(f".{target.name}.partial")
+def _container_options(container: str) -> dict[str, str]:
     # Matroska stamps a random id into every file otherwise.
-    options = {"movflags": "+faststart"} if container == "mp4" else {"fflags": "+bitexact"}
-    with writing(target):
-        with av.open(str(partial), "w", format=container, options=options) as out:
-            stream: Any = None
-            offset = 0
-            for part in parts:
-                with av.open(str(part)) as source:
-                    video = source.streams.video[0]
-                    if stream is None:
-                        stream = out.add_stream_from_template(video)
-                        stream.time_base = 1 / rate
-                    stream.codec_context.framerate = rate  # few frames tell it not
-                    count = 0
-                    for packet in source.demux(video):
-                        if packet.size == 0:
-                            continue
-                        # Segments have no B-frames: their packets are in order, one a frame.
-                        packet.stream = stream
-                        packet.time_base = 1 / rate
-                        packet.pts = packet.dts = offset + count
-                        packet.duration = 1
-                        out.mux(packet)
-                        count += 1
-                    offset += count
-        _flush_to_disk(partial)
-        os.replace(partial, target)
+    if container in ("mp4", "mov"):
+        return {"movflags": "+faststart"}
+    return {"fflags": "+bitexact"}
+
+
+@dataclass(frozen=True)
+class Sound:
+    """What is heard over a video: a stretch of a file's first audio stream.
+
+    `start` is the moment of the file, in seconds, that the video's first frame stands at.
+    """
+
+    path: Path
+    start: float
+
+
+def concatenate(
+    parts: list[Path], target: Path, *, container: str, rate: Fraction,
+    sound: Sound | None = None, tags: dict[str, str] | None = None, tag: str | None = None,
+) -> None:  # fmt: skip
+    """Join segments of one codec and one setting by copying their packets.
+
+    Args:
+        sound: put beside them, cut to their length.
+        tags: metadata of the file, e.g. `comment`.
+        tag: the codec's name in mp4, where it has several.
+    """
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        with writing(target):
+            with av.open(
+                str(partial), "w", format=container, options=_container_options(container)
+            ) as out:
+                out.metadata.update(tags or {})
+                _join(parts, out, rate, sound, tag)
+            _flush_to_disk(partial)
+            os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _join(
+    parts: list[Path], out: Any, rate: Fraction, sound: Sound | None, tag: str | None
+) -> None:
+    stream: Any = None
+    heard: _AudioCopy | _AudioEncode | None = None
+    offset = 0
+    for part in parts:
+        with av.open(str(part)) as source:
+            video = source.streams.video[0]
+            if stream is None:
+                stream = out.add_stream_from_template(video)
+                stream.time_base = 1 / rate
+                if tag:
+                    stream.codec_context.codec_tag = tag
+                # Streams are known before the first packet.
+                heard = _sound(sound.path, out) if sound else None
+            stream.codec_context.framerate = rate  # few frames tell it not
+            count = 0
+            for packet in source.demux(video):
+                if packet.size == 0:
+                    continue
+                # Segments have no B-frames: their packets are in order, one a frame.
+                packet.stream = stream
+                packet.time_base = 1 / rate
+                packet.pts = packet.dts = offset + count
+                packet.duration = 1
+                out.mux(packet)
+                count += 1
+            offset += count
+    if sound and heard:
+        heard.copy(start=sound.start, end=sound.start + offset / float(rate), from_zero=False)
+
+
+def read_tags(path: Path) -> dict[str, str]:
+    """Metadata of a media file, keys in lower case. Raises as `probe` does."""
+    try:
+        with av.open(str(path)) as container:
+            return {key.lower(): value for key, value in container.metadata.items()}
+    except (av.FFmpegError, OSError) as error:
+        raise NotAVideo(f"{path} is not a video that can be read", hint=None) from error
 
 
 AUDIO_CONTAINERS = {
@@ -690,11 +818,14 @@ class _AudioCopy:
 
 
 class _AudioEncode:
-    """Encodes a file's first audio stream as AAC, which every player knows."""
+    """Encodes a file's first audio stream as what the container's players know."""
 
     def __init__(self, source: Path, out: Any) -> None:
         self.source = source
         self.out = out
+        if out.format.name == "webm":
+            self.stream = out.add_stream("libopus", rate=48000, layout="stereo")
+            return
         with av.open(str(source)) as container:
             rate = container.streams.audio[0].codec_context.sample_rate
         self.stream = out.add_stream("aac", rate=min(rate, 48000), layout="stereo")
@@ -702,8 +833,11 @@ class _AudioEncode:
     def copy(self, *, start: float, end: float, from_zero: bool) -> None:
         """Encode what is heard between `start` and `end` (seconds); `start` comes to stand at 0."""
         assert not from_zero
-        rate = self.stream.codec_context.sample_rate
-        convert = av.AudioResampler(format="fltp", layout="stereo", rate=rate, frame_size=1024)
+        context = self.stream.codec_context
+        rate, size = context.sample_rate, context.frame_size or 960
+        convert = av.AudioResampler(
+            format=context.format, layout="stereo", rate=rate, frame_size=size
+        )
         with av.open(str(self.source)) as container:
             for frame in chain(container.decode(audio=0), [None]):
                 if frame is not None and not start <= (frame.time or 0.0) < end:
@@ -715,8 +849,9 @@ class _AudioEncode:
 
 
 def _sound(source: Path, out: Any) -> _AudioCopy | _AudioEncode:
+    known = ("opus", "vorbis") if out.format.name == "webm" else ("aac", "mp3")
     with av.open(str(source)) as container:
-        plays = container.streams.audio[0].codec_context.codec.canonical_name in ("aac", "mp3")
+        plays = container.streams.audio[0].codec_context.codec.canonical_name in known
     return _AudioCopy(source, out) if plays else _AudioEncode(source, out)
 
 

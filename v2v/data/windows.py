@@ -36,6 +36,7 @@ from v2v.data.transforms import (
     Pictures,
     Placement,
     colour_matrix,
+    grain_of,
     recolour,
     shrink,
 )
@@ -284,8 +285,7 @@ class Windows:
         footage takes far less memory and time.
         """
         zoom = self.augmentation.scale[1] if self.augmentation else 1.0
-        rows, columns = self.clips[clip].source
-        return max(int(min(rows / size[0], columns / size[1]) / zoom), 1)
+        return grain_of(self.clips[clip].source, size, zoom)
 
     def placement(self, clip: int, size: Size) -> Placement:
         """How rendering sees a clip's frames: unvaried."""

@@ -17,10 +17,8 @@ import copy
 import logging
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import count
@@ -33,6 +31,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from v2v.ahead import ahead
 from v2v.checkpoint import Checkpoint, Model, load_weights, save_model
 from v2v.data.transforms import PastCorruption, corrupt_past
 from v2v.data.windows import Windows, loader
@@ -42,6 +41,7 @@ from v2v.models.augment import draw
 from v2v.models.baselines.pix2pixhd import Clusters, FeatureEncoder, cluster_features
 from v2v.models.discriminators import Discriminators, Judgement, frozen, with_real
 from v2v.models.rollout import rollout
+from v2v.native import cores, cpu_has_bf16
 from v2v.progress import Reporter, Silent
 from v2v.training.objective import Objective, Rendered
 from v2v.training.prepare import Plan, describe_model, open_windows, plan_run
@@ -291,7 +291,7 @@ def launch(settings: TrainSettings) -> Fabric:
     precision = "32-true" if loop.precision == "32" else "bf16-mixed"
     if loop.precision == "auto":
         on_gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-        quick = _cpu_has_bf16() if on_cpu else on_gpu
+        quick = cpu_has_bf16() if on_cpu else on_gpu
         precision = "bf16-mixed" if quick else "32-true"
     devices, nodes = _processes(loop.devices)
     # The scales that wait for their turn, and critics of too long a stride, get no gradients.
@@ -312,8 +312,7 @@ def launch(settings: TrainSettings) -> Fabric:
     if on_cpu:
         # One core is left to the loader: threads that wait for one another spin, and where one of
         # them has to wait for its core, convolutions take many times as long.
-        cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-        torch.set_num_threads(loop.threads or max((cores - 1) // devices, 1))
+        torch.set_num_threads(loop.threads or max((cores() - 1) // devices, 1))
     return fabric
 
 
@@ -323,12 +322,6 @@ def _processes(devices: int) -> tuple[int, int]:
         return devices, 1
     here = int(os.environ["LOCAL_WORLD_SIZE"])
     return here, int(os.environ["WORLD_SIZE"]) // here
-
-
-def _cpu_has_bf16() -> bool:
-    """Whether bf16 multiplies in hardware; elsewhere it is emulated and slower than float32."""
-    flags = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-    return any(getattr(torch.cpu, flag, lambda: False)() for flag in flags)
 
 
 def with_budget(settings: TrainSettings) -> TrainSettings:
@@ -425,7 +418,7 @@ class Trainer:
             rank=self.fabric.global_rank, world=self.fabric.world_size,
             workers=self.plan.workers,
         )  # fmt: skip
-        return batches if self.plan.workers else _ahead(batches)
+        return batches if self.plan.workers else ahead(batches)
 
     def rate(self, base: float) -> float:
         """The learning rate: warmed up, lower for larger sizes, cooled down at the end."""
@@ -715,15 +708,6 @@ def _moving_average(decay: float) -> Callable[..., None]:
         torch._foreach_lerp_(averaged, current, 1 - now)
 
     return average
-
-
-def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """The same batches, each made while the one before it is trained on."""
-    with ThreadPoolExecutor(1, thread_name_prefix="loader") as pool:
-        coming = pool.submit(next, batches, None)
-        while (batch := coming.result()) is not None:
-            coming = pool.submit(next, batches, None)
-            yield batch
 
 
 def _rows(batch: Batch, rows: Tensor) -> Batch:

@@ -22,12 +22,14 @@ from v2v.data.windows import Windows, trained_part
 from v2v.errors import ConfigError, UnknownName
 from v2v.models import generator_names
 from v2v.models.generator import CORE_STRIDE
+from v2v.signals.segmentation import LabelTrack
 from v2v.training.schedule import Stage, build_schedule
 from v2v.training.settings import TrainSettings
 
 CORE_SIDE = 128  # pixels: the core works on no more, unless told
 STATISTICS = 4096  # frames of a clip that the model remembers the poses of
 PIECE = 4096  # frames that are read at a time
+LABEL_SAMPLES = 256  # label maps that are looked at for which classes there are
 REGIONS = {  # which boxes a crop critic looks at
     "face": ("face", "eyes", "mouth", "right_eye", "left_eye"),
     "hands": ("left_hand", "right_hand"),
@@ -203,7 +205,7 @@ def plan_run(settings: TrainSettings, windows: Windows, *, world: int = 1) -> Pl
         height=height, width=width, scales=scales, schedule=schedule, generator=architecture,
         critics=critics, crops=crops,
         plates=dict(_plates_at(windows, (height, width))) if has_plate else {},
-        statistics=_statistics(windows), workers=workers, notes=tuple(notes),
+        statistics=_statistics(windows, (height, width)), workers=workers, notes=tuple(notes),
     )  # fmt: skip
 
 
@@ -228,15 +230,25 @@ def _plates_at(windows: Windows, size: tuple[int, int]) -> Iterator[tuple[int, T
         yield clip, batch.plate[0]
 
 
-def _statistics(windows: Windows) -> dict[str, Tensor]:
-    """The points that the model saw, in stored pixels: transfer measures the body on them."""
+def _statistics(windows: Windows, size: tuple[int, int]) -> dict[str, Tensor]:
+    """What rendering must know of the footage: transfer measures the body on the points it saw.
+
+    `N.SIGNAL.points` and `.depth` in stored pixels of clip N, `N.frames` which frames they are;
+    `N.SIGNAL.share` [256] the share of pixels that each class has; `N.style` [3, H, W] a frame.
+    """
     found: dict[str, Tensor] = {}
     for number, (folder, record) in enumerate(windows.records):
         store = ClipStore(folder, record)
         start, stop = windows.clips[number].train
         chosen = np.unique(np.linspace(start, stop - 1, STATISTICS).astype(int))
         found[f"{number}.frames"] = torch.from_numpy(chosen)
+        if "style" in windows.extras:
+            batch = next(windows.sequence(number, start, start + 1, size=size))
+            assert batch.style is not None
+            found[f"{number}.style"] = batch.style[0]
         for signal in windows.signals:
+            if isinstance(store.track(signal, 0, 1), LabelTrack):
+                found[f"{number}.{signal}.share"] = _class_shares(store, signal, start, stop)
             for name in ("points", "depth"):
                 if not isinstance(getattr(store.track(signal, 0, 1), name, None), np.ndarray):
                     continue
@@ -248,6 +260,16 @@ def _statistics(windows: Windows) -> dict[str, Tensor]:
                 values = np.ascontiguousarray(np.concatenate(parts), np.float32)
                 found[f"{number}.{signal}.{name}"] = torch.from_numpy(values)
     return found
+
+
+def _class_shares(store: ClipStore, signal: str, start: int, stop: int) -> Tensor:
+    """[256] share of the pixels of frames `start` to `stop` that each class has."""
+    counts = np.zeros(256, np.int64)
+    for index in np.unique(np.linspace(start, stop - 1, LABEL_SAMPLES).astype(int)):
+        track = store.track(signal, int(index), int(index) + 1)
+        assert isinstance(track, LabelTrack)
+        counts += np.bincount(track.labels.ravel(), minlength=256)
+    return torch.from_numpy((counts / counts.sum()).astype(np.float32))
 
 
 def describe_model(

@@ -1,0 +1,311 @@
+"""Label maps to video: a street from its semantic maps (arXiv 1808.06601, section 4).
+
+>>> street = LabelToVideo.from_model("runs/street")
+>>> frames = street("data/berlin", replace={"vegetation": "building"})
+>>> frames.save("out.mp4")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from pipelines.model import Look, Trained
+from pipelines.rendering import Drive, Rendering
+from pipelines.source import Source, open_source
+from v2v.data.store import ClipStore, frames_to_tensor
+from v2v.data.transforms import Placement
+from v2v.errors import LabelsMismatch, MediaNotFound, UnknownName, UsageError
+from v2v.models.generator import SequentialGenerator
+from v2v.progress import Reporter, Silent
+from v2v.signals import Track
+from v2v.signals.segmentation import CITYSCAPES, VOID, LabelTrack
+
+SIGNAL = "segmentation"
+UNSEEN = 0.005  # share of the pixels that may be of classes the model never saw
+PIECE = 32  # label maps looked at together
+
+
+@dataclass(frozen=True)
+class LabelToVideo:
+    """Renders label maps with a model trained on `segmentation`."""
+
+    trained: Trained
+
+    @classmethod
+    def from_model(cls, path: str | Path, *, device: str = "auto") -> LabelToVideo:
+        """Raises `CheckpointInvalid`, and `UsageError` for a model of another signal."""
+        trained = Trained.open(path, device=device)
+        trained.expect(SIGNAL, "label-to-video")
+        return cls(trained)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in order of their ids."""
+        return tuple(self.trained.model.record.signals[0].spec["classes"])
+
+    def __call__(
+        self,
+        labels: str | Path | ClipStore,
+        *,
+        start: float | None = None,
+        end: float | None = None,
+        fps: str | None = None,
+        replace: Mapping[str, str] | None = None,
+        style: Sequence[str] = (),
+        report: Reporter | None = None,
+    ) -> Rendering:
+        """The street that the maps show.
+
+        Args:
+            labels: a clip store, or a folder of label maps (PNG), one a frame.
+            start, end: the range to render, in seconds.
+            fps: frames a second of a folder of maps; by default those of the training clip.
+            replace: class -> the class shown in its place.
+            style: how it should look, as far as the model knows several looks: the name of a
+                clip it was trained on, a picture, or `CLASS=NUMBER` of a cluster.
+
+        Raises `UnknownName` for a class, `LabelsMismatch` for maps that do not fit the model.
+        """
+        report = report or Silent()
+        look = self._look(style)
+        source = self._open(labels, start, end, fps, look, report)
+        table = self._table(replace or {})
+        notes = self._unseen(source, table, report)
+        placement = Placement.plain(source.size, self.trained.size)
+        if (kept := _kept(source.size, self.trained.size)) < 0.98:
+            notes.append(
+                f"{1 - kept:.0%} of the maps is cut off: they are {source.size[1]}x"
+                f"{source.size[0]}, the model renders {self.trained.size[1]}x{self.trained.size[0]}"
+            )
+
+        def tracks(first: int, stop: int) -> Sequence[Track]:
+            maps = source.store.track(SIGNAL, source.start + first, source.start + stop)
+            return [placement.track(replaced(cast(LabelTrack, maps), table))]
+
+        has_pictures = isinstance(labels, ClipStore) or source.store.folder == Path(labels)
+        drive = Drive(
+            pipeline="label-to-video", count=len(source), rate=source.rate, tracks=tracks,
+            settings={
+                "start": source.start, "replace": dict(replace or {}), "style": list(style),
+                "store": source.store.record.signals[SIGNAL].files,
+            },
+            source=source.name, source_sha256=source.sha256,
+            # A folder of maps has no pictures beside them.
+            pictures=source.pictures if has_pictures else None,
+            sound=source.sound, notes=tuple(notes),
+        )  # fmt: skip
+        return Rendering(self.trained, drive, look)
+
+    # ------------------------------------------------------------ the maps
+
+    def _open(
+        self,
+        labels: str | Path | ClipStore,
+        start: float | None,
+        end: float | None,
+        fps: str | None,
+        look: Look,
+        report: Reporter,
+    ) -> Source:
+        folder = None if isinstance(labels, ClipStore) else Path(labels)
+        if folder is not None and not folder.exists():
+            raise MediaNotFound(
+                f"no such folder of label maps: {folder}",
+                hint="give a folder of PNGs, one a frame, or a clip store with segmentation",
+            )
+        classes: Any = "cityscapes" if self.classes == tuple(CITYSCAPES) else list(self.classes)
+        values = {
+            "segmentation.backend": "labels", "segmentation.labels": str(labels),
+            "segmentation.classes": classes, "preview.enabled": False,
+            # The maps are shown no larger than the model renders them.
+            "frames.size": min(self.trained.size),
+            "frames.fps": fps or self.trained.model.record.clips[look.clip].fps,
+        }  # fmt: skip
+        try:
+            source = open_source(
+                labels, [SIGNAL], start=start, end=end, values=values, report=report
+            )
+        except LabelsMismatch as error:
+            raise LabelsMismatch(
+                error.message,
+                hint=f"{self.trained.name} knows {len(self.classes)} classes:"
+                f" {', '.join(self.classes[:8])}, ...; ids to ignore are marked with: v2v"
+                f" preprocess DIR --labels DIR --signal segmentation -s segmentation.void=[255]",
+            ) from error
+        found = tuple(source.store.record.signals[SIGNAL].spec["classes"])
+        if found != self.classes:
+            raise LabelsMismatch(
+                f"the maps of {source.store.folder} have {len(found)} classes"
+                f" ({', '.join(found[:3])}, ...), {self.trained.name} was trained on"
+                f" {len(self.classes)} ({', '.join(self.classes[:3])}, ...)",
+                hint="give maps of the classes that the model was trained on",
+            )
+        return source
+
+    def _table(self, changes: Mapping[str, str]) -> NDArray[np.uint8]:
+        """[256] the id shown for every id."""
+        known = {name: number for number, name in enumerate(self.classes)} | {"void": VOID}
+        table = np.arange(256, dtype=np.uint8)
+        for old, new in changes.items():
+            for name in (old, new):
+                if name not in known:
+                    raise UnknownName.among(f"class of {self.trained.name}", name, known)
+            table[known[old]] = known[new]
+        shares = self._shares()
+        for old, new in changes.items():
+            if shares is not None and new != "void" and shares[known[new]] == 0:
+                raise UsageError(
+                    f"{self.trained.name} has never seen {new}: it cannot show it for {old}",
+                    hint=f"it has seen: {', '.join(self._seen())}",
+                )
+        return table
+
+    def _shares(self) -> NDArray[np.float32] | None:
+        """[256] share of pixels in training, of all clips; None where the model does not know."""
+        statistics = self.trained.model.statistics
+        found = [
+            statistics[key]
+            for number in range(len(self.trained.model.record.clips))
+            if (key := f"{number}.{SIGNAL}.share") in statistics
+        ]
+        return np.asarray(torch.stack(found).mean(dim=0).numpy()) if found else None
+
+    def _seen(self) -> list[str]:
+        shares = self._shares()
+        assert shares is not None
+        return [name for number, name in enumerate(self.classes) if shares[number] > 0]
+
+    def _unseen(self, source: Source, table: NDArray[np.uint8], report: Reporter) -> list[str]:
+        """Look through all maps for classes that the model never saw.
+
+        Raises `LabelsMismatch` where they are more than a few pixels; else says which there are.
+        """
+        shares = self._shares()
+        if shares is None:
+            return []
+        counts = np.zeros(256, np.int64)
+        report.start("labels", len(source))
+        for start in range(source.start, source.stop, PIECE):
+            stop = min(start + PIECE, source.stop)
+            maps = cast(LabelTrack, source.store.track(SIGNAL, start, stop))
+            counts += np.bincount(table[maps.labels].ravel(), minlength=256)
+            report.advance("labels", stop - start)
+        report.finish("labels")
+        unseen = (counts > 0) & (shares == 0)
+        unseen[VOID] = False
+        if not unseen.any():
+            return []
+        parts = counts / counts.sum()
+        names = [f"{self.classes[i]} ({parts[i]:.1%})" for i in np.flatnonzero(unseen)]
+        text = f"{self.trained.name} has never seen: {', '.join(names)} of the maps' pixels"
+        worst = self.classes[int(np.argmax(np.where(unseen, parts, 0)))]
+        if parts[unseen].sum() > UNSEEN:
+            raise LabelsMismatch(
+                text,
+                hint=f"show something else for it, such as --replace '{worst}={self._seen()[0]}';"
+                f" seen in training: {', '.join(self._seen())}",
+            )
+        return [f"{text}; it guesses there"]
+
+    # ------------------------------------------------------------ the look
+
+    def _look(self, style: Sequence[str]) -> Look:
+        trained, generator = self.trained, self.trained.model.generator
+        sequential = isinstance(generator, SequentialGenerator)
+        by_picture = bool(generator.encoder if sequential else hasattr(generator, "encoder"))
+        by_picture = by_picture and not trained.clusters
+        clips = [clip.name for clip in trained.model.record.clips]
+        clip, picture, clusters = 0, None, {}
+        for item in style:
+            name, separator, number = item.partition("=")
+            if item in clips:
+                clip = clips.index(item)
+            elif separator and name in self.classes:
+                clusters[self.classes.index(name)] = self._cluster(name, number)
+            elif Path(item).is_file():
+                if not by_picture:
+                    raise UsageError(
+                        f"{trained.name} takes no style from a picture",
+                        hint=self._styles(clips, by_picture),
+                    )
+                picture = _picture(Path(item), trained.size)
+            else:
+                raise UsageError(
+                    f"{item} is no style of {trained.name}, and no picture",
+                    hint=self._styles(clips, by_picture),
+                )
+        if picture is None and by_picture:
+            picture = trained.model.statistics.get(f"{clip}.style")
+            if picture is None and sequential:
+                raise UsageError(
+                    f"{trained.name} wants a picture to take the style from",
+                    hint="give one with --style PICTURE",
+                )
+        picture = None if picture is None else picture.to(trained.device)
+        return Look(clip=clip, picture=picture, clusters=clusters)
+
+    def _cluster(self, name: str, number: str) -> int:
+        found = self.trained.clusters.get(self.classes.index(name))
+        if found is None:
+            known = [self.classes[i] for i in self.trained.clusters if i < len(self.classes)]
+            raise UsageError(
+                f"{self.trained.name} has no looks of {name} to pick from",
+                hint=f"it has looks of: {', '.join(known) or 'nothing'} (pix2pixHD models have)",
+            )
+        if not number.isdigit() or int(number) >= len(found):
+            raise UsageError(
+                f"--style {name}={number}: there is no such look",
+                hint=f"{name} has looks 0 to {len(found) - 1}",
+            )
+        return int(number)
+
+    def _styles(self, clips: list[str], by_picture: bool) -> str:
+        ways = [f"a clip it was trained on ({', '.join(clips)})"] if len(clips) > 1 else []
+        if by_picture:
+            ways.append("a picture")
+        if self.trained.clusters:
+            ways.append("CLASS=NUMBER, such as car=3")
+        return f"it takes: {'; '.join(ways)}" if ways else "it knows one look only"
+
+
+def replaced(track: LabelTrack, table: NDArray[np.uint8]) -> LabelTrack:
+    """Label maps with every id shown as `table` [256] says; what is replaced has no instances."""
+    labels = table[track.labels]
+    if track.instances is None:
+        return replace(track, labels=labels)
+    instances = np.where(labels == track.labels, track.instances, labels).astype(np.uint16)
+    return replace(track, labels=labels, instances=instances)
+
+
+def _kept(source: tuple[int, int], size: tuple[int, int]) -> float:
+    """Share of a picture that stays when it is cut to the shape of another."""
+    shape, wanted = source[1] / source[0], size[1] / size[0]
+    return min(shape / wanted, wanted / shape)
+
+
+def _picture(path: Path, size: tuple[int, int]) -> Tensor:
+    """[3, H, W] in [-1, 1], the middle of a picture."""
+    try:
+        with Image.open(path) as image:
+            rgb = np.asarray(image.convert("RGB"))
+    except OSError as error:
+        raise UsageError(f"{path} is not a picture that can be read", hint=None) from error
+    if min(rgb.shape[:2]) < 16:
+        raise UsageError(f"{path} is too small for a style", hint="16 pixels are the least")
+    source = (rgb.shape[0], rgb.shape[1])
+    if min(source[0] / size[0], source[1] / size[1]) < 1:  # enlarge before cutting
+        factor = max(size[0] / source[0], size[1] / source[1])
+        rgb = np.asarray(cv2.resize(rgb, None, fx=factor, fy=factor), np.uint8)
+        source = (rgb.shape[0], rgb.shape[1])
+    placed = Placement.plain(source, size).picture(rgb)
+    return frames_to_tensor(placed[None], *size)[0]

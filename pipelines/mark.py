@@ -1,0 +1,58 @@
+"""What a rendered video says of itself: that it is synthetic, and how it was made.
+
+It stands as JSON in the file's `comment`, a tag that all containers and players know.
+`digital_source_type` is IPTC's term for media made by a trained model.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from v2v import __version__
+from v2v.data.video import read_tags
+
+if TYPE_CHECKING:
+    from pipelines.model import Trained
+
+TAG = "comment"
+
+
+class Mark(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    synthetic: Literal[True] = True
+    note: str = "Synthetic video: rendered by a model, not filmed."
+    tool: str
+    pipeline: str
+    model: str
+    model_sha256: str  # of its weights
+    trained_on: tuple[str, ...]  # file names of the footage
+    source: str  # file name of what drove it
+    source_sha256: str
+    digital_source_type: str = (
+        "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+    )
+
+    @classmethod
+    def of(cls, trained: Trained, pipeline: str, source: str, source_sha256: str) -> Mark:
+        return cls(
+            tool=f"v2v {__version__}", pipeline=pipeline, model=trained.name,
+            model_sha256=trained.sha256,
+            trained_on=tuple(clip.source for clip in trained.model.record.clips),
+            source=source, source_sha256=source_sha256,
+        )  # fmt: skip
+
+    def tags(self) -> dict[str, str]:
+        return {TAG: json.dumps(self.model_dump(mode="json"))}
+
+
+def read_mark(path: Path) -> Mark | None:
+    """The mark of a video; None where it has none. Raises `NotAVideo`."""
+    try:
+        return Mark.model_validate_json(read_tags(path).get(TAG, ""))
+    except ValidationError:
+        return None

@@ -1,0 +1,187 @@
+"""A trained model, opened for rendering."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from v2v.checkpoint import MODEL_FILE, Model, load_model
+from v2v.data.transforms import Placement, grain_of
+from v2v.errors import CheckpointInvalid, UnknownName, UsageError
+from v2v.models.baselines.pix2pixhd import Clusters, pick_features
+from v2v.native import cpu_has_bf16
+from v2v.signals import Track
+from v2v.signals.segmentation import LabelTrack
+from v2v.types import Condition
+
+RUNS = Path("runs")
+COMMANDS = {  # what renders from a signal
+    "pose": "v2v transfer --source VIDEO",
+    "face": "v2v reenact --source VIDEO",
+    "segmentation": "v2v synthesize --labels DIR",
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """What else than signals decides how a frame looks."""
+
+    clip: int = 0  # of the model's clips: its background, its style
+    picture: Tensor | None = None  # [3, H, W] in [-1, 1], to take the style from
+    clusters: dict[int, int] = field(default_factory=dict)  # class -> which look of it
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model on its device, and where it came from."""
+
+    folder: Path  # with model.json
+    model: Model
+    device: torch.device
+    bf16: bool
+
+    @classmethod
+    def open(cls, path: str | Path, *, device: str = "auto", precision: str = "auto") -> Trained:
+        """Open a run's name (below `runs/`), a run folder or a model folder.
+
+        Args:
+            device: auto, cpu, cuda or mps.
+            precision: auto, bf16 or 32; auto is bf16 where it multiplies in hardware, as training.
+
+        Raises `CheckpointInvalid`, `UsageError`.
+        """
+        folder = find_model(path)
+        place = torch.device(_device(device))
+        model = load_model(folder, device=place)
+        model.generator.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        on_gpu = place.type == "cuda" and torch.cuda.is_bf16_supported()
+        quick = on_gpu or (place.type == "cpu" and cpu_has_bf16())
+        return cls(folder, model, place, precision == "bf16" or (precision == "auto" and quick))
+
+    def __repr__(self) -> str:
+        return f"Trained({self.name}, {self.model}, {self.device})"
+
+    @property
+    def name(self) -> str:
+        folder = self.folder.resolve()
+        return folder.parent.name if folder.name == "model" else folder.name
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of its frames."""
+        return self.model.record.height, self.model.record.width
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of its weights."""
+        with open(self.folder / "generator.safetensors", "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def expect(self, signal: str, what: str) -> None:
+        """Check that the model renders from `signal`. Raises `UsageError`."""
+        names = [use.name for use in self.model.record.signals]
+        if names == [signal]:
+            return
+        fitting = COMMANDS.get(names[0]) if len(names) == 1 else None
+        raise UsageError(
+            f"{self.name} renders from {' and '.join(names)}, {what} from {signal}",
+            hint=f"use: {fitting} --target-model {self.name}"
+            if fitting
+            else f"train one with: v2v train --data STORE -s data.signals=[{signal}]",
+        )
+
+    def clip_number(self, name: str | None) -> int:
+        """Which of the clips that the model was trained on. Raises `UnknownName`."""
+        names = [clip.name for clip in self.model.record.clips]
+        if name is None:
+            return 0
+        if name not in names:
+            raise UnknownName.among(f"clip of {self.name}", name, names)
+        return names.index(name)
+
+    def placement(self, clip: int) -> Placement:
+        """Where the pixels of a clip that it was trained on are in its frames."""
+        use, record = self.model.record.clips[clip], self.model.record
+        augment = record.training.get("settings", {}).get("augment", {})
+        source = (use.height, use.width)
+        # As training saw it, rounding and all.
+        grain = grain_of(source, self.size, augment.get("scale", [1.0, 1.0])[1])
+        return Placement.plain(source, self.size, grain=grain)
+
+    @cached_property
+    def clusters(self) -> Clusters:
+        """Looks of instances by class, of models that have them (pix2pixHD)."""
+        found = self.model.statistics.items()
+        return {
+            int(key.removeprefix("clusters.")): value.numpy()
+            for key, value in found
+            if key.startswith("clusters.")
+        }
+
+    def conditions(self, tracks: Sequence[Track], look: Look) -> Condition:
+        """What n frames are rendered from, [n, ...], their signals given in the model's pixels."""
+        height, width = self.size
+        signals = torch.cat([track.tensor(height, width) for track in tracks], dim=1)
+        count = len(signals)
+        plate = self.model.plates.get(look.clip)
+        instances = features = None
+        maps = next((t for t in tracks if isinstance(t, LabelTrack)), None)
+        if maps is not None and (self.clusters or maps.instances is not None):
+            ids = maps.labels if maps.instances is None else maps.instances
+            instances = torch.from_numpy(ids.astype(np.int64))[:, None]
+        if self.clusters:
+            if instances is None:
+                instances = torch.zeros(count, 1, height, width, dtype=torch.int64)
+            chosen = {  # one look where it was picked, else by chance, yet the same over a video
+                kind: rows[[look.clusters[kind]]] if kind in look.clusters else rows
+                for kind, rows in self.clusters.items()
+            }
+            features = pick_features(chosen, instances, seed=0)
+        return Condition(
+            signals=signals,
+            clip=torch.full((count,), look.clip, dtype=torch.int64),
+            plate=None if plate is None else plate[None].expand(count, -1, -1, -1),
+            style=None if look.picture is None else look.picture[None].expand(count, -1, -1, -1),
+            instances=instances, features=features,
+        )  # fmt: skip
+
+
+def find_model(path: str | Path) -> Path:
+    """The folder with model.json that a name or path means. Raises `CheckpointInvalid`."""
+    for folder in (Path(path), RUNS / path):
+        for place in (folder, folder / "model"):
+            if (place / MODEL_FILE).is_file():
+                return place
+    runs = sorted(found.parent.parent.name for found in RUNS.glob(f"*/model/{MODEL_FILE}"))
+    there = f"trained here: {', '.join(runs)}" if runs else "train one with: v2v train --help"
+    if Path(path).exists() or (RUNS / path).exists():
+        raise CheckpointInvalid(
+            f"{path} holds no model: no {MODEL_FILE} in it or its model/",
+            hint=f"a run has one after its first minutes; {there}",
+        )
+    raise CheckpointInvalid(
+        f"no model {path}: neither {path} nor {RUNS / path} is there", hint=there
+    )
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    usable = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not usable.get(name.partition(":")[0], False):
+        raise UsageError(
+            f"there is no device {name} here",
+            hint=f"valid: auto, {', '.join(n for n, there in usable.items() if there)}",
+        )
+    return name

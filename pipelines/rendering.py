@@ -1,0 +1,457 @@
+"""What all pipelines share: from signals to frames, and from frames to a video file.
+
+    drawn ahead              rendered here          encoded behind
+    tracks -> conditions ->  generator, rollout ->  panels -> codec -> segments -> out.mp4
+    (a thread)                                      (a thread)
+
+Frames stream: memory does not grow with the length of the video. A finished segment stays on
+disk with the state after it, so a render that was killed goes on from there, with the very
+frames of one that was not; the video appears under its name once it is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pipelines.mark import Mark
+from pipelines.model import Look, Trained
+from v2v import __version__
+from v2v.ahead import ahead
+from v2v.data.video import CODECS, Sound, VideoWriter, concatenate
+from v2v.errors import NotWritable, UnknownName, UsageError, writing
+from v2v.models.rollout import rollout
+from v2v.progress import Reporter, Silent
+from v2v.signals import Track
+from v2v.types import Condition, GeneratorState
+
+Picture = NDArray[np.uint8]  # RGB [H, W, 3]
+
+CHUNK = 4  # frames drawn together
+SEGMENT = 96  # frames of a segment: two groups of the codec; what a kill loses at most
+BEHIND = 6  # frames that encoding may lag behind
+CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm"}
+CRF = 18.0
+
+
+@dataclass(frozen=True)
+class Drive:
+    """What drives a rendering: the model's signals for every frame, and where they came from."""
+
+    pipeline: str  # its name, for people
+    count: int  # frames
+    rate: Fraction  # frames a second
+    tracks: Callable[[int, int], Sequence[Track]]  # frames i to k -> signals, in model pixels
+    settings: dict[str, Any]  # all else that decides about the frames
+    source: str  # file name of what drives
+    source_sha256: str
+    pictures: Callable[[int], Iterator[Picture]] | None = None  # what drives, from frame i on
+    sound: Sound | None = None
+    before: Callable[[], GeneratorState] | None = None  # the state to start from, if not nothing
+    notes: tuple[str, ...] = ()  # what the user should know
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a render left on disk."""
+
+    video: Path
+    comparison: Path | None
+    frames: int
+    rate: Fraction
+    width: int
+    height: int
+    notes: tuple[str, ...] = field(default=())
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "video": str(self.video),
+            "comparison": str(self.comparison) if self.comparison else None,
+            "frames": self.frames, "fps": str(self.rate),
+            "width": self.width, "height": self.height, "notes": list(self.notes),
+        }  # fmt: skip
+
+
+class Rendering:
+    """New video, rendered frame by frame as it is asked for.
+
+    >>> frames = MotionTransfer.from_model("runs/b")("dance.mp4")
+    >>> len(frames), frames.rate
+    (288, Fraction(24, 1))
+    >>> for frame in frames: ...                        # RGB uint8 [height, width, 3]
+    >>> frames.save("out.mp4", compare=True)
+    """
+
+    def __init__(self, trained: Trained, drive: Drive, look: Look | None = None) -> None:
+        self.trained = trained
+        self.drive = drive
+        self.look = look or Look()
+        self.height, self.width = trained.size
+
+    def __repr__(self) -> str:
+        return (
+            f"Rendering({self.drive.pipeline}, {len(self)} frames of {self.width}x{self.height}"
+            f" at {float(self.rate):.4g} a second, {self.drive.source} -> {self.trained.name})"
+        )
+
+    def __len__(self) -> int:
+        return self.drive.count
+
+    @property
+    def rate(self) -> Fraction:
+        return self.drive.rate
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences on what to know of the result, e.g. motion that the model never saw."""
+        return self.drive.notes
+
+    def __iter__(self) -> Iterator[Picture]:
+        for step in self.steps():
+            yield step.picture()
+
+    # ------------------------------------------------------------ frames
+
+    def steps(self, first: int = 0, state: GeneratorState | None = None) -> Iterator[Step]:
+        """Frames from `first` on, given the state before it."""
+        if first == 0 and state is None and self.drive.before is not None:
+            state = self.drive.before()
+        device, generator = self.trained.device, self.trained.model.generator
+        drawn: deque[Track] = deque()
+
+        def conditions() -> Iterator[Condition]:
+            for tracks, condition in ahead(self._drawn(first), depth=2):
+                for i in range(len(tracks[0])):
+                    drawn.append(tracks[0][i : i + 1])
+                    yield condition.map(_row(i)).to(device)
+
+        def rendered() -> Iterator[tuple[Any, GeneratorState]]:
+            # Not around the yields: they would leave their settings to whoever asked.
+            outputs = rollout(generator, conditions(), None if state is None else state.to(device))
+            while True:
+                with (
+                    torch.inference_mode(),
+                    torch.autocast(device.type, torch.bfloat16, enabled=self.trained.bf16),
+                ):
+                    found = next(outputs, None)
+                if found is None:
+                    return
+                yield found
+
+        for output, after in rendered():
+            frame = output.frame[0].float().clamp(-1, 1).cpu()
+            yield Step(frame, after, drawn.popleft())
+
+    def _drawn(self, first: int) -> Iterator[tuple[Sequence[Track], Condition]]:
+        for start in range(first, len(self), CHUNK):
+            tracks = self.drive.tracks(start, min(start + CHUNK, len(self)))
+            yield tracks, self.trained.conditions(tracks, self.look)
+
+    # ------------------------------------------------------------ a video
+
+    def save(
+        self,
+        path: str | Path,
+        *,
+        compare: bool = False,
+        size: int | tuple[int, int] | None = None,
+        codec: str = "h264",
+        crf: float = CRF,
+        overwrite: bool = False,
+        report: Reporter | None = None,
+    ) -> Outcome:
+        """Render to a video with the source's sound and rate, marked as synthetic.
+
+        Killed and called again with the same arguments it goes on where it stopped.
+
+        Args:
+            path: its suffix decides the container.
+            compare: write `NAME-compare` beside it: input, signals and output side by side.
+            size: of the picture written: the shorter side, or (width, height); by default the
+                model's. The model renders at its own size, what is larger is enlarged.
+            codec: of `CODECS`: h264 plays everywhere, hevc and vp9 are smaller, ffv1 loses nothing.
+            crf: quality, lower is better; ffv1 has none.
+            overwrite: replace a file that is there.
+
+        Raises `UsageError`, `NotWritable`, `DiskFull`, and what the drive's reading raises.
+        """
+        video = _Video(Path(path), self, compare, size, codec, crf)
+        video.check(overwrite)
+        video.render(report or Silent())
+        return Outcome(
+            video.path, video.comparison if compare else None, len(self), self.rate,
+            video.width, video.height, self.notes,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Step:
+    """One rendered frame."""
+
+    frame: Tensor  # [3, H, W] in [-1, 1]
+    state: GeneratorState  # after it
+    signal: Track  # what it was rendered from: the model's first signal, this frame of it
+
+    def picture(self) -> Picture:
+        """RGB uint8 [H, W, 3]."""
+        # By OpenCV, not torch: torch would start threads of its own beside the rendering ones.
+        planes = cv2.merge([*self.frame.numpy()])
+        return np.asarray(cv2.convertScaleAbs(planes, alpha=127.5, beta=127.5), np.uint8)
+
+
+def _row(index: int) -> Callable[[Tensor], Tensor]:
+    return lambda tensor: tensor[index : index + 1]
+
+
+def output_size(size: int | tuple[int, int] | None, height: int, width: int) -> tuple[int, int]:
+    """(width, height) to write, both even. Raises `UsageError`."""
+    if size is None:
+        return width, height
+    if isinstance(size, int):
+        factor = size / min(height, width)
+        size = (round(width * factor / 2) * 2, round(height * factor / 2) * 2)
+    if any(side % 2 for side in size) or not 16 <= min(size) <= max(size) <= 8192:
+        raise UsageError(
+            f"--size {size[0]}x{size[1]} is not possible", hint="even numbers from 16 to 8192"
+        )
+    return size
+
+
+class _Video:
+    """One `Rendering.save`."""
+
+    def __init__(
+        self,
+        path: Path,
+        rendering: Rendering,
+        compare: bool,
+        size: int | tuple[int, int] | None,
+        codec: str,
+        crf: float,
+    ) -> None:
+        self.path = path
+        self.rendering, self.compare, self.codec, self.crf = rendering, compare, codec, crf
+        self.comparison = path.with_name(f"{path.stem}-compare{path.suffix}")
+        self.work = path.with_name(f".{path.name}.render")
+        self.width, self.height = output_size(size, rendering.height, rendering.width)
+
+    def check(self, overwrite: bool) -> None:
+        """Refuse what cannot work before any frame is rendered."""
+        if self.codec not in CODECS:
+            raise UnknownName.among("codec", self.codec, CODECS)
+        chosen = CODECS[self.codec]
+        if self.path.suffix.lower() not in chosen.suffixes:
+            raise UsageError(
+                f"{self.codec} video cannot be put into {self.path.name}",
+                hint=f"let its name end in {' or '.join(chosen.suffixes)}",
+            )
+        if chosen.crf and not chosen.crf[0] <= self.crf <= chosen.crf[1]:
+            raise UsageError(
+                f"--crf {self.crf:g} is out of range",
+                hint=f"{self.codec} takes {chosen.crf[0]:g} (best) to {chosen.crf[1]:g}",
+            )
+        for file in [self.path, *([self.comparison] if self.compare else [])]:
+            if file.is_dir():
+                raise NotWritable(f"{file} is a folder", hint="name a file, such as out.mp4")
+            if file.exists() and not overwrite:
+                raise UsageError(f"{file} exists already", hint="replace it with --overwrite")
+        if not len(self.rendering):
+            raise UsageError("there is no frame to render", hint=None)
+
+    def render(self, report: Reporter) -> None:
+        with writing(self.work):
+            self.work.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.work / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise NotWritable(
+                f"another process is rendering {self.path}",
+                hint="wait for it to end, or choose another --output",
+            ) from None
+        try:
+            done = self._take_up()
+            self._segments(done, report)
+            self._join()
+        except BaseException:
+            if not self._finished():  # nothing is there to go on from
+                lock.release()
+                shutil.rmtree(self.work, ignore_errors=True)
+            raise
+        finally:
+            lock.release()
+        shutil.rmtree(self.work, ignore_errors=True)
+
+    # ------------------------------------------------------------ what is there
+
+    def _identity(self) -> dict[str, Any]:
+        """What decides about the bytes of a segment."""
+        rendering, trained = self.rendering, self.rendering.trained
+        drive = rendering.drive
+        text = json.dumps(
+            {
+                "tool": __version__, "model": trained.sha256, "device": trained.device.type,
+                "bf16": trained.bf16, "pipeline": drive.pipeline, "settings": drive.settings,
+                "source": drive.source_sha256, "frames": drive.count, "rate": str(drive.rate),
+                "size": [self.width, self.height], "codec": self.codec, "crf": self.crf,
+                "compare": self.compare, "segment": SEGMENT,
+            },
+            default=str,
+        )  # fmt: skip
+        return dict(json.loads(text))
+
+    def _take_up(self) -> int:
+        """How many segments of this very render are there; others' are thrown away."""
+        plan, identity = self.work / "plan.json", self._identity()
+        try:
+            same = json.loads(plan.read_text("utf-8")) == identity
+        except (OSError, ValueError):
+            same = False
+        if not same:
+            for entry in self.work.iterdir():
+                if entry.name != ".lock":
+                    entry.unlink()
+            with writing(plan):
+                plan.write_text(json.dumps(identity), "utf-8")
+        return len(self._finished())
+
+    def _finished(self) -> list[int]:
+        """Segments in order up to the first that is not whole."""
+        found: list[int] = []
+        while self._state(len(found)).exists():
+            found.append(len(found))
+        return found
+
+    def _segment(self, number: int, kind: str = "") -> Path:
+        return self.work / f"{number:05}{kind}.segment"
+
+    def _state(self, number: int) -> Path:
+        return self.work / f"{number:05}.safetensors"
+
+    # ------------------------------------------------------------ rendering
+
+    def _segments(self, done: int, report: Reporter) -> None:
+        count, drive = len(self.rendering), self.rendering.drive
+        first = min(done * SEGMENT, count)
+        report.start("render", count, first)
+        if first < count:
+            state = GeneratorState(**load_file(self._state(done - 1))) if done else None
+            pictures: Iterator[Picture | None] = iter(lambda: None, 0)
+            if self.compare and drive.pictures is not None:
+                pictures = drive.pictures(first)
+            with _Encoding(self) as encoding:
+                for index, step in enumerate(self.rendering.steps(first, state), start=first):
+                    encoding.add(index, step, next(pictures))
+                    report.advance("render")
+        report.finish("render")
+
+    def _join(self) -> None:
+        numbers = self._finished()
+        drive, codec = self.rendering.drive, CODECS[self.codec]
+        container = CONTAINERS[self.path.suffix.lower()]
+        tag = codec.tag if container in ("mp4", "mov") else None
+        mark = Mark.of(self.rendering.trained, drive.pipeline, drive.source, drive.source_sha256)
+        targets = {self.path: ""} | ({self.comparison: "-compare"} if self.compare else {})
+        for target, kind in targets.items():
+            concatenate(
+                [self._segment(n, kind) for n in numbers], target, container=container,
+                rate=drive.rate, sound=drive.sound, tags=mark.tags(), tag=tag,
+            )  # fmt: skip
+
+
+class _Encoding:
+    """Encodes frames in a thread of its own, segment by segment, a few frames behind."""
+
+    def __init__(self, video: _Video) -> None:
+        self.video = video
+        self.pool = ThreadPoolExecutor(1, thread_name_prefix="encode")
+        self.pending: deque[Future[None]] = deque()
+        self.writers: list[VideoWriter] = []
+
+    def __enter__(self) -> _Encoding:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            while kind is None and self.pending:
+                self.pending.popleft().result()
+        finally:
+            self.pool.shutdown(cancel_futures=True)
+            for writer in self.writers:
+                writer.__exit__(BaseException)  # what is not whole is not kept
+
+    def add(self, index: int, step: Step, picture: Picture | None) -> None:
+        """Hand over a frame; waits where encoding has fallen behind, raises what it raised."""
+        self.pending.append(self.pool.submit(self._write, index, step, picture))
+        if len(self.pending) > BEHIND:
+            self.pending.popleft().result()
+
+    def _write(self, index: int, step: Step, picture: Picture | None) -> None:
+        video = self.video
+        number, place = divmod(index, SEGMENT)
+        rows = [_sized(step.picture(), video.width, video.height)]
+        if video.compare:
+            rows.append(_panels(picture, step, rows[0]))
+        if place == 0:
+            for row, kind in zip(rows, ("", "-compare"), strict=False):
+                self.writers.append(
+                    VideoWriter(
+                        video._segment(number, kind),
+                        width=row.shape[1],
+                        height=row.shape[0],
+                        rate=video.rendering.rate,
+                        crf=video.crf,
+                        codec=video.codec,
+                    )  # fmt: skip
+                )
+        for writer, row in zip(self.writers, rows, strict=True):
+            writer.write(row)
+        if place == SEGMENT - 1 or index == len(video.rendering) - 1:
+            for writer in self.writers:
+                writer.close()
+            self.writers = []
+            self._keep(step.state, number)
+
+    def _keep(self, state: GeneratorState, number: int) -> None:
+        """The state after a segment says that it is whole; only the newest is needed."""
+        path = self.video._state(number)
+        partial = path.with_suffix(".partial")
+        tensors = {name: t.cpu().contiguous() for name, t in vars(state).items()}
+        with writing(path):
+            save_file(tensors, partial)
+            partial.replace(path)
+            if number:
+                before = self.video._state(number - 1)
+                before.write_bytes(b"")  # its name still counts
+
+
+def _sized(picture: Picture, width: int, height: int) -> Picture:
+    if picture.shape[:2] == (height, width):
+        return picture
+    kind = cv2.INTER_AREA if picture.shape[0] > height else cv2.INTER_LANCZOS4
+    return np.asarray(cv2.resize(picture, (width, height), interpolation=kind), np.uint8)
+
+
+def _panels(picture: Picture | None, step: Step, output: Picture) -> Picture:
+    """input | signals | output, all of the output's height."""
+    height, width = output.shape[:2]
+    panels = [step.signal.draw(height, width)[0], output]
+    if picture is not None:
+        across = max(round(picture.shape[1] * height / picture.shape[0] / 2) * 2, 2)
+        panels.insert(0, _sized(picture, across, height))
+    return np.concatenate(panels, axis=1)

@@ -1,0 +1,182 @@
+"""What drives a rendering: a stretch of a clip store, made from footage where there is none yet.
+
+Stores of raw footage are kept in `data/`, as `v2v preprocess` does, and used again: they are
+known by the hash of the footage, not by its name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from preprocess.build import default_folder, preprocess, source_hash
+from v2v.config import PreprocessSettings, load_config
+from v2v.data.probe import probe
+from v2v.data.store import CLIP_FILE, ClipStore, read_record
+from v2v.data.video import Sound, read_stored
+from v2v.errors import StoreError, UsageError
+from v2v.progress import Reporter, Silent
+
+Picture = NDArray[np.uint8]  # RGB [H, W, 3]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Frames `start` to `stop` (excluded) of a clip store."""
+
+    store: ClipStore
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def rate(self) -> Fraction:
+        return self.store.rate
+
+    @property
+    def name(self) -> str:
+        return self.store.record.source.name
+
+    @property
+    def sha256(self) -> str:
+        """Of the footage."""
+        return self.store.record.source.sha256
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) as stored."""
+        return self.store.record.frames.height, self.store.record.frames.width
+
+    @property
+    def sound(self) -> Sound | None:
+        """What is heard from the first of these frames on."""
+        audio = self.store.record.audio
+        if audio is None or self.store.audio is None:
+            return None
+        return Sound(self.store.audio, self.start / float(self.rate) - audio.offset)
+
+    def pictures(self, first: int = 0) -> Iterator[Picture]:
+        """Its frames from the given one on, as stored."""
+        path = self.store.folder / "frames.mp4"
+        return islice(read_stored(path, first=self.start + first), len(self) - first)
+
+
+def open_source(
+    given: str | Path | ClipStore,
+    signals: Sequence[str],
+    *,
+    start: float | None = None,
+    end: float | None = None,
+    values: Mapping[str, Any] | None = None,
+    data: Path = Path("data"),
+    report: Reporter | None = None,
+) -> Source:
+    """Footage or a clip store as a source that has `signals`; what is missing is extracted.
+
+    Args:
+        start, end: the range wanted, in seconds from the beginning, the end excluded.
+        values: settings of `v2v preprocess` by dotted key, for footage.
+        data: where stores of footage are.
+
+    Raises what `preprocess` raises; `UsageError` for an empty range.
+    """
+    report = report or Silent()
+    if isinstance(given, ClipStore):
+        store = given
+    elif (Path(given) / CLIP_FILE).is_file():
+        store = ClipStore.open(given)
+    else:
+        asked = _Asked(Path(given), tuple(signals), dict(values or {}), data, report)
+        return asked.range(start, end)
+    missing = [name for name in signals if name not in store.signals]
+    if missing:
+        store = _made(store.folder, missing, report=report)
+    return _range(store, start, end)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """Footage whose store is to be found or made."""
+
+    footage: Path
+    signals: Sequence[str]
+    values: dict[str, Any]
+    data: Path
+    report: Reporter
+
+    def range(self, start: float | None, end: float | None) -> Source:
+        seen = probe(self.footage)
+        digest = source_hash(seen)
+        home = self._home(digest)
+        whole = start is None and end is None
+        if whole or (not self.values and _is_store_of(home, digest)):
+            return _range(self._made(home, self.values), start, end)
+        # Only what is wanted of footage that is not there yet: it may be hours.
+        values = self.values | {"frames.start": start, "frames.end": end}
+        store = self._made(self._own_home(digest, values), values)
+        return Source(store, 0, len(store))
+
+    def _home(self, digest: str) -> Path:
+        """`data/NAME`, unless something else is there or settings differ from the usual ones."""
+        plain = self.data / default_folder(self.footage).name
+        begun = not (plain / CLIP_FILE).exists() and (plain / ".lock").exists()
+        free = not plain.exists() or begun or _is_store_of(plain, digest)
+        return plain if free and not self.values else self._own_home(digest, self.values)
+
+    def _own_home(self, digest: str, values: dict[str, Any]) -> Path:
+        text = json.dumps([digest, values], sort_keys=True, default=str)
+        name = default_folder(self.footage).name
+        return self.data / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+    def _made(self, home: Path, values: dict[str, Any]) -> ClipStore:
+        return _made(self.footage, self.signals, output=home, values=values, report=self.report)
+
+
+def _is_store_of(folder: Path, digest: str) -> bool:
+    """Whether a folder is a store of the footage with this hash, all of it."""
+    try:
+        record = read_record(folder)
+    except StoreError:
+        return False
+    settings = record.frames.settings
+    whole = settings.get("start") is None and settings.get("end") is None
+    return whole and record.source.sha256 == digest
+
+
+def _made(
+    source: Path,
+    signals: Sequence[str],
+    *,
+    output: Path | None = None,
+    values: dict[str, Any] | None = None,
+    report: Reporter,
+) -> ClipStore:
+    settings = load_config(PreprocessSettings, "preprocess", values=values)
+    outcome = preprocess(source, list(signals), settings, output=output, report=report)
+    for error in outcome.failed.values():
+        raise error
+    return ClipStore.open(outcome.folder)
+
+
+def _range(store: ClipStore, start: float | None, end: float | None) -> Source:
+    rate = float(store.rate)
+    first = round((start or 0.0) * rate)
+    stop = len(store) if end is None else min(round(end * rate), len(store))
+    if not 0 <= first < stop:
+        raise UsageError(
+            f"the range from {start or 0:g} s to {stop / rate:g} s of {store.folder} is empty",
+            hint=f"--start and --end are seconds from 0 to {len(store) / rate:.2f}, --end after"
+            " --start",
+        )
+    return Source(store, first, stop)
