@@ -1,0 +1,113 @@
+"""The commands people type. Each is thin: it reads options and calls the part that does the work.
+
+Heavy imports are inside the functions, so that `v2v --help` is instant.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from v2v import __version__
+from v2v.cli import footage, training, whole
+from v2v.cli.shared import print_error
+from v2v.errors import MissingLibrary, V2VError
+
+STOPPED = 130  # the exit code of Ctrl-C, which typer turns it into
+
+app = typer.Typer(
+    name="v2v",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Video-to-video synthesis from your own footage.",
+)
+
+
+def _print_version(asked: bool) -> None:
+    """Print the version."""
+    if asked:
+        print(f"v2v {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and leave."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+app.command(help=footage.EXAMPLES_PREPROCESS)(footage.preprocess)
+app.command(help=training.EXAMPLES_TRAIN)(training.train)
+app.command()(training.plot)
+app.command()(footage.doctor)
+app.command()(footage.sample)
+app.command()(whole.demo)
+
+
+def _library_problem(error: ImportError) -> V2VError | None:
+    """The usual missing system libraries, in words; None for our own broken imports."""
+    text = str(error)
+    for library, package in (
+        ("libGL.so", "libgl1"),
+        ("libglib-2", "libglib2.0-0"),
+        ("libgthread", "libglib2.0-0"),
+        ("libEGL", "libegl1"),
+        ("libGLES", "libgles2"),
+    ):
+        if library in text:
+            return MissingLibrary(
+                f"a system library is missing: {text}",
+                hint=f"on Debian or Ubuntu: sudo apt install {package}",
+            )
+    return None
+
+
+def main() -> None:
+    """The entry point: errors that users cause become two lines and an exit code."""
+    import os
+    import signal
+
+    stopping = False
+
+    def stop(*_: object) -> None:
+        nonlocal stopping
+        stopping = True
+        raise KeyboardInterrupt
+
+    def leave_stopped() -> None:
+        print("stopped; run the same command again to go on", file=sys.stderr, flush=True)
+        os._exit(STOPPED)  # threads inside native code must not hold the process
+
+    signal.signal(signal.SIGTERM, stop)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not if it is ignored
+        signal.signal(signal.SIGINT, stop)
+    try:
+        app()
+    except SystemExit as leaving:
+        if leaving.code != STOPPED:
+            raise
+        leave_stopped()
+    except V2VError as error:
+        print_error(error)
+        sys.exit(error.exit_code)
+    except ImportError as error:
+        if stopping:  # native modules turn what stops their import into this
+            leave_stopped()
+        problem = _library_problem(error)
+        if problem is None:
+            raise
+        print_error(problem)
+        sys.exit(problem.exit_code)
+    except BrokenPipeError:
+        os._exit(0)

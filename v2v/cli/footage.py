@@ -1,0 +1,229 @@
+"""Commands on footage: preprocess, doctor, sample."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from v2v.cli.shared import (
+    AsJson,
+    ConfigFile,
+    Quiet,
+    console,
+    parse_size,
+    print_error,
+    print_outcomes,
+    progress,
+    report_errors,
+)
+from v2v.errors import UnknownName, V2VError
+from v2v.native import prepare_process
+
+EXAMPLES_PREPROCESS = """
+Turn footage into clip stores: frames and the signals that models are trained on.
+
+A store is a folder of ordinary files (`frames.mp4`, `pose.npz`, ...). Give a video, an image, a
+folder of images, a folder of videos, a pattern, or a store to add signals to. Run the same command
+again to go on after a stop; what is finished is kept.
+
+**Examples**
+
+    v2v preprocess dance.mp4 --signal pose
+
+    v2v preprocess dance.mp4 --signal all --size 512 --crop person
+
+    v2v preprocess talk.mov --signal face,segmentation --crop face --size 512x512
+
+    v2v preprocess street/images --labels street/labels --signal segmentation,flow --fps 17
+
+    v2v preprocess "clips/*.mp4" --signal pose --workers 2
+
+    v2v preprocess data/dance --signal flow -s flow.dis_preset=fast
+"""
+
+
+def preprocess(
+    inputs: Annotated[
+        list[str], typer.Argument(help="Videos, images, folders, patterns, or stores.")
+    ],
+    signal: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--signal",
+            "-S",
+            help="pose, face, segmentation, flow or all; repeat it or separate with commas."
+            " [default: pose]",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="The store's folder; with several inputs the folder to put stores in."
+            " [default: data/NAME]",
+        ),
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(help="Shorter side in pixels (512), or WIDTHxHEIGHT. [default: as filmed]"),
+    ] = None,
+    fps: Annotated[
+        str | None, typer.Option(help="Frames per second, e.g. 25 or 29.97. [default: as filmed]")
+    ] = None,
+    start: Annotated[float | None, typer.Option(help="First moment to keep, in seconds.")] = None,
+    end: Annotated[float | None, typer.Option(help="Where to stop, in seconds.")] = None,
+    crop: Annotated[
+        str | None,
+        typer.Option(help="none, person or face: a box held still over the clip. [default: none]"),
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(help="Folder of label or instance maps (PNG), one a frame, as segmentation."),
+    ] = None,
+    config: ConfigFile = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--set", "-s", help="One setting, KEY=VALUE, e.g. -s pose.max_gap=0.5."),
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Clips at a time.")] = 1,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Make anew what is there already.")
+    ] = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    prepare_process()
+    from preprocess.run import expand_inputs, expand_signals, preprocess_all
+    from v2v.config import PreprocessSettings, load_config
+    from v2v.errors import ConfigError
+
+    values = {
+        "frames.size": parse_size(size), "frames.fps": fps, "frames.start": start,
+        "frames.end": end, "frames.crop": crop,
+    }  # fmt: skip
+    if labels is not None:
+        values |= {"segmentation.labels": str(labels), "segmentation.backend": "labels"}
+    if crop is not None and crop not in ("none", "person", "face"):
+        raise UnknownName.among("--crop", crop, ("none", "person", "face"))
+    settings = load_config(
+        PreprocessSettings, "preprocess", file=config, overrides=setting, values=values
+    )
+    default = ["segmentation"] if labels is not None else ["pose"]
+    names = expand_signals(signal or default)
+    if labels is not None and "segmentation" not in names:
+        raise ConfigError(
+            "--labels gives the segmentation signal, which is not asked for",
+            hint=f"add it: --signal {','.join([*names, 'segmentation'])}",
+        )
+    jobs = expand_inputs(inputs, output)
+    with progress(quiet or as_json) as report:
+        results = preprocess_all(
+            jobs, names, settings, workers=workers, overwrite=overwrite, report=report
+        )
+    if as_json:
+        import json
+
+        print(json.dumps([result.as_json() for result in results], indent=1))
+    elif not quiet:
+        print_outcomes([r.outcome for r in results if r.outcome is not None])
+    report_errors(results)
+
+
+def doctor(
+    inputs: Annotated[
+        list[str] | None, typer.Argument(help="Videos, folders, patterns, or stores.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the findings as JSON on standard output.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
+) -> None:
+    """Say what footage is good for, before hours are spent on it.
+
+    Length, sharpness, cuts, other people in view, how much of the body or the face is seen, which
+    poses and head angles are missing, and what to film. Without footage: check the installation.
+
+    **Examples**
+
+        v2v doctor
+
+        v2v doctor dance.mp4
+
+        v2v doctor data/dance --json
+    """
+    prepare_process()
+    if not inputs:
+        _check_installation(as_json)
+        return
+    import json
+
+    from preprocess.doctor import examine
+    from preprocess.run import expand_inputs
+
+    found = []
+    problems: list[V2VError] = []
+    with progress(quiet or as_json) as report:
+        for job in expand_inputs(inputs, None):
+            try:
+                found.append(examine(job.source, report))
+            except V2VError as error:
+                problems.append(error)
+    if as_json:
+        print(json.dumps([footage.as_json() for footage in found], indent=1))
+    else:
+        for footage in found:
+            footage.render(console(110))
+    for problem in problems:
+        print_error(problem)
+    if problems:
+        raise typer.Exit(max(problem.exit_code for problem in problems))
+
+
+def _check_installation(as_json: bool) -> None:
+    """Print the checks; leaves with 1 where one failed."""
+    import json
+
+    from v2v.installation import check_installation, render
+
+    checks = check_installation()
+    if as_json:
+        print(json.dumps([check.as_json() for check in checks], indent=1))
+    else:
+        render(checks, console(110))
+    if any(check.state == "fail" for check in checks):
+        raise typer.Exit(1)
+
+
+def sample(
+    kinds: Annotated[
+        list[str] | None, typer.Argument(help="person, face, street. [default: all three]")
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to.")] = Path("samples_out"),
+    seconds: Annotated[float, typer.Option(min=0.1, max=600, help="Length of each clip.")] = 4.0,
+    seed: Annotated[int, typer.Option(help="Another seed, another dance.")] = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Draw small clips to try things on: a dancing person, a talking face, a street.
+
+    The street comes with exact label maps, instance maps and optical flow.
+
+    **Example**
+
+        v2v sample person && v2v preprocess samples_out/person.mp4 --signal all
+    """
+    from samples.clips import KINDS, write_sample
+
+    for kind in kinds or KINDS:
+        if kind not in KINDS:
+            raise UnknownName.among("sample", kind, KINDS)
+    with progress(quiet) as report:
+        paths = [
+            write_sample(kind, output, seconds=seconds, seed=seed, report=report)
+            for kind in kinds or KINDS
+        ]
+    if not quiet:
+        for path in paths:
+            print(path)

@@ -1,0 +1,109 @@
+"""What the commands share: options, progress, tables, errors in two lines."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from v2v.errors import UsageError, V2VError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from preprocess.build import Outcome
+    from preprocess.run import ClipResult
+    from v2v.progress import Reporter
+
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="A YAML file of settings.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print the result as JSON on standard output.")
+]
+
+
+def console(width: int = 140) -> Console:
+    """Standard output; of a fixed width where nobody looks, so that lines stay whole."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else width)
+
+
+def progress(silent: bool) -> Any:
+    from contextlib import nullcontext
+
+    from v2v.progress import Silent, Terminal
+
+    reporter: Reporter = Silent()
+    return nullcontext(reporter) if silent else Terminal()
+
+
+def parse_size(text: str | None) -> Any:
+    if text is None:
+        return None
+    parts = text.lower().split("x")
+    if not all(p.isdigit() for p in parts) or len(parts) > 2:
+        raise UsageError(
+            f"--size {text} is not a size", hint="write 512 for the shorter side, or 512x768"
+        )
+    return int(parts[0]) if len(parts) == 1 else [int(p) for p in parts]
+
+
+def report_results(results: list[ClipResult]) -> None:
+    """The table, then what went wrong; leaves with the worst exit code."""
+    print_outcomes([r.outcome for r in results if r.outcome is not None])
+    report_errors(results)
+
+
+def report_errors(results: list[ClipResult]) -> None:
+    errors = [found for result in results for found in result.errors]
+    for where, error in errors:
+        print_error(error, prefix=where if len(results) > 1 else None)
+    if errors:
+        raise typer.Exit(max(error.exit_code for _, error in errors))
+
+
+def print_outcomes(outcomes: list[Outcome]) -> None:
+    from fractions import Fraction
+
+    from rich.table import Table
+
+    if not outcomes:
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("clip", "frames", "size", "fps", "signals on … of the frames", "warnings"):
+        table.add_column(column, overflow="fold")
+    for outcome in outcomes:
+        frames = outcome.record.frames
+        signals = [f"{n} {s.coverage:.0%}" for n, s in outcome.record.signals.items()]
+        table.add_row(
+            str(outcome.folder),
+            str(frames.count),
+            f"{frames.width}x{frames.height}",
+            f"{float(Fraction(frames.fps)):.4g}",
+            ", ".join(signals) or "none",
+            "; ".join(outcome.warnings) or "none",
+        )
+    out = console()
+    out.print(table)
+    for outcome in outcomes:
+        if outcome.made:
+            text = f"made {', '.join(outcome.made)} in {outcome.seconds:.1f} s"
+        else:
+            text = "nothing left to do"
+        preview = outcome.folder / "preview.mp4"
+        look = f"; look at {preview}" if preview.exists() else ""
+        out.print(f"{outcome.folder}: {text}{look}", highlight=False, soft_wrap=True)
+
+
+def print_error(error: V2VError, prefix: str | None = None) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    out = Console(stderr=True)
+    where = f"{prefix}: " if prefix else ""
+    out.print(Text("error: ", style="bold red") + Text(where + error.message), soft_wrap=True)
+    if error.hint:
+        out.print(Text("  try: ", style="bold") + Text(error.hint), soft_wrap=True)

@@ -1,0 +1,162 @@
+"""Commands on training: train, plot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from v2v.cli.shared import AsJson, ConfigFile, Quiet, console, progress
+from v2v.errors import UnknownName, UsageError
+from v2v.native import prepare_process
+
+if TYPE_CHECKING:
+    from v2v.training.loop import Outcome
+
+EXAMPLES_TRAIN = """
+Train a model on clip stores: it renders video from the signals that a clip was preprocessed with.
+
+The run's folder is `runs/NAME`: the model, previews of held-out frames, checkpoints, a log, curves
+for TensorBoard. Run the same command again to go on after a stop; Ctrl-C saves first.
+
+**Examples**
+
+    v2v train --task pose --data data/dance --name b
+
+    v2v train --task face --data data/talk --size 128 --minutes 15
+
+    v2v train --task street --data data/berlin --data data/bonn -s generator.preset=base
+
+    v2v train --task pose --data data/dance --dry-run
+
+    torchrun --nproc-per-node 2 -m v2v train --task pose --data data/dance -s schedule.frames=8
+"""
+
+
+def train(
+    data: Annotated[
+        list[Path],
+        typer.Option("--data", "-d", help="A clip store; repeat it for several."),
+    ],
+    task: Annotated[
+        str, typer.Option("--task", "-t", help="What drives the model: pose, face or street.")
+    ] = "pose",
+    name: Annotated[
+        str | None,
+        typer.Option("--name", "-n", help="Of the run. [default: the first clip's name]"),
+    ] = None,
+    runs: Annotated[Path, typer.Option(help="The folder of all runs.")] = Path("runs"),
+    size: Annotated[
+        int | None, typer.Option(help="Shorter side of the frames in pixels. [default: 256]")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Train for so many updates.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Train for so long. [default: 60]")] = None,
+    devices: Annotated[
+        int | None, typer.Option(help="Processes, one for each device. [default: 1]")
+    ] = None,
+    config: ConfigFile = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--set", "-s", help="One setting, KEY=VALUE: -s generator.preset=base."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be trained, and what it costs.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Throw away a run of this name first.")
+    ] = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    prepare_process()
+    from v2v.config import load_config
+    from v2v.training.settings import TASKS, TrainSettings
+
+    if task not in TASKS:
+        raise UnknownName.among("task", task, TASKS)
+    if steps is not None and minutes is not None:
+        raise UsageError("--steps and --minutes are both given", hint="one of them is the budget")
+    values = {
+        "task": task, "data.size": size, "loop.devices": devices,
+        "budget.steps": steps, "budget.minutes": minutes,
+    }  # fmt: skip
+    settings = load_config(
+        TrainSettings, "train", f"train-{task}", file=config, overrides=setting, values=values
+    )
+    folder = runs / (name or data[0].resolve().name)
+    if dry_run:
+        from v2v.training.estimate import estimate
+
+        plan = estimate(settings, data)
+        if _is_helper_process():
+            return
+        if as_json:
+            import json
+
+            print(json.dumps(plan.as_json(), indent=1))
+        else:
+            plan.render(console(110))
+        return
+    from v2v.training.loop import train as run_training
+
+    with progress(quiet or as_json or _is_helper_process()) as report:
+        outcome = run_training(settings, data, folder, report, overwrite=overwrite)
+    if _is_helper_process():
+        return
+    if as_json:
+        import json
+
+        print(json.dumps(outcome.as_json(), indent=1))
+    elif not quiet:
+        _print_training(outcome)
+
+
+def _is_helper_process() -> bool:
+    """Whether this is one of several training processes, and not the one that reports."""
+    import os
+
+    return os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")) != "0"
+
+
+def _print_training(outcome: Outcome) -> None:
+    out = console()
+    out.print(
+        f"{outcome.folder}: {outcome.steps} updates in {outcome.minutes:.1f} min; the model is"
+        f" {outcome.model}",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    if outcome.preview:
+        out.print(
+            f"look at {outcome.preview} (held-out frames: signals, rendered, real)",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
+
+
+def plot(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, such as runs/b.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="The picture: .png, .svg or .pdf. [default: curves.png in the run's folder; here,"
+            " for several runs]",
+        ),
+    ] = None,
+    minutes: Annotated[
+        bool, typer.Option("--minutes", help="Over minutes of training instead of updates.")
+    ] = False,
+) -> None:
+    """Draw the curves of a training run as a picture; of several runs, to compare them.
+
+    **Examples**
+
+        v2v plot runs/b
+
+        v2v plot runs/b runs/c --minutes -o compared.png
+    """
+    from v2v.training.plot import plot as draw
+
+    default = (runs[0] if len(runs) == 1 else Path()) / "curves.png"
+    print(draw(runs, output or default, minutes=minutes))
