@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -198,6 +199,40 @@ class Rendering:
             video.width, video.height, self.notes,
         )  # fmt: skip
 
+    def preview(self, path: str | Path, *, frames: int = 8) -> Path:
+        """A picture of some frames, evenly spread, before any is rendered.
+
+        Above what drives, below the signals that the model will be given, on its background
+        where it has one.
+        """
+        path = Path(path)
+        places = np.unique(np.linspace(0, len(self) - 1, frames).astype(int))
+        plate = self.trained.model.plates.get(self.look.clip)
+        behind = None if plate is None else _picture(plate[:3].float().cpu())
+        columns = []
+        for place in places:
+            track = self.drive.tracks(int(place), int(place) + 1)[0]
+            drawn = track.draw(self.height, self.width)[0]
+            if behind is not None and track.transparent:
+                drawn = np.asarray(cv2.max(drawn, cv2.convertScaleAbs(behind, alpha=0.5)), np.uint8)
+            rows = [drawn]
+            if self.drive.pictures is not None:
+                across, down = self.width, self.height
+                picture = next(self.drive.pictures(int(place)))
+                factor = min(across / picture.shape[1], down / picture.shape[0])
+                inner = (
+                    max(round(picture.shape[1] * factor), 1),
+                    max(round(picture.shape[0] * factor), 1),
+                )
+                x, y = (across - inner[0]) // 2, (down - inner[1]) // 2
+                above = np.zeros_like(drawn)
+                above[y : y + inner[1], x : x + inner[0]] = _sized(picture, *inner)
+                rows.insert(0, above)
+            columns.append(np.concatenate(rows))
+        with writing(path):
+            Image.fromarray(np.concatenate(columns, axis=1)).save(path)
+        return path
+
 
 @dataclass(frozen=True)
 class Step:
@@ -209,9 +244,14 @@ class Step:
 
     def picture(self) -> Picture:
         """RGB uint8 [H, W, 3]."""
-        # By OpenCV, not torch: torch would start threads of its own beside the rendering ones.
-        planes = cv2.merge([*self.frame.numpy()])
-        return np.asarray(cv2.convertScaleAbs(planes, alpha=127.5, beta=127.5), np.uint8)
+        return _picture(self.frame)
+
+
+def _picture(frame: Tensor) -> Picture:
+    """[3, H, W] in [-1, 1] on the CPU to RGB uint8 [H, W, 3]."""
+    # By OpenCV, not torch: torch would start threads of its own beside the rendering ones.
+    planes = cv2.merge([*frame.numpy()])
+    return np.asarray(cv2.convertScaleAbs(planes, alpha=127.5, beta=127.5), np.uint8)
 
 
 def _row(index: int) -> Callable[[Tensor], Tensor]:

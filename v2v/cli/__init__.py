@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from v2v import __version__
-from v2v.cli import footage, training, whole
+from v2v.cli import footage, rendering, training, whole
 from v2v.cli.shared import print_error
 from v2v.errors import MissingLibrary, V2VError
 
@@ -50,6 +50,10 @@ def root(
 app.command(help=footage.EXAMPLES_PREPROCESS)(footage.preprocess)
 app.command(help=training.EXAMPLES_TRAIN)(training.train)
 app.command()(training.plot)
+app.command(help=rendering.EXAMPLES_TRANSFER)(rendering.transfer)
+app.command(help=rendering.EXAMPLES_REENACT)(rendering.reenact)
+app.command(help=rendering.EXAMPLES_SYNTHESIZE)(rendering.synthesize)
+app.command()(rendering.info)
 app.command()(footage.doctor)
 app.command()(footage.sample)
 app.command()(whole.demo)

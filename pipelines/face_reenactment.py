@@ -1,0 +1,173 @@
+"""Face re-enactment: one face, moved as another (Deep Video Portraits, arXiv 1805.11714).
+
+>>> reenact = FaceReenactment.from_model("runs/talk")
+>>> frames = reenact("other.mp4", strengths=Strengths(rotation=0.5))
+>>> frames.save("out.mp4")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.model import Look, Trained
+from pipelines.rendering import Drive, Rendering
+from pipelines.retarget_face import Face, FaceTransfer, Strengths, outside
+from pipelines.source import Source, open_source
+from pipelines.stretches import told
+from v2v.data.store import ClipStore
+from v2v.errors import CheckpointInvalid, NothingFound
+from v2v.progress import Reporter, Silent
+from v2v.signals import Track
+from v2v.signals.face import FaceTrack
+
+__all__ = ["FaceReenactment", "Strengths"]
+
+SIGNAL = "face"
+PIECE = 512  # frames of the mesh in memory
+
+
+@dataclass(frozen=True)
+class FaceReenactment:
+    """Renders the face that a model was trained on, driven by another."""
+
+    trained: Trained
+
+    @classmethod
+    def from_model(cls, path: str | Path, *, device: str = "auto") -> FaceReenactment:
+        """Raises `CheckpointInvalid`, and `UsageError` for a model of another signal."""
+        trained = Trained.open(path, device=device)
+        trained.expect(SIGNAL, "re-enactment")
+        return cls(trained)
+
+    def target(self, clip: int = 0) -> Face:
+        """What the model remembers of the face in one of its clips."""
+        statistics, use = self.trained.model.statistics, self.trained.model.record.clips[clip]
+        points, depth = (statistics.get(f"{clip}.{SIGNAL}.{n}") for n in ("points", "depth"))
+        if points is None or depth is None:
+            raise CheckpointInvalid(
+                f"{self.trained.name} does not remember the face it was trained on",
+                hint="train it again with this version of v2v",
+            )
+        return Face.remembered(points.numpy(), depth.numpy(), use.width, use.height)
+
+    def __call__(
+        self,
+        source: str | Path | ClipStore,
+        *,
+        start: float | None = None,
+        end: float | None = None,
+        absolute: bool = False,
+        strengths: Strengths | None = None,
+        parts: Mapping[str, float] | None = None,
+        neutral: float | None = None,
+        clip: str | None = None,
+        report: Reporter | None = None,
+    ) -> Rendering:
+        """The model's face, moved as the one in `source`.
+
+        Args:
+            source: footage or a clip store.
+            start, end: the range to render, in seconds.
+            absolute: take the driver's head rotation, place and size as they are; by default
+                motion is relative to a neutral frame, found in each clip.
+            strengths: of each kind of motion.
+            parts: size of parts of the face, of `PARTS`: {"face": 0.9} is a slimmer face.
+            neutral: the driver's neutral moment, in seconds of the source, where the one found
+                is not good.
+            clip: which of the model's clips to look like.
+
+        Raises what `open_source` raises; `ConfigError`, `UnknownName` for strengths and parts.
+        """
+        report, strengths = report or Silent(), strengths or Strengths()
+        number = self.trained.clip_number(clip)
+        target = self.target(number)
+        driven = open_source(source, [SIGNAL], start=start, end=end, report=report)
+        driver = Face.measure(
+            lambda: _meshes(driven.store, 0, len(driven.store)),
+            neutral=self._neutral(driven, target, number, neutral),
+        )
+        transfer = FaceTransfer(driver, target, strengths, absolute=absolute, parts=parts)
+        held = _held(driven)
+        placement = self.trained.placement(number)
+
+        def moved(first: int, stop: int) -> FaceTrack:
+            return transfer.apply(_at(driven, held[first:stop]))
+
+        def tracks(first: int, stop: int) -> Sequence[Track]:
+            return [placement.track(moved(first, stop))]
+
+        def pieces() -> Iterator[FaceTrack]:
+            for first in range(0, len(driven), PIECE):
+                yield moved(first, min(first + PIECE, len(driven)))
+
+        rate = float(driven.rate)
+        notes = [f"neutral: {driver.neutral / rate:.2f} s of {driven.name}"]
+        notes += self._gaps(driven, held)
+        notes += told(outside(pieces, target, rate), rate, first=driven.start)
+        drive = Drive(
+            pipeline="face re-enactment", count=len(driven), rate=driven.rate, tracks=tracks,
+            settings={
+                "start": driven.start, "neutral": driver.neutral, "absolute": absolute,
+                "strengths": asdict(strengths), "parts": dict(parts or {}), "clip": number,
+                "signal": driven.store.record.signals[SIGNAL].model_dump(mode="json"),
+            },
+            source=driven.name, source_sha256=driven.sha256, pictures=driven.pictures,
+            sound=driven.sound, notes=tuple(notes),
+        )  # fmt: skip
+        return Rendering(self.trained, drive, Look(clip=number))
+
+    def _neutral(self, driven: Source, target: Face, clip: int, asked: float | None) -> int | None:
+        """The driver's neutral frame, where it is known beforehand."""
+        if asked is not None:
+            return round(asked * float(driven.rate))
+        use = self.trained.model.record.clips[clip]
+        record = driven.store.record
+        own = (record.source.sha256, record.frames.width, record.frames.height, len(driven.store))
+        if own != (use.sha256, use.width, use.height, use.frames):
+            return None
+        # The clip that the model was trained on: the same moment, so that it is given back.
+        return int(self.trained.model.statistics[f"{clip}.frames"][target.neutral])
+
+    @staticmethod
+    def _gaps(driven: Source, held: NDArray[np.int64]) -> list[str]:
+        lost = int((held != np.arange(driven.start, driven.stop)).sum())
+        if not lost:
+            return []
+        return [f"no face in {lost} of {len(held)} frames: the one before stays"]
+
+
+def _meshes(store: ClipStore, start: int, stop: int) -> Iterator[FaceTrack]:
+    for first in range(start, stop, PIECE):
+        yield cast(FaceTrack, store.track(SIGNAL, first, min(first + PIECE, stop)))
+
+
+def _held(driven: Source) -> NDArray[np.int64]:
+    """[frames] the frame of the store that each one shows: without a face, the last that had one.
+
+    Raises `NothingFound`.
+    """
+    seen = np.concatenate(
+        [track.present() for track in _meshes(driven.store, driven.start, driven.stop)]
+    )
+    if not seen.any():
+        raise NothingFound(
+            f"no face in {driven.name} between {driven.start / float(driven.rate):.2f} s and"
+            f" {driven.stop / float(driven.rate):.2f} s",
+            hint="choose another range with --start and --end; v2v doctor says where faces are",
+        )
+    newest = np.maximum.accumulate(np.where(seen, np.arange(len(seen)), -1))
+    newest[newest < 0] = np.flatnonzero(seen)[0]  # before the first face: that one, waiting
+    return newest + driven.start
+
+
+def _at(driven: Source, frames: NDArray[np.int64]) -> FaceTrack:
+    """The faces of some frames, in ascending order; a frame may come more than once."""
+    first = int(frames[0])
+    track = cast(FaceTrack, driven.store.track(SIGNAL, first, int(frames[-1]) + 1))
+    return track[frames - first]  # type: ignore[index]

@@ -1,0 +1,71 @@
+"""What a path is, in facts: a rendered video, a clip store, a model, footage."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from pipelines.mark import read_mark
+from v2v.checkpoint import MODEL_FILE, load_model
+from v2v.data.probe import probe
+from v2v.data.store import CLIP_FILE, ClipStore
+
+
+def describe(path: str | Path) -> dict[str, Any]:
+    """Facts by name, for people and programs. Raises what opening raises."""
+    from pipelines.model import RUNS
+
+    place = Path(path)
+    if (place / CLIP_FILE).is_file():
+        return _store(ClipStore.open(place))
+    for folder in (place, RUNS / path):
+        if (folder / MODEL_FILE).is_file() or (folder / "model" / MODEL_FILE).is_file():
+            return _model(folder)
+    return _video(place)
+
+
+def _video(path: Path) -> dict[str, Any]:
+    seen = probe(path)
+    facts: dict[str, Any] = {
+        "what": "video", "codec": seen.codec, "size": f"{seen.upright_width}x{seen.upright_height}",
+        "fps": round(float(seen.rate), 4), "frames": seen.frames,
+        "seconds": round(seen.duration, 3), "sound": seen.audio.codec if seen.audio else None,
+    }  # fmt: skip
+    mark = None if seen.images else read_mark(path)
+    if mark is None:
+        return facts | {"synthetic": "not marked as rendered by v2v"}
+    return facts | {"what": "rendered video"} | mark.model_dump(mode="json")
+
+
+def _store(store: ClipStore) -> dict[str, Any]:
+    frames, source = store.record.frames, store.record.source
+    return {
+        "what": "clip store", "source": source.name, "source_sha256": source.sha256,
+        "size": f"{frames.width}x{frames.height}", "fps": round(float(store.rate), 4),
+        "frames": len(store), "shots": len(frames.shots),
+        "sound": store.record.audio.codec if store.record.audio else None,
+        **{
+            name: f"{signal.coverage:.1%} of the frames, by {signal.backend}"
+            for name, signal in store.record.signals.items()
+        },
+    }  # fmt: skip
+
+
+def _model(folder: Path) -> dict[str, Any]:
+    model = load_model(folder)
+    record = model.record
+    return {
+        "what": "model", "task": record.task, "size": f"{record.width}x{record.height}",
+        "signals": [use.name for use in record.signals], "tool": record.tool,
+        "generator": {k: v for k, v in record.generator.items() if v is not None},
+        "parameters": sum(p.numel() for p in model.generator.parameters()),
+        "clips": [
+            f"{clip.name} ({clip.source}, frames {clip.trained[0]} to {clip.trained[1]} of"
+            f" {clip.frames} at {float(Fraction(clip.fps)):.4g} fps"
+            f"{', still camera' if clip.still else ''})"
+            for clip in record.clips
+        ],
+        "training": {k: v for k, v in record.training.items() if k != "settings"},
+        "note": record.synthetic,
+    }  # fmt: skip

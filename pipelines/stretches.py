@@ -1,0 +1,53 @@
+"""Stretches of a rendering that ask more of a model than its training footage showed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+SHOWN = 4  # stretches that are told one by one
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Frames `start` to `stop` (excluded)."""
+
+    start: int
+    stop: int
+    what: str  # "the left arm raised above the head"
+    advice: str  # "film yourself raising the left arm above the head"
+
+
+def joined(mask: NDArray[np.bool_], shortest: int) -> list[tuple[int, int]]:
+    """Runs of True, joined over gaps below `shortest`, that hold at least `shortest` of them."""
+    frames = np.flatnonzero(mask)
+    if not len(frames):
+        return []
+    runs = np.split(frames, np.flatnonzero(np.diff(frames) > shortest) + 1)
+    return [(int(run[0]), int(run[-1]) + 1) for run in runs if len(run) >= shortest]
+
+
+def told(stretches: Iterable[Stretch], rate: float, *, first: int = 0) -> list[str]:
+    """A sentence for each thing to film, the longest first.
+
+    Args:
+        rate: frames a second.
+        first: frame of the source that frame 0 is.
+    """
+    by_advice: dict[str, list[Stretch]] = {}
+    for stretch in stretches:
+        by_advice.setdefault(stretch.advice, []).append(stretch)
+    length = {a: sum(s.stop - s.start for s in found) for a, found in by_advice.items()}
+    sentences = []
+    for advice in sorted(by_advice, key=lambda a: -length[a]):
+        found = sorted(by_advice[advice], key=lambda s: s.start - s.stop)
+        places = [
+            f"{(first + s.start) / rate:.1f} to {(first + s.stop) / rate:.1f} s"
+            for s in sorted(found[:SHOWN], key=lambda s: s.start)
+        ]
+        more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+        sentences.append(f"not in training: {found[0].what} ({', '.join(places)}{more}); {advice}")
+    return sentences

@@ -1,0 +1,332 @@
+"""Commands that render: transfer, reenact, synthesize, predict-frames; and info."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from v2v.cli.shared import AsJson, Quiet, console, parse_size, progress
+from v2v.errors import UsageError
+from v2v.native import prepare_process
+
+if TYPE_CHECKING:
+    from pipelines.rendering import Outcome, Rendering
+    from v2v.progress import Reporter
+
+Model = Annotated[
+    str, typer.Option("--target-model", "-m", help="A run's name (runs/b is b), or its folder.")
+]
+Source = Annotated[str, typer.Option("--source", help="Footage, or a clip store.")]
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", help="The video. [default: SOURCE-MODEL.mp4]"),
+]
+Start = Annotated[float | None, typer.Option(help="First moment to render, in seconds.")]
+End = Annotated[float | None, typer.Option(help="Where to stop, in seconds.")]
+Size = Annotated[
+    str | None,
+    typer.Option(help="Shorter side in pixels, or WIDTHxHEIGHT. [default: the model's own]"),
+]
+Codec = Annotated[
+    str, typer.Option(help="h264 plays everywhere; hevc, vp9; ffv1 (.mkv) loses nothing.")
+]
+Crf = Annotated[float, typer.Option(help="Quality of the codec: lower is better, and larger.")]
+Compare = Annotated[
+    bool,
+    typer.Option("--compare", help="Also write NAME-compare: input, signals, output in step."),
+]
+Preview = Annotated[
+    bool,
+    typer.Option("--preview", help="Only draw the signals of some frames into a picture."),
+]
+Clip = Annotated[
+    str | None,
+    typer.Option("--clip", help="Which of the model's clips to look like. [default: the first]"),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a video that is there.")]
+
+EXAMPLES_TRANSFER = """
+Motion transfer: the person that a model was trained on moves as the one in the source.
+
+The source is footage or a clip store. Its skeleton gets the target's bone lengths and place, its
+feet the target's floor. Sound and frame rate are the source's. Run the same command again to go on
+after a stop.
+
+**Examples**
+
+    v2v transfer --source a.mp4 --target-model b
+
+    v2v transfer --source a.mp4 --target-model b --preview
+
+    v2v transfer --source data/a --target-model b --start 2 --end 10 --compare -o dance.mp4
+
+    v2v transfer --source a.mp4 --target-model b --retarget global --size 720
+"""
+
+
+def transfer(
+    source: Source,
+    target_model: Model,
+    output: Output = None,
+    retarget: Annotated[
+        str,
+        typer.Option(
+            help="limbs: the target's bone lengths; global: only place and size; none: as filmed."
+        ),
+    ] = "limbs",
+    start: Start = None,
+    end: End = None,
+    compare: Compare = False,
+    preview: Preview = False,
+    size: Size = None,
+    codec: Codec = "h264",
+    crf: Crf = 18.0,
+    clip: Clip = None,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    prepare_process()
+    from pipelines.motion_transfer import MotionTransfer
+
+    with progress(quiet or as_json) as report:
+        pipeline = MotionTransfer.from_model(target_model, device=device)
+        rendering = pipeline(
+            source, start=start, end=end, retarget=retarget, clip=clip, report=report
+        )
+        _finish(
+            rendering, source, output, preview=preview, compare=compare, size=size, codec=codec,
+            crf=crf, overwrite=overwrite, quiet=quiet, as_json=as_json, report=report,
+        )  # fmt: skip
+
+
+EXAMPLES_REENACT = """
+Face re-enactment: the face that a model was trained on moves as the one in the source.
+
+Motion is relative to a neutral moment, which is found in the source and in the training clip: the
+target keeps its own way of holding the head. Sound and frame rate are the source's.
+
+**Examples**
+
+    v2v reenact --source a.mp4 --target-model b
+
+    v2v reenact --source a.mp4 --target-model b --rotation 0.5 --blink 1.2
+
+    v2v reenact --source a.mp4 --target-model b --absolute --compare
+
+    v2v reenact --source a.mp4 --target-model b --part face=0.9 --part eyes=1.1
+"""
+
+Strength = Annotated[float, typer.Option(help="0: the target's neutral, 1: as the source, to 2.")]
+
+
+def reenact(
+    source: Source,
+    target_model: Model,
+    output: Output = None,
+    absolute: Annotated[
+        bool,
+        typer.Option("--absolute", help="The source's own head rotation, place and size."),
+    ] = False,
+    rotation: Strength = 1.0,
+    translation: Strength = 1.0,
+    scale: Strength = 1.0,
+    expression: Strength = 1.0,
+    gaze: Strength = 1.0,
+    blink: Strength = 1.0,
+    part: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Size of a part of the face, such as face=0.9 (slimmer): face, eyes, brows, nose,"
+            " mouth; 0.7 to 1.3."
+        ),
+    ] = None,
+    neutral: Annotated[
+        float | None,
+        typer.Option(help="The source's neutral moment in seconds. [default: found]"),
+    ] = None,
+    start: Start = None,
+    end: End = None,
+    compare: Compare = False,
+    preview: Preview = False,
+    size: Size = None,
+    codec: Codec = "h264",
+    crf: Crf = 18.0,
+    clip: Clip = None,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    prepare_process()
+    from pipelines.face_reenactment import FaceReenactment, Strengths
+
+    strengths = Strengths(rotation, translation, scale, expression, gaze, blink)
+    parts = {name: _number("--part", f"{name}={n}", n) for name, n in _pairs("--part", part)}
+    with progress(quiet or as_json) as report:
+        pipeline = FaceReenactment.from_model(target_model, device=device)
+        rendering = pipeline(
+            source, start=start, end=end, absolute=absolute, strengths=strengths, parts=parts,
+            neutral=neutral, clip=clip, report=report,
+        )  # fmt: skip
+        _finish(
+            rendering, source, output, preview=preview, compare=compare, size=size, codec=codec,
+            crf=crf, overwrite=overwrite, quiet=quiet, as_json=as_json, report=report,
+        )  # fmt: skip
+
+
+EXAMPLES_SYNTHESIZE = """
+Label maps to video: the street that a model was trained on, laid out as the maps say.
+
+The maps are a clip store's segmentation, or a folder of PNGs, one a frame.
+
+**Examples**
+
+    v2v synthesize --labels street/labels --target-model berlin
+
+    v2v synthesize --labels data/street --target-model berlin --replace vegetation=building
+
+    v2v synthesize --labels data/street --target-model berlin --style car=3 --style photo.jpg
+"""
+
+
+def synthesize(
+    labels: Annotated[str, typer.Option("--labels", help="A folder of maps, or a clip store.")],
+    target_model: Model,
+    output: Output = None,
+    replace: Annotated[
+        list[str] | None,
+        typer.Option(help="Show one class as another: vegetation=building; repeat it."),
+    ] = None,
+    style: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="One of the model's looks: a clip it was trained on, a picture, CLASS=NUMBER of"
+            " a cluster; as far as it has them."
+        ),
+    ] = None,
+    fps: Annotated[
+        str | None, typer.Option(help="Of a folder of maps. [default: of the training clip]")
+    ] = None,
+    start: Start = None,
+    end: End = None,
+    compare: Compare = False,
+    preview: Preview = False,
+    size: Size = None,
+    codec: Codec = "h264",
+    crf: Crf = 18.0,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    prepare_process()
+    from pipelines.label_to_video import LabelToVideo
+
+    with progress(quiet or as_json) as report:
+        pipeline = LabelToVideo.from_model(target_model, device=device)
+        rendering = pipeline(
+            labels, start=start, end=end, fps=fps, replace=dict(_pairs("--replace", replace)),
+            style=style or (), report=report,
+        )  # fmt: skip
+        _finish(
+            rendering, labels, output, preview=preview, compare=compare, size=size, codec=codec,
+            crf=crf, overwrite=overwrite, quiet=quiet, as_json=as_json, report=report,
+        )  # fmt: skip
+
+
+def _pairs(option: str, given: list[str] | None) -> list[tuple[str, str]]:
+    pairs = []
+    for item in given or []:
+        name, separator, value = item.partition("=")
+        if not (name and separator and value):
+            raise UsageError(f"cannot read {option} {item}", hint=f"write {option} NAME=VALUE")
+        pairs.append((name.strip(), value.strip()))
+    return pairs
+
+
+def _number(option: str, item: str, value: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise UsageError(
+            f"cannot read {option} {item}", hint="write a number, such as face=0.9"
+        ) from None
+
+
+def _finish(
+    rendering: Rendering,
+    source: str,
+    output: Path | None,
+    *,
+    preview: bool,
+    compare: bool,
+    size: str | None,
+    codec: str,
+    crf: float,
+    overwrite: bool,
+    quiet: bool,
+    as_json: bool,
+    report: Reporter,
+) -> None:
+    """Render, or only draw what would be rendered from, and say where it is."""
+    suffix = ".mkv" if codec == "ffv1" else ".webm" if codec == "vp9" else ".mp4"
+    path = output or Path(f"{Path(source).resolve().stem}-{rendering.trained.name}{suffix}")
+    if not quiet and not as_json:
+        for note in rendering.notes:
+            report.note(note)
+    if preview:
+        still = rendering.preview(path.with_suffix(".png"))
+        if not quiet:
+            print(still)
+        return
+    chosen: Any = parse_size(size)
+    outcome = rendering.save(
+        path, compare=compare, size=tuple(chosen) if isinstance(chosen, list) else chosen,
+        codec=codec, crf=crf, overwrite=overwrite, report=report,
+    )  # fmt: skip
+    print_rendered(outcome, quiet=quiet, as_json=as_json)
+
+
+def print_rendered(outcome: Outcome, *, quiet: bool, as_json: bool) -> None:
+    if as_json:
+        import json
+
+        print(json.dumps(outcome.as_json(), indent=1))
+    elif not quiet:
+        files = " and ".join(str(f) for f in (outcome.video, outcome.comparison) if f)
+        console().print(
+            f"{files}: {outcome.frames} frames of {outcome.width}x{outcome.height} at"
+            f" {float(outcome.rate):.4g} a second, marked as synthetic",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
+
+
+def info(
+    path: Annotated[str, typer.Argument(help="A video, a clip store, a run or a model.")],
+    as_json: AsJson = False,
+) -> None:
+    """Say what a file is: a rendered video and what made it, a clip store, a model.
+
+    **Examples**
+
+        v2v info out.mp4
+
+        v2v info runs/b
+    """
+    from pipelines.info import describe
+
+    found = describe(path)
+    if as_json:
+        import json
+
+        print(json.dumps(found, indent=1))
+        return
+    wide = max(len(name) for name in found)
+    for name, value in found.items():
+        shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
+        console().print(f"{name:<{wide}}  {shown}", highlight=False, soft_wrap=True, markup=False)
