@@ -126,13 +126,9 @@ class FaceReenactment:
         """The driver's neutral frame, where it is known beforehand."""
         if asked is not None:
             return round(asked * float(driven.rate))
-        use = self.trained.model.record.clips[clip]
-        record = driven.store.record
-        own = (record.source.sha256, record.frames.width, record.frames.height, len(driven.store))
-        if own != (use.sha256, use.width, use.height, use.frames):
-            return None
+        frames = self.trained.remembered_frames(clip, driven.store)
         # The clip that the model was trained on: the same moment, so that it is given back.
-        return int(self.trained.model.statistics[f"{clip}.frames"][target.neutral])
+        return None if frames is None else int(frames[target.neutral])
 
     @staticmethod
     def _gaps(driven: Source, held: NDArray[np.int64]) -> list[str]:

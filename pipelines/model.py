@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from v2v.checkpoint import MODEL_FILE, Model, load_model
+from v2v.data.store import ClipStore
 from v2v.data.transforms import Placement, grain_of
 from v2v.errors import CheckpointInvalid, UnknownName, UsageError
 from v2v.models.baselines.pix2pixhd import Clusters, pick_features
@@ -114,6 +116,14 @@ class Trained:
         # As training saw it, rounding and all.
         grain = grain_of(source, self.size, augment.get("scale", [1.0, 1.0])[1])
         return Placement.plain(source, self.size, grain=grain)
+
+    def remembered_frames(self, clip: int, store: ClipStore) -> NDArray[np.int64] | None:
+        """Which frames of a store the model remembers, if it is the clip that it was trained on."""
+        use, record = self.model.record.clips[clip], store.record
+        if (record.source.sha256, record.frames.count) != (use.sha256, use.frames):
+            return None
+        frames = self.model.statistics.get(f"{clip}.frames")
+        return None if frames is None else frames.numpy()
 
     @cached_property
     def clusters(self) -> Clusters:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-SHOWN = 4  # stretches that are told one by one
+SHOWN = 4  # stretches of one kind that are told one by one
+MOST = 6  # kinds that are told at all
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ def told(stretches: Iterable[Stretch], rate: float, *, first: int = 0) -> list[s
         by_advice.setdefault(stretch.advice, []).append(stretch)
     length = {a: sum(s.stop - s.start for s in found) for a, found in by_advice.items()}
     sentences = []
-    for advice in sorted(by_advice, key=lambda a: -length[a]):
+    ordered = sorted(by_advice, key=lambda a: -length[a])
+    for advice in ordered[:MOST]:
         found = sorted(by_advice[advice], key=lambda s: s.start - s.stop)
         places = [
             f"{(first + s.start) / rate:.1f} to {(first + s.stop) / rate:.1f} s"
@@ -50,4 +52,7 @@ def told(stretches: Iterable[Stretch], rate: float, *, first: int = 0) -> list[s
         ]
         more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
         sentences.append(f"not in training: {found[0].what} ({', '.join(places)}{more}); {advice}")
+    if len(ordered) > MOST:
+        rest = ", ".join(a.removeprefix("film yourself ") for a in ordered[MOST:])
+        sentences.append(f"shorter, and not in training either: {rest}")
     return sentences

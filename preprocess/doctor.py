@@ -17,7 +17,16 @@ from numpy.typing import NDArray
 
 from preprocess import _mediapipe as mp
 from preprocess.footage import Camera, Face, Facts, FootageReport, Person, Range, judge
-from preprocess.pose import HIPS, SEARCH, SHOULDERS, TORSO, painted_over, place_of, survey
+from preprocess.pose import (
+    HIPS,
+    SEARCH,
+    SHOULDERS,
+    TORSO,
+    is_another,
+    painted_over,
+    place_of,
+    survey,
+)
 from preprocess.shots import find_cuts, thumbnail
 from preprocess.tracks import Follower
 from v2v.data.probe import Probe, probe
@@ -236,7 +245,7 @@ class _People:
         if main is None:
             self.follower.missed()
             return nobody, bool(people)
-        return main[:, [0, 1, 3]], any(_is_other(p, main) for p in people if p is not main)
+        return main[:, [0, 1, 3]], any(is_another(p, main) for p in people if p is not main)
 
     def _away(self, points: NDArray[np.float32]) -> float:
         """How unlike the main person so far: distance in torsos, and difference in size."""
@@ -245,15 +254,6 @@ class _People:
         known = max(self.follower.size, 1e-3)
         away = np.linalg.norm(centre - self.follower.centre) / known
         return float(away + 2 * abs(np.log(max(size, 1e-3) / known)))
-
-
-def _is_other(points: Array, main: Array) -> bool:
-    """Painting a person over leaves hair and edges that pass for small, unsure people."""
-    x, y, w, h = mp.box_of(main[:, :2])
-    centre, _ = place_of(points)
-    inside = x < centre[0] < x + w and y < centre[1] < y + h
-    height = float(np.ptp(points[:, 1]))
-    return not inside and height > 0.25 * h and bool(points[TORSO, 3].mean() >= MIN_SCORE)
 
 
 class _FaceFinder:

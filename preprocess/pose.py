@@ -140,6 +140,18 @@ def survey(
     return sorted(people, key=weight, reverse=True)
 
 
+def is_another(points: NDArray[np.float32], main: NDArray[np.float32]) -> bool:
+    """Whether points [33, 4] are somebody else than `main` [N, 2 or more].
+
+    Painting a person over leaves hair and edges that pass for small, unsure people.
+    """
+    x, y, w, h = mp.box_of(main[:, :2])
+    centre, _ = place_of(points)
+    inside = x < centre[0] < x + w and y < centre[1] < y + h
+    height = float(np.ptp(points[:, 1]))
+    return not inside and height > 0.25 * h and bool(points[TORSO, 3].mean() >= MIN_SCORE)
+
+
 class Extractor(ArrayExtractor):
     signal: ClassVar[str] = "pose"
     backend = "mediapipe"

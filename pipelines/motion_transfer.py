@@ -1,0 +1,191 @@
+"""Motion transfer: one person moves as another (Everybody Dance Now, arXiv 1808.07371).
+
+>>> transfer = MotionTransfer.from_model("runs/b")
+>>> frames = transfer("dance.mp4")
+>>> frames.save("out.mp4")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.model import Look, Trained
+from pipelines.pose_range import outside
+from pipelines.rendering import Drive, Rendering
+from pipelines.retarget_pose import RETARGETS, Body, kept_inside, retarget
+from pipelines.source import Source, open_source
+from pipelines.stretches import told
+from v2v.checkpoint import ClipUse
+from v2v.data.store import ClipStore
+from v2v.errors import CheckpointInvalid, NothingFound, UnknownName
+from v2v.progress import Reporter, Silent
+from v2v.signals import Track
+from v2v.signals.pose import MIN_SCORE, NAMES, PoseTrack
+
+SIGNAL = "pose"
+LOOKS = 4  # frames that are looked at for other people
+
+
+@dataclass(frozen=True)
+class MotionTransfer:
+    """Renders the person that a model was trained on, moving as another."""
+
+    trained: Trained
+
+    @classmethod
+    def from_model(cls, path: str | Path, *, device: str = "auto") -> MotionTransfer:
+        """Raises `CheckpointInvalid`, and `UsageError` for a model of another signal."""
+        trained = Trained.open(path, device=device)
+        trained.expect(SIGNAL, "motion transfer")
+        return cls(trained)
+
+    def remembered(self, clip: int = 0) -> NDArray[np.float32]:
+        """[N, 75, 3] the poses that the model was trained on, in that clip's stored pixels."""
+        points = self.trained.model.statistics.get(f"{clip}.{SIGNAL}.points")
+        if points is None:
+            raise CheckpointInvalid(
+                f"{self.trained.name} does not remember the body it was trained on",
+                hint="train it again with this version of v2v",
+            )
+        return points.numpy()
+
+    def __call__(
+        self,
+        source: str | Path | ClipStore,
+        *,
+        start: float | None = None,
+        end: float | None = None,
+        retarget: str = "limbs",
+        clip: str | None = None,
+        report: Reporter | None = None,
+    ) -> Rendering:
+        """The model's person, moving as the one in `source`.
+
+        Args:
+            source: footage or a clip store.
+            start, end: the range to render, in seconds.
+            retarget: of `RETARGETS`: limbs gives the target's bone lengths to the source's
+                skeleton, global only its size and place, none leaves it as filmed.
+            clip: which of the model's clips to look like.
+
+        Raises what `open_source` raises; `NothingFound` where nobody is in the range.
+        """
+        if retarget not in RETARGETS:
+            raise UnknownName.among("--retarget", retarget, RETARGETS)
+        report = report or Silent()
+        number = self.trained.clip_number(clip)
+        driven = open_source(source, [SIGNAL], start=start, end=end, report=report)
+        known, use = self.remembered(number), self.trained.model.record.clips[number]
+        rate = float(driven.rate)
+        moved = self.skeletons(driven, retarget, number)
+        notes = [*_company(driven), *_absence(driven, moved)]
+        if retarget != "none":
+            moved, factor = kept_inside(moved, known, use.width, rate)
+            if factor < 1:
+                notes.append(
+                    "the way across is wider than the target's picture: it is shortened to"
+                    f" {factor:.0%}"
+                )
+        placement = self.trained.placement(number)
+
+        def tracks(first: int, stop: int) -> Sequence[Track]:
+            points = moved[first:stop]
+            filled = np.zeros(points.shape[:2], np.bool_)
+            return [placement.track(PoseTrack(points, filled, use.width, use.height))]
+
+        beyond = outside(moved, known, rate, width=use.width, height=use.height)
+        notes += told(beyond, rate, first=driven.start)
+        drive = Drive(
+            pipeline="motion transfer", count=len(driven), rate=driven.rate, tracks=tracks,
+            settings={
+                "start": driven.start, "retarget": retarget, "clip": number,
+                "signal": driven.store.record.signals[SIGNAL].model_dump(mode="json"),
+            },
+            source=driven.name, source_sha256=driven.sha256, pictures=driven.pictures,
+            sound=driven.sound, notes=tuple(notes),
+        )  # fmt: skip
+        return Rendering(self.trained, drive, Look(clip=number))
+
+    def skeletons(self, driven: Source, mode: str, clip: int = 0) -> NDArray[np.float32]:
+        """[frames, 75, 3] the source's poses on the target's body, in its stored pixels.
+
+        Raises `NothingFound`.
+        """
+        use, size = self.trained.model.record.clips[clip], driven.size
+        rate = float(driven.rate)
+        # Measured on all of the source, not only on what is rendered: longer is surer.
+        whole = cast(PoseTrack, driven.store.track(SIGNAL)).points
+        known = self.remembered(clip)
+        target = Body.measure(known, use.width, use.height, _rate(known, use))
+        frames = self.trained.remembered_frames(clip, driven.store)
+        if frames is not None:
+            # The same person: measured on the same frames, so that they come out as they are.
+            source = Body.measure(whole[frames], size[1], size[0], _rate(known, use))
+        else:
+            source = Body.measure(whole, size[1], size[0], rate)
+        moved = np.empty((len(driven), len(NAMES), 3), np.float32)
+        for first, stop in _shots(driven):
+            part = slice(first - driven.start, stop - driven.start)
+            moved[part] = retarget(whole[first:stop], source, target, mode, rate)
+        if not np.isfinite(moved[..., 0]).any():
+            raise NothingFound(
+                f"nobody in {driven.name} between {driven.start / rate:.2f} s and"
+                f" {driven.stop / rate:.2f} s",
+                hint="choose another range with --start and --end; v2v doctor says who is where",
+            )
+        return moved
+
+
+def _rate(known: NDArray[np.float32], use: ClipUse) -> float:
+    """Poses a second that a model remembers: of a long clip not all."""
+    first, stop = use.trained
+    return float(Fraction(use.fps)) * min(len(known) / (stop - first), 1.0)
+
+
+def _shots(driven: Source) -> Iterator[tuple[int, int]]:
+    """The parts of the range between cuts: nothing is smooth over a cut."""
+    for first, stop in driven.store.shots:
+        first, stop = max(first, driven.start), min(stop, driven.stop)
+        if first < stop:
+            yield first, stop
+
+
+def _absence(driven: Source, moved: NDArray[np.float32]) -> list[str]:
+    with np.errstate(invalid="ignore"):
+        gone = ~(moved[:, :, 2] >= MIN_SCORE).any(axis=1)
+    if not gone.any():
+        return []
+    return [f"nobody is found in {int(gone.sum())} of {len(driven)} frames: the stage is empty"]
+
+
+def _company(driven: Source) -> list[str]:
+    """Whether others are in view, and who was followed."""
+    from preprocess.pose import is_another, survey  # MediaPipe loads where it is used
+
+    width = driven.size[1]
+    pose = cast(PoseTrack, driven.store.track(SIGNAL))
+    with np.errstate(invalid="ignore"):
+        seen = np.flatnonzero((pose.points[driven.start : driven.stop, :, 2] >= MIN_SCORE).any(1))
+    places = seen[np.unique(np.linspace(0, len(seen) - 1, LOOKS).astype(int))]
+    for place in places + driven.start:
+        frame = driven.store.frames(int(place), int(place) + 1)[0]
+        body = pose.points[place]
+        body = body[body[:, 2] >= MIN_SCORE]
+        if any(is_another(person, body) for person in survey(frame, most=3)):
+            across = float(np.median(body[:, 0])) / width
+            sides = ("on the left", "in the middle", "on the right")
+            side = sides[int(across > 0.4) + int(across > 0.6)]
+            seconds = place / float(driven.rate)
+            return [
+                f"several people are in view (at {seconds:.1f} s): the one {side} is followed; to"
+                f" see whom, look at {driven.store.folder / 'preview.mp4'}; v2v preprocess"
+                " --crop person keeps others out"
+            ]
+    return []
