@@ -8,7 +8,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import cast
 
@@ -17,7 +18,14 @@ from numpy.typing import NDArray
 
 from pipelines.model import Look, Trained
 from pipelines.rendering import Drive, Rendering
-from pipelines.retarget_face import Face, FaceTransfer, Strengths, outside
+from pipelines.retarget_face import (
+    MEASURES,
+    Face,
+    FaceTransfer,
+    Strengths,
+    measures,
+    outside,
+)
 from pipelines.source import Source, open_source
 from pipelines.stretches import told
 from v2v.data.store import ClipStore
@@ -30,6 +38,8 @@ __all__ = ["FaceReenactment", "Strengths"]
 
 SIGNAL = "face"
 PIECE = 512  # frames of the mesh in memory
+ROOM = 0.04  # of the picture's side by which the head may leave where training showed it
+STRAY = 98  # percentile of its way to a side that must stay inside
 
 
 @dataclass(frozen=True)
@@ -66,6 +76,7 @@ class FaceReenactment:
         strengths: Strengths | None = None,
         parts: Mapping[str, float] | None = None,
         neutral: float | None = None,
+        stay: bool = True,
         clip: str | None = None,
         report: Reporter | None = None,
     ) -> Rendering:
@@ -80,6 +91,8 @@ class FaceReenactment:
             parts: size of parts of the face, of `PARTS`: {"face": 0.9} is a slimmer face.
             neutral: the driver's neutral moment, in seconds of the source, where the one found
                 is not good.
+            stay: weaken the translation where the head would leave the part of the picture that
+                it was in while training.
             clip: which of the model's clips to look like.
 
         Raises what `open_source` raises; `ConfigError`, `UnknownName` for strengths and parts.
@@ -92,24 +105,27 @@ class FaceReenactment:
             lambda: _meshes(driven.store, 0, len(driven.store)),
             neutral=self._neutral(driven, target, number, neutral),
         )
-        transfer = FaceTransfer(driver, target, strengths, absolute=absolute, parts=parts)
-        held = _held(driven)
-        placement = self.trained.placement(number)
-
-        def moved(first: int, stop: int) -> FaceTrack:
-            return transfer.apply(_at(driven, held[first:stop]))
-
-        def tracks(first: int, stop: int) -> Sequence[Track]:
-            return [placement.track(moved(first, stop))]
-
-        def pieces() -> Iterator[FaceTrack]:
-            for first in range(0, len(driven), PIECE):
-                yield moved(first, min(first + PIECE, len(driven)))
-
         rate = float(driven.rate)
         notes = [f"neutral: {driver.neutral / rate:.2f} s of {driven.name}"]
-        notes += self._gaps(driven, held)
-        notes += told(outside(pieces, target, rate), rate, first=driven.start)
+        motion = _Motion(
+            driven, FaceTransfer(driver, target, strengths, absolute=absolute, parts=parts)
+        )
+        if stay and not absolute and (factor := motion.within(target)) < 1:
+            notes.append(
+                "the head would leave the part of the picture that training showed: its"
+                f" translation is weakened to {factor:.0%}"
+            )
+            strengths = replace(strengths, translation=factor * strengths.translation)
+            motion = _Motion(
+                driven, FaceTransfer(driver, target, strengths, absolute=absolute, parts=parts)
+            )
+        notes += motion.gaps()
+        notes += told(outside(motion.pieces, target, rate), rate, first=driven.start)
+        placement = self.trained.placement(number)
+
+        def tracks(first: int, stop: int) -> Sequence[Track]:
+            return [placement.track(motion(first, stop))]
+
         drive = Drive(
             pipeline="face re-enactment", count=len(driven), rate=driven.rate, tracks=tracks,
             settings={
@@ -130,12 +146,45 @@ class FaceReenactment:
         # The clip that the model was trained on: the same moment, so that it is given back.
         return None if frames is None else int(frames[target.neutral])
 
-    @staticmethod
-    def _gaps(driven: Source, held: NDArray[np.int64]) -> list[str]:
-        lost = int((held != np.arange(driven.start, driven.stop)).sum())
+
+@dataclass(frozen=True)
+class _Motion:
+    """The target's face, moved by a source: frame by frame, from nothing but that frame."""
+
+    driven: Source
+    transfer: FaceTransfer
+
+    def __call__(self, first: int, stop: int) -> FaceTrack:
+        return self.transfer.apply(_at(self.driven, self._held[first:stop]))
+
+    def pieces(self) -> Iterator[FaceTrack]:
+        for first in range(0, len(self.driven), PIECE):
+            yield self(first, min(first + PIECE, len(self.driven)))
+
+    @cached_property
+    def _held(self) -> NDArray[np.int64]:
+        """[frames] the frame of the store each shows: without a face, the last that had one."""
+        return _held(self.driven)
+
+    def gaps(self) -> list[str]:
+        lost = int((self._held != np.arange(self.driven.start, self.driven.stop)).sum())
         if not lost:
             return []
-        return [f"no face in {lost} of {len(held)} frames: the one before stays"]
+        return [f"no face in {lost} of {len(self.driven)} frames: the one before stays"]
+
+    def within(self, target: Face) -> float:
+        """By which factor translation must be weakened so that the head stays where it may be."""
+        numbers = np.concatenate([measures(piece) for piece in self.pieces()])
+        factor = 1.0
+        for axis, (name, side) in enumerate((("x", target.width), ("y", target.height))):
+            ways = numbers[:, MEASURES.index(name)] - target.centre[axis]
+            low, high = np.nanpercentile(ways, (100 - STRAY, STRAY))
+            least, most = (limit - target.centre[axis] for limit in target.ranges[name])
+            room = ROOM * side
+            for way, space in ((-low, room - least), (high, room + most)):
+                if way > space:
+                    factor = min(factor, max(float(space / way), 0.0))
+        return factor
 
 
 def _meshes(store: ClipStore, start: int, stop: int) -> Iterator[FaceTrack]:

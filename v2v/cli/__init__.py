@@ -56,6 +56,7 @@ app.command(help=rendering.EXAMPLES_SYNTHESIZE)(rendering.synthesize)
 app.command()(rendering.info)
 app.command()(footage.doctor)
 app.command()(footage.sample)
+app.command(help=whole.EXAMPLES_RUN)(whole.run)
 app.command()(whole.demo)
 
 

@@ -133,7 +133,10 @@ def reenact(
         typer.Option("--absolute", help="The source's own head rotation, place and size."),
     ] = False,
     rotation: Strength = 1.0,
-    translation: Strength = 1.0,
+    translation: Annotated[
+        float | None,
+        typer.Option(help="As the others. [default: 1, or what stays where training showed it]"),
+    ] = None,
     scale: Strength = 1.0,
     expression: Strength = 1.0,
     gaze: Strength = 1.0,
@@ -165,13 +168,14 @@ def reenact(
     prepare_process()
     from pipelines.face_reenactment import FaceReenactment, Strengths
 
-    strengths = Strengths(rotation, translation, scale, expression, gaze, blink)
+    moves = 1.0 if translation is None else translation
+    strengths = Strengths(rotation, moves, scale, expression, gaze, blink)
     parts = {name: _number("--part", f"{name}={n}", n) for name, n in _pairs("--part", part)}
     with progress(quiet or as_json) as report:
         pipeline = FaceReenactment.from_model(target_model, device=device)
         rendering = pipeline(
             source, start=start, end=end, absolute=absolute, strengths=strengths, parts=parts,
-            neutral=neutral, clip=clip, report=report,
+            neutral=neutral, stay=translation is None, clip=clip, report=report,
         )  # fmt: skip
         _finish(
             rendering, source, output, preview=preview, compare=compare, size=size, codec=codec,

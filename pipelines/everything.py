@@ -1,0 +1,166 @@
+"""The whole way in one call: two pieces of footage in, new video out.
+
+Signals of both, training, rendering: every stage is kept under the hash of what it was made from,
+so a second call does only what is left.
+
+>>> run(Path("me.mp4"), Path("dance.mp4"), minutes=60)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.face_reenactment import FaceReenactment
+from pipelines.mark import read_mark
+from pipelines.motion_transfer import MotionTransfer
+from pipelines.rendering import Outcome, Rendering
+from pipelines.source import Source, open_source
+from preprocess.build import default_folder
+from v2v.checkpoint import MODEL_FILE, load_model
+from v2v.config import load_config
+from v2v.data.probe import probe
+from v2v.data.store import CLIP_FILE
+from v2v.errors import MediaError, RunConflict, UnknownName, UsageError
+from v2v.progress import Reporter, Silent
+from v2v.training.settings import TrainSettings
+
+TASKS = ("pose", "face")
+STAGES = 4
+STORED = 2.0  # stored frames over the size trained at: augmentation zooms in a little
+OVERALL = "all"
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where everything is."""
+
+    target: Path  # its clip store
+    source: Path
+    run: Path
+    rendered: Outcome
+    training: dict[str, Any]
+    kept: bool  # the video was there already
+
+
+def run(
+    target: Path,
+    source: Path,
+    *,
+    task: str = "pose",
+    output: Path | None = None,
+    name: str | None = None,
+    minutes: float = 60.0,
+    size: int = 256,
+    settings: list[str] | None = None,
+    compare: bool = False,
+    overwrite: bool = False,
+    data: Path = Path("data"),
+    runs: Path = Path("runs"),
+    report: Reporter | None = None,
+) -> Run:
+    """Train on `target`, drive it with `source`.
+
+    Args:
+        target, source: footage, or clip stores.
+        task: pose transfers the motion of a body, face that of a face.
+        output: the video; by default SOURCE-NAME.mp4.
+        name: of the run; by default that of the target.
+        minutes: of training.
+        size: shorter side of the frames trained at.
+        settings: of training, as `KEY=VALUE`.
+        overwrite: replace a video at `output` that this did not make.
+
+    Raises what preprocessing, training and rendering raise.
+    """
+    report = report or Silent()
+    if task not in TASKS:
+        raise UnknownName.among("task", task, TASKS)
+    report.start(OVERALL, STAGES)
+
+    def begin(number: int, what: str) -> None:
+        if number > 1:
+            report.advance(OVERALL)
+        report.describe(OVERALL, f"{number} of {STAGES}: {what}")
+
+    begin(1, f"signals of {target.name}")
+    filmed = _target(target, task, size, data, report)
+    begin(2, f"signals of {source.name}")
+    driving = open_source(source, [task], data=data, report=report)
+    folder = runs / (name or default_folder(target).name)
+    _check_run(folder, filmed)
+    path = output or Path(f"{source.resolve().stem}-{folder.name}.mp4")
+    mark = None
+    if path.exists() and not overwrite:
+        mark = _own_mark(path, folder, driving)
+
+    begin(3, f"train {folder}")
+    from v2v.training.loop import train
+
+    values = {"data.size": size, "budget.minutes": minutes}
+    chosen = load_config(TrainSettings, "train", f"train-{task}", overrides=settings, values=values)
+    trained = train(chosen, [filmed.store.folder], folder, report)
+
+    begin(4, f"render {path.name}")
+    rendering = _pipeline(task, folder, driving, report)
+    kept = mark == rendering.trained.sha256
+    if kept:
+        wanted = path.with_name(f"{path.stem}-compare{path.suffix}")
+        kept = not compare or wanted.exists()
+    if kept:
+        rendered = Outcome(
+            path, wanted if compare else None, len(rendering), rendering.rate,
+            rendering.width, rendering.height, rendering.notes,
+        )  # fmt: skip
+    else:
+        for note in rendering.notes:
+            report.note(note)
+        rendered = rendering.save(path, compare=compare, overwrite=True, report=report)
+    report.finish(OVERALL)
+    return Run(filmed.store.folder, driving.store.folder, folder, rendered, trained.as_json(), kept)
+
+
+def _target(target: Path, task: str, size: int, data: Path, report: Reporter) -> Source:
+    """The clip to train on: with a person mask for the background, and flow to steady it."""
+    values: dict[str, Any] = {"frames.crop": "face"} if task == "face" else {}
+    if not (target / CLIP_FILE).is_file():
+        seen = probe(target)
+        stored = round(STORED * size)
+        if min(seen.upright_width, seen.upright_height) > stored or task == "face":
+            values["frames.size"] = stored
+    return open_source(
+        target, [task, "segmentation", "flow"], values=values, data=data, report=report
+    )
+
+
+def _check_run(folder: Path, filmed: Source) -> None:
+    if not (folder / "model" / MODEL_FILE).is_file():
+        return
+    clips = load_model(folder).record.clips
+    if [clip.sha256 for clip in clips] != [filmed.sha256]:
+        raise RunConflict(
+            f"{folder} was trained on {', '.join(clip.source for clip in clips)}, not on this"
+            f" {filmed.name}",
+            hint="choose another --name",
+        )
+
+
+def _own_mark(path: Path, folder: Path, driving: Source) -> str | None:
+    """The model that rendered a file; raises `UsageError` where it is not of these two."""
+    try:
+        mark = read_mark(path)
+    except MediaError:
+        mark = None
+    if mark and (mark.model, mark.source_sha256) == (folder.resolve().name, driving.sha256):
+        return mark.model_sha256
+    raise UsageError(
+        f"{path} exists already, and was not made from {driving.name} and {folder.name}",
+        hint="replace it with --overwrite, or choose another --output",
+    )
+
+
+def _pipeline(task: str, folder: Path, driving: Source, report: Reporter) -> Rendering:
+    if task == "face":
+        return FaceReenactment.from_model(folder)(driving.store, report=report)
+    return MotionTransfer.from_model(folder)(driving.store, report=report)
