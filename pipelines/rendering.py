@@ -422,6 +422,7 @@ class _Encoding:
         self.pool = ThreadPoolExecutor(1, thread_name_prefix="encode")
         self.pending: deque[Future[None]] = deque()
         self.writers: list[VideoWriter] = []
+        self.failed = False
 
     def __enter__(self) -> _Encoding:
         return self
@@ -442,6 +443,15 @@ class _Encoding:
             self.pending.popleft().result()
 
     def _write(self, index: int, step: Step, picture: Picture | None) -> None:
+        if self.failed:  # those handed over already must not follow the one that is missing
+            return
+        try:
+            self._encode(index, step, picture)
+        except BaseException:
+            self.failed = True
+            raise
+
+    def _encode(self, index: int, step: Step, picture: Picture | None) -> None:
         video = self.video
         number, place = divmod(index, SEGMENT)
         rows = [_sized(step.picture(), video.width, video.height)]

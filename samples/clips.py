@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Literal, get_args
@@ -25,43 +26,60 @@ RATE = {"person": 30, "face": 30, "street": 15}
 
 
 def write_sample(
-    kind: str, folder: Path, *, seconds: float = 4.0, seed: int = 0, report: Reporter | None = None
+    kind: str,
+    folder: Path,
+    *,
+    seconds: float = 4.0,
+    seed: int = 0,
+    who: str = "host",
+    report: Reporter | None = None,
 ) -> Path:
-    """Draw one sample into `folder`.
+    """Draw one sample into `folder`; `who` says which person of `samples.person` dances.
 
-    Returns the file `person.mp4` or `face.mp4`, or the folder `street`, which holds `images`,
-    `labels` (Cityscapes ids), `instances` (class * 1000 + number) and `flow` (exact, npz).
+    Returns the file `person.mp4` (`guest.mp4` for the guest) or `face.mp4`, or the folder
+    `street`, which holds `images`, `labels` (Cityscapes ids), `instances` (class * 1000 + number)
+    and `flow` (exact, npz).
     """
     report = report or Silent()
     count = max(round(seconds * RATE[kind]), 1)
+    # The host's clip is called after the kind, everyone else's after who it is.
+    name = who if kind == "person" and who != "host" else kind
+    frames = None if kind == "street" else _frames(kind, count, seed, who)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    report.start(f"draw {kind}", count)
-    if kind == "street":
+    report.start(f"draw {name}", count)
+    if frames is None:
         path = _write_street(folder / "street", count, seed, report)
     else:
-        path = _write_video(kind, folder / f"{kind}.mp4", count, seed, report)
-    report.finish(f"draw {kind}")
+        path = _write_video(frames, folder / f"{name}.mp4", count, RATE[kind], report)
+    report.finish(f"draw {name}")
     return path
 
 
-def _write_video(kind: str, path: Path, count: int, seed: int, report: Reporter) -> Path:
+def _frames(kind: str, count: int, seed: int, who: str) -> Iterator[NDArray[np.uint8]]:
     from samples import face, person
 
-    frames = (person if kind == "person" else face).frames(count=count, seed=seed)
+    if kind == "person":
+        return person.frames(count=count, seed=seed, who=who)
+    return face.frames(count=count, seed=seed)
+
+
+def _write_video(
+    frames: Iterator[NDArray[np.uint8]], path: Path, count: int, rate: int, report: Reporter
+) -> Path:
     first = next(frames)
     sound = path.with_name(f".{path.stem}-sound.m4a")
-    _write_tune(sound, count / RATE[kind])
+    _write_tune(sound, count / rate)
     try:
         with VideoWriter(
-            path, width=first.shape[1], height=first.shape[0], rate=Fraction(RATE[kind]), crf=16,
+            path, width=first.shape[1], height=first.shape[0], rate=Fraction(rate), crf=16,
             audio=sound,
         ) as video:  # fmt: skip
             video.write(first)
-            report.advance(f"draw {kind}")
+            report.advance(f"draw {path.stem}")
             for frame in frames:
                 video.write(frame)
-                report.advance(f"draw {kind}")
+                report.advance(f"draw {path.stem}")
     finally:
         sound.unlink(missing_ok=True)
     return path

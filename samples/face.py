@@ -39,6 +39,9 @@ class Palette:
     hair: Rgb = (74, 48, 36)
     lips: Rgb = (190, 98, 92)
     iris: Rgb = (84, 110, 92)
+    blush: Rgb = (226, 128, 112)
+    under_chin: Rgb = (160, 112, 92)  # the neck in the head's shadow
+    fingers: Rgb = (188, 132, 108)  # the lines between them
 
 
 def _surface(x: Points, y: Points) -> Points:
@@ -114,7 +117,7 @@ def _draw_skull(canvas: Canvas, head: _Head, palette: Palette, jaw: float) -> No
     canvas.fill(outline, palette.skin, bulge=0.28 * r, relief=0.24, shadow=0.25)
     for side in (-1, 1):
         blush = ellipse(head.at((side * 0.44, 0.38))[0], 0.17 * r, 0.12 * r)
-        canvas.fill(blush, (226, 128, 112), feather=0.08 * r, opacity=0.3, clip=outline)
+        canvas.fill(blush, palette.blush, feather=0.08 * r, opacity=0.3, clip=outline)
         socket = ellipse(head.at((side * 0.3, -0.03))[0], 0.2 * r, 0.12 * r)
         canvas.fill(socket, shaded(palette.skin, 0.82), feather=0.06 * r, opacity=0.5)
     chin = ellipse(head.at((0, 0.8 + jaw))[0], 0.16 * r, 0.03 * r)

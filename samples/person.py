@@ -1,9 +1,12 @@
-"""A drawn whole-body person who dances before a still room.
+"""Two drawn people, each dancing alone before a still room: a host and a guest.
 
 The figure hangs on a small 3D skeleton. Body axes, in units of the standing height: x to the
 image's right, y down, z to the viewer; the origin is on the floor between the feet. The
 projection is orthographic. Left and right are the person's own: facing the viewer, the
 person's left is on the image's right.
+
+`PEOPLE` says who they are. The guest is built, dressed and housed otherwise, stands elsewhere and
+dances to another beat, but lifts arms and feet no further than the host does.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from samples._draw import (
     tube,
 )
 from samples.face import Expression, Palette, draw_head
+from v2v.errors import UnknownName
 
 JOINT_NAMES = (
     "nose",
@@ -47,17 +51,119 @@ JOINT_NAMES = (
 )
 
 _SIDES = (("left", 1), ("right", -1))  # the sign of x on each side of the body
-_HEAD = 0.071  # half the height of the head
-_UPPER_ARM, _FOREARM, _HAND = 0.165, 0.145, 0.085
-_THIGH, _SHIN, _ANKLE = 0.235, 0.232, 0.045
-
-_SKIN = Palette().skin
-_SHIRT: Rgb = (206, 84, 66)
-_TROUSERS: Rgb = (52, 66, 96)
-_SHOES: Rgb = (232, 230, 224)
-_SOLES: Rgb = (96, 92, 92)
+_ANKLE = 0.045  # its height above the floor
 
 Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Build:
+    """Lengths of a body, in units of the standing height."""
+
+    head: float = 0.071  # half its height
+    neck: float = 0.124  # from between the shoulders to the middle of the head
+    spine: float = 0.3  # from between the hips to between the shoulders
+    shoulder: float = 0.102  # from the middle of the body
+    upper_arm: float = 0.165
+    forearm: float = 0.145
+    hand: float = 0.085
+    hip: float = 0.058  # from the middle of the body
+    thigh: float = 0.235
+    shin: float = 0.232
+    hips_up: float = 0.497  # height of the hips in the dance's stance
+    girth: float = 1.0  # thickness of limbs and seat, 1 for the host
+
+
+@dataclass(frozen=True)
+class Dance:
+    """The timing of a dance; how far it reaches is the same for all but for `reach`."""
+
+    tempo: float = 0.75  # beats per second; the knees bend twice a beat
+    steps: float = 1.0  # sways from one side to the other and back, per beat
+    arms: float = 0.5  # times that an arm is raised, per beat
+    lag: float = 0.8 * np.pi  # radians by which the right arm is ahead of the left
+    hold: float = 0.0  # how long a step or a raised arm is held before it goes on
+    reach: float = 1.0  # part of the range that the arms use
+
+
+@dataclass(frozen=True)
+class Clothes:
+    shirt: Rgb = (206, 84, 66)
+    collar: Rgb = (172, 64, 50)
+    trousers: Rgb = (52, 66, 96)
+    crease: Rgb = (34, 44, 68)
+    shoes: Rgb = (232, 230, 224)
+    laces: Rgb = (150, 148, 146)
+    soles: Rgb = (96, 92, 92)
+
+
+@dataclass(frozen=True)
+class Room:
+    wall: Rgb = (166, 184, 180)
+    glow: Rgb = (52, 46, 40)  # what the lamp adds to the wall
+    floor: Rgb = (186, 150, 116)
+
+
+@dataclass(frozen=True)
+class Person:
+    """Who is drawn."""
+
+    build: Build = Build()
+    dance: Dance = Dance()
+    clothes: Clothes = Clothes()
+    palette: Palette = Palette()
+    room: Room = Room()
+    stature: float = 1.0  # standing height in the picture, 1 for the host
+    place: tuple[float, float] = (0.0, 0.0)  # right of and below the host, in the host's heights
+
+
+PEOPLE = {
+    "host": Person(),
+    "guest": Person(
+        build=Build(
+            head=0.077,
+            neck=0.128,
+            spine=0.345,
+            shoulder=0.122,
+            upper_arm=0.158,
+            forearm=0.134,
+            hand=0.082,
+            hip=0.064,
+            thigh=0.208,
+            shin=0.2,
+            hips_up=0.441,
+            girth=1.12,
+        ),
+        dance=Dance(tempo=0.9, steps=0.5, arms=1 / 3, lag=0.9 * np.pi, hold=1.3, reach=0.8),
+        clothes=Clothes(
+            shirt=(232, 178, 62),
+            collar=(198, 144, 40),
+            trousers=(74, 104, 80),
+            crease=(50, 74, 56),
+            shoes=(92, 60, 52),
+            laces=(212, 196, 176),
+            soles=(226, 220, 208),
+        ),
+        palette=Palette(
+            skin=(172, 118, 86),
+            hair=(38, 32, 34),
+            lips=(150, 76, 72),
+            iris=(70, 46, 34),
+            blush=(176, 92, 74),
+            under_chin=(124, 80, 58),
+            fingers=(136, 88, 64),
+        ),
+        room=Room(wall=(140, 138, 172), glow=(58, 50, 34), floor=(150, 146, 148)),
+        stature=0.82,
+        place=(0.06, -0.03),
+    ),
+}
+
+
+def _known(who: str) -> Person:
+    if who not in PEOPLE:
+        raise UnknownName.among("person", who, PEOPLE)
+    return PEOPLE[who]
 
 
 @dataclass(frozen=True)
@@ -79,40 +185,49 @@ def _turned(offset: Vector, yaw: float, roll: float) -> Vector:
     return _vector(x * np.cos(yaw) + z * np.sin(yaw), y, z * np.cos(yaw) - x * np.sin(yaw))
 
 
-def _knee(hip: Vector, ankle: Vector, pole: Vector) -> Vector:
+def _knee(hip: Vector, ankle: Vector, pole: Vector, build: Build) -> Vector:
     """Where a leg of fixed bone lengths bends, the knee pointing along `pole`."""
+    thigh, shin = build.thigh, build.shin
     span = ankle - hip
-    distance = min(float(np.linalg.norm(span)), (_THIGH + _SHIN) * 0.9995)
+    distance = min(float(np.linalg.norm(span)), (thigh + shin) * 0.9995)
     along = span / np.linalg.norm(span)
-    reach = (_THIGH**2 - _SHIN**2 + distance**2) / (2 * distance)
+    reach = (thigh**2 - shin**2 + distance**2) / (2 * distance)
     out = pole - along * np.dot(pole, along)
-    rise = np.sqrt(max(_THIGH**2 - reach**2, 0.0))
+    rise = np.sqrt(max(thigh**2 - reach**2, 0.0))
     return np.asarray(hip + along * reach + out / np.linalg.norm(out) * rise)
 
 
-def _pose(t: float, phase: Vector) -> _Body:
-    """The dance at time `t` seconds; `phase` [8] in radians tells one dancer from another."""
-    beat = 2 * np.pi * 0.75 * t + phase[0]  # one sway to each side per 1.33 seconds
-    slow = 0.5 * beat
-    sway, bounce = np.sin(beat), 0.5 - 0.5 * np.cos(2 * beat)
-    turn = 0.16 * np.sin(slow + phase[1])  # yaw of the chest, radians
-    lean = 0.05 * np.sin(beat + 0.6)
+def _wave(angle: float, hold: float) -> float:
+    """A sine that lingers at its ends by `hold`."""
+    sine = float(np.sin(angle))
+    return float(np.tanh(hold * sine) / np.tanh(hold)) if hold else sine
 
-    pelvis = _vector(0.032 * sway, -0.497 + 0.022 * bounce, 0.0)
-    chest = pelvis + _turned(_vector(0, -0.3, 0), 0.0, lean)
-    head = chest + _turned(_vector(0, -0.124, 0.012), 0.0, 1.4 * lean)
+
+def _pose(t: float, phase: Vector, person: Person) -> _Body:
+    """The dance at time `t` seconds; `phase` [8] in radians tells one seed from another."""
+    build, dance = person.build, person.dance
+    beat = 2 * np.pi * dance.tempo * t + phase[0]
+    slow = 0.5 * beat
+    step = dance.steps * beat
+    sway, bounce = _wave(step, dance.hold), 0.5 - 0.5 * np.cos(2 * beat)
+    turn = 0.16 * np.sin(slow + phase[1])  # yaw of the chest, radians
+    lean = 0.05 * np.sin(step + 0.6)
+
+    pelvis = _vector(0.032 * sway, -build.hips_up + 0.022 * bounce, 0.0)
+    chest = pelvis + _turned(_vector(0, -build.spine, 0), 0.0, lean)
+    head = chest + _turned(_vector(0, -build.neck, 0.012), 0.0, 1.4 * lean)
     points = {"pelvis": pelvis, "chest": chest, "head": head}
 
     for side, sign in _SIDES:
-        hip = pelvis + _turned(_vector(sign * 0.058, 0, 0), 0.5 * turn, -0.07 * sway)
+        hip = pelvis + _turned(_vector(sign * build.hip, 0, 0), 0.5 * turn, -0.07 * sway)
         # The foot that does not carry the weight steps out and back.
         free = np.clip(-sign * sway, 0, 1) ** 2
         ankle = _vector(sign * (0.088 + 0.05 * free), -_ANKLE - 0.05 * free, 0.01)
         points[f"{side}_hip"] = hip
         points[f"{side}_ankle"] = ankle
-        points[f"{side}_knee"] = _knee(hip, ankle, _vector(sign * 0.17, 0, 1))
+        points[f"{side}_knee"] = _knee(hip, ankle, _vector(sign * 0.17, 0, 1), build)
         points[f"{side}_toe"] = ankle + _vector(sign * 0.022, 0.04 + 0.01 * free, 0.09)
-        points.update(_arm(side, sign, chest, turn, lean, beat, phase))
+        points.update(_arm(side, sign, chest, turn, lean, beat, phase[6], person))
 
     expression = Expression(
         yaw=0.25 * np.sin(slow + phase[2]) + 0.5 * turn,
@@ -124,17 +239,25 @@ def _pose(t: float, phase: Vector) -> _Body:
         brows=0.3 * np.sin(slow),
     )
     yaw, pitch = expression.yaw, expression.pitch
-    nose = _vector(1.05 * np.sin(yaw), 0.37 + 0.95 * np.sin(pitch), 1.0) * _HEAD
+    nose = _vector(1.05 * np.sin(yaw), 0.37 + 0.95 * np.sin(pitch), 1.0) * build.head
     points["nose"] = head + _turned(nose, 0.0, expression.roll)
     return _Body(points, expression)
 
 
 def _arm(
-    side: str, sign: int, chest: Vector, turn: float, lean: float, beat: float, phase: Vector
+    side: str,
+    sign: int,
+    chest: Vector,
+    turn: float,
+    lean: float,
+    beat: float,
+    phase: float,
+    person: Person,
 ) -> dict[str, Vector]:
     """Shoulder, elbow, wrist and hand of one arm, raised and swung to the beat."""
-    offset = phase[6] if sign > 0 else phase[6] + np.pi * 0.8  # the arms take turns
-    raised = 0.5 + 0.5 * np.sin(0.5 * beat + offset)
+    build, dance = person.build, person.dance
+    offset = phase if sign > 0 else phase + dance.lag  # the arms take turns
+    raised = 0.5 + 0.5 * dance.reach * _wave(dance.arms * beat + offset, dance.hold)
     swing = np.sin(beat + offset)
     # Elevations in the frontal plane, 0 hanging .. pi straight up; the forearm leads.
     upper = 0.42 + 1.35 * raised + 0.16 * swing
@@ -147,11 +270,11 @@ def _arm(
         x, y = sign * np.sin(elevation) * flat, np.cos(elevation) * flat
         return _turned(_vector(x, y, np.sin(forward) * length), turn, lean)
 
-    shoulder = chest + _turned(_vector(sign * 0.102, shrug, 0), turn, lean)
-    elbow = shoulder + bone(upper, _UPPER_ARM, 0.3)
-    wrist = elbow + bone(fore, _FOREARM, 0.5)
+    shoulder = chest + _turned(_vector(sign * build.shoulder, shrug, 0), turn, lean)
+    elbow = shoulder + bone(upper, build.upper_arm, 0.3)
+    wrist = elbow + bone(fore, build.forearm, 0.5)
     points = {"shoulder": shoulder, "elbow": elbow, "wrist": wrist}
-    points["hand"] = wrist + bone(hand, _HAND, 0.3)
+    points["hand"] = wrist + bone(hand, build.hand, 0.3)
     return {f"{side}_{name}": point for name, point in points.items()}
 
 
@@ -163,9 +286,11 @@ class _Camera:
     scale: float  # pixels per standing height
 
     @classmethod
-    def fitting(cls, height: int, width: int) -> _Camera:
+    def fitting(cls, height: int, width: int, person: Person) -> _Camera:
         scale = min(0.75 * height, 1.03 * width)
-        return cls(np.array((0.5 * width, 0.5 * height + 0.54 * scale)), scale)
+        right, down = person.place
+        origin = np.array((0.5 * width + right * scale, 0.5 * height + (0.54 + down) * scale))
+        return cls(origin, scale * person.stature)
 
     def __call__(self, point: Vector) -> Points:
         return np.asarray(self.origin + self.scale * point[:2])
@@ -178,44 +303,62 @@ def _dancer(seed: int) -> Vector:
 
 
 def joints(
-    *, count: int = 120, height: int = 640, width: int = 384, fps: float = 30.0, seed: int = 0
+    *,
+    count: int = 120,
+    height: int = 640,
+    width: int = 384,
+    fps: float = 30.0,
+    seed: int = 0,
+    who: str = "host",
 ) -> NDArray[np.float32]:
     """The joints drawn by `frames` of the same arguments, float32 [T, J, 2] (x, y) in pixels.
 
     J follows `JOINT_NAMES`.
     """
-    camera, phase = _Camera.fitting(height, width), _dancer(seed)
-    bodies = (_pose(i / fps, phase) for i in range(count))
+    person, phase = _known(who), _dancer(seed)
+    camera = _Camera.fitting(height, width, person)
+    bodies = (_pose(i / fps, phase, person) for i in range(count))
     told = [[camera(body.points[name]) for name in JOINT_NAMES] for body in bodies]
     return np.asarray(told, np.float32).reshape(count, len(JOINT_NAMES), 2)
 
 
 def frames(
-    *, count: int = 120, height: int = 640, width: int = 384, fps: float = 30.0, seed: int = 0
+    *,
+    count: int = 120,
+    height: int = 640,
+    width: int = 384,
+    fps: float = 30.0,
+    seed: int = 0,
+    who: str = "host",
 ) -> Iterator[Image]:
-    """Yield `count` RGB frames, uint8 [H, W, 3], of the dancing person."""
-    camera, phase = _Camera.fitting(height, width), _dancer(seed)
-    room = _room(height * SUPERSAMPLE, width * SUPERSAMPLE, camera)
-    for i in range(count):
-        body = _pose(i / fps, phase)
-        canvas = Canvas(_with_shadow(room, body, camera))
-        _draw_body(canvas, body, camera)
-        yield canvas.finish()
+    """`count` RGB frames, uint8 [H, W, 3], of one of `PEOPLE` dancing."""
+    person, phase = _known(who), _dancer(seed)
+    camera = _Camera.fitting(height, width, person)
+
+    def drawn() -> Iterator[Image]:
+        room = _room(height * SUPERSAMPLE, width * SUPERSAMPLE, camera, person.room)
+        for i in range(count):
+            body = _pose(i / fps, phase, person)
+            canvas = Canvas(_with_shadow(room, body, camera))
+            _draw_body(canvas, body, camera, person)
+            yield canvas.finish()
+
+    return drawn()
 
 
-def _room(height: int, width: int, camera: _Camera) -> Image:
+def _room(height: int, width: int, camera: _Camera, tints: Room) -> Image:
     """A plain wall with skirting and a boarded floor, at canvas size."""
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     unit = camera.scale * SUPERSAMPLE
     edge = camera.origin[1] * SUPERSAMPLE - 0.1 * unit  # where wall and floor meet
     glow = np.exp(-(((x / width - 0.35) / 0.8) ** 2) - ((y / height - 0.25) / 0.7) ** 2)[..., None]
-    wall = np.array((166, 184, 180)) + np.array((52, 46, 40)) * glow
+    wall = np.array(tints.wall) + np.array(tints.glow) * glow
     # Boards run towards the viewer and fan out from a point high on the wall.
     board = (x - 0.5 * width) / (y - edge + 0.9 * unit) * 9
     seam = np.abs(board - np.round(board))
     tone = 1 + 0.05 * np.sin(np.floor(board + 0.5) * 2.4) - 0.22 * np.exp(-((seam / 0.02) ** 2))
     depth = np.clip((y - edge) / (0.3 * unit), 0, 1)
-    floor = np.array((186, 150, 116)) * (tone * (0.86 + 0.14 * depth))[..., None]
+    floor = np.array(tints.floor) * (tone * (0.86 + 0.14 * depth))[..., None]
     room = np.where((y < edge)[..., None], wall, floor)
     skirting = (y < edge) & (y > edge - 0.055 * unit)
     room[skirting] = (236, 234, 228)
@@ -251,51 +394,57 @@ def _with_shadow(room: Image, body: _Body, camera: _Camera) -> Image:
     return shaded
 
 
-def _draw_body(canvas: Canvas, body: _Body, camera: _Camera) -> None:
+def _draw_body(canvas: Canvas, body: _Body, camera: _Camera, person: Person) -> None:
     at = {name: camera(point) for name, point in body.points.items()}
     unit = camera.scale
     for side, sign in sorted(_SIDES, key=lambda entry: body.points[f"{entry[0]}_knee"][2]):
-        _draw_leg(canvas, at, side, sign, unit)
+        _draw_leg(canvas, at, side, sign, unit, person)
     for side, sign in _SIDES:
-        _draw_arm(canvas, at, side, sign, unit)
-    _draw_torso(canvas, at, unit)
-    draw_head(canvas, at["head"], _HEAD * unit, body.expression)
+        _draw_arm(canvas, at, side, sign, unit, person)
+    _draw_torso(canvas, at, unit, person)
+    draw_head(canvas, at["head"], person.build.head * unit, body.expression, person.palette)
 
 
-def _draw_leg(canvas: Canvas, at: dict[str, Points], side: str, sign: int, unit: float) -> None:
+def _draw_leg(
+    canvas: Canvas, at: dict[str, Points], side: str, sign: int, unit: float, person: Person
+) -> None:
+    thick = person.build.girth * unit
+    clothes = person.clothes
     hip, knee, ankle, toe = (at[f"{side}_{name}"] for name in ("hip", "knee", "ankle", "toe"))
     heel = ankle + (0, 0.022 * unit)
     sole = limb([heel + (0, 0.008 * unit), toe + (0, 0.005 * unit)], [0.022 * unit, 0.026 * unit])
-    canvas.fill(sole, _SOLES, bulge=0.01 * unit)
+    canvas.fill(sole, clothes.soles, bulge=0.01 * unit)
     shoe = limb([ankle, heel, toe - (0, 0.003 * unit)], [0.02 * unit, 0.022 * unit, 0.024 * unit])
-    canvas.fill(shoe, _SHOES, bulge=0.016 * unit, relief=0.35)
+    canvas.fill(shoe, clothes.shoes, bulge=0.016 * unit, relief=0.35)
     laces = ankle * 0.45 + toe * 0.55
     for step in (-0.1, 0.15):
         middle = laces + step * (toe - ankle)
         line = np.stack([middle + (k * 0.012 * unit, 0) for k in (-1, 0, 1)])
-        canvas.fill(ribbon(line, 0.005 * unit), (150, 148, 146))
+        canvas.fill(ribbon(line, 0.005 * unit), clothes.laces)
     cuff = ankle - 0.06 * (ankle - knee)
-    leg = tube([hip, knee, cuff], [0.056 * unit, 0.043 * unit, 0.034 * unit], cut=True)
-    canvas.fill(leg, _TROUSERS, bulge=0.03 * unit, relief=0.45, shadow=0.45)
+    leg = tube([hip, knee, cuff], [0.056 * thick, 0.043 * thick, 0.034 * thick], cut=True)
+    canvas.fill(leg, clothes.trousers, bulge=0.03 * unit, relief=0.45, shadow=0.45)
     offsets = np.array([(-0.022, 0.0), (sign * 0.004, 0.008), (0.024, -0.002)])
     crease = ribbon(curve(knee + offsets * unit, closed=False), 0.008 * unit)
-    canvas.fill(crease, (34, 44, 68), feather=0.002 * unit, opacity=0.6)
+    canvas.fill(crease, clothes.crease, feather=0.002 * unit, opacity=0.6)
 
 
-def _draw_torso(canvas: Canvas, at: dict[str, Points], unit: float) -> None:
+def _draw_torso(canvas: Canvas, at: dict[str, Points], unit: float, person: Person) -> None:
+    build, clothes, palette = person.build, person.clothes, person.palette
+    thick = build.girth * unit
     left, right = at["left_shoulder"], at["right_shoulder"]
     hip_left, hip_right = at["left_hip"], at["right_hip"]
     across, hips = (left - right) / 2, (hip_left - hip_right) / 2
     chest, pelvis = (left + right) / 2, (hip_left + hip_right) / 2
     down = pelvis - chest
 
-    seat = limb([hip_right - (0, 0.01 * unit), hip_left - (0, 0.01 * unit)], [0.054 * unit] * 2)
-    canvas.fill(seat, _TROUSERS, bulge=0.035 * unit, relief=0.35)
-    throat = at["head"] + (0, 0.95 * _HEAD * unit)
-    neck = limb([chest + 0.08 * down, throat], [0.04 * unit, 0.033 * unit])
-    canvas.fill(neck, _SKIN, bulge=0.02 * unit, relief=0.3, shadow=0.2)
-    chin = ellipse(throat + (0, 0.01 * unit), 0.038 * unit, 0.022 * unit)
-    canvas.fill(chin, (160, 112, 92), feather=0.008 * unit, opacity=0.7, clip=neck[0])
+    seat = limb([hip_right - (0, 0.01 * unit), hip_left - (0, 0.01 * unit)], [0.054 * thick] * 2)
+    canvas.fill(seat, clothes.trousers, bulge=0.035 * unit, relief=0.35)
+    throat = at["head"] + (0, 0.95 * build.head * unit)
+    neck = limb([chest + 0.08 * down, throat], [0.04 * thick, 0.033 * thick])
+    canvas.fill(neck, palette.skin, bulge=0.02 * unit, relief=0.3, shadow=0.2)
+    chin = ellipse(throat + (0, 0.01 * unit), 0.038 * thick, 0.022 * thick)
+    canvas.fill(chin, palette.under_chin, feather=0.008 * unit, opacity=0.7, clip=neck[0])
 
     neckline = np.array([(-0.4, -0.13), (-0.27, -0.02), (0, 0.035), (0.27, -0.02), (0.4, -0.13)])
     collar = chest + neckline[:, :1] * across + neckline[:, 1:] * down
@@ -312,25 +461,30 @@ def _draw_torso(canvas: Canvas, at: dict[str, Points], unit: float) -> None:
     for side, _ in _SIDES:
         shoulder, elbow = at[f"{side}_shoulder"], at[f"{side}_elbow"]
         ends = [shoulder, shoulder + 0.62 * (elbow - shoulder)]
-        sleeves += tube(ends, [0.036 * unit, 0.041 * unit], cut=True)
+        sleeves += tube(ends, [0.036 * thick, 0.041 * thick], cut=True)
     # Shirt and sleeves are one piece of cloth, so they share one shading.
-    canvas.fill([torso, *sleeves], _SHIRT, bulge=0.055 * unit, relief=0.45, shadow=0.4)
-    canvas.fill(ribbon(curve(collar, closed=False), 0.014 * unit), (172, 64, 50))
+    canvas.fill([torso, *sleeves], clothes.shirt, bulge=0.055 * unit, relief=0.45, shadow=0.4)
+    canvas.fill(ribbon(curve(collar, closed=False), 0.014 * unit), clothes.collar)
 
 
-def _draw_arm(canvas: Canvas, at: dict[str, Points], side: str, sign: int, unit: float) -> None:
+def _draw_arm(
+    canvas: Canvas, at: dict[str, Points], side: str, sign: int, unit: float, person: Person
+) -> None:
+    thick = person.build.girth * unit
     shoulder, elbow, wrist, hand = (
         at[f"{side}_{name}"] for name in ("shoulder", "elbow", "wrist", "hand")
     )
-    _draw_hand(canvas, wrist, hand, sign, unit)
-    skin = tube([shoulder, elbow, wrist], [0.034 * unit, 0.026 * unit, 0.0185 * unit])
-    canvas.fill(skin, _SKIN, bulge=0.018 * unit, relief=0.3, shadow=0.4)
+    _draw_hand(canvas, wrist, hand, sign, unit, person)
+    skin = tube([shoulder, elbow, wrist], [0.034 * thick, 0.026 * thick, 0.0185 * thick])
+    canvas.fill(skin, person.palette.skin, bulge=0.018 * unit, relief=0.3, shadow=0.4)
 
 
-def _draw_hand(canvas: Canvas, wrist: Points, hand: Points, sign: int, unit: float) -> None:
+def _draw_hand(
+    canvas: Canvas, wrist: Points, hand: Points, sign: int, unit: float, person: Person
+) -> None:
     """An open hand, palm to the viewer, from `wrist` to the middle fingertip `hand`."""
     along = hand - wrist
-    length = max(float(np.hypot(*along)), 0.5 * _HAND * unit)
+    length = max(float(np.hypot(*along)), 0.5 * person.build.hand * unit)
     along = along / np.hypot(*along) * length
     thumbward = np.array((along[1], -along[0])) * sign
     knuckles = wrist + 0.5 * along
@@ -351,7 +505,7 @@ def _draw_hand(canvas: Canvas, wrist: Points, hand: Points, sign: int, unit: flo
     ]
     fingers += limb(thumb, [0.1 * length, 0.075 * length, 0.055 * length])
     palm = limb([wrist + 0.1 * along, knuckles - 0.06 * along], [0.17 * length, 0.235 * length])
-    canvas.fill(fingers + palm, _SKIN, bulge=0.05 * length, relief=0.3, shadow=0.4)
+    canvas.fill(fingers + palm, person.palette.skin, bulge=0.05 * length, relief=0.3, shadow=0.4)
     for k in (0.13, 0.0, -0.12):
         gap = np.stack([knuckles + k * thumbward + v * along for v in (-0.04, 0.06, 0.14)])
-        canvas.fill(ribbon(gap, 0.03 * length), (188, 132, 108), opacity=0.7)
+        canvas.fill(ribbon(gap, 0.03 * length), person.palette.fingers, opacity=0.7)

@@ -1,4 +1,4 @@
-"""The drawn person is where it says it is, and MediaPipe follows it."""
+"""The drawn people are where they say they are, and MediaPipe follows them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,29 @@ import numpy as np
 import pytest
 
 from samples import person
+from samples.clips import write_sample
+from v2v.errors import UnknownName
 
 LIMBS = [i for i, name in enumerate(person.JOINT_NAMES) if name != "nose"]
+PEOPLE = list(person.PEOPLE)
+
+
+def joint(joints: np.ndarray, name: str) -> np.ndarray:
+    """Where the joint `name` is, float [T, 2]; `middle NAME` is halfway between left and right."""
+    if name.startswith("middle "):
+        kind = name.removeprefix("middle ")
+        return (joint(joints, f"left_{kind}") + joint(joints, f"right_{kind}")) / 2
+    return joints[:, person.JOINT_NAMES.index(name)].astype(float)
+
+
+def lengths(joints: np.ndarray, start: str, end: str) -> np.ndarray:
+    return np.linalg.norm(joint(joints, start) - joint(joints, end), axis=1)
+
+
+def elevation(joints: np.ndarray, side: str, start: str, end: str) -> np.ndarray:
+    """Radians between an arm's bone and straight down, outwards and up."""
+    x, y = (joint(joints, f"{side}_{end}") - joint(joints, f"{side}_{start}")).T
+    return np.arctan2(x if side == "left" else -x, y) % (2 * np.pi)
 
 
 def test_frames_and_joints_agree_in_shape():
@@ -19,12 +40,104 @@ def test_frames_and_joints_agree_in_shape():
     assert joints.dtype == np.float32
 
 
-def test_same_seed_same_bytes_and_another_seed_another_dance():
+@pytest.mark.parametrize("who", PEOPLE)
+def test_same_seed_same_bytes_and_another_seed_another_dance(who):
     def clip(seed: int) -> np.ndarray:
-        return np.stack(list(person.frames(count=2, height=160, width=96, seed=seed)))
+        return np.stack(list(person.frames(count=2, height=160, width=96, seed=seed, who=who)))
 
     assert np.array_equal(clip(3), clip(3))
     assert not np.array_equal(clip(3), clip(4))
+
+
+def test_the_host_is_who_dances_unless_told_otherwise():
+    size = {"count": 1, "height": 160, "width": 96}
+    (unsaid,), (host,), (guest,) = (
+        person.frames(**size, **who) for who in ({}, {"who": "host"}, {"who": "guest"})
+    )
+    assert np.array_equal(unsaid, host)
+    changed = np.abs(host.astype(int) - guest).max(axis=2) > 12
+    assert changed.mean() > 0.9, "body, clothes and room differ"
+
+
+@pytest.mark.parametrize("draw", [person.frames, person.joints])
+def test_an_unknown_person_is_refused_at_once(draw):
+    with pytest.raises(UnknownName, match="unknown person 'gest'") as told:
+        draw(who="gest")
+    assert told.value.hint == "did you mean 'guest'? valid: guest, host"
+
+
+@pytest.mark.parametrize("who", PEOPLE)
+def test_legs_and_trunk_have_the_lengths_in_the_table(who):
+    drawn, build = person.PEOPLE[who], person.PEOPLE[who].build
+    joints = person.joints(who=who, count=300, seed=5)
+    height = min(0.75 * 640, 1.03 * 384) * drawn.stature
+    for side in ("left", "right"):
+        thigh = lengths(joints, f"{side}_hip", f"{side}_knee").max()
+        shin = lengths(joints, f"{side}_knee", f"{side}_ankle").max()
+        # A knee is never quite straight, and points to the viewer.
+        assert 0.96 * build.thigh * height < thigh <= build.thigh * height
+        assert 0.96 * build.shin * height < shin <= build.shin * height
+    hips = lengths(joints, "left_hip", "right_hip").max()
+    assert hips == pytest.approx(2 * build.hip * height, rel=0.01)
+    spine = lengths(joints, "middle shoulder", "middle hip").min()  # no shoulder is raised
+    assert spine == pytest.approx(build.spine * height, rel=0.03)
+
+
+def test_arms_of_host_and_guest_differ_as_the_table_says():
+    shown, told = {}, {}
+    for who, drawn in person.PEOPLE.items():
+        # Over some dances, each bone comes to lie flat in the picture.
+        joints = np.concatenate([person.joints(who=who, seed=seed) for seed in range(6)])
+        for bone, ends in {"upper_arm": "shoulder elbow", "forearm": "elbow wrist"}.items():
+            start, end = ends.split()
+            for side in ("left", "right"):
+                shown[who, side, bone] = lengths(joints, f"{side}_{start}", f"{side}_{end}").max()
+                told[who, side, bone] = getattr(drawn.build, bone) * drawn.stature
+    for _, *arm in shown:
+        ratios = [size["guest", *arm] / size["host", *arm] for size in (shown, told)]
+        assert ratios[0] == pytest.approx(ratios[1], rel=0.02), arm
+
+
+def test_the_guest_is_another_figure_in_another_place():
+    host, guest = (person.joints(who=who, count=300) for who in ("host", "guest"))
+
+    def legs_to_spine(joints: np.ndarray) -> float:
+        legs = joint(joints, "middle ankle") - joint(joints, "middle hip")
+        return float(np.mean(legs[:, 1] / lengths(joints, "middle shoulder", "middle hip")))
+
+    def shoulders_to_arm(joints: np.ndarray) -> float:
+        arm = lengths(joints, "left_shoulder", "left_elbow").max()
+        return float(lengths(joints, "left_shoulder", "right_shoulder").max() / arm)
+
+    assert legs_to_spine(guest) < 0.85 * legs_to_spine(host)
+    assert shoulders_to_arm(guest) > 1.2 * shoulders_to_arm(host)
+    assert np.ptp(guest[..., 1]) < 0.9 * np.ptp(host[..., 1])
+    middle = [float(joint(joints, "middle hip")[:, 0].mean()) / 384 for joints in (host, guest)]
+    assert middle[0] == pytest.approx(0.5, abs=0.01)
+    assert 0.03 < middle[1] - middle[0] < 0.12
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_guest_reaches_no_further_than_the_host(seed):
+    host = np.concatenate([person.joints(count=90, seed=other) for other in (0, 11)])
+    guest = person.joints(who="guest", count=300, seed=seed)
+    for side in ("left", "right"):
+        shown = [
+            np.stack(
+                [elevation(j, side, "shoulder", "elbow"), elevation(j, side, "elbow", "wrist")], 1
+            )
+            for j in (host, guest)
+        ]
+        nearest = np.abs(shown[1][:, None] - shown[0][None]).max(axis=2).min(axis=1)
+        assert nearest.max() < 0.25, "an arm is held as the host never holds it"
+        assert np.ptp(shown[1][:, 0]) > 1.1, "the arm is hardly raised"
+    for start, end in (("middle hip", "middle shoulder"), ("left_hip", "left_ankle")):
+        slants = []
+        for joints in (host, guest):
+            x, y = (joint(joints, end) - joint(joints, start)).T
+            slants.append(np.arctan(x / y))
+        assert slants[0].min() - 0.07 < slants[1].min()
+        assert slants[1].max() < slants[0].max() + 0.07
 
 
 def test_a_frame_does_not_depend_on_the_count():
@@ -33,36 +146,41 @@ def test_a_frame_does_not_depend_on_the_count():
     assert np.array_equal(short[1], long[1])
 
 
+@pytest.mark.parametrize("who", PEOPLE)
 @pytest.mark.parametrize("seed", range(6))
-def test_joints_stay_in_the_frame_and_move_smoothly(seed):
-    joints = person.joints(seed=seed, count=300)
+def test_joints_stay_in_the_frame_and_move_smoothly(seed, who):
+    joints = person.joints(seed=seed, count=300, who=who)
     assert (joints >= 0).all() and (joints < (384, 640)).all()
     assert np.abs(np.diff(joints, axis=0)).max() < 0.03 * 640
     wrists = joints[:, person.JOINT_NAMES.index("left_wrist")]
     assert np.ptp(wrists[:, 1]) > 0.1 * 640, "the arm is not raised"
 
 
-def test_joints_scale_with_the_frame():
-    large = person.joints(count=5, height=640, width=384)
-    small = person.joints(count=5, height=320, width=192)
+@pytest.mark.parametrize("who", PEOPLE)
+def test_joints_scale_with_the_frame(who):
+    large = person.joints(count=5, height=640, width=384, who=who)
+    small = person.joints(count=5, height=320, width=192, who=who)
     np.testing.assert_allclose(large, 2 * small, rtol=1e-5)
 
 
-def test_the_background_stands_still():
-    first, *_, last = person.frames(count=12, height=320, width=192)
+@pytest.mark.parametrize("who", PEOPLE)
+def test_the_background_stands_still(who):
+    first, *_, last = person.frames(count=12, height=320, width=192, who=who)
     corner = (slice(0, 40), slice(0, 192))  # above any raised hand
     assert np.array_equal(first[corner], last[corner])
 
 
-@pytest.mark.parametrize("solution", ["pose", "holistic"])
-def test_mediapipe_follows(solution):
+@pytest.mark.parametrize(
+    ("solution", "who"), [("pose", "host"), ("holistic", "host"), ("pose", "guest")]
+)
+def test_mediapipe_follows(solution, who):
     mediapipe = pytest.importorskip("mediapipe")
     make = {
         "pose": lambda: mediapipe.solutions.pose.Pose(model_complexity=1),
         "holistic": lambda: mediapipe.solutions.holistic.Holistic(),
     }[solution]
     names = mediapipe.solutions.pose.PoseLandmark
-    clip = {"count": 40, "fps": 10.0}  # every third frame of the default clip
+    clip = {"count": 24, "fps": 6.0, "who": who}  # every fifth frame of the default clip
     joints = person.joints(**clip)
     errors = []
     with make() as tracker:
@@ -76,3 +194,15 @@ def test_mediapipe_follows(solution):
             errors.append(np.linalg.norm(points - joints[i, LIMBS], axis=1) / figure)
     assert (np.max(errors, axis=1) < 0.12).mean() >= 0.97
     assert np.mean(errors) < 0.04
+
+
+def test_each_person_is_written_to_a_file_of_their_own(tmp_path):
+    written = [write_sample("person", tmp_path, seconds=0.05, who=who) for who in PEOPLE]
+    assert [path.name for path in written] == ["person.mp4", "guest.mp4"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["guest.mp4", "person.mp4"]
+
+
+def test_nothing_is_written_of_an_unknown_person(tmp_path):
+    with pytest.raises(UnknownName, match="unknown person"):
+        write_sample("person", tmp_path / "out", who="nobody")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,111 @@
+"""Models with random weights and drawn skeletons: what rendering does, without training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from v2v.checkpoint import FORMAT, ClipUse, Model, ModelRecord, SignalUse, save_model
+from v2v.models import build_generator
+from v2v.models.generator import PRESETS, Architecture
+from v2v.signals.pose import NAMES
+
+HEIGHT, WIDTH = 64, 48
+TINY = Architecture(stem=16, trunk=32, blocks=1, detail=8, fine=(16,), fine_blocks=1)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Two test processes share the cores; more threads would wait for one another."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _tiny_preset() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(PRESETS, "mobile", TINY)
+        yield
+
+
+MakeModel = Callable[..., Path]
+
+
+@pytest.fixture
+def make_model(tmp_path: Path) -> MakeModel:
+    """`make_model("b", signal="pose", channels=3, statistics={...})`: a run with a random model."""
+
+    def make(
+        name: str = "b",
+        *,
+        signal: str = "pose",
+        channels: int = 3,
+        spec: dict[str, Any] | None = None,
+        statistics: dict[str, torch.Tensor] | None = None,
+        generator: dict[str, Any] | None = None,
+        clips: int = 1,
+        sha256: str = "0" * 64,
+        frames: int = 40,
+        stored: tuple[int, int] = (HEIGHT, WIDTH),
+    ) -> Path:
+        arguments = {
+            "name": "sequential", "channels": channels, "preset": "mobile", "scales": 1,
+            **(generator or {}),
+        }  # fmt: skip
+        record = ModelRecord(
+            format=FORMAT, tool="v2v test", task={"segmentation": "street"}.get(signal, signal),
+            signals=(SignalUse(name=signal, channels=channels, spec=spec or {}),),
+            height=HEIGHT, width=WIDTH, generator=arguments, active=None,
+            clips=tuple(
+                ClipUse(
+                    name=f"clip{i}", source=f"clip{i}.mp4", sha256=sha256, fps="25", frames=frames,
+                    trained=(0, frames), width=stored[1], height=stored[0], still=False,
+                )
+                for i in range(clips)
+            ),
+            training={},
+        )  # fmt: skip
+        torch.manual_seed(1)
+        model = Model(record, build_generator(**arguments), {}, statistics or {})
+        save_model(tmp_path / "runs" / name / "model", model)
+        return tmp_path / "runs" / name
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def skeletons() -> Callable[..., np.ndarray]:
+    """`skeletons(count, height, width)`: float32 [count, 75, 3], a person who sways and waves."""
+
+    def make(count: int, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
+        place = {
+            "nose": (0.5, 0.12), "shoulder": (0.38, 0.26), "elbow": (0.3, 0.4),
+            "wrist": (0.26, 0.54), "hip": (0.42, 0.54), "knee": (0.41, 0.72),
+            "ankle": (0.4, 0.9), "heel": (0.39, 0.93), "foot": (0.43, 0.95),
+        }  # fmt: skip
+        points = np.full((count, len(NAMES), 3), np.nan, np.float32)
+        for index, name in enumerate(NAMES[:33]):
+            side, _, part = name.partition("_")
+            x, y = place.get(part or name, place["wrist" if part else "nose"])
+            if part.startswith(("ear", "eye")) or "mouth" in name:
+                x, y = 0.48, 0.11
+            points[:, index] = (1 - x if "left" in name else x, y, 1)
+        sway = 0.05 * np.sin(np.arange(count) / 5)[:, None]
+        points[..., 0] += sway
+        wave = 0.3 * np.sin(np.arange(count) / 7)[:, None]
+        points[:, 15:23, 1] -= 0.15 + wave / 2
+        points[..., 0] *= width
+        points[..., 1] *= height
+        return points
+
+    return make
+
+
+@pytest.fixture
+def rate() -> Fraction:
+    return Fraction(25)

@@ -1,0 +1,337 @@
+"""Frames stream, segments stay, the video is whole or not there."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from pipelines import rendering
+from pipelines.info import describe
+from pipelines.mark import read_mark
+from pipelines.model import Trained
+from pipelines.rendering import Drive, Rendering, output_size
+from v2v.data.probe import probe
+from v2v.data.video import Sound, read_stored
+from v2v.errors import CheckpointInvalid, DiskFull, NotWritable, UnknownName, UsageError
+from v2v.progress import Silent
+from v2v.signals.pose import PoseTrack
+
+HEIGHT, WIDTH = 64, 48
+COUNT = 30
+
+
+@pytest.fixture
+def make(
+    make_model: Callable[..., Path], skeletons: Callable[..., np.ndarray], numbered_frames: Any
+) -> Callable[..., Rendering]:
+    """`make(count=30, pictures=True, sound=None)`: a rendering of drawn skeletons."""
+
+    def build(count: int = COUNT, *, pictures: bool = True, **changes: Any) -> Rendering:
+        trained = Trained.open(make_model(), device="cpu", precision="32")
+        points = skeletons(count)
+        frames = numbered_frames(count, width=96, height=64)
+
+        def tracks(start: int, stop: int) -> list[PoseTrack]:
+            part = points[start:stop]
+            return [PoseTrack(part, np.zeros(part.shape[:2], bool), WIDTH, HEIGHT)]
+
+        drive = Drive(
+            pipeline="test", count=count, rate=Fraction(25), tracks=tracks, settings={},
+            source="dance.mp4", source_sha256="1" * 64,
+            pictures=(lambda first: iter(frames[first:])) if pictures else None, **changes,
+        )  # fmt: skip
+        return Rendering(trained, drive)
+
+    return build
+
+
+def read(path: Path, pixel_format: str = "rgb24") -> np.ndarray:
+    return np.stack(list(read_stored(path, pixel_format=pixel_format)))
+
+
+# ---------------------------------------------------------------- frames
+
+
+def test_frames_are_pictures_of_the_model_s_size(make):
+    frames = list(make(5))
+    assert [f.shape for f in frames] == [(HEIGHT, WIDTH, 3)] * 5
+    assert frames[0].dtype == np.uint8
+    assert np.abs(np.diff(np.stack(frames).astype(int), axis=0)).max() > 0, "nothing moves"
+
+
+@pytest.mark.parametrize("first", [1, 3, 4, 17])
+def test_rendering_in_chunks_equals_rendering_at_once(make, first):
+    whole = make()
+    steps = list(whole.steps())
+    part = list(whole.steps(first, steps[first - 1].state))
+    assert len(part) == COUNT - first
+    for one, other in zip(steps[first:], part, strict=True):
+        assert torch.equal(one.frame, other.frame)
+
+
+def test_frames_come_as_they_are_asked_for(make, monkeypatch):
+    asked: list[int] = []
+    whole = make(200)
+    tracks = whole.drive.tracks
+
+    def watched(start: int, stop: int) -> Any:
+        asked.append(stop)
+        return tracks(start, stop)
+
+    object.__setattr__(whole.drive, "tracks", watched)
+    frames = iter(whole)
+    next(frames)
+    assert max(asked) < 40, "far more was drawn than is needed"
+    frames.close()
+
+
+# ---------------------------------------------------------------- the video
+
+
+def test_what_is_written_is_what_was_rendered(make, tmp_path):
+    whole = make()
+    outcome = whole.save(tmp_path / "out.mkv", codec="ffv1")
+    assert np.array_equal(read(outcome.video), np.stack(list(whole)))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.mkv", "runs"]
+
+
+@pytest.mark.parametrize(
+    ("codec", "name", "known"),
+    [("h264", "a.mp4", "h264"), ("hevc", "a.mov", "hevc"), ("vp9", "a.webm", "vp9")],
+)
+def test_codecs(make, tmp_path, monkeypatch, codec, name, known):
+    monkeypatch.setattr(rendering, "SEGMENT", 12)
+    whole = make()
+    outcome = whole.save(tmp_path / name, codec=codec, crf=10)
+    seen = probe(outcome.video)
+    assert (seen.codec, seen.frames, seen.rate) == (known, COUNT, 25)
+    difference = np.abs(read(outcome.video).astype(int) - np.stack(list(whole)))
+    assert difference.mean() < 6
+
+
+class Stopped(Exception):
+    pass
+
+
+class StopsAt(Silent):
+    """A reporter that is interrupted after so many frames."""
+
+    def __init__(self, frames: int) -> None:
+        self.left = frames
+        self.rendered = 0
+
+    def advance(self, stage: str, amount: int = 1) -> None:
+        self.rendered += amount
+        self.left -= amount
+        if self.left == 0:
+            raise Stopped
+
+
+@pytest.mark.parametrize("stop", [1, 7, 8, 21, 29])
+def test_a_killed_render_goes_on_and_ends_the_same(make, tmp_path, monkeypatch, stop):
+    monkeypatch.setattr(rendering, "SEGMENT", 8)
+    path = tmp_path / "out.mkv"
+    whole = make()
+    with pytest.raises(Stopped):
+        whole.save(path, codec="ffv1", compare=True, report=StopsAt(stop))
+    assert not path.exists() and not (tmp_path / "out-compare.mkv").exists()
+    rest = StopsAt(-1)
+    whole.save(path, codec="ffv1", compare=True, report=rest)
+    # Encoding lags behind, so the last segment may or may not have been kept.
+    assert COUNT - stop // 8 * 8 <= rest.rendered <= COUNT - max(stop // 8 - 1, 0) * 8
+    straight = make().save(tmp_path / "straight.mkv", codec="ffv1", compare=True)
+    assert np.array_equal(read(path), read(straight.video))
+    assert np.array_equal(read(tmp_path / "out-compare.mkv"), read(straight.comparison))
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_other_settings_begin_anew(make, tmp_path, monkeypatch):
+    monkeypatch.setattr(rendering, "SEGMENT", 8)
+    path = tmp_path / "out.mkv"
+    with pytest.raises(Stopped):
+        make().save(path, codec="ffv1", report=StopsAt(25))
+    other = StopsAt(-1)
+    make().save(path, codec="ffv1", size=(64, 96), report=other)
+    assert other.rendered == COUNT
+
+
+def test_comparison_keeps_its_panels_in_step(make, tmp_path, read_numbers, monkeypatch):
+    monkeypatch.setattr(rendering, "SEGMENT", 8)
+    whole = make()
+    outcome = whole.save(tmp_path / "out.mkv", codec="ffv1", compare=True)
+    panels = read(outcome.comparison)
+    assert panels.shape == (COUNT, HEIGHT, 96 + 2 * WIDTH, 3)
+    assert read_numbers(panels[:, :, :96]) == list(range(COUNT))
+    signals = whole.drive.tracks(0, COUNT)[0].draw(HEIGHT, WIDTH)
+    assert np.array_equal(panels[:, :, 96 : 96 + WIDTH], signals)
+    assert np.array_equal(panels[:, :, 96 + WIDTH :], read(outcome.video))
+
+
+def test_without_pictures_there_are_two_panels(make, tmp_path):
+    outcome = make(3, pictures=False).save(tmp_path / "a.mkv", codec="ffv1", compare=True)
+    assert read(outcome.comparison).shape[2] == 2 * WIDTH
+
+
+@pytest.mark.parametrize(("start", "suffix"), [(0.0, ".mp4"), (0.5, ".mp4"), (0.5, ".webm")])
+def test_sound_is_carried_in_step(make, make_video, tmp_path, start, suffix):
+    """A beep 1 s into the source's sound is heard 1 s - `start` into the video."""
+    beep = "aevalsrc='if(between(t,1,1.1),0.8*sin(2*PI*1000*t),0)':s=48000:d=4"
+    sound = make_video("sound.m4a", "-c:a", "aac", frames=beep)
+    codec = "vp9" if suffix == ".webm" else "h264"
+    whole = make(50, sound=Sound(sound, start))
+    outcome = whole.save(tmp_path / f"out{suffix}", codec=codec)
+    loud, length = [], 0.0
+    with av.open(str(outcome.video)) as container:
+        for frame in container.decode(audio=0):
+            length = frame.time + frame.samples / frame.sample_rate
+            if np.abs(frame.to_ndarray()).max() > 0.3:
+                loud.append(frame.time)
+    assert loud[0] == pytest.approx(1 - start, abs=0.04)
+    assert length == pytest.approx(50 / 25, abs=1 / 25)
+
+
+def test_every_video_says_that_it_is_synthetic(make, tmp_path, ffmpeg, run_ffmpeg):
+    whole = make(3)
+    for name, codec in (("a.mp4", "h264"), ("a.mov", "h264"), ("a.webm", "vp9"), ("a.mkv", "ffv1")):
+        outcome = whole.save(tmp_path / name, codec=codec, compare=True)
+        for file in (outcome.video, outcome.comparison):
+            mark = read_mark(file)
+            assert mark is not None and mark.synthetic
+            assert (mark.model, mark.source, mark.pipeline) == ("b", "dance.mp4", "test")
+            assert mark.model_sha256 == whole.trained.sha256
+            assert mark.source_sha256 == "1" * 64
+    # Other tools see it too.
+    shown = run_ffmpeg("-i", tmp_path / "a.mp4", "-f", "ffmetadata", "-").decode()
+    assert "rendered by a model" in shown
+    facts = describe(tmp_path / "a.mp4")
+    assert facts["what"] == "rendered video" and facts["frames"] == 3
+
+
+def test_footage_is_not_called_synthetic(make_video):
+    path = make_video("a.mp4", "-c:v", "libx264")
+    assert read_mark(path) is None
+    assert "not marked" in describe(path)["synthetic"]
+
+
+# ---------------------------------------------------------------- what cannot be
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("out.mp4", {"codec": "h263"}, "h263"),
+        ("out.avi", {}, ".mp4 or .mov"),
+        ("out.mp4", {"codec": "ffv1"}, ".mkv"),
+        ("out.mp4", {"crf": 60}, "0 (best) to 51"),
+        ("out.mp4", {"size": (33, 64)}, "even numbers"),
+        ("there.mp4", {}, "--overwrite"),
+    ],
+)
+def test_wishes_that_cannot_be_met(make, tmp_path, name, options, words):
+    (tmp_path / "there.mp4").write_bytes(b"precious")
+    with pytest.raises(UsageError) as caught:
+        make(3).save(tmp_path / name, **options)
+    assert words in f"{caught.value.message} {caught.value.hint}"
+    assert (tmp_path / "there.mp4").read_bytes() == b"precious"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["runs", "there.mp4"]
+
+
+def test_overwriting_keeps_the_old_file_until_the_new_one_is_whole(make, tmp_path):
+    path = tmp_path / "out.mkv"
+    path.write_bytes(b"old")
+    with pytest.raises(Stopped):
+        make().save(path, codec="ffv1", overwrite=True, report=StopsAt(5))
+    assert path.read_bytes() == b"old"
+    make().save(path, codec="ffv1", overwrite=True)
+    assert len(read(path)) == COUNT
+
+
+def test_two_processes_do_not_render_the_same_file(make, tmp_path):
+    from filelock import FileLock
+
+    work = tmp_path / ".out.mp4.render"
+    work.mkdir()
+    with FileLock(work / ".lock"), pytest.raises(NotWritable, match="another process"):
+        make(3).save(tmp_path / "out.mp4")
+
+
+def test_a_full_disk_loses_nothing(make, tmp_path, monkeypatch):
+    monkeypatch.setattr(rendering, "SEGMENT", 8)
+    write = rendering.VideoWriter.write
+    written = 0
+
+    def filling(self: Any, frame: np.ndarray) -> None:
+        nonlocal written
+        written += 1
+        if written == 20:
+            raise OSError(28, os.strerror(28))
+        write(self, frame)
+
+    monkeypatch.setattr(rendering.VideoWriter, "write", filling)
+    with pytest.raises((DiskFull, OSError)):
+        make().save(tmp_path / "out.mkv", codec="ffv1")
+    assert not (tmp_path / "out.mkv").exists()
+    rest = StopsAt(-1)
+    make().save(tmp_path / "out.mkv", codec="ffv1", report=rest)
+    assert rest.rendered == COUNT - 16
+    assert np.array_equal(read(tmp_path / "out.mkv"), np.stack(list(make())))
+
+
+def test_sizes():
+    assert output_size(None, 64, 48) == (48, 64)
+    assert output_size(96, 64, 48) == (96, 128)
+    assert output_size((100, 50), 64, 48) == (100, 50)
+
+
+def test_an_unknown_model_names_those_there_are(make_model, tmp_path, monkeypatch):
+    make_model("mine")
+    monkeypatch.chdir(tmp_path)
+    assert Trained.open("mine").name == "mine"
+    with pytest.raises(CheckpointInvalid) as caught:
+        Trained.open("yours")
+    assert "no model yours" in caught.value.message and "mine" in (caught.value.hint or "")
+    (tmp_path / "runs" / "empty").mkdir()
+    with pytest.raises(CheckpointInvalid, match="holds no model"):
+        Trained.open("empty")
+    weights = tmp_path / "runs" / "mine" / "model" / "generator.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(CheckpointInvalid):
+        Trained.open("mine")
+
+
+def test_a_device_that_is_not_there(make_model):
+    with pytest.raises(UsageError, match="no device"):
+        Trained.open(make_model(), device="tpu")
+
+
+def test_a_model_of_several_clips_is_asked_for_by_name(make_model):
+    trained = Trained.open(make_model(clips=2))
+    assert [trained.clip_number(n) for n in (None, "clip0", "clip1")] == [0, 0, 1]
+    with pytest.raises(UnknownName, match="clip9"):
+        trained.clip_number("clip9")
+
+
+def test_a_preview_shows_input_over_signals(make, tmp_path):
+    from PIL import Image
+
+    path = make().preview(tmp_path / "still.png", frames=4)
+    picture = np.asarray(Image.open(path))
+    assert picture.shape == (2 * HEIGHT, 4 * WIDTH, 3)
+    assert picture[HEIGHT:].any() and picture[:HEIGHT].any()
+
+
+def test_the_plan_of_a_render_is_json(make, tmp_path, monkeypatch):
+    monkeypatch.setattr(rendering, "SEGMENT", 8)
+    with pytest.raises(Stopped):
+        make().save(tmp_path / "o.mkv", codec="ffv1", report=StopsAt(20))
+    plan = json.loads((tmp_path / ".o.mkv.render" / "plan.json").read_text())
+    assert plan["frames"] == COUNT and plan["codec"] == "ffv1"
