@@ -8,6 +8,7 @@ so a second call does only what is left.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ class Run:
     rendered: Outcome
     training: dict[str, Any]
     kept: bool  # the video was there already
+    steps: tuple[tuple[str, float], ...]  # what was done, and the seconds it took
 
 
 def run(
@@ -55,6 +57,7 @@ def run(
     size: int = 256,
     settings: list[str] | None = None,
     compare: bool = False,
+    render_size: int | None = None,
     overwrite: bool = False,
     data: Path = Path("data"),
     runs: Path = Path("runs"),
@@ -70,6 +73,7 @@ def run(
         minutes: of training.
         size: shorter side of the frames trained at.
         settings: of training, as `KEY=VALUE`.
+        render_size: shorter side of the picture written, by default the model's.
         overwrite: replace a video at `output` that this did not make.
 
     Raises what preprocessing, training and rendering raise.
@@ -78,8 +82,10 @@ def run(
     if task not in TASKS:
         raise UnknownName.among("task", task, TASKS)
     report.start(OVERALL, STAGES)
+    begun: list[tuple[str, float]] = []
 
     def begin(number: int, what: str) -> None:
+        begun.append((what, time.monotonic()))
         if number > 1:
             report.advance(OVERALL)
         report.describe(OVERALL, f"{number} of {STAGES}: {what}")
@@ -118,7 +124,11 @@ def run(
             report.note(note)
         rendered = rendering.save(path, compare=compare, overwrite=True, report=report)
     report.finish(OVERALL)
-    return Run(filmed.store.folder, driving.store.folder, folder, rendered, trained.as_json(), kept)
+    ends = [*(moment for _, moment in begun[1:]), time.monotonic()]
+    steps = tuple((what, end - start) for (what, start), end in zip(begun, ends, strict=True))
+    return Run(
+        filmed.store.folder, driving.store.folder, folder, rendered, trained.as_json(), kept, steps
+    )
 
 
 def _target(target: Path, task: str, size: int, data: Path, report: Reporter) -> Source:

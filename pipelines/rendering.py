@@ -139,7 +139,7 @@ class Rendering:
             for tracks, condition in ahead(self._drawn(first), depth=2):
                 for i in range(len(tracks[0])):
                     drawn.append(tracks[0][i : i + 1])
-                    yield condition.map(_row(i)).to(device)
+                    yield condition.map(row(i)).to(device)
 
         def rendered() -> Iterator[tuple[Any, GeneratorState]]:
             # Not around the yields: they would leave their settings to whoever asked.
@@ -254,7 +254,8 @@ def _picture(frame: Tensor) -> Picture:
     return np.asarray(cv2.convertScaleAbs(planes, alpha=127.5, beta=127.5), np.uint8)
 
 
-def _row(index: int) -> Callable[[Tensor], Tensor]:
+def row(index: int) -> Callable[[Tensor], Tensor]:
+    """For `Condition.map`: one of the frames side by side."""
     return lambda tensor: tensor[index : index + 1]
 
 

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from v2v.config import Config, PreprocessSettings, load_config
 from v2v.errors import ConfigError
+from v2v.training.prediction import PredictSettings
 from v2v.training.settings import TrainSettings
 
 SCHEMAS: dict[tuple[str, ...], type[Config]] = {
@@ -20,6 +21,7 @@ SCHEMAS: dict[tuple[str, ...], type[Config]] = {
     ("train", "train-pose"): TrainSettings,  # a task's defaults lie over those of all
     ("train", "train-face"): TrainSettings,
     ("train", "train-street"): TrainSettings,
+    ("predict",): PredictSettings,
 }
 YAMLS = sorted(f.name for f in files("configs").iterdir() if f.name.endswith(".yaml"))
 

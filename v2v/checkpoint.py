@@ -103,14 +103,14 @@ class Model:
 
 def save_model(folder: Path, model: Model) -> None:
     """Write a model, in the place of one that is there."""
-    with _replacing(folder) as partial:
-        save_file(_plain(model.generator.state_dict()), partial / "generator.safetensors")
+    with replacing(folder) as partial:
+        save_file(plain(model.generator.state_dict()), partial / "generator.safetensors")
         if model.plates:
             plates = {str(clip): plate for clip, plate in model.plates.items()}
-            save_file(_plain(plates), partial / "plates.safetensors")
+            save_file(plain(plates), partial / "plates.safetensors")
         if model.statistics:
-            save_file(_plain(model.statistics), partial / "statistics.safetensors")
-        _write_json(partial / MODEL_FILE, model.record.model_dump(mode="json"))
+            save_file(plain(model.statistics), partial / "statistics.safetensors")
+        write_json(partial / MODEL_FILE, model.record.model_dump(mode="json"))
 
 
 def load_model(path: str | Path, *, device: torch.device | str = "cpu") -> Model:
@@ -118,8 +118,8 @@ def load_model(path: str | Path, *, device: torch.device | str = "cpu") -> Model
     folder = Path(path)
     if not (folder / MODEL_FILE).is_file() and (folder / "model" / MODEL_FILE).is_file():
         folder = folder / "model"
-    data = _read_json(folder / MODEL_FILE, what="a model")
-    _check_format(folder, data)
+    data = read_json(folder / MODEL_FILE, what="a model")
+    check_format(folder, data)
     try:
         record = ModelRecord.model_validate(data)
     except ValidationError as error:
@@ -154,22 +154,22 @@ class Checkpoint:
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint folder as a whole. Raises `DiskFull`, `NotWritable`."""
-    with _replacing(folder) as partial:
+    with replacing(folder) as partial:
         weights = {
             f"{name}/{key}": value
             for name, state in checkpoint.modules.items()
             for key, value in state.items()
         }
-        save_file(_plain(weights), partial / "weights.safetensors")
+        save_file(plain(weights), partial / "weights.safetensors")
         torch.save(dict(checkpoint.optimisers), partial / "optimisers.pt")
         record = {"format": FORMAT, "progress": checkpoint.progress}
-        _write_json(partial / CHECKPOINT_FILE, record)
+        write_json(partial / CHECKPOINT_FILE, record)
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:
     """Read a checkpoint folder. Raises `CheckpointInvalid`."""
-    data = _read_json(folder / CHECKPOINT_FILE, what="a checkpoint")
-    _check_format(folder, data)
+    data = read_json(folder / CHECKPOINT_FILE, what="a checkpoint")
+    check_format(folder, data)
     modules: dict[str, dict[str, Tensor]] = {}
     for key, value in read_tensors(folder / "weights.safetensors").items():
         name, _, rest = key.partition("/")
@@ -225,13 +225,13 @@ def load_weights(module: nn.Module, state: dict[str, Tensor], where: Path) -> No
         ) from error
 
 
-def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """As safetensors wants them: whole, on the CPU, sharing no memory."""
     return {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
 
 
-class _replacing:  # noqa: N801 - reads as a verb where it is used
-    """`with _replacing(folder) as partial`: fill `partial`, which then takes the folder's place."""
+class replacing:  # noqa: N801 - reads as a verb where it is used
+    """`with replacing(folder) as partial`: fill `partial`, which then takes the folder's place."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -297,11 +297,11 @@ def _existing(path: Path) -> Path:
     return path
 
 
-def _write_json(path: Path, data: dict[str, Any]) -> None:
+def write_json(path: Path, data: dict[str, Any]) -> None:
     path.write_text(json.dumps(data, indent=1) + "\n", "utf-8")
 
 
-def _read_json(path: Path, *, what: str) -> dict[str, Any]:
+def read_json(path: Path, *, what: str) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointInvalid(
             f"{path.parent} is not {what}: it has no {path.name}",
@@ -316,7 +316,7 @@ def _read_json(path: Path, *, what: str) -> dict[str, Any]:
     return data
 
 
-def _check_format(folder: Path, data: dict[str, Any]) -> None:
+def check_format(folder: Path, data: dict[str, Any]) -> None:
     version = data.get("format")
     if version != FORMAT:
         age = "a newer" if isinstance(version, int) and version > FORMAT else "another"

@@ -18,7 +18,7 @@ PAST = 2  # frames that the next one depends on: L of arXiv 1808.06601, equation
 
 
 @dataclass(frozen=True)
-class _Tensors:
+class Tensors:
     """A bundle of tensors that prints shapes and moves as one."""
 
     def __repr__(self) -> str:
@@ -36,7 +36,7 @@ class _Tensors:
             value = getattr(self, field.name)
             if isinstance(value, Tensor):
                 changed[field.name] = change(value)
-            elif isinstance(value, _Tensors):
+            elif isinstance(value, Tensors):
                 changed[field.name] = value.map(change)
         return replace(self, **changed)
 
@@ -50,7 +50,7 @@ class _Tensors:
 
 
 @dataclass(frozen=True, repr=False)
-class Batch(_Tensors):
+class Batch(Tensors):
     """Windows of B clips, for training.
 
     What a clip does not have is None for the whole batch.
@@ -101,7 +101,7 @@ class Batch(_Tensors):
 
 
 @dataclass(frozen=True, repr=False)
-class Condition(_Tensors):
+class Condition(Tensors):
     """What one frame is rendered from."""
 
     signals: Tensor  # [B, C, H, W]
@@ -113,7 +113,7 @@ class Condition(_Tensors):
 
 
 @dataclass(frozen=True, repr=False)
-class GeneratorState(_Tensors):
+class GeneratorState(Tensors):
     """What one frame hands to the next; the newest frame stands last."""
 
     frames: Tensor  # [B, P, 3, H, W] past outputs, 0 where there is none
@@ -156,7 +156,7 @@ class GeneratorState(_Tensors):
 
 
 @dataclass(frozen=True, repr=False)
-class GeneratorOutput(_Tensors):
+class GeneratorOutput(Tensors):
     """One rendered frame, and how it came about. Frame-by-frame models have `frame` only."""
 
     frame: Tensor  # [B, 3, H, W]

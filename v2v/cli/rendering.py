@@ -243,6 +243,80 @@ def synthesize(
         )  # fmt: skip
 
 
+EXAMPLES_PREDICT = """
+Frame prediction: the frames that follow a clip of what a model was trained on.
+
+The next signals are predicted from the past ones, then rendered from the last real frames on. The
+model needs a predictor: `v2v train --task predict --data CLIP --name b`. With `--compare` the last
+frames of the clip are held back, shown beside the prediction, and the error per frame is printed.
+
+**Examples**
+
+    v2v predict-frames --model b --input clip.mp4 --frames 30
+
+    v2v predict-frames --model b --input data/street --at 1.5 --compare
+"""
+
+
+def predict_frames(
+    model: Annotated[str, typer.Option("--model", "-m", help="A run's name, or its folder.")],
+    given: Annotated[str, typer.Option("--input", "-i", help="Footage, or a clip store.")],
+    output: Output = None,
+    frames: Annotated[int, typer.Option("--frames", "-n", help="How many.")] = 30,
+    at: Annotated[
+        float | None,
+        typer.Option(
+            help="The moment to predict from, in seconds. [default: the end; with --compare so"
+            " many frames before it]"
+        ),
+    ] = None,
+    compare: Annotated[
+        bool,
+        typer.Option("--compare", help="Show and measure what truly follows beside it."),
+    ] = False,
+    size: Size = None,
+    codec: Codec = "h264",
+    crf: Crf = 18.0,
+    clip: Clip = None,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    prepare_process()
+    from pipelines.frame_prediction import FramePrediction
+
+    with progress(quiet or as_json) as report:
+        pipeline = FramePrediction.from_model(model, device=device)
+        predicted = pipeline(
+            given, frames=frames, at=at, hold_back=compare and at is None, look=clip,
+            report=report,
+        )  # fmt: skip
+        errors = predicted.errors() if compare and predicted.known else {}
+        _finish(
+            predicted, given, output, preview=False, compare=compare, size=size, codec=codec,
+            crf=crf, overwrite=overwrite, quiet=quiet, as_json=as_json, report=report,
+            more={"errors": {k: [round(float(v), 4) for v in e] for k, e in errors.items()}},
+        )  # fmt: skip
+    if errors and not quiet and not as_json:
+        _print_errors(errors)
+
+
+def _print_errors(errors: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    count = len(next(iter(errors.values())))
+    shown = sorted({n for n in (1, 2, 5, 10, 20, 30, 60, 100, count) if n <= count})
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("frames ahead")
+    for ahead in shown:
+        table.add_column(str(ahead), justify="right")
+    for name, values in errors.items():
+        digits = 1 if name.startswith("psnr") else 3
+        table.add_row(name, *(f"{values[ahead - 1]:.{digits}f}" for ahead in shown))
+    console().print(table)
+
+
 def _pairs(option: str, given: list[str] | None) -> list[tuple[str, str]]:
     pairs = []
     for item in given or []:
@@ -276,6 +350,7 @@ def _finish(
     quiet: bool,
     as_json: bool,
     report: Reporter,
+    more: dict[str, Any] | None = None,
 ) -> None:
     """Render, or only draw what would be rendered from, and say where it is."""
     suffix = ".mkv" if codec == "ffv1" else ".webm" if codec == "vp9" else ".mp4"
@@ -293,14 +368,16 @@ def _finish(
         path, compare=compare, size=tuple(chosen) if isinstance(chosen, list) else chosen,
         codec=codec, crf=crf, overwrite=overwrite, report=report,
     )  # fmt: skip
-    print_rendered(outcome, quiet=quiet, as_json=as_json)
+    print_rendered(outcome, quiet=quiet, as_json=as_json, more=more)
 
 
-def print_rendered(outcome: Outcome, *, quiet: bool, as_json: bool) -> None:
+def print_rendered(
+    outcome: Outcome, *, quiet: bool, as_json: bool, more: dict[str, Any] | None = None
+) -> None:
     if as_json:
         import json
 
-        print(json.dumps(outcome.as_json(), indent=1))
+        print(json.dumps(outcome.as_json() | (more or {}), indent=1))
     elif not quiet:
         files = " and ".join(str(f) for f in (outcome.video, outcome.comparison) if f)
         console().print(

@@ -14,6 +14,7 @@ from v2v.native import prepare_process
 if TYPE_CHECKING:
     from v2v.training.loop import Outcome
 
+PREDICT = "predict"
 EXAMPLES_TRAIN = """
 Train a model on clip stores: it renders video from the signals that a clip was preprocessed with.
 
@@ -30,6 +31,8 @@ for TensorBoard. Run the same command again to go on after a stop; Ctrl-C saves 
 
     v2v train --task pose --data data/dance --dry-run
 
+    v2v train --task predict --data data/dance --name b
+
     torchrun --nproc-per-node 2 -m v2v train --task pose --data data/dance -s schedule.frames=8
 """
 
@@ -40,7 +43,13 @@ def train(
         typer.Option("--data", "-d", help="A clip store; repeat it for several."),
     ],
     task: Annotated[
-        str, typer.Option("--task", "-t", help="What drives the model: pose, face or street.")
+        str,
+        typer.Option(
+            "--task",
+            "-t",
+            help="What drives the model: pose, face or street; or predict, which teaches the model"
+            " of the run what comes next.",
+        ),
     ] = "pose",
     name: Annotated[
         str | None,
@@ -73,10 +82,23 @@ def train(
     from v2v.config import load_config
     from v2v.training.settings import TASKS, TrainSettings
 
-    if task not in TASKS:
-        raise UnknownName.among("task", task, TASKS)
+    if task not in (*TASKS, PREDICT):
+        raise UnknownName.among("task", task, (*TASKS, PREDICT))
     if steps is not None and minutes is not None:
         raise UsageError("--steps and --minutes are both given", hint="one of them is the budget")
+    folder = runs / (name or data[0].resolve().name)
+    if task == PREDICT:
+        for option, given in (("--size", size), ("--devices", devices), ("--dry-run", dry_run)):
+            if given:
+                raise UsageError(
+                    f"{option} has no meaning for --task {PREDICT}",
+                    hint="the predictor is small; see configs/predict.yaml for what can be set",
+                )
+        _train_predictor(
+            data, folder, steps=steps, minutes=minutes, config=config, setting=setting,
+            overwrite=overwrite, quiet=quiet, as_json=as_json,
+        )  # fmt: skip
+        return
     values = {
         "task": task, "data.size": size, "loop.devices": devices,
         "budget.steps": steps, "budget.minutes": minutes,
@@ -84,7 +106,6 @@ def train(
     settings = load_config(
         TrainSettings, "train", f"train-{task}", file=config, overrides=setting, values=values
     )
-    folder = runs / (name or data[0].resolve().name)
     if dry_run:
         from v2v.training.estimate import estimate
 
@@ -110,6 +131,36 @@ def train(
         print(json.dumps(outcome.as_json(), indent=1))
     elif not quiet:
         _print_training(outcome)
+
+
+def _train_predictor(
+    data: list[Path],
+    folder: Path,
+    *,
+    steps: int | None,
+    minutes: float | None,
+    config: Path | None,
+    setting: list[str] | None,
+    overwrite: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    from v2v.config import load_config
+    from v2v.training.prediction import PredictSettings, train_predictor
+
+    values = {"budget.steps": steps, "budget.minutes": minutes}
+    settings = load_config(
+        PredictSettings, "predict", file=config, overrides=setting, values=values
+    )
+    with progress(quiet or as_json) as report:
+        outcome = train_predictor(settings, data, folder, report, overwrite=overwrite)
+    if as_json:
+        import json
+
+        print(json.dumps(outcome.as_json(), indent=1))
+    elif not quiet:
+        print(outcome)
+        print("errors on footage that it was not trained on; lower is better")
 
 
 def _is_helper_process() -> bool:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from v2v.cli.rendering import print_rendered
-from v2v.cli.shared import AsJson, Quiet, progress, report_results
+from v2v.cli.shared import AsJson, Quiet, console, progress
 from v2v.native import prepare_process
 
 EXAMPLES_RUN = """
@@ -68,29 +68,34 @@ def run(
 
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to.")] = Path("v2v_demo"),
-    seconds: Annotated[float, typer.Option(min=1, max=60, help="Length of the drawn clip.")] = 4.0,
+    seconds: Annotated[float, typer.Option(min=1, max=60, help="Length of each drawn clip.")] = 6.0,
+    minutes: Annotated[float, typer.Option(min=0.02, max=600, help="How long to train.")] = 3.5,
 ) -> None:
-    """Draw a dancing person, take all signals from it, and leave a preview to look at.
+    """Draw two dancers, train a model on one, and let the other drive it: minutes on a laptop.
 
-    Run it again and finished work is kept.
+    Leaves a video, a contact sheet and a page to look at. Run it again and finished work is kept;
+    with more minutes it trains on.
 
-    **Example**
+    **Examples**
 
-        v2v demo --output try_me
+        v2v demo
+
+        v2v demo --minutes 15 --output better
     """
     prepare_process()
-    from preprocess.run import ClipJob, preprocess_all
-    from samples.clips import write_sample
-    from v2v.config import PreprocessSettings, load_config
-    from v2v.signals import signal_names
+    from rich.table import Table
 
-    settings = load_config(PreprocessSettings, "preprocess")
-    footage = output / "person.mp4"
+    from pipelines.demo import demo as run_demo
+
     with progress(False) as report:
-        if not footage.exists():
-            write_sample("person", output, seconds=seconds, report=report)
-        job = ClipJob(footage, output / "data" / "person")
-        results = preprocess_all(
-            [job], list(signal_names()), settings, workers=1, overwrite=False, report=report
-        )
-    report_results(results)
+        made = run_demo(output, seconds=seconds, minutes=minutes, report=report)
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for what, took in made.steps:
+        table.add_row(what, f"{took:.0f} s")
+    out = console()
+    out.print(table)
+    for name, path in (
+        ("the new video", made.video), ("input, signals and output", made.run.rendered.comparison),
+        ("a contact sheet", made.sheet), ("all of it on a page", made.page),
+    ):  # fmt: skip
+        out.print(f"{name}: {path}", highlight=False, soft_wrap=True)

@@ -16,7 +16,6 @@ from __future__ import annotations
 import copy
 import logging
 import os
-import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -49,6 +48,7 @@ from v2v.training.preview import write_preview
 from v2v.training.run import RunFolder
 from v2v.training.schedule import Stage, stage_at
 from v2v.training.settings import Budget, TrainSettings
+from v2v.training.stopping import Stopping
 from v2v.types import Batch, GeneratorState
 
 ROLLBACKS = 3  # times that a run that diverged is taken back before it is given up
@@ -206,7 +206,7 @@ def train(
 
         # Loop.
         board = _Board(run, settings, first, progress.step)
-        with _Stopping() as stopping, board:
+        with Stopping() as stopping, board:
             stopped = _loop(trainer, run, board, stopping, report)
         fabric.barrier()  # no process leaves before the first has saved
         if stopped:
@@ -225,7 +225,7 @@ def train(
 
 
 def _loop(
-    trainer: Trainer, run: RunFolder, board: _Board, stopping: _Stopping, report: Reporter
+    trainer: Trainer, run: RunFolder, board: _Board, stopping: Stopping, report: Reporter
 ) -> bool:
     """Train until the budget is used up; true where it was stopped before."""
     settings, fabric = trainer.settings, trainer.fabric
@@ -731,31 +731,6 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 
 # ---------------------------------------------------------------- around the loop
-
-
-class _Stopping:
-    """Ctrl-C and SIGTERM end the loop after the window at hand; a second one ends it at once."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        self._before: dict[int, Any] = {}
-
-    def _ask(self, number: int, _: object) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-
-    def __enter__(self) -> _Stopping:
-        import threading
-
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._ask)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
 
 class _Board:

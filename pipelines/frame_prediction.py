@@ -1,0 +1,230 @@
+"""Frame prediction: what comes next (arXiv 1808.06601, section 4, "future video prediction").
+
+Two steps, as in the paper: the next signals are predicted from the past ones, then rendered,
+starting from the last real frames.
+
+>>> predict = FramePrediction.from_model("runs/street")
+>>> frames = predict("clip.mp4", frames=30)
+>>> frames.save("next.mp4")
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.model import Look, Trained
+from pipelines.rendering import Drive, Picture, Rendering, row
+from pipelines.source import Source, open_source
+from v2v.data.store import ClipStore, frames_to_tensor
+from v2v.data.transforms import Placement
+from v2v.errors import TooFewFrames, UsageError
+from v2v.evaluation.measures import psnr
+from v2v.evaluation.prediction import constant_velocity, copy_last, track_error
+from v2v.progress import Reporter, Silent
+from v2v.signals import Track
+from v2v.training.predictor import WEIGHTS_FILE, Predictor, load_predictor
+from v2v.types import PAST, GeneratorState
+
+PAST_SECONDS = 4.0  # of the past that the predictor is given, at most
+LEAST = 3  # frames of it
+MOST = 3000  # frames to predict
+CLOSE = 1.05  # by which frame rates may differ before it is said
+
+
+@dataclass(frozen=True)
+class FramePrediction:
+    """Continues a clip with a model of it and the predictor trained beside the model."""
+
+    trained: Trained
+    predictor: Predictor
+    predictor_sha256: str
+
+    @classmethod
+    def from_model(cls, path: str | Path, *, device: str = "auto") -> FramePrediction:
+        """Raises `CheckpointInvalid`; it says how to train a predictor where there is none."""
+        trained = Trained.open(path, device=device)
+        names = [use.name for use in trained.model.record.signals]
+        if len(names) > 1:
+            raise UsageError(
+                f"{trained.name} renders from {' and '.join(names)}; one signal can be predicted",
+                hint=f"train one with: v2v train --data STORE -s data.signals=[{names[0]}]",
+            )
+        run = trained.folder.parent if trained.folder.name == "model" else trained.folder
+        predictor = load_predictor(run)
+        with open(run / "predictor" / WEIGHTS_FILE, "rb") as file:
+            return cls(trained, predictor, hashlib.file_digest(file, "sha256").hexdigest())
+
+    @property
+    def signal(self) -> str:
+        return self.trained.model.record.signals[0].name
+
+    def __call__(
+        self,
+        clip: str | Path | ClipStore,
+        *,
+        frames: int = 30,
+        at: float | None = None,
+        hold_back: bool = False,
+        look: str | None = None,
+        report: Reporter | None = None,
+    ) -> Prediction:
+        """The frames that follow `clip`, or its part before `at`.
+
+        Args:
+            clip: footage of what the model was trained on, or a clip store of it.
+            frames: how many.
+            at: the moment, in seconds, from which on to predict; by default the end.
+            hold_back: predict the last `frames` of the clip instead, to compare with them.
+            look: which of the model's clips to look like.
+
+        Raises `UsageError` for a number or a moment that is not possible, `TooFewFrames`.
+        """
+        if not 1 <= frames <= MOST:
+            raise UsageError(f"--frames {frames} is not possible", hint=f"1 to {MOST} are")
+        report = report or Silent()
+        number = self.trained.clip_number(look)
+        source = open_source(clip, [self.signal], report=report)
+        rate = float(source.rate)
+        now = len(source) - (frames if hold_back else 0) if at is None else round(at * rate)
+        if not 0 < now <= len(source):
+            raise UsageError(
+                f"{source.name} has {len(source)} frames: {frames} cannot be held back of them"
+                if at is None
+                else f"--at {at:g} is outside of {source.name}",
+                hint=f"give seconds above 0 and up to {len(source) / rate:.2f} with --at, or fewer"
+                " --frames",
+            )
+        shot = max(cut for cut, _ in source.store.shots if cut < now)
+        first = max(shot, now - max(round(PAST_SECONDS * rate), LEAST))
+        if now - first < LEAST:
+            raise TooFewFrames(
+                f"{now - first} frames are known before {now / rate:.2f} s of {source.name} (a cut"
+                f" counts as a beginning), {LEAST} are needed",
+                hint="predict from a later moment with --at, or give longer footage",
+            )
+        past = source.store.track(self.signal, first, now)
+        report.start("predict", 1)
+        predicted = self.predictor.extend(past, frames)
+        report.finish("predict")
+        placement = self._placement(source, number)
+        seen = self.trained.model.record.clips[number]
+        notes = []
+        if not 1 / CLOSE < rate / float(Fraction(seen.fps)) < CLOSE:
+            notes.append(
+                f"{source.name} has {rate:.4g} frames a second, training had"
+                f" {float(Fraction(seen.fps)):.4g}: the motion will be too fast or too slow"
+            )
+        true = min(len(source) - now, frames)
+        drive = Drive(
+            pipeline="frame prediction", count=frames, rate=source.rate,
+            tracks=lambda a, b: [placement.track(predicted[a:b])],
+            settings={
+                "at": now, "look": number, "predictor": self.predictor_sha256,
+                "signal": source.store.record.signals[self.signal].model_dump(mode="json"),
+            },
+            source=source.name, source_sha256=source.sha256,
+            pictures=_continuation(source, now, placement) if true else None,
+            before=lambda: self._before(source, now, placement, Look(number)), notes=tuple(notes),
+        )  # fmt: skip
+        return Prediction(
+            self.trained, drive, Look(number), source=source, now=now, placement=placement,
+            past=past, predicted=predicted,
+        )  # fmt: skip
+
+    def _placement(self, source: Source, clip: int) -> Placement:
+        use = self.trained.model.record.clips[clip]
+        if source.size == (use.height, use.width):
+            return self.trained.placement(clip)
+        return Placement.plain(source.size, self.trained.size)
+
+    def _before(self, source: Source, now: int, placement: Placement, look: Look) -> GeneratorState:
+        """The state after the last real frames."""
+        start = max(now - PAST, 0)
+        tracks = [placement.track(source.store.track(self.signal, start, now))]
+        conditions = self.trained.conditions(tracks, look).to(self.trained.device)
+        state: GeneratorState | None = None
+        for i, frame in enumerate(source.store.frames(start, now)):
+            condition = conditions.map(row(i))
+            picture = frames_to_tensor(placement.picture(frame)[None], *self.trained.size)
+            state = state or GeneratorState.nothing(condition)
+            state = state.after(condition, picture.to(self.trained.device))
+        assert state is not None
+        return state
+
+
+def _continuation(
+    source: Source, now: int, placement: Placement
+) -> Callable[[int], Iterator[Picture]]:
+    """What truly follows, as the model would show it; black where the clip has ended."""
+    height, width = placement.size
+
+    def pictures(first: int) -> Iterator[Picture]:
+        start = now + first
+        if start < len(source):
+            for frame in source.pictures(start):
+                yield placement.picture(frame)
+        while True:
+            yield np.zeros((height, width, 3), np.uint8)
+
+    return pictures
+
+
+class Prediction(Rendering):
+    """Predicted frames, and how near they come to the true ones where those are known."""
+
+    def __init__(
+        self,
+        trained: Trained,
+        drive: Drive,
+        look: Look,
+        *,
+        source: Source,
+        now: int,
+        placement: Placement,
+        past: Track,
+        predicted: Track,
+    ) -> None:
+        super().__init__(trained, drive, look)
+        self.source, self.now, self.placement = source, now, placement
+        self.past, self.predicted = past, predicted
+
+    @property
+    def known(self) -> int:
+        """How many of the frames have a true one to compare with."""
+        return min(len(self.source) - self.now, len(self))
+
+    def errors(self) -> dict[str, NDArray[np.float32]]:
+        """Errors per frame, [known] each, beside those of guesses that learn nothing.
+
+        "signal, ..." as `track_error` measures them (lower is better); "psnr, ..." of the
+        pictures in dB (higher is better). Renders the frames anew, one at a time.
+        """
+        count = self.known
+        name = self.trained.model.record.signals[0].name
+        true = self.source.store.track(name, self.now, self.now + count)
+        guesses = {
+            "predicted": self.predicted[:count],
+            "copy last": copy_last(self.past, count),
+            "constant velocity": constant_velocity(self.past, count),
+        }
+        found = {f"signal, {kind}": track_error(guess, true) for kind, guess in guesses.items()}
+        last = self.placement.picture(self.source.store.frames(self.now - 1, self.now)[0])
+        real = map(self.placement.picture, self.source.pictures(self.now))
+        pairs = [(_psnr(mine, r), _psnr(last, r)) for mine, r in zip(self, real, strict=False)]
+        mine, held = zip(*pairs, strict=True)
+        return found | {
+            "psnr, predicted": np.array(mine, np.float32),
+            "psnr, copy last": np.array(held, np.float32),
+        }
+
+
+def _psnr(picture: Picture, real: Picture) -> float:
+    both = (frames_to_tensor(p[None], *p.shape[:2]) for p in (picture, real))
+    return float(psnr(*both))

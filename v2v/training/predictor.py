@@ -1,0 +1,298 @@
+"""A trained predictor: its files, and continuing a signal with it.
+
+    runs/b/predictor/
+      predictor.json           the signal, the network's arguments, provenance, measured errors
+      predictor.safetensors    its weights, and the shape code of points
+
+It stands beside the model whose signals it continues.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from v2v import __version__
+from v2v.checkpoint import (
+    FORMAT,
+    MODEL_FILE,
+    ClipUse,
+    Record,
+    check_format,
+    load_weights,
+    plain,
+    read_json,
+    read_tensors,
+    replacing,
+    restore_replaced,
+    write_json,
+)
+from v2v.errors import CheckpointInvalid, NothingFound, UsageError
+from v2v.evaluation.prediction import Trail, joined, known, moved_points
+from v2v.models.predictor import (
+    PAST_MAPS,
+    LabelPredictor,
+    LabelState,
+    PointPredictor,
+    ShapeCode,
+    one_hot,
+)
+from v2v.signals import Track
+from v2v.signals.face import RIGID, FaceTrack
+from v2v.signals.pose import BODY, PoseTrack
+from v2v.signals.segmentation import VOID, LabelTrack
+from v2v.warp import resize_flow
+
+Floats = NDArray[np.float32]
+PREDICTOR_FILE = "predictor.json"
+WEIGHTS_FILE = "predictor.safetensors"
+LEAST = 3  # frames of past: a velocity, and how it changes
+MEMORY = 64  # frames of the past that gaps are bridged in
+# Points that place and size are measured on: of the body all, of the face what does not speak.
+ANCHORS = {"pose": list(range(len(BODY))), "face": list(RIGID)}
+SIGNALS = {"pose": PoseTrack, "face": FaceTrack, "segmentation": LabelTrack}
+
+
+class PredictorRecord(Record):
+    """predictor.json."""
+
+    format: int = FORMAT
+    tool: str = f"v2v {__version__}"
+    signal: str
+    network: dict[str, Any]  # arguments of its class
+    classes: tuple[str, ...] = ()  # of label maps
+    channels: tuple[int, ...] = ()  # class id of each channel but the last
+    size: tuple[int, int] | None = None  # (height, width) of the maps that the network sees
+    clips: tuple[ClipUse, ...] = ()
+    training: dict[str, Any] = {}  # steps, minutes, settings
+    errors: dict[str, dict[int, float]] = {}  # on the end of the training footage, frames ahead
+    synthetic: str = "Signals predicted by this are synthetic. Say so where you publish them."
+
+
+@dataclass(frozen=True)
+class Predictor(ABC):
+    """What continues one signal. `load_predictor` reads one, `train_predictor` makes one."""
+
+    record: PredictorRecord
+    track: ClassVar[tuple[type[Track], ...]]
+
+    def __repr__(self) -> str:
+        record = self.record
+        parameters = sum(p.numel() for p in self._module().parameters())
+        return (
+            f"Predictor({record.signal}, {parameters / 1e3:.0f} k parameters,"
+            f" clips: {', '.join(c.name for c in record.clips)})"
+        )
+
+    def extend(self, past: Track, frames: int) -> Track:
+        """The `frames` frames after `past`, in its size.
+
+        What is missing at its end stays missing: points of which there is nothing to go on from,
+        void pixels as far as they are copied. Raises `TooFewFrames` below 3 frames of past,
+        `UsageError` for another signal or classes, `NothingFound` for a past without points.
+        """
+        if not isinstance(past, SIGNALS[self.record.signal]):
+            names = {kind: name for name, kind in SIGNALS.items()}
+            given = names.get(type(past), type(past).__name__)
+            raise UsageError(
+                f"this predictor continues {self.record.signal}, it cannot continue {given}",
+                hint=f"train one on {given}, in the run of a model that is driven by it",
+            )
+        if frames < 1:
+            raise UsageError(f"{frames} frames cannot be predicted", hint="ask for 1 or more")
+        known(past, LEAST)
+        with torch.inference_mode():
+            return self._extend(past, frames)
+
+    @abstractmethod
+    def _extend(self, past: Track, frames: int) -> Track: ...
+
+    @abstractmethod
+    def _module(self) -> torch.nn.Module: ...
+
+    @abstractmethod
+    def _tensors(self) -> dict[str, Tensor]: ...
+
+    def save(self, folder: Path) -> None:
+        """Write the predictor, in the place of one that is there: as a whole or not at all."""
+        with replacing(folder) as partial:
+            save_file(plain(self._tensors()), partial / WEIGHTS_FILE)
+            write_json(partial / PREDICTOR_FILE, self.record.model_dump(mode="json"))
+
+
+@dataclass(frozen=True, repr=False)
+class PointsPredictor(Predictor):
+    """Continues pose and face."""
+
+    network: PointPredictor
+    code: ShapeCode
+
+    def _extend(self, past: Track, frames: int) -> Track:
+        past = cast(PoseTrack | FaceTrack, past)[-MEMORY:]
+        points = normalised(past)
+        shown = np.flatnonzero(np.isfinite(points).all(axis=2).any(axis=1))
+        if not len(shown):
+            raise NothingFound(
+                f"none of the last {len(past)} frames has a point to go on from",
+                hint="end the past on a frame in which the person or the face is seen",
+            )
+        # Where it is lost at the end, it is followed from where it was last seen.
+        lost = len(past) - 1 - int(shown[-1])
+        past, points = past[: len(past) - lost], points[: len(past) - lost]
+        states, rest = self.code.encode(self.code.complete(points))
+        begun = self.network.begin(torch.from_numpy(states)[None])
+        rolled = self.network.rollout(begun, frames + lost)[0, lost:].numpy()
+        places = self.code.decode(rolled, rest[-1])
+        places[:, ~np.isfinite(points[-1]).all(axis=1)] = np.nan
+        unit = min(past.width, past.height)
+        middle = np.array([past.width, past.height], np.float32) / 2
+        depth = places[..., 2] * unit if isinstance(past, FaceTrack) else None
+        return moved_points(past, places[..., :2] * unit + middle, depth)
+
+    def _module(self) -> torch.nn.Module:
+        return self.network
+
+    def _tensors(self) -> dict[str, Tensor]:
+        code = {f"code.{k}": torch.from_numpy(v) for k, v in vars(self.code).items()}
+        return {**self.network.state_dict(prefix="network."), **code}
+
+
+def normalised(track: PoseTrack | FaceTrack) -> Floats:
+    """[T, N, 2 or 3] points around the picture's middle, its shorter side 1; faces with depth."""
+    unit = np.float32(min(track.width, track.height))
+    points = (track.points[..., :2] - np.array([track.width, track.height], np.float32) / 2) / unit
+    if isinstance(track, FaceTrack):
+        points = np.concatenate([points, track.depth[..., None] / unit], axis=2)
+    return points.astype(np.float32)
+
+
+@dataclass(frozen=True, repr=False)
+class LabelsPredictor(Predictor):
+    """Continues segmentation.
+
+    The network looks at small maps and says how they move. The labels themselves are fetched at
+    full size from the last known map, so that nothing wears off from frame to frame.
+    """
+
+    network: LabelPredictor
+
+    def _extend(self, past: Track, frames: int) -> Track:
+        past = cast(LabelTrack, past)[-PAST_MAPS:]
+        if past.classes != self.record.classes:
+            raise UsageError(
+                f"this predictor knows {len(self.record.classes)} classes, the label maps have"
+                f" {len(past.classes)}, or others",
+                hint="make them with the backend and the classes of the training footage",
+            )
+        assert self.record.size is not None
+        device = next(self.network.parameters()).device
+        channels = self.record.channels
+        ids = np.asarray([*channels, VOID], np.uint8)
+
+        def seen(track: LabelTrack) -> Tensor:
+            maps = channel_maps(track, channels, cast(tuple[int, int], self.record.size))
+            return one_hot(torch.from_numpy(maps).to(device), len(ids))[None]
+
+        state = LabelState(seen(past))
+        trail, full = Trail(past[-1:]), (past.height, past.width)
+        parts = []
+        for _ in range(frames):
+            output, _unused = self.network(state)
+            flow = resize_flow(output.flow, full)[0].cpu().numpy()
+            share, best = (output.occlusion * output.made_up).max(dim=1)
+            share = F.interpolate(share[None], full, mode="bilinear", align_corners=False)
+            copied = F.interpolate(1 - output.occlusion, full, mode="bilinear", align_corners=False)
+            label = F.interpolate(best[None].float(), full, mode="nearest-exact").long()
+            where = (share > copied)[0, 0].cpu().numpy()
+            made_up = ids[label[0, 0].cpu().numpy()]
+            parts.append(trail.step(flow, made_up, where))
+            # What it sees next is what came out, sharp, and not its own blurred idea of it.
+            state = state.after(seen(parts[-1])[:, 0])
+        return joined(parts)
+
+    def _module(self) -> torch.nn.Module:
+        return self.network
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return dict(self.network.state_dict(prefix="network."))
+
+
+def channel_maps(
+    track: LabelTrack, channels: tuple[int, ...], size: tuple[int, int]
+) -> NDArray[np.uint8]:
+    """[T, *size] channel of each pixel: where its class stands in `channels`, else their number."""
+    table = np.full(256, len(channels), np.uint8)
+    table[list(channels)] = np.arange(len(channels))
+    maps: NDArray[np.uint8] = table[track.scaled(size[1], size[0]).labels]
+    return maps
+
+
+def load_predictor(path: str | Path, *, device: torch.device | str = "cpu") -> Predictor:
+    """Load a predictor folder, or the predictor of a run folder. Raises `CheckpointInvalid`."""
+    folder = Path(path)
+    beside = folder / "predictor"
+    restore_replaced(beside)
+    if not (folder / PREDICTOR_FILE).is_file() and folder.name != "predictor":
+        if (folder / MODEL_FILE).is_file() and folder.name == "model":
+            beside = folder.parent / "predictor"
+        if not beside.is_dir():
+            raise CheckpointInvalid(
+                f"{folder} has no predictor",
+                hint=f"train one: v2v train --task predict --data CLIP --name {folder.name}",
+            )
+        folder = beside
+    data = read_json(folder / PREDICTOR_FILE, what="a predictor")
+    check_format(folder, data)
+    try:
+        record = PredictorRecord.model_validate(data)
+        if record.signal not in SIGNALS:
+            raise ValueError(f"unknown signal {record.signal}")
+        network = (LabelPredictor if record.signal == "segmentation" else PointPredictor)(
+            **record.network
+        )
+    except (ValidationError, ValueError, TypeError) as error:
+        raise CheckpointInvalid(
+            f"{folder / PREDICTOR_FILE} is not valid: {str(error).splitlines()[0]}", hint=RETRAIN
+        ) from error
+    _check_model(folder, record)
+    tensors = read_tensors(folder / WEIGHTS_FILE)
+    prefix = "network."
+    weights = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    load_weights(network, weights, folder)
+    network.eval().requires_grad_(False)
+    if isinstance(network, LabelPredictor):
+        return LabelsPredictor(record, network.to(device))
+    try:
+        code = ShapeCode(**{n: tensors[f"code.{n}"].numpy() for n in ("mean", "basis", "anchors")})
+    except KeyError as error:
+        raise CheckpointInvalid(
+            f"{folder / WEIGHTS_FILE} has no {error.args[0]}", hint=RETRAIN
+        ) from error
+    return PointsPredictor(record, network, code)
+
+
+RETRAIN = "train the predictor again: v2v train --task predict --overwrite"
+
+
+def _check_model(folder: Path, record: PredictorRecord) -> None:
+    """A predictor continues the signal that the model beside it is driven by."""
+    path = folder.parent / "model" / MODEL_FILE
+    if not path.is_file():
+        return
+    driven = [use.get("name") for use in read_json(path, what="a model").get("signals", [])]
+    if driven != [record.signal]:
+        raise CheckpointInvalid(
+            f"{folder} predicts {record.signal}, but the model beside it is driven by"
+            f" {' and '.join(map(str, driven))}",
+            hint=RETRAIN,
+        )

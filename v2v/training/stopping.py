@@ -1,0 +1,30 @@
+"""Ending a long computation when asked, at a moment from which it can go on."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from typing import Any
+
+
+class Stopping:
+    """Ctrl-C and SIGTERM end the loop after the window at hand; a second one ends it at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: dict[int, Any] = {}
+
+    def _ask(self, number: int, _: object) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def __enter__(self) -> Stopping:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
