@@ -143,8 +143,12 @@ class FaceReenactment:
         if asked is not None:
             return round(asked * float(driven.rate))
         frames = self.trained.remembered_frames(clip, driven.store)
+        if frames is None:
+            return None
         # The clip that the model was trained on: the same moment, so that it is given back.
-        return None if frames is None else int(frames[target.neutral])
+        moment = int(frames[target.neutral])
+        there = driven.store.track(SIGNAL, moment, moment + 1).present()[0]
+        return moment if there else None
 
 
 @dataclass(frozen=True)

@@ -109,3 +109,104 @@ def skeletons() -> Callable[..., np.ndarray]:
 @pytest.fixture
 def rate() -> Fraction:
     return Fraction(25)
+
+
+MakeStore = Callable[..., Path]
+
+
+@pytest.fixture
+def make_store(tmp_path: Path, numbered_frames: Callable[..., np.ndarray]) -> MakeStore:
+    """`make_store("a", pose=points)`: a clip store of numbered frames with signals made by hand.
+
+    Args (of the returned function):
+        name: of its folder in `tmp_path`.
+        size: (height, width).
+        rate: frames a second.
+        shots: first frames.
+        pose: [T, 75, 3]; face: [T, 478, 3] with `depth` [T, 478]; labels: uint8 [T, H, W] with
+            `classes`.
+    """
+    from preprocess.build import preprocess
+    from preprocess.extractor import write_arrays
+    from v2v.config import PreprocessSettings, load_config
+    from v2v.data.store import ClipStore, SignalRecord, file_record, write_record
+    from v2v.data.video import MapWriter, VideoWriter
+    from v2v.signals.face import head_pose
+    from v2v.signals.segmentation import distinct_colours
+
+    settings = load_config(
+        PreprocessSettings, "preprocess", values={"preview.enabled": False, "frames.crf": 4}
+    )
+
+    def make(
+        name: str = "a",
+        *,
+        size: tuple[int, int] = (HEIGHT, WIDTH),
+        rate: int = 25,
+        shots: tuple[int, ...] = (0,),
+        pose: np.ndarray | None = None,
+        face: np.ndarray | None = None,
+        depth: np.ndarray | None = None,
+        labels: np.ndarray | None = None,
+        classes: tuple[str, ...] = ("road", "sky", "car"),
+    ) -> Path:
+        given = next(a for a in (pose, face, labels) if a is not None)
+        video = tmp_path / f"{name}.mkv"
+        with VideoWriter(
+            video, width=size[1], height=size[0], rate=Fraction(rate), codec="ffv1"
+        ) as writer:
+            for frame in numbered_frames(len(given), width=size[1], height=size[0]):
+                frame[-1] = sum(name.encode()) % 256  # no two stores of the same footage
+                writer.write(frame)
+        folder = tmp_path / name
+        preprocess(video, [], settings, output=folder)
+        store = ClipStore.open(folder)
+        signals = {}
+
+        def add(signal: str, file: str, spec: dict[str, Any]) -> None:
+            signals[signal] = SignalRecord(
+                spec=spec, backend="test", version="1", settings={}, coverage=1.0,
+                files={file: file_record(folder / file)},
+            )  # fmt: skip
+
+        if pose is not None:
+            filled = np.zeros(pose.shape[:2], np.bool_)
+            write_arrays(folder / "pose.npz", {"points": pose, "filled": filled})
+            add("pose", "pose.npz", {"shape": "points"})
+        if face is not None:
+            assert depth is not None
+            head = head_pose(face, depth)
+            write_arrays(folder / "face.npz", {
+                "points": face, "depth": depth, "filled": np.zeros(len(face), np.bool_),
+                "rotation": head.rotation, "translation": head.translation, "scale": head.scale,
+            })  # fmt: skip
+            add("face", "face.npz", {"shape": "points"})
+        if labels is not None:
+            path = folder / "segmentation.mkv"
+            maps = MapWriter(path, width=size[1], height=size[0], rate=Fraction(rate), bits=8)
+            for label in labels:
+                maps.write(label)
+            maps.close()
+            palette = [list(colour) for colour in distinct_colours(len(classes))]
+            spec = {"classes": list(classes), "palette": palette, "instances": False}
+            add("segmentation", "segmentation.mkv", spec)
+        frames = store.record.frames.model_copy(update={"shots": shots})
+        write_record(folder, store.record.model_copy(update={"signals": signals, "frames": frames}))
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """`command("transfer", "--source", ...)`: what the command printed, run in `tmp_path`.
+
+    Errors that a user causes are in `.exception`, as `main` would tell them.
+    """
+    from typer.testing import CliRunner
+
+    from v2v.cli import app
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("V2V_DEBUG", "1")  # leave the test process's own streams alone
+    return lambda *arguments: CliRunner().invoke(app, [str(a) for a in arguments])
