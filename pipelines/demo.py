@@ -22,6 +22,7 @@ from v2v.errors import writing
 from v2v.progress import Reporter, Silent
 
 SEEDS = {"host": 11, "guest": 0}  # dances; the host's shows most combinations of both arms
+EMPTY = {"host": 0.4, "guest": 0.0}  # seconds of the empty room: its background is then whole
 SIZE = 128  # pixels trained at: what minutes on a laptop are enough for
 SHOWN = 2  # times as large the video is written, for eyes
 SETTINGS = [
@@ -75,8 +76,9 @@ def _drawn(who: str, folder: Path, seconds: float, report: Reporter) -> Path:
     path = folder / f"{who}-{seconds:g}s.mp4"
     if not path.exists():
         sample = write_sample(
-            "person", folder, seconds=seconds, seed=SEEDS[who], who=who, report=report
-        )
+            "person", folder, seconds=seconds, seed=SEEDS[who], who=who, empty=EMPTY[who],
+            report=report,
+        )  # fmt: skip
         sample.replace(path)
     return path
 

@@ -32,9 +32,14 @@ def write_sample(
     seconds: float = 4.0,
     seed: int = 0,
     who: str = "host",
+    empty: float = 0.0,
     report: Reporter | None = None,
 ) -> Path:
-    """Draw one sample into `folder`; `who` says which person of `samples.person` dances.
+    """Draw one sample into `folder`.
+
+    Args:
+        who: which person of `samples.person` dances.
+        empty: seconds at the beginning in which that person's room is empty.
 
     Returns the file `person.mp4` (`guest.mp4` for the guest) or `face.mp4`, or the folder
     `street`, which holds `images`, `labels` (Cityscapes ids), `instances` (class * 1000 + number)
@@ -44,7 +49,7 @@ def write_sample(
     count = max(round(seconds * RATE[kind]), 1)
     # The host's clip is called after the kind, everyone else's after who it is.
     name = who if kind == "person" and who != "host" else kind
-    frames = None if kind == "street" else _frames(kind, count, seed, who)
+    frames = None if kind == "street" else _frames(kind, count, seed, who, empty)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     report.start(f"draw {name}", count)
@@ -56,11 +61,14 @@ def write_sample(
     return path
 
 
-def _frames(kind: str, count: int, seed: int, who: str) -> Iterator[NDArray[np.uint8]]:
+def _frames(
+    kind: str, count: int, seed: int, who: str, empty: float
+) -> Iterator[NDArray[np.uint8]]:
     from samples import face, person
 
     if kind == "person":
-        return person.frames(count=count, seed=seed, who=who)
+        alone = round(empty * RATE[kind])
+        return person.frames(count=count, seed=seed, who=who, empty=alone)
     return face.frames(count=count, seed=seed)
 
 

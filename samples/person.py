@@ -330,14 +330,22 @@ def frames(
     fps: float = 30.0,
     seed: int = 0,
     who: str = "host",
+    empty: int = 0,
 ) -> Iterator[Image]:
-    """`count` RGB frames, uint8 [H, W, 3], of one of `PEOPLE` dancing."""
+    """`count` RGB frames, uint8 [H, W, 3], of one of `PEOPLE` dancing.
+
+    The first `empty` of them show the room with nobody in it: a background seen whole.
+    """
     person, phase = _known(who), _dancer(seed)
     camera = _Camera.fitting(height, width, person)
 
     def drawn() -> Iterator[Image]:
         room = _room(height * SUPERSAMPLE, width * SUPERSAMPLE, camera, person.room)
+        alone = Canvas(room.copy()).finish() if empty else None
         for i in range(count):
+            if alone is not None and i < empty:
+                yield alone
+                continue
             body = _pose(i / fps, phase, person)
             canvas = Canvas(_with_shadow(room, body, camera))
             _draw_body(canvas, body, camera, person)

@@ -206,3 +206,13 @@ def test_nothing_is_written_of_an_unknown_person(tmp_path):
     with pytest.raises(UnknownName, match="unknown person"):
         write_sample("person", tmp_path / "out", who="nobody")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_room_is_empty_at_first():
+    clip = {"height": 320, "width": 192, "count": 6}
+    shown = np.stack(list(person.frames(**clip, empty=3)))
+    danced = np.stack(list(person.frames(**clip)))
+    assert np.array_equal(shown[0], shown[2]) and np.array_equal(shown[3:], danced[3:])
+    beside = (slice(0, 200), slice(0, 20))
+    assert np.array_equal(shown[0][beside], danced[0][beside])
+    assert np.abs(shown[0].astype(int) - danced[0]).max() > 60
