@@ -37,6 +37,7 @@ from v2v.ahead import ahead
 from v2v.data.video import CODECS, Sound, VideoWriter, concatenate
 from v2v.errors import NotWritable, UnknownName, UsageError, writing
 from v2v.models.rollout import rollout
+from v2v.native import step_back
 from v2v.progress import Reporter, Silent
 from v2v.signals import Track
 from v2v.types import Condition, GeneratorState
@@ -136,7 +137,7 @@ class Rendering:
         drawn: deque[Track] = deque()
 
         def conditions() -> Iterator[Condition]:
-            for tracks, condition in ahead(self._drawn(first), depth=2):
+            for tracks, condition in ahead(self._drawn(first), 2, prepare=step_back):
                 for i in range(len(tracks[0])):
                     drawn.append(tracks[0][i : i + 1])
                     yield condition.map(row(i)).to(device)
@@ -394,7 +395,7 @@ class _Video:
             state = GeneratorState(**load_file(self._state(done - 1))) if done else None
             pictures: Iterator[Picture | None] = iter(lambda: None, 0)
             if self.compare and drive.pictures is not None:
-                pictures = drive.pictures(first)
+                pictures = ahead(drive.pictures(first), CHUNK, prepare=step_back)
             with _Encoding(self) as encoding:
                 for index, step in enumerate(self.rendering.steps(first, state), start=first):
                     encoding.add(index, step, next(pictures))
@@ -420,7 +421,9 @@ class _Encoding:
 
     def __init__(self, video: _Video) -> None:
         self.video = video
-        self.pool = ThreadPoolExecutor(1, thread_name_prefix="encode")
+        # On the cores that the network leaves free: where it has to wait for one of its threads,
+        # all of them wait.
+        self.pool = ThreadPoolExecutor(1, thread_name_prefix="encode", initializer=step_back)
         self.pending: deque[Future[None]] = deque()
         self.writers: list[VideoWriter] = []
         self.failed = False

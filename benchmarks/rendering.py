@@ -1,0 +1,223 @@
+"""What rendering costs, as ratios within one run: machines differ, and this one may be shared.
+
+python benchmarks/rendering.py                       all of them, on drawn footage
+python benchmarks/rendering.py cost --size 256 --preset mobile --store data/dance
+
+cost      time of a whole render (decode, draw, generate, encode, with its comparison) over that of
+          the generator alone on the same signals, ready in memory          (goal 1.15)
+threads   the generator alone on each number of threads, over one
+memory    peak memory of a process that renders 5000 frames over one of 500   (goal 1.2)
+
+The weights are random: what they are does not change the time. Measured in turn, render and
+generator, several times; the ratio is of the medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from fractions import Fraction
+from pathlib import Path
+
+from v2v.native import cores, prepare_process
+
+prepare_process()
+
+import numpy as np
+import torch
+
+from pipelines.model import Look, Trained
+from pipelines.motion_transfer import MotionTransfer
+from pipelines.rendering import Rendering
+from preprocess.build import preprocess
+from preprocess.extractor import write_arrays
+from samples.person import frames as dancing
+from v2v.checkpoint import FORMAT, ClipUse, Model, ModelRecord, SignalUse, save_model
+from v2v.config import PreprocessSettings, load_config
+from v2v.data.store import ClipStore, SignalRecord, file_record, write_record
+from v2v.data.video import VideoWriter
+from v2v.models import build_generator
+from v2v.models.rollout import rollout
+from v2v.signals.pose import NAMES
+from v2v.types import Condition
+
+REPEATS = 5
+FRAMES = 240  # of a render whose time is measured
+RATE = Fraction(30)
+
+
+def store_of(folder: Path, count: int, height: int, width: int) -> Path:
+    """A store of `count` frames of the drawn dancer, over and over, with a made-up dance."""
+    footage = folder / f"{count}.mp4"
+    drawn = list(dancing(count=60, height=height, width=width))
+    with VideoWriter(footage, width=width, height=height, rate=RATE) as video:
+        for i in range(count):
+            video.write(drawn[i % len(drawn)])
+    settings = load_config(PreprocessSettings, "preprocess", values={"preview.enabled": False})
+    target = folder / f"store{count}"
+    preprocess(footage, [], settings, output=target)
+    random = np.random.default_rng(0)
+    places = random.uniform(0.2, 0.8, (len(NAMES), 2)) * (width, height)
+    phase = np.arange(count)[:, None] / 9 + random.uniform(0, 6, len(NAMES))
+    points = np.ones((count, len(NAMES), 3), np.float32)
+    points[..., 0] = places[:, 0] + 0.03 * width * np.sin(phase)
+    points[..., 1] = places[:, 1] + 0.03 * height * np.cos(phase)
+    filled = np.zeros(points.shape[:2], np.bool_)
+    write_arrays(target / "pose.npz", {"points": points, "filled": filled})
+    record = ClipStore.open(target).record
+    pose = SignalRecord(
+        spec={}, backend="drawn", version="1", settings={}, coverage=1.0,
+        files={"pose.npz": file_record(target / "pose.npz")},
+    )  # fmt: skip
+    write_record(target, record.model_copy(update={"signals": {"pose": pose}}))
+    return target
+
+
+def model_of(folder: Path, store: Path, preset: str, size: int) -> Path:
+    """A run with a model of random weights for a store's poses."""
+    opened = ClipStore.open(store)
+    frames, source = opened.record.frames, opened.record.source
+    height = round(size * max(frames.height / frames.width, 1) / 16) * 16
+    width = round(size * max(frames.width / frames.height, 1) / 16) * 16
+    scales = 1
+    while size >> (scales - 1) > 128:
+        scales += 1
+    arguments = {"name": "sequential", "channels": 3, "preset": preset, "scales": scales}
+    known = min(len(opened), 200)
+    record = ModelRecord(
+        format=FORMAT, tool="benchmark", task="pose",
+        signals=(SignalUse(name="pose", channels=3, spec={}),),
+        height=height, width=width, generator=arguments, active=None,
+        clips=(
+            ClipUse(
+                name="clip", source=source.name, sha256=source.sha256, fps=frames.fps,
+                frames=len(opened), trained=(0, known), width=frames.width, height=frames.height,
+                still=False,
+            ),
+        ),
+        training={},
+    )  # fmt: skip
+    points = opened.track("pose", 0, known).points  # type: ignore[attr-defined]
+    statistics = {"0.pose.points": torch.from_numpy(np.ascontiguousarray(points)),
+                  "0.frames": torch.arange(known)}  # fmt: skip
+    run = folder / f"{preset}-{size}"
+    save_model(run / "model", Model(record, build_generator(**arguments), {}, statistics))
+    return run
+
+
+def rendering_of(run: Path, store: Path, frames: int) -> Rendering:
+    return MotionTransfer.from_model(run)(store, end=(frames + 0.5) / float(RATE))
+
+
+def generator_alone(trained: Trained, conditions: list[Condition]) -> float:
+    """Seconds to render from conditions in memory, frames left where they are."""
+    began = time.perf_counter()
+    generator = trained.model.generator
+    with (
+        torch.inference_mode(),
+        torch.autocast(trained.device.type, torch.bfloat16, enabled=trained.bf16),
+    ):
+        for output, _ in rollout(generator, conditions):
+            frame = output.frame
+    frame.float().cpu()
+    return time.perf_counter() - began
+
+
+def conditions_of(rendering: Rendering, count: int) -> list[Condition]:
+    tracks = rendering.drive.tracks(0, count)
+    made = rendering.trained.conditions(tracks, Look()).to(rendering.trained.device)
+    return [made.map(lambda t, i=i: t[i : i + 1]) for i in range(count)]  # type: ignore[misc]
+
+
+def cost(folder: Path, store: Path | None, preset: str, size: int) -> None:
+    store = store or store_of(folder, FRAMES + 2, 384, 384)
+    run = model_of(folder, store, preset, size)
+    rendering = rendering_of(run, store, FRAMES)
+    conditions = conditions_of(rendering, len(rendering))
+    generator_alone(rendering.trained, conditions[:8])
+    for compare in (False, True):
+        alone, whole = [], []
+        for _ in range(REPEATS):
+            alone.append(generator_alone(rendering.trained, conditions))
+            began = time.perf_counter()
+            rendering.save(folder / "out.mp4", compare=compare, overwrite=True)
+            whole.append(time.perf_counter() - began)
+        mine, theirs = statistics.median(whole), statistics.median(alone)
+        what = "with comparison" if compare else "video alone"
+        height, width = rendering.trained.size
+        print(
+            f"cost      {preset} at {width}x{height}, {what}: {mine / theirs:.2f} times the"
+            f" generator ({mine / len(rendering) * 1e3:.1f} over"
+            f" {theirs / len(rendering) * 1e3:.1f} ms a frame, {torch.get_num_threads()} threads,"
+            f" {'bf16' if rendering.trained.bf16 else 'float32'})"
+        )
+
+
+def threads(folder: Path, store: Path | None, preset: str, size: int) -> None:
+    store = store or store_of(folder, FRAMES + 2, 384, 384)
+    rendering = rendering_of(model_of(folder, store, preset, size), store, 40)
+    conditions = conditions_of(rendering, len(rendering))
+    usual = torch.get_num_threads()
+    times: dict[int, float] = {}
+    for count in range(1, cores() + 1):
+        torch.set_num_threads(count)
+        generator_alone(rendering.trained, conditions[:8])
+        took = [generator_alone(rendering.trained, conditions) for _ in range(3)]
+        times[count] = statistics.median(took)
+    torch.set_num_threads(usual)
+    print("threads   " + ", ".join(f"{n}: {times[1] / t:.2f}" for n, t in times.items()))
+
+
+def memory(folder: Path, preset: str) -> None:
+    peaks = {}
+    for count in (500, 5000):
+        store = store_of(folder, count, 160, 96)
+        run = model_of(folder, store, preset, 64)
+        code = [sys.executable, __file__, "--one", str(run), str(store), str(folder / "m.mp4")]
+        done = subprocess.run(code, check=True, capture_output=True, text=True)
+        peaks[count] = int(done.stdout.split()[-1])
+    print(
+        f"memory    5000 frames over 500: {peaks[5000] / peaks[500]:.2f}"
+        f" ({peaks[5000] / 1024:.0f} over {peaks[500] / 1024:.0f} MiB)"
+    )
+
+
+def one(run: str, store: str, out: str) -> None:
+    """Render everything, in this process, and print its peak memory in KiB."""
+    MotionTransfer.from_model(run)(store).save(out, compare=True, overwrite=True)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", nargs="*", default=["cost", "threads", "memory"])
+    parser.add_argument("--store", type=Path, help="a clip store with pose; default: drawn")
+    parser.add_argument("--preset", default="mobile")
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.one:
+        one(*asked.one)
+        return
+    with tempfile.TemporaryDirectory() as work:
+        folder = Path(work)
+        for what in asked.what:
+            if what == "cost":
+                cost(folder, asked.store, asked.preset, asked.size)
+            elif what == "threads":
+                threads(folder, asked.store, asked.preset, asked.size)
+            elif what == "memory":
+                memory(folder, asked.preset)
+            else:
+                parser.error(f"unknown: {what}")
+
+
+if __name__ == "__main__":
+    main()
