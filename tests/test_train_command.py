@@ -46,7 +46,7 @@ def v2v(*arguments: object, where: Path) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        (["--task", "dance"], ["unknown task 'dance'", "face, pose, street"]),
+        (["--task", "dance"], ["unknown task 'dance'", "face, pose, predict, street"]),
         (["--steps", "5", "--minutes", "1"], ["--steps and --minutes are both given"]),
         (["-s", "generator.presett=base"], ["unknown setting generator.presett",
                                             "did you mean generator.preset?"]),
