@@ -18,7 +18,7 @@ from pipelines.rendering import Outcome, Picture
 from samples.clips import write_sample
 from v2v.data.probe import probe
 from v2v.data.video import read_stored
-from v2v.errors import writing
+from v2v.errors import UsageError, writing
 from v2v.progress import Reporter, Silent
 
 SEEDS = {"host": 11, "guest": 0}  # dances; the host's shows most combinations of both arms
@@ -28,10 +28,12 @@ SHOWN = 2  # times as large the video is written, for eyes
 SETTINGS = [  # what shows most after minutes: more updates instead of more critics
     "schedule.lengths=[1,2,4]",
     "discriminator.scales=1",
-    "losses.critics={image: 1.0, temporal_1: 0, temporal_3: 0, temporal_9: 0, face: 0, hands: 0}",
+    "losses.l1=10",
+    "losses.critics={image: 0.5, temporal_1: 0, temporal_3: 0, temporal_9: 0, face: 0, hands: 0}",
     "output.preview_minutes=2",
     "output.preview_seconds=1",
 ]
+VIDEO, SHEET, PAGE = "demo.mp4", "demo.png", "demo.html"
 COLUMNS = 8  # frames of the contact sheet
 
 
@@ -58,17 +60,18 @@ def demo(
         minutes: of training.
     """
     report = report or Silent()
+    _check_ours(folder)
     began = time.monotonic()
     clips = {who: _drawn(who, folder, seconds, report) for who in SEEDS}
     drawn = ("draw two dancers", time.monotonic() - began)
     made = run(
-        clips["host"], clips["guest"], output=folder / "demo.mp4", minutes=minutes, size=SIZE,
-        render_size=SHOWN * SIZE, settings=SETTINGS, compare=True, data=folder / "data",
-        runs=folder / "runs", report=report,
+        clips["host"], clips["guest"], output=folder / VIDEO, minutes=minutes, size=SIZE,
+        render_size=SHOWN * SIZE, settings=SETTINGS, compare=True, overwrite=True,
+        data=folder / "data", runs=folder / "runs", report=report,
     )  # fmt: skip
     steps = (drawn, *made.steps)
-    sheet = _write_sheet(made.rendered, folder / "demo.png")
-    page = folder / "demo.html"
+    sheet = _write_sheet(made.rendered, folder / SHEET)
+    page = folder / PAGE
     with writing(page):
         page.write_text(_page(made, sheet, steps), "utf-8")
     return Demo(made.rendered.video, sheet, page, steps, made)
@@ -77,12 +80,22 @@ def demo(
 def _drawn(who: str, folder: Path, seconds: float, report: Reporter) -> Path:
     path = folder / f"{who}-{seconds:g}s.mp4"
     if not path.exists():
-        sample = write_sample(
-            "person", folder, seconds=seconds, seed=SEEDS[who], who=who, empty=EMPTY[who],
-            report=report,
+        sample = write_sample(  # in a folder of its own: it may not touch what else is there
+            "person", folder / ".drawing", seconds=seconds, seed=SEEDS[who], who=who,
+            empty=EMPTY[who], report=report,
         )  # fmt: skip
         sample.replace(path)
+        sample.parent.rmdir()
     return path
+
+
+def _check_ours(folder: Path) -> None:
+    """Refuse to replace what no demo made."""
+    for name in (VIDEO, SHEET, PAGE):
+        if (folder / name).exists() and not (folder / "runs").is_dir():
+            raise UsageError(
+                f"{folder / name} is there, and is not of a demo", hint="choose another --output"
+            )
 
 
 def _write_sheet(rendered: Outcome, path: Path) -> Path:

@@ -16,13 +16,13 @@ from typing import Any
 from pipelines.face_reenactment import FaceReenactment
 from pipelines.mark import read_mark
 from pipelines.motion_transfer import MotionTransfer
-from pipelines.rendering import Outcome, Rendering
+from pipelines.rendering import Outcome, Output, Rendering
 from pipelines.source import Source, open_source
-from preprocess.build import default_folder
+from preprocess.build import default_folder, source_hash
 from v2v.checkpoint import MODEL_FILE, load_model
 from v2v.config import load_config
 from v2v.data.probe import probe
-from v2v.data.store import CLIP_FILE
+from v2v.data.store import CLIP_FILE, ClipStore
 from v2v.errors import MediaError, RunConflict, UnknownName, UsageError
 from v2v.progress import Reporter, Silent
 from v2v.training.settings import TrainSettings
@@ -81,6 +81,17 @@ def run(
     report = report or Silent()
     if task not in TASKS:
         raise UnknownName.among("task", task, TASKS)
+    # All that can be refused is refused before hours are spent.
+    values = {"data.size": size, "budget.minutes": minutes}
+    chosen = load_config(TrainSettings, "train", f"train-{task}", overrides=settings, values=values)
+    folder = runs / (name or default_folder(target).name)
+    path = output or Path(f"{default_folder(source).name}-{folder.name}.mp4")
+    video = Output(path, compare=compare, size=render_size, overwrite=True)
+    video.check()
+    _check_run(folder, target, _digest(target))
+    if not overwrite:
+        _check_own(video, folder, _digest(source))
+
     report.start(OVERALL, STAGES)
     begun: list[tuple[str, float]] = []
 
@@ -94,41 +105,38 @@ def run(
     filmed = _target(target, task, size, data, report)
     begin(2, f"signals of {source.name}")
     driving = open_source(source, [task], data=data, report=report)
-    folder = runs / (name or default_folder(target).name)
-    _check_run(folder, filmed)
-    path = output or Path(f"{source.resolve().stem}-{folder.name}.mp4")
-    mark = None
-    if path.exists() and not overwrite:
-        mark = _own_mark(path, folder, driving)
 
     begin(3, f"train {folder}")
     from v2v.training.loop import train
 
-    values = {"data.size": size, "budget.minutes": minutes}
-    chosen = load_config(TrainSettings, "train", f"train-{task}", overrides=settings, values=values)
-    trained = train(chosen, [filmed.store.folder], folder, report)
+    try:
+        trained = train(chosen, [filmed.store.folder], folder, report)
+    except RunConflict as error:
+        raise RunConflict(
+            error.message, hint=f"choose another --name, or remove {folder} to begin anew"
+        ) from error
 
     begin(4, f"render {path.name}")
     rendering = _pipeline(task, folder, driving, report)
-    kept = mark == rendering.trained.sha256
-    if kept:
-        wanted = path.with_name(f"{path.stem}-compare{path.suffix}")
-        kept = not compare or wanted.exists()
-    if kept:
-        rendered = Outcome(
-            path, wanted if compare else None, len(rendering), rendering.rate,
-            rendering.width, rendering.height, rendering.notes,
-        )  # fmt: skip
-    else:
+    kept = rendering.is_saved(video)
+    if not kept:
         for note in rendering.notes:
             report.note(note)
-        rendered = rendering.save(path, compare=compare, overwrite=True, report=report)
+        rendering.save(video, report=report)
     report.finish(OVERALL)
     ends = [*(moment for _, moment in begun[1:]), time.monotonic()]
     steps = tuple((what, end - start) for (what, start), end in zip(begun, ends, strict=True))
     return Run(
-        filmed.store.folder, driving.store.folder, folder, rendered, trained.as_json(), kept, steps
-    )
+        filmed.store.folder, driving.store.folder, folder, rendering.outcome(video),
+        trained.as_json(), kept, steps,
+    )  # fmt: skip
+
+
+def _digest(given: Path) -> str:
+    """Hash of footage, or of what a clip store was made from."""
+    if (given / CLIP_FILE).is_file():
+        return ClipStore.open(given).record.source.sha256
+    return source_hash(probe(given))
 
 
 def _target(target: Path, task: str, size: int, data: Path, report: Reporter) -> Source:
@@ -144,30 +152,32 @@ def _target(target: Path, task: str, size: int, data: Path, report: Reporter) ->
     )
 
 
-def _check_run(folder: Path, filmed: Source) -> None:
+def _check_run(folder: Path, target: Path, digest: str) -> None:
     if not (folder / "model" / MODEL_FILE).is_file():
         return
     clips = load_model(folder).record.clips
-    if [clip.sha256 for clip in clips] != [filmed.sha256]:
+    if [clip.sha256 for clip in clips] != [digest]:
         raise RunConflict(
             f"{folder} was trained on {', '.join(clip.source for clip in clips)}, not on this"
-            f" {filmed.name}",
+            f" {target.name}",
             hint="choose another --name",
         )
 
 
-def _own_mark(path: Path, folder: Path, driving: Source) -> str | None:
-    """The model that rendered a file; raises `UsageError` where it is not of these two."""
-    try:
-        mark = read_mark(path)
-    except MediaError:
-        mark = None
-    if mark and (mark.model, mark.source_sha256) == (folder.resolve().name, driving.sha256):
-        return mark.model_sha256
-    raise UsageError(
-        f"{path} exists already, and was not made from {driving.name} and {folder.name}",
-        hint="replace it with --overwrite, or choose another --output",
-    )
+def _check_own(video: Output, folder: Path, digest: str) -> None:
+    """Refuse to replace files that were not rendered by this model from this source."""
+    for file in video.files:
+        if not file.exists():
+            continue
+        try:
+            mark = read_mark(file)
+        except MediaError:
+            mark = None
+        if not mark or (mark.model, mark.source_sha256) != (folder.resolve().name, digest):
+            raise UsageError(
+                f"{file} exists already, and was not made from these two",
+                hint="replace it with --overwrite, or choose another --output",
+            )
 
 
 def _pipeline(task: str, folder: Path, driving: Source, report: Reporter) -> Rendering:

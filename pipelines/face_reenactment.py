@@ -16,7 +16,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.model import Look, Trained
+from pipelines.model import Trained
 from pipelines.rendering import Drive, Rendering
 from pipelines.retarget_face import (
     MEASURES,
@@ -26,10 +26,10 @@ from pipelines.retarget_face import (
     measures,
     outside,
 )
-from pipelines.source import Source, open_source
+from pipelines.source import Source, check_finite, open_source
 from pipelines.stretches import told
 from v2v.data.store import ClipStore
-from v2v.errors import CheckpointInvalid, NothingFound
+from v2v.errors import CheckpointInvalid, NothingFound, UsageError
 from v2v.progress import Reporter, Silent
 from v2v.signals import Track
 from v2v.signals.face import FaceTrack
@@ -99,6 +99,7 @@ class FaceReenactment:
         """
         report, strengths = report or Silent(), strengths or Strengths()
         number = self.trained.clip_number(clip)
+        look = self.trained.look(number)
         target = self.target(number)
         driven = open_source(source, [SIGNAL], start=start, end=end, report=report)
         driver = Face.measure(
@@ -106,7 +107,7 @@ class FaceReenactment:
             neutral=self._neutral(driven, target, number, neutral),
         )
         rate = float(driven.rate)
-        notes = [f"neutral: {driver.neutral / rate:.2f} s of {driven.name}"]
+        notes = [f"neutral: {driven.seconds(driver.neutral):.2f} s of {driven.name}"]
         motion = _Motion(
             driven, FaceTransfer(driver, target, strengths, absolute=absolute, parts=parts)
         )
@@ -120,7 +121,8 @@ class FaceReenactment:
                 driven, FaceTransfer(driver, target, strengths, absolute=absolute, parts=parts)
             )
         notes += motion.gaps()
-        notes += told(outside(motion.pieces, target, rate), rate, first=driven.start)
+        beyond = outside(motion.pieces, target, rate)
+        notes += told(beyond, lambda frame: driven.seconds(driven.start + frame))
         placement = self.trained.placement(number)
 
         def tracks(first: int, stop: int) -> Sequence[Track]:
@@ -136,12 +138,20 @@ class FaceReenactment:
             source=driven.name, source_sha256=driven.sha256, pictures=driven.pictures,
             sound=driven.sound, notes=tuple(notes),
         )  # fmt: skip
-        return Rendering(self.trained, drive, Look(clip=number))
+        return Rendering(self.trained, drive, look)
 
     def _neutral(self, driven: Source, target: Face, clip: int, asked: float | None) -> int | None:
         """The driver's neutral frame, where it is known beforehand."""
         if asked is not None:
-            return round(asked * float(driven.rate))
+            check_finite("--neutral", asked)
+            frame, count = driven.frame(asked), len(driven.store)
+            if not 0 <= frame < count:
+                raise UsageError(
+                    f"--neutral {asked:g} is outside of what is known of {driven.name}",
+                    hint=f"{driven.seconds(0):.2f} s to {driven.seconds(count):.2f} s are; widen"
+                    " the range with --start and --end",
+                )
+            return frame
         frames = self.trained.remembered_frames(clip, driven.store)
         if frames is None:
             return None
@@ -206,8 +216,8 @@ def _held(driven: Source) -> NDArray[np.int64]:
     )
     if not seen.any():
         raise NothingFound(
-            f"no face in {driven.name} between {driven.start / float(driven.rate):.2f} s and"
-            f" {driven.stop / float(driven.rate):.2f} s",
+            f"no face in {driven.name} between {driven.seconds(driven.start):.2f} s and"
+            f" {driven.seconds(driven.stop):.2f} s",
             hint="choose another range with --start and --end; v2v doctor says where faces are",
         )
     newest = np.maximum.accumulate(np.where(seen, np.arange(len(seen)), -1))

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from pipelines.model import Look, Trained
 from pipelines.rendering import Drive, Picture, Rendering, row
-from pipelines.source import Source, open_source
+from pipelines.source import Source, check_finite, open_source
 from v2v.data.store import ClipStore, frames_to_tensor
 from v2v.data.transforms import Placement
 from v2v.errors import TooFewFrames, UsageError
@@ -89,7 +89,9 @@ class FramePrediction:
         if not 1 <= frames <= MOST:
             raise UsageError(f"--frames {frames} is not possible", hint=f"1 to {MOST} are")
         report = report or Silent()
+        check_finite("--at", at)
         number = self.trained.clip_number(look)
+        shown = self.trained.look(number)
         source = open_source(clip, [self.signal], report=report)
         rate = float(source.rate)
         now = len(source) - (frames if hold_back else 0) if at is None else round(at * rate)
@@ -131,10 +133,10 @@ class FramePrediction:
             },
             source=source.name, source_sha256=source.sha256,
             pictures=_continuation(source, now, placement) if true else None,
-            before=lambda: self._before(source, now, placement, Look(number)), notes=tuple(notes),
+            before=lambda: self._before(source, now, placement, shown), notes=tuple(notes),
         )  # fmt: skip
         return Prediction(
-            self.trained, drive, Look(number), source=source, now=now, placement=placement,
+            self.trained, drive, shown, source=source, now=now, placement=placement,
             past=past, predicted=predicted,
         )  # fmt: skip
 

@@ -22,10 +22,9 @@ from torch import Tensor
 from pipelines.model import Look, Trained
 from pipelines.rendering import Drive, Rendering
 from pipelines.source import Source, open_source
-from v2v.data.store import ClipStore, frames_to_tensor
+from v2v.data.store import CLIP_FILE, ClipStore, frames_to_tensor
 from v2v.data.transforms import Placement
 from v2v.errors import LabelsMismatch, MediaNotFound, UnknownName, UsageError
-from v2v.models.generator import SequentialGenerator
 from v2v.progress import Reporter, Silent
 from v2v.signals import Track
 from v2v.signals.segmentation import CITYSCAPES, VOID, LabelTrack
@@ -77,6 +76,11 @@ class LabelToVideo:
         Raises `UnknownName` for a class, `LabelsMismatch` for maps that do not fit the model.
         """
         report = report or Silent()
+        if fps is not None and not is_folder_of_maps(labels):
+            raise UsageError(
+                f"--fps is for a folder of maps; {labels} has a rate of its own",
+                hint="leave --fps out",
+            )
         look = self._look(style)
         source = self._open(labels, start, end, fps, look, report)
         table = self._table(replace or {})
@@ -92,7 +96,6 @@ class LabelToVideo:
             maps = source.store.track(SIGNAL, source.start + first, source.start + stop)
             return [placement.track(replaced(cast(LabelTrack, maps), table))]
 
-        has_pictures = isinstance(labels, ClipStore) or source.store.folder == Path(labels)
         drive = Drive(
             pipeline="label-to-video", count=len(source), rate=source.rate, tracks=tracks,
             settings={
@@ -101,7 +104,7 @@ class LabelToVideo:
             },
             source=source.name, source_sha256=source.sha256,
             # A folder of maps has no pictures beside them.
-            pictures=source.pictures if has_pictures else None,
+            pictures=None if is_folder_of_maps(labels) else source.pictures,
             sound=source.sound, notes=tuple(notes),
         )  # fmt: skip
         return Rendering(self.trained, drive, look)
@@ -220,10 +223,7 @@ class LabelToVideo:
     # ------------------------------------------------------------ the look
 
     def _look(self, style: Sequence[str]) -> Look:
-        trained, generator = self.trained, self.trained.model.generator
-        sequential = isinstance(generator, SequentialGenerator)
-        by_picture = bool(generator.encoder if sequential else hasattr(generator, "encoder"))
-        by_picture = by_picture and not trained.clusters
+        trained, by_picture = self.trained, self.trained.takes_pictures
         clips = [clip.name for clip in trained.model.record.clips]
         clip, picture, clusters = 0, None, {}
         for item in style:
@@ -238,21 +238,15 @@ class LabelToVideo:
                         f"{trained.name} takes no style from a picture",
                         hint=self._styles(clips, by_picture),
                     )
+                if picture is not None:
+                    raise UsageError("two pictures are given as style", hint="give one")
                 picture = _picture(Path(item), trained.size)
             else:
                 raise UsageError(
                     f"{item} is no style of {trained.name}, and no picture",
                     hint=self._styles(clips, by_picture),
                 )
-        if picture is None and by_picture:
-            picture = trained.model.statistics.get(f"{clip}.style")
-            if picture is None and sequential:
-                raise UsageError(
-                    f"{trained.name} wants a picture to take the style from",
-                    hint="give one with --style PICTURE",
-                )
-        picture = None if picture is None else picture.to(trained.device)
-        return Look(clip=clip, picture=picture, clusters=clusters)
+        return trained.look(clip, picture=picture, clusters=clusters)
 
     def _cluster(self, name: str, number: str) -> int:
         found = self.trained.clusters.get(self.classes.index(name))
@@ -262,7 +256,7 @@ class LabelToVideo:
                 f"{self.trained.name} has no looks of {name} to pick from",
                 hint=f"it has looks of: {', '.join(known) or 'nothing'} (pix2pixHD models have)",
             )
-        if not number.isdigit() or int(number) >= len(found):
+        if not (number.isascii() and number.isdigit()) or int(number) >= len(found):
             raise UsageError(
                 f"--style {name}={number}: there is no such look",
                 hint=f"{name} has looks 0 to {len(found) - 1}",
@@ -276,6 +270,10 @@ class LabelToVideo:
         if self.trained.clusters:
             ways.append("CLASS=NUMBER, such as car=3")
         return f"it takes: {'; '.join(ways)}" if ways else "it knows one look only"
+
+
+def is_folder_of_maps(labels: str | Path | ClipStore) -> bool:
+    return not isinstance(labels, ClipStore) and not (Path(labels) / CLIP_FILE).is_file()
 
 
 def replaced(track: LabelTrack, table: NDArray[np.uint8]) -> LabelTrack:
@@ -297,7 +295,7 @@ def _picture(path: Path, size: tuple[int, int]) -> Tensor:
     """[3, H, W] in [-1, 1], the middle of a picture."""
     try:
         with Image.open(path) as image:
-            rgb = np.asarray(image.convert("RGB"))
+            rgb = np.array(image.convert("RGB"))
     except OSError as error:
         raise UsageError(f"{path} is not a picture that can be read", hint=None) from error
     if min(rgb.shape[:2]) < 16:
@@ -308,4 +306,4 @@ def _picture(path: Path, size: tuple[int, int]) -> Tensor:
         rgb = np.asarray(cv2.resize(rgb, None, fx=factor, fy=factor), np.uint8)
         source = (rgb.shape[0], rgb.shape[1])
     placed = Placement.plain(source, size).picture(rgb)
-    return frames_to_tensor(placed[None], *size)[0]
+    return frames_to_tensor(np.array(placed[None]), *size)[0]

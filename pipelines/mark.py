@@ -33,17 +33,20 @@ class Mark(BaseModel):
     trained_on: tuple[str, ...]  # file names of the footage
     source: str  # file name of what drove it
     source_sha256: str
+    render: str = ""  # hash of all that decides about the frames
     digital_source_type: str = (
         "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
     )
 
     @classmethod
-    def of(cls, trained: Trained, pipeline: str, source: str, source_sha256: str) -> Mark:
+    def of(
+        cls, trained: Trained, pipeline: str, source: str, source_sha256: str, *, render: str
+    ) -> Mark:
         return cls(
             tool=f"v2v {__version__}", pipeline=pipeline, model=trained.name,
             model_sha256=trained.sha256,
             trained_on=tuple(clip.source for clip in trained.model.record.clips),
-            source=source, source_sha256=source_sha256,
+            source=source, source_sha256=source_sha256, render=render,
         )  # fmt: skip
 
     def tags(self) -> dict[str, str]:

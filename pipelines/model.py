@@ -18,6 +18,7 @@ from v2v.data.store import ClipStore
 from v2v.data.transforms import Placement, grain_of
 from v2v.errors import CheckpointInvalid, UnknownName, UsageError
 from v2v.models.baselines.pix2pixhd import Clusters, pick_features
+from v2v.models.generator import SequentialGenerator
 from v2v.native import cpu_has_bf16
 from v2v.signals import Track
 from v2v.signals.segmentation import LabelTrack
@@ -108,6 +109,32 @@ class Trained:
             raise UnknownName.among(f"clip of {self.name}", name, names)
         return names.index(name)
 
+    @property
+    def takes_pictures(self) -> bool:
+        """Whether the style of its frames comes from a picture."""
+        generator = self.model.generator
+        if isinstance(generator, SequentialGenerator):
+            return generator.encoder is not None
+        return hasattr(generator, "encoder") and not self.clusters
+
+    def look(
+        self, clip: int = 0, *, picture: Tensor | None = None,
+        clusters: dict[int, int] | None = None,
+    ) -> Look:  # fmt: skip
+        """How frames are to look: as a clip that it was trained on, where nothing else is said.
+
+        Raises `UsageError` where a picture is wanted and none is known.
+        """
+        if picture is None and self.takes_pictures:
+            picture = self.model.statistics.get(f"{clip}.style")
+            if picture is None and isinstance(self.model.generator, SequentialGenerator):
+                raise UsageError(
+                    f"{self.name} wants a picture to take the style from, and remembers none",
+                    hint="train it again with this version of v2v",
+                )
+        picture = None if picture is None else picture.to(self.device)
+        return Look(clip, picture, clusters or {})
+
     def placement(self, clip: int) -> Placement:
         """Where the pixels of a clip that it was trained on are in its frames."""
         use, record = self.model.record.clips[clip], self.model.record
@@ -165,6 +192,8 @@ class Trained:
 
 def find_model(path: str | Path) -> Path:
     """The folder with model.json that a name or path means. Raises `CheckpointInvalid`."""
+    if not str(path):
+        raise UsageError("the model's name is empty", hint="give a run's name or its folder")
     for folder in (Path(path), RUNS / path):
         for place in (folder, folder / "model"):
             if (place / MODEL_FILE).is_file():
@@ -189,7 +218,8 @@ def _device(name: str) -> str:
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
     }
-    if not usable.get(name.partition(":")[0], False):
+    kind, separator, index = name.partition(":")
+    if not usable.get(kind, False) or (separator and not (index.isascii() and index.isdigit())):
         raise UsageError(
             f"there is no device {name} here",
             hint=f"valid: auto, {', '.join(n for n, there in usable.items() if there)}",

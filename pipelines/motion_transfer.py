@@ -16,7 +16,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.model import Look, Trained
+from pipelines.model import Trained
 from pipelines.pose_range import outside
 from pipelines.rendering import Drive, Rendering
 from pipelines.retarget_pose import RETARGETS, Body, kept_inside, retarget
@@ -81,6 +81,7 @@ class MotionTransfer:
             raise UnknownName.among("--retarget", retarget, RETARGETS)
         report = report or Silent()
         number = self.trained.clip_number(clip)
+        look = self.trained.look(number)
         driven = open_source(source, [SIGNAL], start=start, end=end, report=report)
         known, use = self.remembered(number), self.trained.model.record.clips[number]
         rate = float(driven.rate)
@@ -101,7 +102,7 @@ class MotionTransfer:
             return [placement.track(PoseTrack(points, filled, use.width, use.height))]
 
         beyond = outside(moved, known, rate, width=use.width, height=use.height)
-        notes += told(beyond, rate, first=driven.start)
+        notes += told(beyond, lambda frame: driven.seconds(driven.start + frame))
         drive = Drive(
             pipeline="motion transfer", count=len(driven), rate=driven.rate, tracks=tracks,
             settings={
@@ -111,7 +112,7 @@ class MotionTransfer:
             source=driven.name, source_sha256=driven.sha256, pictures=driven.pictures,
             sound=driven.sound, notes=tuple(notes),
         )  # fmt: skip
-        return Rendering(self.trained, drive, Look(clip=number))
+        return Rendering(self.trained, drive, look)
 
     def skeletons(self, driven: Source, mode: str, clip: int = 0) -> NDArray[np.float32]:
         """[frames, 75, 3] the source's poses on the target's body, in its stored pixels.
@@ -134,10 +135,10 @@ class MotionTransfer:
         for first, stop in _shots(driven):
             part = slice(first - driven.start, stop - driven.start)
             moved[part] = retarget(whole[first:stop], source, target, mode, rate)
-        if not np.isfinite(moved[..., 0]).any():
+        if not _somebody(moved).any():
             raise NothingFound(
-                f"nobody in {driven.name} between {driven.start / rate:.2f} s and"
-                f" {driven.stop / rate:.2f} s",
+                f"nobody in {driven.name} between {driven.seconds(driven.start):.2f} s and"
+                f" {driven.seconds(driven.stop):.2f} s",
                 hint="choose another range with --start and --end; v2v doctor says who is where",
             )
         return moved
@@ -157,9 +158,14 @@ def _shots(driven: Source) -> Iterator[tuple[int, int]]:
             yield first, stop
 
 
-def _absence(driven: Source, moved: NDArray[np.float32]) -> list[str]:
+def _somebody(points: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """[frames] where any point is seen."""
     with np.errstate(invalid="ignore"):
-        gone = ~(moved[:, :, 2] >= MIN_SCORE).any(axis=1)
+        return np.asarray((points[:, :, 2] >= MIN_SCORE).any(axis=1))
+
+
+def _absence(driven: Source, moved: NDArray[np.float32]) -> list[str]:
+    gone = ~_somebody(moved)
     if not gone.any():
         return []
     return [f"nobody is found in {int(gone.sum())} of {len(driven)} frames: the stage is empty"]
@@ -171,8 +177,7 @@ def _company(driven: Source) -> list[str]:
 
     width = driven.size[1]
     pose = cast(PoseTrack, driven.store.track(SIGNAL))
-    with np.errstate(invalid="ignore"):
-        seen = np.flatnonzero((pose.points[driven.start : driven.stop, :, 2] >= MIN_SCORE).any(1))
+    seen = np.flatnonzero(_somebody(pose.points[driven.start : driven.stop]))
     places = seen[np.unique(np.linspace(0, len(seen) - 1, LOOKS).astype(int))]
     for place in places + driven.start:
         frame = driven.store.frames(int(place), int(place) + 1)[0]
@@ -182,7 +187,7 @@ def _company(driven: Source) -> list[str]:
             across = float(np.median(body[:, 0])) / width
             sides = ("on the left", "in the middle", "on the right")
             side = sides[int(across > 0.4) + int(across > 0.6)]
-            seconds = place / float(driven.rate)
+            seconds = driven.seconds(int(place))
             return [
                 f"several people are in view (at {seconds:.1f} s): the one {side} is followed; to"
                 f" see whom, look at {driven.store.folder / 'preview.mp4'}; v2v preprocess"

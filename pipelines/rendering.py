@@ -11,13 +11,16 @@ frames of one that was not; the video appears under its name once it is whole.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +30,16 @@ import torch
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pipelines.mark import Mark
+from pipelines.mark import Mark, read_mark
 from pipelines.model import Look, Trained
 from v2v import __version__
 from v2v.ahead import ahead
 from v2v.data.video import CODECS, Sound, VideoWriter, concatenate
-from v2v.errors import NotWritable, UnknownName, UsageError, writing
+from v2v.errors import NotAVideo, NotWritable, UnknownName, UsageError, writing
 from v2v.models.rollout import rollout
 from v2v.native import step_back
 from v2v.progress import Reporter, Silent
@@ -49,6 +53,7 @@ SEGMENT = 96  # frames of a segment: two groups of the codec; what a kill loses 
 BEHIND = 6  # frames that encoding may lag behind
 CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm"}
 CRF = 18.0
+PLAN = "plan.json"  # of a render that is not whole yet: what decides about its bytes
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,68 @@ class Drive:
     sound: Sound | None = None
     before: Callable[[], GeneratorState] | None = None  # the state to start from, if not nothing
     notes: tuple[str, ...] = ()  # what the user should know
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where a video goes, and how it is written.
+
+    Attributes:
+        path: its suffix decides the container.
+        compare: write `NAME-compare` beside it: input, signals and output side by side.
+        size: of the picture written: the shorter side, or (width, height); None: the model's.
+            The model renders at its own size, what is larger is enlarged.
+        codec: of `CODECS`: h264 plays everywhere, hevc and vp9 are smaller, ffv1 loses nothing.
+        crf: quality, lower is better; ffv1 has none.
+        overwrite: replace a file that is there.
+    """
+
+    path: Path
+    compare: bool = False
+    size: int | tuple[int, int] | None = None
+    codec: str = "h264"
+    crf: float = CRF
+    overwrite: bool = False
+
+    @property
+    def comparison(self) -> Path:
+        return self.path.with_name(f"{self.path.stem}-compare{self.path.suffix}")
+
+    @property
+    def files(self) -> list[Path]:
+        return [self.path, *([self.comparison] if self.compare else [])]
+
+    @property
+    def work(self) -> Path:
+        """What is there of a render that is not whole yet."""
+        return self.path.with_name(f".{self.path.name}.render")
+
+    def check(self) -> None:
+        """Refuse what cannot work, before anything long. Raises `UsageError`, `NotWritable`."""
+        if self.codec not in CODECS:
+            raise UnknownName.among("codec", self.codec, CODECS)
+        chosen = CODECS[self.codec]
+        if self.path.suffix.lower() not in chosen.suffixes:
+            raise UsageError(
+                f"{self.codec} video cannot be put into {self.path.name}",
+                hint=f"let its name end in {' or '.join(chosen.suffixes)}",
+            )
+        if chosen.crf and not chosen.crf[0] <= self.crf <= chosen.crf[1]:
+            raise UsageError(
+                f"--crf {self.crf:g} is out of range",
+                hint=f"{self.codec} takes {chosen.crf[0]:g} (best) to {chosen.crf[1]:g}",
+            )
+        output_size(self.size, 256, 256)
+        for file in self.files:
+            if file.is_dir():
+                raise NotWritable(f"{file} is a folder", hint="name a file, such as out.mp4")
+        if not (self.work / PLAN).exists():  # a render that was stopped is looked at later
+            self.refuse_existing()
+
+    def refuse_existing(self) -> None:
+        for file in self.files:
+            if file.exists() and not self.overwrite:
+                raise UsageError(f"{file} exists already", hint="replace it with --overwrite")
 
 
 @dataclass(frozen=True)
@@ -167,46 +234,50 @@ class Rendering:
     # ------------------------------------------------------------ a video
 
     def save(
-        self,
-        path: str | Path,
-        *,
-        compare: bool = False,
-        size: int | tuple[int, int] | None = None,
-        codec: str = "h264",
-        crf: float = CRF,
-        overwrite: bool = False,
-        report: Reporter | None = None,
+        self, path: str | Path | Output, *, report: Reporter | None = None, **options: Any
     ) -> Outcome:
         """Render to a video with the source's sound and rate, marked as synthetic.
 
         Killed and called again with the same arguments it goes on where it stopped.
 
         Args:
-            path: its suffix decides the container.
-            compare: write `NAME-compare` beside it: input, signals and output side by side.
-            size: of the picture written: the shorter side, or (width, height); by default the
-                model's. The model renders at its own size, what is larger is enlarged.
-            codec: of `CODECS`: h264 plays everywhere, hevc and vp9 are smaller, ffv1 loses nothing.
-            crf: quality, lower is better; ffv1 has none.
-            overwrite: replace a file that is there.
+            path: of the video, or all about it.
+            options: those of `Output`.
 
         Raises `UsageError`, `NotWritable`, `DiskFull`, and what the drive's reading raises.
         """
-        video = _Video(Path(path), self, compare, size, codec, crf)
-        video.check(overwrite)
-        video.render(report or Silent())
-        return Outcome(
-            video.path, video.comparison if compare else None, len(self), self.rate,
-            video.width, video.height, self.notes,
-        )  # fmt: skip
+        output = path if isinstance(path, Output) else Output(Path(path), **options)
+        output.check()
+        _Video(output, self).render(report or Silent())
+        return self.outcome(output)
 
-    def preview(self, path: str | Path, *, frames: int = 8) -> Path:
+    def outcome(self, output: Output) -> Outcome:
+        """What `save` says of a video once it is there."""
+        width, height = output_size(output.size, self.height, self.width)
+        comparison = output.comparison if output.compare else None
+        return Outcome(output.path, comparison, len(self), self.rate, width, height, self.notes)
+
+    def is_saved(self, output: Output) -> bool:
+        """Whether the files are there already, with the very frames of this rendering."""
+        mine = _Video(output, self).digest
+        for file in output.files:
+            try:
+                mark = read_mark(file) if file.exists() else None
+            except NotAVideo:
+                mark = None
+            if mark is None or mark.render != mine:
+                return False
+        return True
+
+    def preview(self, path: str | Path, *, frames: int = 8, overwrite: bool = False) -> Path:
         """A picture of some frames, evenly spread, before any is rendered.
 
         Above what drives, below the signals that the model will be given, on its background
         where it has one.
         """
         path = Path(path)
+        if path.exists() and not overwrite:
+            raise UsageError(f"{path} exists already", hint="replace it with --overwrite")
         places = np.unique(np.linspace(0, len(self) - 1, frames).astype(int))
         plate = self.trained.model.plates.get(self.look.clip)
         behind = None if plate is None else _picture(plate[:3].float().cpu())
@@ -230,8 +301,10 @@ class Rendering:
                 above[y : y + inner[1], x : x + inner[0]] = _sized(picture, *inner)
                 rows.insert(0, above)
             columns.append(np.concatenate(rows))
+        partial = path.with_name(f".{path.name}.partial")
         with writing(path):
-            Image.fromarray(np.concatenate(columns, axis=1)).save(path)
+            Image.fromarray(np.concatenate(columns, axis=1)).save(partial, format="PNG")
+            partial.replace(path)
         return path
 
 
@@ -253,6 +326,10 @@ def _picture(frame: Tensor) -> Picture:
     # By OpenCV, not torch: torch would start threads of its own beside the rendering ones.
     planes = cv2.merge([*frame.numpy()])
     return np.asarray(cv2.convertScaleAbs(planes, alpha=127.5, beta=127.5), np.uint8)
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def row(index: int) -> Callable[[Tensor], Tensor]:
@@ -277,100 +354,93 @@ def output_size(size: int | tuple[int, int] | None, height: int, width: int) -> 
 class _Video:
     """One `Rendering.save`."""
 
-    def __init__(
-        self,
-        path: Path,
-        rendering: Rendering,
-        compare: bool,
-        size: int | tuple[int, int] | None,
-        codec: str,
-        crf: float,
-    ) -> None:
-        self.path = path
-        self.rendering, self.compare, self.codec, self.crf = rendering, compare, codec, crf
-        self.comparison = path.with_name(f"{path.stem}-compare{path.suffix}")
-        self.work = path.with_name(f".{path.name}.render")
-        self.width, self.height = output_size(size, rendering.height, rendering.width)
+    def __init__(self, output: Output, rendering: Rendering) -> None:
+        self.output, self.rendering, self.work = output, rendering, output.work
+        self.width, self.height = output_size(output.size, rendering.height, rendering.width)
 
-    def check(self, overwrite: bool) -> None:
-        """Refuse what cannot work before any frame is rendered."""
-        if self.codec not in CODECS:
-            raise UnknownName.among("codec", self.codec, CODECS)
-        chosen = CODECS[self.codec]
-        if self.path.suffix.lower() not in chosen.suffixes:
-            raise UsageError(
-                f"{self.codec} video cannot be put into {self.path.name}",
-                hint=f"let its name end in {' or '.join(chosen.suffixes)}",
-            )
-        if chosen.crf and not chosen.crf[0] <= self.crf <= chosen.crf[1]:
-            raise UsageError(
-                f"--crf {self.crf:g} is out of range",
-                hint=f"{self.codec} takes {chosen.crf[0]:g} (best) to {chosen.crf[1]:g}",
-            )
-        for file in [self.path, *([self.comparison] if self.compare else [])]:
-            if file.is_dir():
-                raise NotWritable(f"{file} is a folder", hint="name a file, such as out.mp4")
-            if file.exists() and not overwrite:
-                raise UsageError(f"{file} exists already", hint="replace it with --overwrite")
-        if not len(self.rendering):
-            raise UsageError("there is no frame to render", hint=None)
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What decides about the frames of the video, as they are written."""
+        rendering, trained = self.rendering, self.rendering.trained
+        drive, look, picture = rendering.drive, rendering.look, rendering.look.picture
+        styled = None if picture is None else _digest(picture.cpu().numpy().tobytes())
+        text = json.dumps(
+            {
+                "tool": __version__, "model": trained.sha256, "device": trained.device.type,
+                "bf16": trained.bf16, "pipeline": drive.pipeline, "settings": drive.settings,
+                "source": drive.source_sha256, "frames": drive.count, "rate": str(drive.rate),
+                "look": [look.clip, styled, sorted(look.clusters.items())],
+                "size": [self.width, self.height], "codec": self.output.codec,
+                "crf": self.output.crf,
+            },
+            default=str, sort_keys=True,
+        )  # fmt: skip
+        return dict(json.loads(text))
+
+    @property
+    def digest(self) -> str:
+        return _digest(json.dumps(self.identity, sort_keys=True).encode())
 
     def render(self, report: Reporter) -> None:
-        with writing(self.work):
-            self.work.mkdir(parents=True, exist_ok=True)
+        if not len(self.rendering):
+            raise UsageError("there is no frame to render", hint=None)
+        try:
+            with writing(self.work):
+                self.work.mkdir(parents=True, exist_ok=True)
+        except (FileNotFoundError, FileExistsError) as error:
+            raise NotWritable(
+                f"{self.output.path} cannot be written: {self.work.parent} is no folder",
+                hint="choose another --output",
+            ) from error
         lock = FileLock(self.work / ".lock")
         try:
             lock.acquire(timeout=0)
         except Timeout:
             raise NotWritable(
-                f"another process is rendering {self.path}",
+                f"another process is rendering {self.output.path}",
                 hint="wait for it to end, or choose another --output",
             ) from None
         try:
             done = self._take_up()
             self._segments(done, report)
             self._join()
+            self._clear()
         except BaseException:
             if not self._finished():  # nothing is there to go on from
-                lock.release()
-                shutil.rmtree(self.work, ignore_errors=True)
+                self._clear()
             raise
         finally:
+            empty = len(list(self.work.iterdir())) <= 1
             lock.release()
-        shutil.rmtree(self.work, ignore_errors=True)
+            if empty:
+                shutil.rmtree(self.work, ignore_errors=True)
 
     # ------------------------------------------------------------ what is there
 
-    def _identity(self) -> dict[str, Any]:
-        """What decides about the bytes of a segment."""
-        rendering, trained = self.rendering, self.rendering.trained
-        drive = rendering.drive
-        text = json.dumps(
-            {
-                "tool": __version__, "model": trained.sha256, "device": trained.device.type,
-                "bf16": trained.bf16, "pipeline": drive.pipeline, "settings": drive.settings,
-                "source": drive.source_sha256, "frames": drive.count, "rate": str(drive.rate),
-                "size": [self.width, self.height], "codec": self.codec, "crf": self.crf,
-                "compare": self.compare, "segment": SEGMENT,
-            },
-            default=str,
-        )  # fmt: skip
-        return dict(json.loads(text))
+    def _clear(self) -> None:
+        """Throw away what is there, but for the lock, which is held."""
+        for entry in self.work.iterdir():
+            if entry.name != ".lock":
+                entry.unlink()
 
     def _take_up(self) -> int:
         """How many segments of this very render are there; others' are thrown away."""
-        plan, identity = self.work / "plan.json", self._identity()
+        plan = self.work / PLAN
+        identity = self.identity | {"compare": self.output.compare, "segment": SEGMENT}
         try:
             same = json.loads(plan.read_text("utf-8")) == identity
         except (OSError, ValueError):
             same = False
         if not same:
-            for entry in self.work.iterdir():
-                if entry.name != ".lock":
-                    entry.unlink()
+            self.output.refuse_existing()
+            self._clear()
             with writing(plan):
                 plan.write_text(json.dumps(identity), "utf-8")
-        return len(self._finished())
+        done = len(self._finished())
+        while done and self._load(done - 1) is None:  # the power went while it was written
+            done -= 1
+            self._state(done).unlink()
+        return done
 
     def _finished(self) -> list[int]:
         """Segments in order up to the first that is not whole."""
@@ -385,6 +455,12 @@ class _Video:
     def _state(self, number: int) -> Path:
         return self.work / f"{number:05}.safetensors"
 
+    def _load(self, number: int) -> GeneratorState | None:
+        try:
+            return GeneratorState(**load_file(self._state(number)))
+        except (SafetensorError, OSError, TypeError):
+            return None
+
     # ------------------------------------------------------------ rendering
 
     def _segments(self, done: int, report: Reporter) -> None:
@@ -392,28 +468,35 @@ class _Video:
         first = min(done * SEGMENT, count)
         report.start("render", count, first)
         if first < count:
-            state = GeneratorState(**load_file(self._state(done - 1))) if done else None
-            pictures: Iterator[Picture | None] = iter(lambda: None, 0)
-            if self.compare and drive.pictures is not None:
+            state = self._load(done - 1) if done else None
+            pictures: Iterator[Picture | None] = iter(())
+            if self.output.compare and drive.pictures is not None:
                 pictures = ahead(drive.pictures(first), CHUNK, prepare=step_back)
             with _Encoding(self) as encoding:
                 for index, step in enumerate(self.rendering.steps(first, state), start=first):
-                    encoding.add(index, step, next(pictures))
+                    encoding.add(index, step, next(pictures, None))
                     report.advance("render")
         report.finish("render")
 
     def _join(self) -> None:
-        numbers = self._finished()
-        drive, codec = self.rendering.drive, CODECS[self.codec]
-        container = CONTAINERS[self.path.suffix.lower()]
+        """All segments as whole files, which come to stand under their names together."""
+        output, drive, trained = self.output, self.rendering.drive, self.rendering.trained
+        codec, numbers = CODECS[output.codec], self._finished()
+        container = CONTAINERS[output.path.suffix.lower()]
         tag = codec.tag if container in ("mp4", "mov") else None
-        mark = Mark.of(self.rendering.trained, drive.pipeline, drive.source, drive.source_sha256)
-        targets = {self.path: ""} | ({self.comparison: "-compare"} if self.compare else {})
-        for target, kind in targets.items():
+        mark = Mark.of(
+            trained, drive.pipeline, drive.source, drive.source_sha256, render=self.digest
+        )
+        whole = {}
+        for file, kind in zip(output.files, ("", "-compare"), strict=False):
+            whole[file] = self.work / f"whole{kind}"
             concatenate(
-                [self._segment(n, kind) for n in numbers], target, container=container,
+                [self._segment(n, kind) for n in numbers], whole[file], container=container,
                 rate=drive.rate, sound=drive.sound, tags=mark.tags(), tag=tag,
             )  # fmt: skip
+        for file, made in whole.items():
+            with writing(file):
+                made.replace(file)
 
 
 class _Encoding:
@@ -459,7 +542,7 @@ class _Encoding:
         video = self.video
         number, place = divmod(index, SEGMENT)
         rows = [_sized(step.picture(), video.width, video.height)]
-        if video.compare:
+        if video.output.compare:
             rows.append(_panels(picture, step, rows[0]))
         if place == 0:
             for row, kind in zip(rows, ("", "-compare"), strict=False):
@@ -469,9 +552,11 @@ class _Encoding:
                         width=row.shape[1],
                         height=row.shape[0],
                         rate=video.rendering.rate,
-                        crf=video.crf,
-                        codec=video.codec,
-                    )  # fmt: skip
+                        crf=video.output.crf,
+                        codec=video.output.codec,
+                        # Three times as wide, and only for looking at.
+                        preset="ultrafast" if kind else "veryfast",
+                    )
                 )
         for writer, row in zip(self.writers, rows, strict=True):
             writer.write(row)
@@ -482,16 +567,17 @@ class _Encoding:
             self._keep(step.state, number)
 
     def _keep(self, state: GeneratorState, number: int) -> None:
-        """The state after a segment says that it is whole; only the newest is needed."""
+        """The state after a segment says that it is whole; the newest is needed, and a spare."""
         path = self.video._state(number)
         partial = path.with_suffix(".partial")
         tensors = {name: t.cpu().contiguous() for name, t in vars(state).items()}
         with writing(path):
             save_file(tensors, partial)
+            with open(partial, "rb+") as file:
+                os.fsync(file.fileno())
             partial.replace(path)
-            if number:
-                before = self.video._state(number - 1)
-                before.write_bytes(b"")  # its name still counts
+            if number > 1:
+                self.video._state(number - 2).write_bytes(b"")  # its name still counts
 
 
 def _sized(picture: Picture, width: int, height: int) -> Picture:

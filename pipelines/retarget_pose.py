@@ -32,7 +32,6 @@ RETARGETS = ("none", "global", "limbs")
 Points = NDArray[np.float32]  # [T, 75, 3]
 Values = NDArray[np.float64]
 
-RETARGETS = ("none", "global", "limbs")
 ANCHORS = ("feet", "hips", "shoulders")  # what holds a person in place, the first that is in view
 
 RATE = 25.0  # frames a second, where nobody says

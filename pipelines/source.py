@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -23,7 +24,7 @@ from v2v.config import PreprocessSettings, load_config
 from v2v.data.probe import probe
 from v2v.data.store import CLIP_FILE, ClipStore, read_record
 from v2v.data.video import Sound, read_stored
-from v2v.errors import StoreError, UsageError
+from v2v.errors import NothingFound, StoreError, UsageError
 from v2v.progress import Reporter, Silent
 
 Picture = NDArray[np.uint8]  # RGB [H, W, 3]
@@ -36,6 +37,15 @@ class Source:
     store: ClipStore
     start: int
     stop: int
+    origin: float = 0.0  # seconds of what was given at which the store's frame 0 stands
+
+    def seconds(self, frame: int) -> float:
+        """The moment, in what was given, of a frame of the store."""
+        return self.origin + frame / float(self.rate)
+
+    def frame(self, seconds: float) -> int:
+        """The frame of the store at a moment of what was given."""
+        return round((seconds - self.origin) * float(self.rate))
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -92,6 +102,8 @@ def open_source(
     Raises what `preprocess` raises; `UsageError` for an empty range.
     """
     report = report or Silent()
+    for option, value in (("--start", start), ("--end", end)):
+        check_finite(option, value)
     if isinstance(given, ClipStore):
         store = given
     elif (Path(given) / CLIP_FILE).is_file():
@@ -103,6 +115,11 @@ def open_source(
     if missing:
         store = _made(store.folder, missing, report=report)
     return _range(store, start, end)
+
+
+def check_finite(option: str, value: float | None) -> None:
+    if value is not None and not math.isfinite(value):
+        raise UsageError(f"{option} {value} is no moment", hint="give a number of seconds")
 
 
 @dataclass(frozen=True)
@@ -125,7 +142,7 @@ class _Asked:
         # Only what is wanted of footage that is not there yet: it may be hours.
         values = self.values | {"frames.start": start, "frames.end": end}
         store = self._made(self._own_home(digest, values), values)
-        return Source(store, 0, len(store))
+        return Source(store, 0, len(store), origin=start or 0.0)
 
     def _home(self, digest: str) -> Path:
         """`data/NAME`, unless something else is there or settings differ from the usual ones."""
@@ -164,7 +181,14 @@ def _made(
 ) -> ClipStore:
     settings = load_config(PreprocessSettings, "preprocess", values=values)
     outcome = preprocess(source, list(signals), settings, output=output, report=report)
-    for error in outcome.failed.values():
+    for signal, error in outcome.failed.items():
+        if isinstance(error, NothingFound):
+            raise NothingFound(
+                error.message,
+                hint=f"v2v doctor {source} says what it shows; where somebody is small or hard to"
+                f" see, make a store first (v2v preprocess {source} --signal {signal} --help) and"
+                " give that as the source",
+            )
         raise error
     return ClipStore.open(outcome.folder)
 

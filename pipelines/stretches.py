@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,12 +31,11 @@ def joined(mask: NDArray[np.bool_], shortest: int) -> list[tuple[int, int]]:
     return [(int(run[0]), int(run[-1]) + 1) for run in runs if len(run) >= shortest]
 
 
-def told(stretches: Iterable[Stretch], rate: float, *, first: int = 0) -> list[str]:
+def told(stretches: Iterable[Stretch], seconds: Callable[[int], float]) -> list[str]:
     """A sentence for each thing to film, the longest first.
 
     Args:
-        rate: frames a second.
-        first: frame of the source that frame 0 is.
+        seconds: the moment of a frame, as the user counts.
     """
     by_advice: dict[str, list[Stretch]] = {}
     for stretch in stretches:
@@ -47,7 +46,7 @@ def told(stretches: Iterable[Stretch], rate: float, *, first: int = 0) -> list[s
     for advice in ordered[:MOST]:
         found = sorted(by_advice[advice], key=lambda s: s.start - s.stop)
         places = [
-            f"{(first + s.start) / rate:.1f} to {(first + s.stop) / rate:.1f} s"
+            f"{seconds(s.start):.1f} to {seconds(s.stop):.1f} s"
             for s in sorted(found[:SHOWN], key=lambda s: s.start)
         ]
         more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""

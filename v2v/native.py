@@ -1,7 +1,7 @@
 """How the native libraries behave in a process of ours: quiet, frugal with page faults and cores.
 
-For programs (the command line, worker processes, benchmarks); the library leaves its caller's
-process alone.
+`prepare_process` is for programs (the command line, worker processes, benchmarks): the library
+leaves its caller's process alone. The rest only asks, or touches threads of the library's own.
 """
 
 from __future__ import annotations

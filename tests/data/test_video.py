@@ -338,8 +338,8 @@ def test_nothing_is_left_of_a_failure_to_begin_or_to_end(make_video, numbered_fr
     sound = make_video("sound.mp4", "-c:a", "aac", frames="sine=duration=1")
     with pytest.raises(FileNotFoundError):  # noqa: SIM117
         with VideoWriter(folder / "a.mp4", audio=sound, **options) as writer:
-            writer.write(numbered_frames(1)[0])
             sound.unlink()
+            writer.write(numbered_frames(1)[0])
     assert list(folder.iterdir()) == []
 
 

@@ -81,10 +81,13 @@ def test_two_clips_become_one_and_nothing_is_done_twice(do, people, tmp_path):
 
 
 def test_what_is_not_its_own_is_left_alone(do, people, tmp_path):
-    (tmp_path / "out.mp4").write_bytes(b"precious")
-    with pytest.raises(UsageError, match="was not made from guest.mp4"):
-        do()
-    assert (tmp_path / "out.mp4").read_bytes() == b"precious"
+    for name in ("out.mp4", "out-compare.mp4"):
+        (tmp_path / name).write_bytes(b"precious")
+        with pytest.raises(UsageError, match="was not made from these two"):
+            do(compare=True)
+        assert (tmp_path / name).read_bytes() == b"precious"
+        assert not (tmp_path / "data").exists(), "refused only after work was done"
+        (tmp_path / name).unlink()
     do(overwrite=True)
     with pytest.raises(RunConflict, match="was trained on person.mp4"):
         do(target=people["guest"], name="person", output=tmp_path / "other.mp4")
@@ -93,7 +96,10 @@ def test_what_is_not_its_own_is_left_alone(do, people, tmp_path):
 def test_the_demo_leaves_something_to_look_at(tmp_path, monkeypatch):
     monkeypatch.setattr("pipelines.demo.SETTINGS", SMALL)
     monkeypatch.setattr("pipelines.demo.SIZE", 64)
+    (tmp_path / "person.mp4").write_bytes(b"mine")
     made = demo(tmp_path, seconds=1.6, minutes=0.02)
+    assert (tmp_path / "person.mp4").read_bytes() == b"mine"
+    assert probe(made.video).upright_width == 128
     assert len(list(read_stored(made.video))) == 48
     assert made.sheet.stat().st_size > 10_000
     page = made.page.read_text("utf-8")

@@ -27,6 +27,7 @@ from v2v.errors import (
     MediaNotFound,
     NotAVideo,
     NothingFound,
+    NotWritable,
     TooFewFrames,
     UnknownName,
     UsageError,
@@ -139,6 +140,10 @@ def test_an_empty_stage_is_said(make_store, make_model, skeletons):
     store = make_store("gone", pose=gone)
     transfer = MotionTransfer.from_model(model_of(make_model, own, "pose"), device="cpu")
     assert any("nobody is found in 20 of 40" in note for note in transfer(store).notes)
+    guessed = points.copy()
+    guessed[..., 2] = 0.1
+    with pytest.raises(NothingFound):
+        transfer(make_store("guessed", pose=np.concatenate([guessed, points])), end=1.0)
     with pytest.raises(NothingFound) as caught:
         transfer(store, start=0.9)
     assert "0.92 s" in caught.value.message or "0.88 s" in caught.value.message
@@ -155,6 +160,22 @@ def test_new_poses_are_named(make_store, make_model, skeletons):
     notes = " ".join(transfer(make_store("up", pose=up)).notes)
     assert "the left arm raised" in notes and "film yourself" in notes
     assert "right arm" not in notes
+
+
+def test_a_style_from_a_picture_is_remembered(make_store, make_model, skeletons):
+    store = make_store(pose=skeletons(COUNT))
+    opened = ClipStore.open(store)
+    points = torch.from_numpy(np.ascontiguousarray(opened.track("pose").points))
+    known = {"0.pose.points": points, "0.style": torch.full((3, HEIGHT, WIDTH), 0.5)}
+    options = {"generator": {"style": "encoded"}, "frames": COUNT}
+    transfer = MotionTransfer.from_model(make_model(statistics=known, **options), device="cpu")
+    assert len(list(transfer(store, end=0.2))) == 5
+    del known["0.style"]
+    forgetful = MotionTransfer.from_model(
+        make_model("old", statistics=known, **options), device="cpu"
+    )
+    with pytest.raises(UsageError, match="wants a picture"):
+        forgetful(store)
 
 
 # ---------------------------------------------------------------- face re-enactment
@@ -475,6 +496,23 @@ def test_an_empty_range(make_store, skeletons, start, end):
         open_source(make_store(pose=skeletons(25)), ["pose"], start=start, end=end)
 
 
+@pytest.mark.parametrize("moment", [float("nan"), float("inf"), -float("inf")])
+def test_moments_are_numbers(make_store, skeletons, moment):
+    store = make_store(pose=skeletons(25))
+    for options in ({"start": moment}, {"end": moment}):
+        with pytest.raises(UsageError, match="no moment"):
+            open_source(store, ["pose"], **options)
+
+
+def test_seconds_are_those_of_the_footage(make_video, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    footage = make_video("a.mp4", "-c:v", "libx264", frames=30, rate=10)
+    part = open_source(footage, ["flow"], start=1.0, end=2.0)
+    assert (part.seconds(part.start), part.frame(1.5)) == (1.0, 5)
+    whole = open_source(part.store, ["flow"], start=0.5)
+    assert (whole.seconds(whole.start), whole.frame(0.5)) == (0.5, 5)
+
+
 def test_a_model_of_another_signal_says_what_fits_it(make_store, make_model, skeletons):
     run = model_of(make_model, make_store(pose=skeletons(COUNT)), "pose")
     for kind in (FaceReenactment, LabelToVideo):
@@ -495,8 +533,10 @@ def test_transfer_by_command(make_store, make_model, skeletons, command, tmp_pat
     assert (tmp_path / "a-b.mp4").exists() and (tmp_path / "a-b-compare.mp4").exists()
     again = command("transfer", *options)
     assert isinstance(again.exception, UsageError) and "--overwrite" in again.exception.hint
-    still = command("transfer", *options, "--preview")
-    assert still.exit_code == 0 and (tmp_path / "a-b.png").exists()
+    still = command("transfer", *options, "--preview", "--json")
+    assert json.loads(still.stdout) == {"preview": "a-b.png"}
+    twice = command("transfer", *options, "--preview")
+    assert isinstance(twice.exception, UsageError) and (tmp_path / "a-b.png").exists()
     facts = command("info", "a-b.mp4", "--json")
     assert json.loads(facts.stdout)["pipeline"] == "motion transfer"
     for path, what in ((store, "clip store"), ("b", "model"), (tmp_path / "a.mkv", "video")):
@@ -534,6 +574,13 @@ def test_prediction_by_command(predicting, command):
         (["train", "--task", "predict", "-d", "a", "--size", "64"], UsageError, "--size"),
         (["run", "--target", "no.mp4", "--source", "a"], MediaNotFound, "no.mp4"),
         (["run", "--target", "a", "--source", "a", "--task", "cat"], UnknownName, "pose"),
+        (["transfer", "--source", "a", "-m", "b", "--start", "nan"], UsageError, "no moment"),
+        (["transfer", "--source", "a", "-m", ""], UsageError, "is empty"),
+        (["transfer", "--source", "a", "-m", "b", "--device", "cpu:x"], UsageError, "cpu:x"),
+        (["transfer", "--source", "a", "-m", "b", "-o", "notes.mp4/o.mp4"], NotWritable, "notes"),
+        (["transfer", "--source", "no.mp4", "-m", "b", "-o", "o.avi"], UsageError, "o.avi"),
+        (["run", "--target", "a", "--source", "a", "-o", "o.avi"], UsageError, "o.avi"),
+        (["run", "--target", "a", "--source", "a", "-s", "bogus=1"], ConfigError, "bogus"),
         (["info", "nothing.mp4"], MediaNotFound, "nothing.mp4"),
     ],
 )  # fmt: skip

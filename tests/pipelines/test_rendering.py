@@ -154,6 +154,27 @@ def test_a_killed_render_goes_on_and_ends_the_same(make, tmp_path, monkeypatch, 
     assert not list(tmp_path.glob(".*"))
 
 
+def test_a_damaged_state_costs_a_segment(make, tmp_path, monkeypatch):
+    monkeypatch.setattr(rendering, "SEGMENT", 8)
+    path = tmp_path / "out.mkv"
+    with pytest.raises(Stopped):
+        make().save(path, codec="ffv1", report=StopsAt(29))
+    newest = max((tmp_path / ".out.mkv.render").glob("*.safetensors"))
+    newest.write_bytes(b"")
+    make().save(path, codec="ffv1")
+    assert np.array_equal(read(path), np.stack(list(make())))
+
+
+def test_what_is_saved_is_known(make, tmp_path):
+    whole, output = make(3), rendering.Output(tmp_path / "a.mkv", codec="ffv1", compare=True)
+    assert not whole.is_saved(output)
+    whole.save(output)
+    assert whole.is_saved(output)
+    assert not make(4).is_saved(output)
+    output.comparison.write_bytes(b"something else")
+    assert not whole.is_saved(output)
+
+
 def test_other_settings_begin_anew(make, tmp_path, monkeypatch):
     monkeypatch.setattr(rendering, "SEGMENT", 8)
     path = tmp_path / "out.mkv"
@@ -197,6 +218,20 @@ def test_sound_is_carried_in_step(make, make_video, tmp_path, start, suffix):
                 loud.append(frame.time)
     assert loud[0] == pytest.approx(1 - start, abs=0.04)
     assert length == pytest.approx(50 / 25, abs=1 / 25)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
+def test_sound_lies_beside_its_pictures(make, make_video, tmp_path, name):
+    """A player that has read so much of the file has sound and pictures up to the same moment."""
+    sound = make_video("sound.m4a", "-c:a", "aac", frames="sine=duration=9")
+    outcome = make(200, sound=Sound(sound, 0.0)).save(tmp_path / name)
+    newest = {"video": 0.0, "audio": 0.0}
+    with av.open(str(outcome.video)) as container:
+        for packet in container.demux():
+            if packet.size:
+                newest[packet.stream.type] = float(packet.pts * packet.time_base)
+                assert abs(newest["video"] - newest["audio"]) < 1.1
+    assert min(newest.values()) > 7.9
 
 
 def test_every_video_says_that_it_is_synthetic(make, tmp_path, ffmpeg, run_ffmpeg):

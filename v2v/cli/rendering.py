@@ -12,14 +12,14 @@ from v2v.errors import UsageError
 from v2v.native import prepare_process
 
 if TYPE_CHECKING:
-    from pipelines.rendering import Outcome, Rendering
+    from pipelines.rendering import Outcome, Output, Rendering
     from v2v.progress import Reporter
 
 Model = Annotated[
     str, typer.Option("--target-model", "-m", help="A run's name (runs/b is b), or its folder.")
 ]
 Source = Annotated[str, typer.Option("--source", help="Footage, or a clip store.")]
-Output = Annotated[
+OutputFile = Annotated[
     Path | None,
     typer.Option("--output", "-o", help="The video. [default: SOURCE-MODEL.mp4]"),
 ]
@@ -70,7 +70,7 @@ after a stop.
 def transfer(
     source: Source,
     target_model: Model,
-    output: Output = None,
+    output: OutputFile = None,
     retarget: Annotated[
         str,
         typer.Option(
@@ -93,15 +93,18 @@ def transfer(
     prepare_process()
     from pipelines.motion_transfer import MotionTransfer
 
+    wanted = _wanted(
+        output, source, target_model, compare=compare, size=size, codec=codec, crf=crf,
+        overwrite=overwrite, preview=preview,
+    )  # fmt: skip
+
     with progress(quiet or as_json) as report:
         pipeline = MotionTransfer.from_model(target_model, device=device)
         rendering = pipeline(
             source, start=start, end=end, retarget=retarget, clip=clip, report=report
         )
-        _finish(
-            rendering, source, output, preview=preview, compare=compare, size=size, codec=codec,
-            crf=crf, overwrite=overwrite, quiet=quiet, as_json=as_json, report=report,
-        )  # fmt: skip
+        told = _finish(rendering, wanted, preview, quiet or as_json, report)
+    _print(told, quiet=quiet, as_json=as_json)
 
 
 EXAMPLES_REENACT = """
@@ -127,7 +130,7 @@ Strength = Annotated[float, typer.Option(help="0: the target's neutral, 1: as th
 def reenact(
     source: Source,
     target_model: Model,
-    output: Output = None,
+    output: OutputFile = None,
     absolute: Annotated[
         bool,
         typer.Option("--absolute", help="The source's own head rotation, place and size."),
@@ -168,6 +171,11 @@ def reenact(
     prepare_process()
     from pipelines.face_reenactment import FaceReenactment, Strengths
 
+    wanted = _wanted(
+        output, source, target_model, compare=compare, size=size, codec=codec, crf=crf,
+        overwrite=overwrite, preview=preview,
+    )  # fmt: skip
+
     moves = 1.0 if translation is None else translation
     strengths = Strengths(rotation, moves, scale, expression, gaze, blink)
     parts = {name: _number("--part", f"{name}={n}", n) for name, n in _pairs("--part", part)}
@@ -177,10 +185,8 @@ def reenact(
             source, start=start, end=end, absolute=absolute, strengths=strengths, parts=parts,
             neutral=neutral, stay=translation is None, clip=clip, report=report,
         )  # fmt: skip
-        _finish(
-            rendering, source, output, preview=preview, compare=compare, size=size, codec=codec,
-            crf=crf, overwrite=overwrite, quiet=quiet, as_json=as_json, report=report,
-        )  # fmt: skip
+        told = _finish(rendering, wanted, preview, quiet or as_json, report)
+    _print(told, quiet=quiet, as_json=as_json)
 
 
 EXAMPLES_SYNTHESIZE = """
@@ -201,7 +207,7 @@ The maps are a clip store's segmentation, or a folder of PNGs, one a frame.
 def synthesize(
     labels: Annotated[str, typer.Option("--labels", help="A folder of maps, or a clip store.")],
     target_model: Model,
-    output: Output = None,
+    output: OutputFile = None,
     replace: Annotated[
         list[str] | None,
         typer.Option(help="Show one class as another: vegetation=building; repeat it."),
@@ -231,16 +237,19 @@ def synthesize(
     prepare_process()
     from pipelines.label_to_video import LabelToVideo
 
+    wanted = _wanted(
+        output, labels, target_model, compare=compare, size=size, codec=codec, crf=crf,
+        overwrite=overwrite, preview=preview,
+    )  # fmt: skip
+
     with progress(quiet or as_json) as report:
         pipeline = LabelToVideo.from_model(target_model, device=device)
         rendering = pipeline(
             labels, start=start, end=end, fps=fps, replace=dict(_pairs("--replace", replace)),
             style=style or (), report=report,
         )  # fmt: skip
-        _finish(
-            rendering, labels, output, preview=preview, compare=compare, size=size, codec=codec,
-            crf=crf, overwrite=overwrite, quiet=quiet, as_json=as_json, report=report,
-        )  # fmt: skip
+        told = _finish(rendering, wanted, preview, quiet or as_json, report)
+    _print(told, quiet=quiet, as_json=as_json)
 
 
 EXAMPLES_PREDICT = """
@@ -261,7 +270,7 @@ frames of the clip are held back, shown beside the prediction, and the error per
 def predict_frames(
     model: Annotated[str, typer.Option("--model", "-m", help="A run's name, or its folder.")],
     given: Annotated[str, typer.Option("--input", "-i", help="Footage, or a clip store.")],
-    output: Output = None,
+    output: OutputFile = None,
     frames: Annotated[int, typer.Option("--frames", "-n", help="How many.")] = 30,
     at: Annotated[
         float | None,
@@ -286,18 +295,21 @@ def predict_frames(
     prepare_process()
     from pipelines.frame_prediction import FramePrediction
 
+    wanted = _wanted(
+        output, given, model, compare=compare, size=size, codec=codec, crf=crf,
+        overwrite=overwrite,
+    )  # fmt: skip
+
     with progress(quiet or as_json) as report:
         pipeline = FramePrediction.from_model(model, device=device)
         predicted = pipeline(
             given, frames=frames, at=at, hold_back=compare and at is None, look=clip,
             report=report,
         )  # fmt: skip
+        told = _finish(predicted, wanted, False, quiet or as_json, report)
         errors = predicted.errors() if compare and predicted.known else {}
-        _finish(
-            predicted, given, output, preview=False, compare=compare, size=size, codec=codec,
-            crf=crf, overwrite=overwrite, quiet=quiet, as_json=as_json, report=report,
-            more={"errors": {k: [round(float(v), 4) for v in e] for k, e in errors.items()}},
-        )  # fmt: skip
+    plain = {kind: [round(float(v), 4) for v in values] for kind, values in errors.items()}
+    _print(told, quiet=quiet, as_json=as_json, more={"errors": plain} if errors else None)
     if errors and not quiet and not as_json:
         _print_errors(errors)
 
@@ -336,39 +348,58 @@ def _number(option: str, item: str, value: str) -> float:
         ) from None
 
 
-def _finish(
-    rendering: Rendering,
-    source: str,
+def _wanted(
     output: Path | None,
+    source: str,
+    model: str,
     *,
-    preview: bool,
     compare: bool,
     size: str | None,
     codec: str,
     crf: float,
     overwrite: bool,
-    quiet: bool,
-    as_json: bool,
-    report: Reporter,
-    more: dict[str, Any] | None = None,
-) -> None:
-    """Render, or only draw what would be rendered from, and say where it is."""
-    suffix = ".mkv" if codec == "ffv1" else ".webm" if codec == "vp9" else ".mp4"
-    path = output or Path(f"{Path(source).resolve().stem}-{rendering.trained.name}{suffix}")
-    if not quiet and not as_json:
+    preview: bool = False,
+) -> Output:
+    """What is to be written; refuses what cannot be before anything is computed."""
+    from pipelines.rendering import Output
+
+    suffix = {"ffv1": ".mkv", "vp9": ".webm"}.get(codec, ".mp4")
+    folder = Path(model).resolve()
+    name = folder.parent.name if folder.name == "model" else folder.name
+    chosen: Any = parse_size(size)
+    wanted = Output(
+        output or Path(f"{Path(source).resolve().stem}-{name}{suffix}"),
+        compare=compare, size=tuple(chosen) if isinstance(chosen, list) else chosen, codec=codec,
+        crf=crf, overwrite=overwrite,
+    )  # fmt: skip
+    if not preview:
+        wanted.check()
+    return wanted
+
+
+def _finish(
+    rendering: Rendering, wanted: Output, preview: bool, silent: bool, report: Reporter
+) -> Outcome | Path:
+    """Render; or only draw what would be rendered from."""
+    if not silent:
         for note in rendering.notes:
             report.note(note)
     if preview:
-        still = rendering.preview(path.with_suffix(".png"))
-        if not quiet:
-            print(still)
-        return
-    chosen: Any = parse_size(size)
-    outcome = rendering.save(
-        path, compare=compare, size=tuple(chosen) if isinstance(chosen, list) else chosen,
-        codec=codec, crf=crf, overwrite=overwrite, report=report,
-    )  # fmt: skip
-    print_rendered(outcome, quiet=quiet, as_json=as_json, more=more)
+        return rendering.preview(wanted.path.with_suffix(".png"), overwrite=wanted.overwrite)
+    return rendering.save(wanted, report=report)
+
+
+def _print(
+    told: Outcome | Path, *, quiet: bool, as_json: bool, more: dict[str, Any] | None = None
+) -> None:
+    if not isinstance(told, Path):
+        print_rendered(told, quiet=quiet, as_json=as_json, more=more)
+    elif as_json:
+        import json
+
+        print(json.dumps({"preview": str(told)}))
+    elif not quiet:
+        print(told)
 
 
 def print_rendered(

@@ -44,17 +44,11 @@ def parse_size(text: str | None) -> Any:
     if text is None:
         return None
     parts = text.lower().split("x")
-    if not all(p.isdigit() for p in parts) or len(parts) > 2:
+    if not all(p.isascii() and p.isdigit() for p in parts) or len(parts) > 2:
         raise UsageError(
             f"--size {text} is not a size", hint="write 512 for the shorter side, or 512x768"
         )
     return int(parts[0]) if len(parts) == 1 else [int(p) for p in parts]
-
-
-def report_results(results: list[ClipResult]) -> None:
-    """The table, then what went wrong; leaves with the worst exit code."""
-    print_outcomes([r.outcome for r in results if r.outcome is not None])
-    report_errors(results)
 
 
 def report_errors(results: list[ClipResult]) -> None:

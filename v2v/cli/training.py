@@ -160,7 +160,7 @@ def _train_predictor(
         print(json.dumps(outcome.as_json(), indent=1))
     elif not quiet:
         print(outcome)
-        print("errors on footage that it was not trained on; lower is better")
+        print("errors on the validation part, which decided when to stop; lower is better")
 
 
 def _is_helper_process() -> bool:

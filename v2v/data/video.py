@@ -7,13 +7,13 @@ pixel shapes. What is written is H.264 (frames, previews) or FFV1 (label maps, f
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import av
 import numpy as np
@@ -564,6 +564,17 @@ def _rendered_stream(
     return stream
 
 
+@dataclass(frozen=True)
+class Sound:
+    """What is heard over a video: a stretch of a file's first audio stream.
+
+    `start` is the moment of the file, in seconds, that the video's first frame stands at.
+    """
+
+    path: Path
+    start: float
+
+
 class VideoWriter:
     """Write RGB frames as a video, under its name only once it is whole.
 
@@ -583,7 +594,6 @@ class VideoWriter:
         self.rate = rate
         self.codec = CODECS[codec]
         self.partial = path.with_name(f".{path.name}.partial")
-        self.audio_offset = audio_offset
         container = container or self.codec.container
         with writing(path):
             self.container = av.open(
@@ -594,7 +604,7 @@ class VideoWriter:
                 self.container, self.codec, width=width, height=height, rate=rate, crf=crf,
                 preset=preset,
             )  # fmt: skip
-            self.sound = _sound(audio, self.container) if audio else None
+            self.sound = _Sounding(Sound(audio, -audio_offset), self.container) if audio else None
         except BaseException:
             self._abandon()
             raise
@@ -615,15 +625,15 @@ class VideoWriter:
         self.count += 1
         with writing(self.path):
             self.container.mux(self.stream.encode(frame))
+            if self.sound:
+                self.sound.until(self.count / float(self.rate))
 
     def close(self) -> None:
         try:
             with writing(self.path):
                 self.container.mux(self.stream.encode(None))
                 if self.sound:
-                    start = -self.audio_offset
-                    end = start + self.count / float(self.rate)
-                    self.sound.copy(start=start, end=end, from_zero=False)
+                    self.sound.close()
                 self.container.close()
                 _flush_to_disk(self.partial)
                 os.replace(self.partial, self.path)
@@ -652,17 +662,6 @@ def _container_options(container: str) -> dict[str, str]:
     if container in ("mp4", "mov"):
         return {"movflags": "+faststart"}
     return {"fflags": "+bitexact"}
-
-
-@dataclass(frozen=True)
-class Sound:
-    """What is heard over a video: a stretch of a file's first audio stream.
-
-    `start` is the moment of the file, in seconds, that the video's first frame stands at.
-    """
-
-    path: Path
-    start: float
 
 
 def concatenate(
@@ -694,7 +693,7 @@ def _join(
     parts: list[Path], out: Any, rate: Fraction, sound: Sound | None, tag: str | None
 ) -> None:
     stream: Any = None
-    heard: _AudioCopy | _AudioEncode | None = None
+    heard: _Sounding | None = None
     offset = 0
     for part in parts:
         with av.open(str(part)) as source:
@@ -705,7 +704,7 @@ def _join(
                 if tag:
                     stream.codec_context.codec_tag = tag
                 # Streams are known before the first packet.
-                heard = _sound(sound.path, out) if sound else None
+                heard = _Sounding(sound, out) if sound else None
             stream.codec_context.framerate = rate  # few frames tell it not
             count = 0
             for packet in source.demux(video):
@@ -718,9 +717,11 @@ def _join(
                 packet.duration = 1
                 out.mux(packet)
                 count += 1
+                if heard:
+                    heard.until((offset + count) / float(rate))
             offset += count
-    if sound and heard:
-        heard.copy(start=sound.start, end=sound.start + offset / float(rate), from_zero=False)
+    if heard:
+        heard.close()
 
 
 def read_tags(path: Path) -> dict[str, str]:
@@ -768,7 +769,9 @@ def _copy_audio(
             options = {"fflags": "+bitexact"}
             with av.open(str(partial), "w", format=container, options=options) as out:
                 copy = _AudioCopy(source, out)
-                offset = copy.copy(start=start, end=end, from_zero=True)
+                for packet in copy.packets(start, end, from_zero=True):
+                    out.mux(packet)
+            offset = copy.began
             if offset is None:
                 return None
             _flush_to_disk(partial)
@@ -783,17 +786,16 @@ class _AudioCopy:
 
     def __init__(self, source: Path, out: Any) -> None:
         self.source = source
-        self.out = out
+        self.began: float | None = None  # of the first packet, from the start asked for
         with av.open(str(source)) as container:
             self.stream = out.add_stream_from_template(container.streams.audio[0])
 
-    def copy(self, *, start: float, end: float, from_zero: bool) -> float | None:
-        """Copy what begins between `start` and `end`; returns where it begins, from `start` on.
+    def packets(self, start: float, end: float, *, from_zero: bool = False) -> Iterator[Any]:
+        """What begins between `start` and `end` (seconds).
 
         Args:
             from_zero: whether the first packet comes to stand at 0, or `start` does.
         """
-        first: float | None = None
         with av.open(str(self.source)) as container:
             audio = container.streams.audio[0]
             origin = 0.0  # the picture's first moment on the container's clock
@@ -806,15 +808,14 @@ class _AudioCopy:
                 time = float(packet.pts * packet.time_base) - origin
                 if time < start - 1e-6 or time >= end:
                     continue
-                if first is None:
-                    first, shift = time - start, packet.pts
+                if self.began is None:
+                    self.began, shift = time - start, packet.pts
                     if not from_zero:
-                        shift -= round(first / packet.time_base)
+                        shift -= round(self.began / packet.time_base)
                 packet.stream = self.stream
                 packet.pts -= shift
                 packet.dts = packet.pts
-                self.out.mux(packet)
-        return first
+                yield packet
 
 
 class _AudioEncode:
@@ -822,7 +823,6 @@ class _AudioEncode:
 
     def __init__(self, source: Path, out: Any) -> None:
         self.source = source
-        self.out = out
         if out.format.name == "webm":
             self.stream = out.add_stream("libopus", rate=48000, layout="stereo")
             return
@@ -830,9 +830,8 @@ class _AudioEncode:
             rate = container.streams.audio[0].codec_context.sample_rate
         self.stream = out.add_stream("aac", rate=min(rate, 48000), layout="stereo")
 
-    def copy(self, *, start: float, end: float, from_zero: bool) -> None:
-        """Encode what is heard between `start` and `end` (seconds); `start` comes to stand at 0."""
-        assert not from_zero
+    def packets(self, start: float, end: float) -> Iterator[Any]:
+        """What is heard between `start` and `end` (seconds); `start` comes to stand at 0."""
         context = self.stream.codec_context
         rate, size = context.sample_rate, context.frame_size or 960
         convert = av.AudioResampler(
@@ -844,8 +843,32 @@ class _AudioEncode:
                     continue
                 for piece in convert.resample(frame):
                     piece.pts -= round(start * rate)
-                    self.out.mux(self.stream.encode(piece))
-        self.out.mux(self.stream.encode(None))
+                    yield from self.stream.encode(piece)
+        yield from self.stream.encode(None)
+
+
+class _Sounding:
+    """Puts sound beside a video as it grows, so that players find both in one place."""
+
+    def __init__(self, sound: Sound, out: Any) -> None:
+        self.out = out
+        heard = _sound(sound.path, out).packets(sound.start, float("inf"))
+        self.packets = cast(Generator[Any, None, None], heard)
+        self.waiting: Any = None
+
+    def until(self, seconds: float) -> None:
+        """Write what begins before this moment of the video."""
+        while True:
+            if self.waiting is None:
+                self.waiting = next(self.packets, None)
+            packet = self.waiting
+            if packet is None or float((packet.pts or 0) * packet.time_base) >= seconds:
+                return
+            self.out.mux(packet)
+            self.waiting = None
+
+    def close(self) -> None:
+        self.packets.close()
 
 
 def _sound(source: Path, out: Any) -> _AudioCopy | _AudioEncode:

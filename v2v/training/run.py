@@ -116,7 +116,9 @@ class RunFolder:
             if _at(before, key) != _at(now, key)
             and not any(key == o or key.startswith(o + ".") for o in OPERATIONAL)
         ]
-        if record.get("data") != stores:
+        if [Path(p).resolve() for p in record.get("data", [])] != [
+            Path(p).resolve() for p in stores
+        ]:
             changed.insert(0, f"data: {record.get('data')} before, {stores} now")
         if changed:
             more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
