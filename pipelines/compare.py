@@ -27,7 +27,7 @@ from PIL import Image, ImageDraw, ImageFont
 from pydantic import BaseModel
 
 from pipelines.mark import Mark, read_mark
-from pipelines.rendering import CONTAINERS, CRF
+from pipelines.rendering import CONTAINERS, CRF, Output
 from v2v import __version__
 from v2v.ahead import ahead
 from v2v.data.probe import Probe, probe
@@ -43,7 +43,7 @@ from v2v.data.video import (
     plan_geometry,
     read_upright,
 )
-from v2v.errors import MediaError, NotWritable, UnknownName, UsageError, writing
+from v2v.errors import MediaError, NotWritable, UsageError, writing
 from v2v.native import step_back
 from v2v.progress import Reporter, Silent
 
@@ -549,7 +549,9 @@ def compare(
         )
     if difference and not 0 < amplify <= 255:
         raise UsageError(f"--amplify {amplify:g} is out of range", hint="up to 255 is accepted")
-    check_target(path, codec, crf, overwrite, given)
+    if any(path.resolve() == Path(clip).resolve() for clip in given):
+        raise UsageError(f"{path} is one of the clips", hint="choose another --output")
+    Output(path, codec=codec, crf=crf, overwrite=overwrite).check()
     clips = open_all(given, labels)
     heard = _sound(clips, sound)
     aligned = align(clips, start=start, end=end, longest=longest)
@@ -667,31 +669,6 @@ def _outlined(picture: Picture, region: Box) -> Picture:
 
 
 # ---------------------------------------------------------------- writing
-
-
-def check_target(
-    path: Path, codec: str, crf: float, overwrite: bool, given: Sequence[str | Path] = ()
-) -> None:
-    """Refuse what cannot be written before anything is read."""
-    if codec not in CODECS:
-        raise UnknownName.among("codec", codec, CODECS)
-    chosen = CODECS[codec]
-    if path.suffix.lower() not in chosen.suffixes:
-        raise UsageError(
-            f"{codec} video cannot be put into {path.name}",
-            hint=f"let its name end in {' or '.join(chosen.suffixes)}",
-        )
-    if chosen.crf and not chosen.crf[0] <= crf <= chosen.crf[1]:
-        raise UsageError(
-            f"--crf {crf:g} is out of range",
-            hint=f"{codec} takes {chosen.crf[0]:g} (best) to {chosen.crf[1]:g}",
-        )
-    if path.is_dir():
-        raise NotWritable(f"{path} is a folder", hint="name a file, such as out.mp4")
-    if any(path.resolve() == Path(clip).resolve() for clip in given):
-        raise UsageError(f"{path} is one of the clips", hint="choose another --output")
-    if path.exists() and not overwrite:
-        raise UsageError(f"{path} exists already", hint="replace it with --overwrite")
 
 
 def write_video(
