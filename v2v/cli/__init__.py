@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from v2v import __version__
-from v2v.cli import comparing, footage, rendering, training, whole
+from v2v.cli import comparing, evaluation, footage, rendering, training, whole
 from v2v.cli.shared import print_error
 from v2v.errors import MissingLibrary, V2VError
 
@@ -55,6 +55,7 @@ app.command(help=rendering.EXAMPLES_REENACT)(rendering.reenact)
 app.command(help=rendering.EXAMPLES_SYNTHESIZE)(rendering.synthesize)
 app.command("predict-frames", help=rendering.EXAMPLES_PREDICT)(rendering.predict_frames)
 app.command()(rendering.info)
+app.command(help=evaluation.EXAMPLES_EVALUATE)(evaluation.evaluate)
 app.command(help=comparing.EXAMPLES_COMPARE)(comparing.compare)
 app.command(help=comparing.EXAMPLES_STUDY)(comparing.study)
 app.command()(footage.doctor)

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from v2v.signals.face import eye_openness, mouth_openness
 from v2v.signals.pose import MIN_SCORE, POINT
+from v2v.signals.segmentation import VOID
 from v2v.warp import occlusion, warp
 
 Landmarks = NDArray[np.float32]
@@ -34,6 +35,7 @@ Values = NDArray[np.float64]
 
 PCK = 0.1  # of the torso, within which a keypoint counts as correct
 SHORTEST = 0.5  # of its median: a torso or a face seen from the side is no shorter unit than this
+STILL = 0.2  # of the real face's motion; eyes or a mouth that move less do not move
 EYES = (33, 263)  # the outer corners of the eyes in the face mesh
 
 
@@ -67,6 +69,34 @@ def ssim(output: Tensor, truth: Tensor) -> Tensor:
         output, truth, data_range=1.0, reduction="none"
     )
     return values.reshape(len(output))  # a single frame comes without its axis
+
+
+def ms_ssim(output: Tensor, truth: Tensor) -> Tensor:
+    """[T] structural similarity at five scales (Wang et al. 2003), 1 where the frames are equal.
+
+    Sides must be longer than 160 pixels: the window is 11 wide at a sixteenth of them.
+    """
+    output, truth = _pair(output, truth)
+    values: Tensor = _torchmetrics().multiscale_structural_similarity_index_measure(
+        output, truth, data_range=1.0, reduction="none"
+    )
+    return values.reshape(len(output))
+
+
+def sharpness(output: Tensor, truth: Tensor) -> Tensor:
+    """[T] gradient of the brightness over the real frame's: below 1 blurred, above 1 noisy.
+
+    Root mean squares: a blurred edge climbs as high as a sharp one, only more slowly, so a plain
+    mean would not see it. NaN where the real frame is flat.
+    """
+    ours, real = (_gradient(frames) for frames in _pair(output, truth))
+    return ours / torch.where(real > 0, real, torch.nan)
+
+
+def _gradient(frames: Tensor) -> Tensor:
+    brightness = frames.mean(dim=1)
+    across, down = brightness.diff(dim=-1).square(), brightness.diff(dim=-2).square()
+    return (across.mean(dim=(1, 2)) + down.mean(dim=(1, 2))).sqrt()
 
 
 # ---------------------------------------------------------------- motion
@@ -146,6 +176,16 @@ def frame_difference(frames: Tensor) -> Tensor:
     return _unit(frames).diff(dim=0).abs().mean(dim=(1, 2, 3))
 
 
+def flicker(output: Tensor, truth: Tensor) -> Tensor:
+    """[T-1] how much the error changes from frame to frame: mean `|e_t - e_t-1|`, in [0, 1].
+
+    `e` is the output less the real frame. An error that stays is none; brightness that jumps by
+    `a` every frame is `a`; a frozen video has the real one's `frame_difference`.
+    """
+    output, truth = _pair(output, truth)
+    return (output - truth).diff(dim=0).abs().mean(dim=(1, 2, 3))
+
+
 # ---------------------------------------------------------------- landmarks
 
 
@@ -155,7 +195,7 @@ class PoseError:
 
     distance: Values  # [T] mean distance of keypoints over the torso's length; NaN: nothing found
     correct: Values  # [T] PCK: share of keypoints within 0.1 of the torso; 0 where nothing found
-    missed: float  # share of the real frames' people that were not found in the output
+    missed: Values  # [T] 1 where nobody was found, NaN where the real frame shows nobody
 
 
 def pose_error(output: Landmarks, truth: Landmarks) -> PoseError:
@@ -165,32 +205,52 @@ def pose_error(output: Landmarks, truth: Landmarks) -> PoseError:
     torso's length, from the middle of the shoulders to that of the hips, in each frame; one
     that is foreshortened is at least half its median.
     """
+    return pose_error_of(pose_readings(output, truth))
+
+
+def pose_readings(output: Landmarks, truth: Landmarks) -> Values:
+    """[T, 34] what `pose_error_of` wants of each frame; readings of parts of a video go in a row.
+
+    The real torso's length, then each keypoint's distance in pixels: infinite where only the
+    real frame shows it, NaN where that does not.
+    """
     output, truth = output[:, : POINT["right_foot"] + 1], truth[:, : POINT["right_foot"] + 1]
-    middles = [
+    shoulders, hips = (
         truth[:, [POINT[f"left_{part}"], POINT[f"right_{part}"]], :2].mean(axis=1)
         for part in ("shoulder", "hip")
-    ]
-    unit = _unit_length(middles[0], middles[1])
+    )
     with np.errstate(invalid="ignore"):
         shown = truth[..., 2] >= MIN_SCORE
-    away = _distances(output, truth) / unit[:, None]
-    found = np.isfinite(away)
-    correct = np.where(found, np.nan_to_num(away) <= PCK, 0.0)
+    away = np.nan_to_num(_distances(output, truth), nan=np.inf)
+    torso = _length(shoulders, hips)[:, None]
+    readings: Values = np.concatenate([torso, np.where(shown, away, np.nan)], axis=1)
+    return readings
+
+
+def pose_error_of(readings: Values) -> PoseError:
+    """The error that the readings [T, 34] of a whole video come to."""
+    away = readings[:, 1:] / _unit_length(readings[:, 0])[:, None]
+    shown, found = ~np.isnan(away), np.isfinite(away)
+    correct = np.where(found, np.nan_to_num(away, posinf=np.inf) <= PCK, 0.0)
     return PoseError(
-        distance=_mean(away, shown & found),
+        distance=_mean(np.where(found, away, 0.0), found),
         correct=_mean(correct, shown),
-        missed=_missed(found & shown, shown),
+        missed=_missed(found, shown),
     )
 
 
 @dataclass(frozen=True)
 class FaceError:
-    """Face meshes found on rendered frames against those on the real ones."""
+    """Face meshes found on rendered frames against those on the real ones.
+
+    `eyes` and `mouth` are products of standard scores over time: the mean of them is Pearson's
+    correlation, all NaN where one side is still, or the output nearly so.
+    """
 
     distance: Values  # [T] normalised mean error; NaN: no face found
-    eyes: float  # correlation over time of how far the eyes are open, the mean of both; NaN: still
-    mouth: float  # the same of the mouth
-    missed: float  # share of the real frames' faces that were not found in the output
+    eyes: Values  # [T] how far the eyes are open, the mean of both
+    mouth: Values  # [T] how far the mouth is open
+    missed: Values  # [T] 1 where no face was found, NaN where the real frame shows none
 
 
 def face_error(output: Landmarks, truth: Landmarks) -> FaceError:
@@ -199,25 +259,92 @@ def face_error(output: Landmarks, truth: Landmarks) -> FaceError:
     The unit is the real face's inter-ocular distance, between the outer corners of the eyes, in
     each frame; one seen from the side is at least half its median.
     """
-    unit = _unit_length(truth[:, EYES[0], :2], truth[:, EYES[1], :2])
-    away = _distances(output, truth) / unit[:, None]
+    return face_error_of(face_readings(output, truth))
+
+
+def face_readings(output: Landmarks, truth: Landmarks) -> Values:
+    """[T, 8] what `face_error_of` wants of each frame; readings of parts of a video go in a row.
+
+    The real inter-ocular distance; the points' mean distance in pixels, infinite where no face
+    was found, NaN where there is none; openness of right eye, left eye and mouth, each ours and
+    the real one.
+    """
+    away = _distances(output, truth)
     found, shown = np.isfinite(away), np.isfinite(truth[..., 0])
+    mean = _mean(away, found)
+    mean[np.isnan(mean) & shown.any(axis=1)] = np.inf
     eyes = zip(eye_openness(output).T, eye_openness(truth).T, strict=True)
+    openness = [series for pair in eyes for series in pair]
+    openness += [mouth_openness(output), mouth_openness(truth)]
+    apart = _length(truth[:, EYES[0], :2], truth[:, EYES[1], :2])
+    readings: Values = np.stack([apart, mean, *openness], axis=1).astype(np.float64)
+    return readings
+
+
+def face_error_of(readings: Values) -> FaceError:
+    """The error that the readings [T, 8] of a whole video come to."""
+    away = readings[:, 1] / _unit_length(readings[:, 0])
+    shown, found = ~np.isnan(away), np.isfinite(away)
+    right, left, mouth = (_following(*readings[:, i : i + 2].T) for i in (2, 4, 6))
     return FaceError(
-        distance=_mean(away, found),
-        eyes=float(np.mean([correlation(ours, real) for ours, real in eyes])),
-        mouth=correlation(mouth_openness(output), mouth_openness(truth)),
-        missed=_missed(found, shown),
+        distance=np.where(found, away, np.nan),
+        eyes=(right + left) / 2,
+        mouth=mouth,
+        missed=_missed(found[:, None], shown[:, None]),
     )
+
+
+def _following(output: Values, truth: Values) -> Values:
+    """`scores`, all NaN where the output hardly moves: what correlates there is the detector."""
+    known = np.isfinite(output) & np.isfinite(truth)
+    if known.any() and output[known].std() < STILL * truth[known].std():
+        return np.full(len(output), np.nan)
+    return scores(output, truth)
+
+
+def scores(one: NDArray[Any], other: NDArray[Any]) -> Values:
+    """[T] products of the standard scores of two series: the mean of them is `correlation`.
+
+    NaN where one is unknown, and everywhere if one is still.
+    """
+    known = np.isfinite(one) & np.isfinite(other)
+    product = np.full(len(one), np.nan)
+    a, b = (series[known].astype(np.float64) for series in (one, other))
+    if len(a) >= 2 and np.ptp(a) > 0 and np.ptp(b) > 0:
+        product[known] = (a - a.mean()) / a.std() * (b - b.mean()) / b.std()
+    return product
+
+
+# ---------------------------------------------------------------- label maps
+
+
+def label_agreement(output: NDArray[np.uint8], truth: NDArray[np.uint8]) -> tuple[Values, Values]:
+    """[T] pixel accuracy and [T] mean IoU of label maps [T, H, W], void (255) in the truth aside.
+
+    The mean is over the classes that a frame of either has; NaN where the truth is all void.
+    """
+    assert output.shape == truth.shape, f"labels {output.shape} against {truth.shape}"
+    accuracy, overlap = np.full(len(truth), np.nan), np.full(len(truth), np.nan)
+    for t, (ours, real) in enumerate(zip(output, truth, strict=True)):
+        counted = real != VOID
+        if not counted.any():
+            continue
+        pairs = ours[counted].astype(np.int64) * 256 + real[counted]
+        table = np.bincount(pairs, minlength=256 * 256).reshape(256, 256)
+        both = np.diag(table)
+        either = table.sum(axis=0) + table.sum(axis=1) - both
+        there = either > 0
+        accuracy[t] = both.sum() / table.sum()
+        overlap[t] = (both[there] / either[there]).mean()
+    return accuracy, overlap
+
+
+# ---------------------------------------------------------------- small things
 
 
 def correlation(one: NDArray[Any], other: NDArray[Any]) -> float:
     """Pearson's correlation of two series [T] where both are known; NaN where one is still."""
-    known = np.isfinite(one) & np.isfinite(other)
-    a, b = (series[known].astype(np.float64) for series in (one, other))
-    if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
-        return float("nan")
-    return float(np.corrcoef(a, b)[0, 1])
+    return average(scores(one, other))
 
 
 def _distances(output: Landmarks, truth: Landmarks) -> Values:
@@ -228,9 +355,14 @@ def _distances(output: Landmarks, truth: Landmarks) -> Values:
     return lengths
 
 
-def _unit_length(one: NDArray[Any], other: NDArray[Any]) -> Values:
-    """[T] distance between two points [T, 2] over time, nowhere shorter than half its median."""
+def _length(one: NDArray[Any], other: NDArray[Any]) -> Values:
+    """[T] distance between two points [T, 2] over time."""
     length: Values = np.linalg.norm(one.astype(np.float64) - other, axis=-1)
+    return length
+
+
+def _unit_length(length: Values) -> Values:
+    """[T] lengths, none shorter than half the median."""
     known = length[np.isfinite(length)]
     return np.maximum(length, SHORTEST * float(np.median(known))) if known.size else length
 
@@ -243,13 +375,9 @@ def _mean(values: Values, where: NDArray[np.bool_]) -> Values:
     return mean
 
 
-def _missed(found: NDArray[np.bool_], shown: NDArray[np.bool_]) -> float:
-    """Share of the frames that show something in which none of it was found; NaN: none shows."""
-    there = shown.any(axis=1)
-    return float((~found.any(axis=1))[there].mean()) if there.any() else float("nan")
-
-
-# ---------------------------------------------------------------- small things
+def _missed(found: NDArray[np.bool_], shown: NDArray[np.bool_]) -> Values:
+    """[T] 1 where something is shown and none of it was found, else 0; NaN where nothing shows."""
+    return np.where(shown.any(axis=1), (~found.any(axis=1)).astype(np.float64), np.nan)
 
 
 def _unit(frames: Tensor) -> Tensor:

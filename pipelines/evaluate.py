@@ -1,0 +1,441 @@
+"""How good a model is: its video of held-out moments against the real one and simpler videos.
+
+    clips -> rows -> frames of each row, kept on disk -> measures -> order -> report
+
+Frames are rendered first, each row into a lossless video in a folder of its own; then all are
+read in step, measured, and let go. What stays is a few numbers a frame. The same inputs give the
+same report, to the byte of report.json.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from pipelines.evaluation_clips import Measured, measured_clips
+from pipelines.evaluation_detectors import Detector, Footage, detectors_for, find
+from pipelines.evaluation_rows import REAL, Row, rows_for
+from pipelines.model import Trained
+from v2v import __version__
+from v2v.data.store import ClipStore
+from v2v.data.video import VideoWriter, read_stored, stored_frames
+from v2v.errors import EnvironmentProblem, UsageError, V2VError, writing
+from v2v.evaluation.course import TRUTH, Course, Spread, Tools, Video, measure
+from v2v.evaluation.networks import Inception, Lpips, VideoResNet, frechet
+from v2v.evaluation.registry import ALL, BY_NAME, MEASURES, READINGS, SET_MEASURES, Picture
+from v2v.evaluation.statistics import Summary, known, summary
+from v2v.evaluation.verdict import Place, compare, order
+from v2v.evaluation.vmaf import ffmpeg_with_vmaf, vmaf
+from v2v.progress import Reporter, Silent
+from v2v.signals.segmentation import LabelTrack
+from v2v.weights import have_weights
+
+FORMAT = 1
+FRAMES = 600  # of a clip, at most
+DRIFT = 300  # frames of free running, at least
+AGAINST = ("copy", "frozen", "nearest")
+PERSON = ("background", "person")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` found, and where it wrote it."""
+
+    folder: Path
+    name: str  # of the model's row
+    clips: tuple[Measured, ...]
+    rows: tuple[Row, ...]
+    summaries: dict[str, dict[str, Summary]]  # row -> measure -> what it came to
+    courses: list[dict[str, Course]]  # for each clip: row -> measure -> [frames]
+    order: list[Place]  # of the rows that are not given the truth
+    unavailable: dict[str, str]  # measure -> why there is no number
+    notes: tuple[str, ...]
+
+    def against(self, row: str) -> tuple[list[str], list[str], list[str]]:
+        """Measures in which the model is better, worse, or not told apart from another row."""
+        ours, theirs = ([rows[name] for rows in self.courses] for name in (self.name, row))
+        counts = [clip.count for clip in self.clips]
+        return compare(ours, theirs, counts, block=block_of(self.clips))
+
+    def as_json(self) -> dict[str, Any]:
+        """The record that report.json holds; floats to six digits."""
+        (main,) = [row.model for row in self.rows if row.name == self.name]
+        assert main is not None
+        record = main.model.record
+        return {
+            "format": FORMAT, "tool": f"v2v {__version__}",
+            "model": {
+                "name": main.name, "row": self.name, "task": record.task, "sha256": main.sha256,
+                "width": record.width, "height": record.height,
+                "steps": record.training.get("steps"),
+            },
+            "data": [
+                {
+                    "name": clip.name, "source": clip.store.record.source.name,
+                    "sha256": clip.store.record.source.sha256,
+                    "part": "held out" if clip.held_out else "whole",
+                    "frames": [clip.start, clip.start + clip.count],
+                    "free_running": len(clip.order), "fps": str(clip.store.rate),
+                }
+                for clip in self.clips
+            ],
+            "notes": list(self.notes),
+            "measures": {
+                m.name: {"title": m.title, "unit": m.unit, "better": m.better, "about": m.about}
+                for m in ALL if m.name not in self.unavailable
+            },
+            "unavailable": self.unavailable,
+            "rows": {
+                row.name: {
+                    "what": row.what, "given_the_truth": row.knows_truth,
+                    "measures": {
+                        name: _rounded(found.as_json())
+                        for name, found in self.summaries[row.name].items()
+                    },
+                }
+                for row in self.rows
+            },
+            "order": [
+                {"row": place.row, "faults": list(place.faults), "rank": _rounded(place.rank),
+                 "groups": _rounded(place.groups)}
+                for place in self.order
+            ],
+            "against": {
+                row.name: dict(zip(("better", "worse", "same"), found, strict=True))
+                for row in self.rows
+                if row.name not in (self.name, REAL)
+                for found in [self.against(row.name)]
+            },
+            "courses": [
+                {
+                    row: {name: _rounded(values.tolist()) for name, values in course.items()}
+                    for row, course in rows.items()
+                }
+                for rows in self.courses
+            ],
+        }  # fmt: skip
+
+
+def _rounded(value: Any) -> Any:
+    """Six digits, and null for what is no number."""
+    if isinstance(value, Mapping):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    if not isinstance(value, float):
+        return value
+    number = known(value)
+    return None if number is None else float(f"{number:.6g}")
+
+
+def evaluate(
+    model: str | Path,
+    data: Sequence[str | Path | ClipStore] = (),
+    *,
+    against: Sequence[str] = AGAINST,
+    output: str | Path | None = None,
+    name: str | None = None,
+    frames: int = FRAMES,
+    drift: int = DRIFT,
+    device: str = "auto",
+    detectors: Mapping[str, Callable[[], Detector]] | None = None,
+    report: Reporter | None = None,
+) -> Evaluation:
+    """Render what the model was not trained on, measure it, and write report.html and .json.
+
+    Args:
+        model: a run's name, run folder or model folder.
+        data: clip stores or footage; by default the clips it was trained on. Of those the part
+            that was held out is measured, of others all.
+        against: of copy, frozen, nearest, frame, NAME=RUN, NAME=VIDEO; see `evaluation_rows`.
+        output: the folder of the report, by default `evaluation` in the run folder.
+        name: what the model's row is called; by default the run's name.
+        frames: of each clip, at most.
+        drift: how long the model runs on where a clip has fewer frames; 0: no longer.
+        detectors: what looks at the frames again, by name; by default what the model's signals
+            call for.
+
+    Raises `UsageError` for a choice that cannot be, or where nothing is held out; what opening
+    the model, its clips and its signals raises.
+    """
+    report = report or Silent()
+    if frames < 2 or drift < 0:
+        raise UsageError(
+            f"{frames} frames, {drift} of drift: that cannot be", hint="--frames is 2 or more"
+        )
+    trained = Trained.open(model, device=device)
+    clips, notes = measured_clips(trained, data, frames=frames, drift=drift, report=report)
+    folder = Path(output) if output is not None else _default_folder(trained)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    own = name or trained.name
+    with tempfile.TemporaryDirectory(prefix=".evaluate-", dir=folder) as work:
+        room = Path(work)
+        rows, clips, more = rows_for(trained, against, clips, room, report, name=own)
+        notes += more
+        films = [_render(rows, clip, room / str(i), report) for i, clip in enumerate(clips)]
+        equipment, unavailable = _equipment(trained, clips[0], detectors)
+        courses, sets = _measure(rows, clips, films, equipment, unavailable, room, report)
+        summaries = _summaries(rows, clips, courses, sets)
+        ranked = {row.name: summaries[row.name] for row in rows if not row.knows_truth}
+        found = Evaluation(
+            folder, own, tuple(clips), tuple(rows), summaries, courses,
+            order(ranked, summaries[REAL]), unavailable, (*notes, *_warnings(clips, sets)),
+        )  # fmt: skip
+        from pipelines.evaluation_report import page
+
+        _write(folder / "report.html", page(found, films))
+        _write(folder / "report.json", json.dumps(found.as_json(), indent=1) + "\n")
+    return found
+
+
+def _default_folder(trained: Trained) -> Path:
+    run = trained.folder.parent if trained.folder.name == "model" else trained.folder
+    return run / "evaluation"
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    with writing(path):
+        partial.write_text(text, "utf-8")
+        os.replace(partial, path)
+
+
+# ---------------------------------------------------------------- frames
+
+Films = dict[str, Path]  # row -> its frames, lossless; `REAL_FRAMES` are the real ones
+REAL_FRAMES = ""  # no row is called so
+
+
+def _render(rows: Sequence[Row], clip: Measured, folder: Path, report: Reporter) -> Films:
+    """Every row's frames of one clip."""
+    folder.mkdir()
+    films = {REAL_FRAMES: folder / "truth.mkv"}
+    _film(films[REAL_FRAMES], clip, clip.pictures(), report)
+    for number, row in enumerate(rows):
+        films[row.name] = folder / f"{number}.mkv"
+        stage = f"render {row.name}"
+        report.start(stage, len(clip.order) if row.runs_on else clip.count)
+        wanted = len(clip.order) if row.runs_on else clip.count
+        _film(films[row.name], clip, islice(row.frames(clip), wanted), report, stage)
+        report.finish(stage)
+    return films
+
+
+def _film(
+    path: Path,
+    clip: Measured,
+    pictures: Iterator[Picture],
+    report: Reporter,
+    stage: str | None = None,
+) -> None:
+    height, width = clip.placement.size
+    with VideoWriter(
+        path, width=width, height=height, rate=clip.store.rate, codec="ffv1"
+    ) as writer:
+        for picture in pictures:
+            writer.write(picture)
+            if stage:
+                report.advance(stage)
+
+
+# ---------------------------------------------------------------- what is there to measure with
+
+
+@dataclass(frozen=True)
+class Equipment:
+    """What there is to measure with."""
+
+    detectors: Mapping[str, Callable[[], Detector]]
+    tools: Tools
+
+
+def _equipment(
+    trained: Trained, clip: Measured, detectors: Mapping[str, Callable[[], Detector]] | None
+) -> tuple[Equipment, dict[str, str]]:
+    """What is here, and for each measure that has not what it needs, why."""
+    height, width = trained.size
+    device = str(trained.device)
+    signals = tuple(use.name for use in trained.model.record.signals)
+    missing: dict[str, str] = {}
+    segmenter, why = _segmenter(signals, clip)
+    if segmenter is None:
+        missing["labels"] = why
+    if detectors is None:
+        detectors = detectors_for(signals, segmenter, Footage(height, width, clip.store.rate))
+    distance = _opened("lpips", lambda: Lpips(device), missing)
+    networks = {
+        "fid": _opened("fid", lambda: Inception(device), missing),
+        "fvd": _opened("fvd", lambda: VideoResNet(device), missing),
+    }
+    tools = Tools(distance, {name: n for name, n in networks.items() if n is not None})
+    unavailable = {}
+    for chosen in MEASURES:
+        if chosen.name == "vmaf":
+            try:
+                ffmpeg_with_vmaf()
+            except V2VError as error:
+                unavailable["vmaf"] = _sentence(error)
+        elif not tools.can_read(chosen.source, detectors, height, width):
+            unavailable[chosen.name] = _why(chosen.source, missing, signals, (height, width))
+    unavailable |= {m.name: missing[m.name] for m in SET_MEASURES if m.name in missing}
+    return Equipment(detectors, tools), unavailable
+
+
+def _opened(name: str, make: Callable[[], Any], missing: dict[str, str]) -> Any:
+    try:
+        return make()
+    except EnvironmentProblem as error:
+        missing[name] = _sentence(error)
+        return None
+
+
+def _sentence(error: V2VError) -> str:
+    return f"{error.message}; {error.hint}" if error.hint else error.message
+
+
+def _why(
+    reading: str, missing: Mapping[str, str], signals: tuple[str, ...], size: tuple[int, int]
+) -> str:
+    for need in READINGS[reading].needs:
+        number, _, unit = need.partition(" ")
+        if unit == "pixels" and min(size) < int(number):
+            return f"its windows need sides of {number} pixels; frames are {size[1]}x{size[0]}"
+        if need in missing:
+            return missing[need]
+        if need in ("pose", "face") and need not in signals:
+            return f"the model does not render from {need}"
+    return "there is nothing to measure it with"
+
+
+def _segmenter(signals: tuple[str, ...], clip: Measured) -> tuple[str | None, str]:
+    """The backend that finds labels on rendered frames; None and why there is none."""
+    if "pose" in signals:
+        return "person", ""
+    if "face" in signals:
+        return "selfie", ""  # no body is in view to follow
+    if "segmentation" not in signals:
+        return None, "the model does not render people or label maps"
+    record = clip.store.record.signals["segmentation"]
+    track = clip.store.track("segmentation", 0, 1)
+    assert isinstance(track, LabelTrack)
+    if tuple(track.classes) == PERSON:
+        return "selfie" if record.backend == "selfie" else "person", ""
+    if record.backend in ("deeplab", "lraspp") and have_weights(record.backend):
+        return record.backend, ""
+    return None, (
+        f"no segmenter of these {len(track.classes)} classes is here: labels made by"
+        f" {record.backend} cannot be found again on rendered frames"
+    )
+
+
+# ---------------------------------------------------------------- measuring
+
+Sets = tuple[Spread, dict[str, Spread]]
+
+
+def _measure(
+    rows: Sequence[Row],
+    clips: Sequence[Measured],
+    films: Sequence[Films],
+    equipment: Equipment,
+    unavailable: Mapping[str, str],
+    work: Path,
+    report: Reporter,
+) -> tuple[list[dict[str, Course]], Sets]:
+    """Courses of every row on every clip, and the features of all clips together."""
+    sets: Sets = (Spread(), {row.name: Spread() for row in rows})
+    courses = []
+    for clip, paths in zip(clips, films, strict=True):
+        videos = {
+            name: Video(read_stored(path), _found(path, equipment, report))
+            for name, path in paths.items()
+        }
+        stage = f"measure {clip.name}"
+        report.start(stage, len(clip.order))
+        found = measure(
+            videos.pop(REAL_FRAMES), videos,
+            count=len(clip.order), tools=equipment.tools, cuts=clip.cuts, sets=sets,
+            sets_until=clip.count, advance=lambda n, stage=stage: report.advance(stage, n),  # type: ignore[misc]
+        )  # fmt: skip
+        # Of the real video as it is, not as it was encoded again.
+        found[REAL] |= found.pop(TRUTH)
+        if "vmaf" not in unavailable:
+            for row in rows:
+                found[row.name]["vmaf"] = vmaf(paths[row.name], paths[REAL_FRAMES], work)
+        report.finish(stage)
+        courses.append(found)
+    return courses, sets
+
+
+def _found(film: Path, equipment: Equipment, report: Reporter) -> dict[str, Any]:
+    """What each detector finds on a video. One after another: each takes a lot of memory."""
+    found = {}
+    for name, make in equipment.detectors.items():
+        stage = f"find {name}"
+        count = sum(1 for _ in stored_frames(film))
+        report.start(stage, count)
+
+        def told(stage: str = stage) -> Iterator[Picture]:
+            for picture in read_stored(film):
+                yield picture
+                report.advance(stage)
+
+        found[name] = find(told(), count, make, film.with_suffix(f".{name}.npy"))
+        report.finish(stage)
+    return found
+
+
+def block_of(clips: Sequence[Measured]) -> int:
+    """Frames that are wrong together: a second."""
+    return max(round(float(clips[0].store.rate)), 1)
+
+
+def _summaries(
+    rows: Sequence[Row],
+    clips: Sequence[Measured],
+    courses: Sequence[dict[str, Course]],
+    sets: Sets,
+) -> dict[str, dict[str, Summary]]:
+    block = block_of(clips)
+    summaries: dict[str, dict[str, Summary]] = {}
+    for row in rows:
+        found: dict[str, Summary] = {}
+        for name in BY_NAME:
+            if name not in courses[0][row.name]:
+                continue
+            values = [course[row.name][name] for course in courses]
+            parts = [v[: clip.count] for v, clip in zip(values, clips, strict=True)]
+            longer = [(v, clip.order) for v, clip in zip(values, clips, strict=True)]
+            found[name] = summary(parts, block=block, longer=longer if row.runs_on else ())
+        for name, real in sets[0].sets.items():
+            ours = sets[1][row.name].sets[name]
+            distance = known(frechet(ours, real))
+            found[name] = Summary(distance, frames=ours.count)
+        summaries[row.name] = found
+    return summaries
+
+
+def _warnings(clips: Sequence[Measured], sets: Sets) -> list[str]:
+    notes = []
+    for name, real in sets[0].sets.items():
+        chosen = next(m for m in SET_MEASURES if m.name == name)
+        if real.count < chosen.enough:
+            notes.append(
+                f"{chosen.title} is biased: {real.count} {chosen.samples}, not"
+                f" {chosen.enough} or more"
+            )
+    short = [clip.name for clip in clips if len(clip.order) > clip.count]
+    if short:
+        notes.append(
+            f"drift is told from {max(len(clip.order) for clip in clips)} free-running frames:"
+            f" the measured part of {', '.join(short)} is shorter, so it is run over there and"
+            " back again; the means are of the first pass"
+        )
+    return notes

@@ -1,0 +1,134 @@
+"""What is found again on rendered frames: poses, faces, person masks, by the extractors' networks.
+
+The same detector, at the same size, sees the real frames and the output. It never smooths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from fractions import Fraction
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from preprocess.extractor import ClipContext
+from v2v.config import PreprocessSettings, load_config
+from v2v.data.video import Geometry
+from v2v.evaluation.registry import Picture
+
+SIDE = 512  # shorter side that small frames are enlarged to: the networks are made for that
+
+
+class Detector(Protocol):
+    """Finds something on the frames of one video, in their order."""
+
+    def __call__(self, picture: Picture) -> NDArray[Any]: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Footage:
+    """What a detector must know of the video before it sees a frame."""
+
+    height: int
+    width: int
+    rate: Fraction
+
+
+class Extracting:
+    """One extractor on one video, frame by frame."""
+
+    def __init__(self, signal: str, footage: Footage, values: dict[str, Any] | None = None) -> None:
+        self.footage = footage
+        factor = max(SIDE / min(footage.height, footage.width), 1.0)
+        self.size = round(footage.width * factor), round(footage.height * factor)
+        width, height = self.size
+        # What follows one person from frame to frame must not lose the one there is: another
+        # video may show them anywhere.
+        follow = {"pose.max_jump": 1e3, "face.max_jump": 1e3}
+        context = ClipContext(
+            name="rendered", width=width, height=height, rate=footage.rate, count=1 << 30,
+            geometry=Geometry((0, 0, width, height), width, height), sources=None,
+            source_frames=1 << 30, upright=self.size,
+        )  # fmt: skip
+        settings = load_config(PreprocessSettings, "preprocess", values=follow | (values or {}))
+        self.extractor = import_module(f"preprocess.{signal}").Extractor(settings, context)
+        self.extractor.begin(None)
+        self.index = 0
+        self.previous: Picture | None = None
+
+    def record(self, picture: Picture) -> Any:
+        if picture.shape[1::-1] != self.size:
+            picture = np.asarray(
+                cv2.resize(picture, self.size, interpolation=cv2.INTER_CUBIC), np.uint8
+            )
+        found = self.extractor.step(self.index, picture, self.previous, cut=False)
+        self.index, self.previous = self.index + 1, picture
+        return found
+
+    def close(self) -> None:
+        self.extractor.end()
+
+
+class Landmarks(Extracting):
+    """Points [N, 3] x, y, score in pixels of the frame; NaN where nothing is found."""
+
+    def __call__(self, picture: Picture) -> NDArray[np.float32]:
+        points = np.asarray(self.record(picture)["points"], np.float32)
+        points = points[:, [0, 1, -1]]  # a face's have a depth before the score
+        points[:, 0] *= self.footage.width / self.size[0]
+        points[:, 1] *= self.footage.height / self.size[1]
+        return points
+
+
+class Labels(Extracting):
+    """A label map [H, W]."""
+
+    def __call__(self, picture: Picture) -> NDArray[np.uint8]:
+        labels = np.asarray(self.record(picture)["segmentation.mkv"], np.uint8)
+        size = self.footage.width, self.footage.height
+        return np.asarray(cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST), np.uint8)
+
+
+def detectors_for(
+    signals: tuple[str, ...], segmenter: str | None, footage: Footage
+) -> dict[str, Callable[[], Detector]]:
+    """Which detectors see what these signals drive.
+
+    Args:
+        segmenter: the backend that labels are found again with; None: there is none.
+    """
+    made: dict[str, Callable[[], Detector]] = {}
+    for name in ("pose", "face"):
+        if name in signals:
+            made[name] = lambda name=name: Landmarks(name, footage)  # type: ignore[misc]
+    if segmenter is not None:
+        values = {"segmentation.backend": segmenter}
+        made["labels"] = lambda: Labels("segmentation", footage, values)
+    return made
+
+
+def find(
+    pictures: Iterable[Picture], count: int, make: Callable[[], Detector], path: Path
+) -> NDArray[Any]:
+    """[count, ...] what a detector finds on each of `count` frames, in a file: it may be large."""
+    found: NDArray[Any] | None = None
+    detector = make()
+    try:
+        for index, picture in enumerate(pictures):
+            seen = detector(picture)
+            if found is None:
+                found = np.lib.format.open_memmap(  # type: ignore[no-untyped-call]
+                    path, "w+", dtype=seen.dtype, shape=(count, *seen.shape)
+                )
+            found[index] = seen
+    finally:
+        detector.close()
+    assert found is not None
+    return found

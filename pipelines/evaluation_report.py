@@ -1,0 +1,476 @@
+"""The report of an evaluation as one HTML file: pictures, video and curves are inside it.
+
+Nothing is fetched and nothing runs: it opens from a disk, a mail or an archive, years later.
+"""
+
+from __future__ import annotations
+
+import base64
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from fractions import Fraction
+from html import escape
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+
+from pipelines.evaluation_rows import REAL
+from v2v.data.video import VideoWriter, read_range, read_stored
+from v2v.evaluation.measures import Values
+from v2v.evaluation.registry import BY_NAME, MEASURES, Picture
+
+if TYPE_CHECKING:
+    from pipelines.evaluate import Evaluation
+
+TALLEST = 256  # pixels of the shorter side of what is shown, at most
+SECONDS = 20.0  # of video, at most
+MOMENTS = 6  # on the sheet
+SMOOTH = 0.5  # seconds that a curve is averaged over
+POINTS = 400  # of a curve, at most
+COLOURS = ("#777777", "#0b6bcb", "#d1495b", "#e3a008", "#2a9d57", "#8e5bd0", "#00838f", "#b05c1f")
+REAL_FRAMES = ""
+
+STYLE = """
+body{font:15px/1.5 system-ui,sans-serif;max-width:1080px;margin:2em auto;padding:0 1em;color:#222}
+h1{font-size:1.5em;margin-bottom:.2em}h2{font-size:1.15em;margin-top:2em}
+table{border-collapse:collapse;font-variant-numeric:tabular-nums}
+th,td{padding:.25em .7em;text-align:right;border-bottom:1px solid #e4e4e4;vertical-align:top}
+th:first-child,td:first-child{text-align:left}thead th{border-bottom:2px solid #bbb}
+td small,.dim{color:#777}.best{font-weight:700}.away{color:#999;font-style:italic}
+video,img{max-width:100%}figure{margin:1em 0}figcaption{color:#555;font-size:.9em}
+.curves{display:flex;flex-wrap:wrap;gap:1em}.curves figure{margin:0}
+.fault{color:#b3261e}ul{padding-left:1.2em}.scroll{overflow-x:auto}
+"""
+
+
+def page(found: Evaluation, films: Sequence[Mapping[str, Path]]) -> str:
+    """The whole report. `films` are the rows' frames of each clip, lossless."""
+    colours = {
+        row.name: COLOURS[min(i, len(COLOURS) - 1)] for i, row in enumerate(found.rows)
+    }  # fmt: skip
+    title = f"{found.name} on {', '.join(clip.name for clip in found.clips)}"
+    parts = [
+        f"<h1>{escape(title)}</h1>", f"<p class=dim>{_about(found)}</p>",
+        "<h2>In short</h2>", _verdict(found), _notes(found),
+        "<h2>To look at</h2>", _video(found, films[0]), _sheet(found, films[0]),
+        _extremes(found, films[0]),
+        "<h2>Figures</h2>", _table(found), _several_clips(found), _unavailable(found),
+        "<h2>Over time</h2>", _curves(found, colours),
+        "<h2>What the measures see</h2>", _measures(found),
+    ]  # fmt: skip
+    body = "\n".join(part for part in parts if part)
+    return (
+        "<!doctype html>\n<html lang=en><head><meta charset=utf-8>"
+        f'<meta name=viewport content="width=device-width"><title>{escape(title)}</title>'
+        f"<style>{STYLE}</style></head><body>\n{body}\n</body></html>\n"
+    )
+
+
+# ---------------------------------------------------------------- words
+
+
+def _about(found: Evaluation) -> str:
+    parts = []
+    for clip in found.clips:
+        which = "held out" if clip.held_out else "all"
+        parts.append(
+            f"{clip.name}, frames {clip.start} to {clip.start + clip.count} ({which})"
+            f" at {float(clip.store.rate):.4g} a second"
+        )
+    height, width = found.clips[0].placement.size
+    return escape(
+        f"{'; '.join(parts)}. {width}×{height} pixels. The output's frames are synthetic."
+    )
+
+
+def _verdict(found: Evaluation) -> str:
+    lines = []
+    for place in found.order:
+        faults = "; ".join(place.faults)
+        told = f" <span class=fault>{escape(faults)}</span>" if faults else " no plain fault"
+        groups = ", ".join(f"{name} {rank:.1f}" for name, rank in sorted(place.groups.items()))
+        lines.append(
+            f"<li><b>{escape(place.row)}</b>:{told}"
+            f" <small class=dim>(mean rank {place.rank:.1f}: {escape(groups)})</small></li>"
+        )
+    against = []
+    for row in found.rows:
+        if row.name in (found.name, REAL):
+            continue
+        better, worse, same = found.against(row.name)
+        total = len(better) + len(worse) + len(same)
+        what = [
+            f"{word} in {len(names)} ({', '.join(BY_NAME[n].title for n in names)})"
+            for word, names in (("better", better), ("worse", worse), ("not told apart", same))
+            if names
+        ]
+        hint = ", which is given real frames" if row.knows_truth else ""
+        against.append(
+            f"<li>against <b>{escape(row.name)}</b>{hint}, of {total} measures:"
+            f" {escape('; '.join(what))}</li>"
+        )
+    rows = "".join(
+        f"<li><b>{escape(row.name)}</b>: {escape(row.what)}"
+        + (" <small class=dim>(beside the others, not ranked)</small>" if row.knows_truth else "")
+        + "</li>"
+        for row in found.rows
+    )
+    return (
+        f"<p>From the best to the worst:</p><ol>{''.join(lines)}</ol>"
+        "<p class=dim>Ranks count in three groups alike: picture, motion, subject. A"
+        " video that is frozen, blurred or noisy comes after all that are not, however near its"
+        " pixels are; warping error ranks nothing.</p>"
+        f"<ul>{''.join(against)}</ul><p>What is compared:</p><ul>{rows}</ul>"
+    )
+
+
+def _notes(found: Evaluation) -> str:
+    if not found.notes:
+        return ""
+    items = "".join(f"<li>{escape(note)}</li>" for note in found.notes)
+    return f"<p>To know:</p><ul>{items}</ul>"
+
+
+def _unavailable(found: Evaluation) -> str:
+    if not found.unavailable:
+        return ""
+    by_reason: dict[str, list[str]] = {}
+    for name, why in found.unavailable.items():
+        by_reason.setdefault(why, []).append(BY_NAME[name].title)
+    items = "".join(
+        f"<li><b>{escape(', '.join(names))}</b>: unavailable: {escape(why)}</li>"
+        for why, names in by_reason.items()
+    )
+    return f"<p>Not measured:</p><ul>{items}</ul>"
+
+
+def _measures(found: Evaluation) -> str:
+    wanted = {
+        "higher": "higher is better", "lower": "lower is better",
+        "one": "1 is the real video's", "real": "nearer to the real one is better",
+    }  # fmt: skip
+    items = "".join(
+        f"<li><b>{escape(measure.title)}</b> ({wanted[measure.better]}): {escape(measure.about)}"
+        "</li>"
+        for measure in BY_NAME.values()
+        if measure.name not in found.unavailable
+    )
+    return (
+        f"<ul>{items}</ul><p class=dim>In brackets: 95 % intervals over frames, by a moving-block"
+        " bootstrap with blocks of a second (neighbouring frames are wrong together). They say how"
+        " sure the mean is on this footage, not how other footage would do: that takes several"
+        " clips. Comparisons in words are frame by frame. Drift is the mean of the last fifth of"
+        " free running over that of the same frames when they were shown before, else of the second"
+        " fifth: 1 is steady.</p>"
+    )
+
+
+# ---------------------------------------------------------------- figures
+
+
+def _table(found: Evaluation) -> str:
+    names = [name for name in BY_NAME if any(name in s for s in found.summaries.values())]
+    head = "".join(f"<th>{escape(row.name)}</th>" for row in found.rows)
+    lines = []
+    for name in names:
+        measure = BY_NAME[name]
+        best = _best(found, name)
+        cells = []
+        for row in found.rows:
+            summary = found.summaries[row.name].get(name)
+            if summary is None or summary.mean is None:
+                cells.append("<td class=away>undefined</td>")
+                continue
+            text = measure.told(summary.mean)
+            if summary.low is not None:
+                text += (
+                    f"<br><small>{measure.told(summary.low)} – {measure.told(summary.high)}</small>"
+                )
+            if summary.drift is not None and measure.better != "one" and row.runs_on:
+                text += f"<br><small>drift × {summary.drift:.2f}</small>"
+            mark = " class=best" if row.name in best else ""
+            cells.append(f"<td{mark}>{text}</td>")
+        unit = f" <small>{escape(measure.unit)}</small>" if measure.unit else ""
+        if name == "warping_error":
+            unit += "<br><small>“real” is the floor; blur and freezing win it</small>"
+        lines.append(f"<tr><td>{escape(measure.title)}{unit}</td>{''.join(cells)}</tr>")
+    return (
+        f"<div class=scroll><table><thead><tr><th></th>{head}</tr></thead>"
+        f"<tbody>{''.join(lines)}</tbody></table></div>"
+    )
+
+
+def _best(found: Evaluation, name: str) -> set[str]:
+    """The rows, of those that are ranked, with the best mean."""
+    measure = BY_NAME[name]
+    if measure.family is None:
+        return set()
+    means = {
+        row.name: summary.mean
+        for row in found.rows
+        if not row.knows_truth
+        and (summary := found.summaries[row.name].get(name)) is not None
+        and summary.mean is not None
+    }
+    if len(means) < 2:
+        return set()
+    pick = max if measure.better == "higher" else min
+    costs = {n: abs(v - 1) if measure.better == "one" else v for n, v in means.items()}
+    return {n for n, cost in costs.items() if cost == pick(costs.values())}
+
+
+def _several_clips(found: Evaluation) -> str:
+    """Each clip's mean of the model, where there are several."""
+    if len(found.clips) < 2:
+        return ""
+    head = "".join(f"<th>{escape(clip.name)}</th>" for clip in found.clips)
+    lines = []
+    for name, summary in found.summaries[found.name].items():
+        if len(summary.clips) != len(found.clips):
+            continue
+        measure = BY_NAME[name]
+        cells = "".join(f"<td>{measure.told(mean)}</td>" for mean in summary.clips)
+        over = f"{measure.told(summary.clips_low)} – {measure.told(summary.clips_high)}"
+        lines.append(f"<tr><td>{escape(measure.title)}</td>{cells}<td>{over}</td></tr>")
+    return (
+        f"<p>{escape(found.name)}, clip by clip, and the 95 % interval over clips:</p>"
+        f"<div class=scroll><table><thead><tr><th></th>{head}<th>over clips</th></tr></thead>"
+        f"<tbody>{''.join(lines)}</tbody></table></div>"
+    )
+
+
+# ---------------------------------------------------------------- curves
+
+
+def _curves(found: Evaluation, colours: Mapping[str, str]) -> str:
+    """A small plot for each measure, of the clip on which the model ran longest."""
+    number = max(range(len(found.clips)), key=lambda i: len(found.clips[i].order))
+    clip, courses = found.clips[number], found.courses[number]
+    rate = float(clip.store.rate)
+    plots = []
+    for measure in MEASURES:
+        series = {
+            row.name: np.asarray(courses[row.name][measure.name]) * measure.factor
+            for row in found.rows
+            if measure.name in courses[row.name]
+        }
+        if not series or len(clip.order) < 5:
+            continue
+        unit = f", {measure.unit}" if measure.unit else ""
+        caption = f"{measure.title}{unit}"
+        drawn = _plot(series, colours, rate, clip.count if len(clip.order) > clip.count else None)
+        if drawn:
+            plots.append(f"<figure><figcaption>{escape(caption)}</figcaption>{drawn}</figure>")
+    if not plots:
+        return "<p class=dim>Too few frames for curves.</p>"
+    legend = " ".join(
+        f'<span style="color:{colours[row.name]}">■</span> {escape(row.name)}' for row in found.rows
+    )
+    line = (
+        " Right of the dashed line the model runs over the measured frames again, back and forth."
+        if len(clip.order) > clip.count
+        else ""
+    )
+    return (
+        f"<p>{legend}</p><p class=dim>{escape(clip.name)}, seconds of free running, means over"
+        f" {SMOOTH:g} s.{line}</p><div class=curves>{''.join(plots)}</div>"
+    )
+
+
+def _plot(
+    series: Mapping[str, Values], colours: Mapping[str, str], rate: float, mark: int | None
+) -> str:
+    """Lines over seconds as SVG; empty where nothing has a value, or all have one."""
+    smooth = {
+        name: _smoothed(values, max(round(SMOOTH * rate), 1)) for name, values in series.items()
+    }
+    known = np.concatenate([values[np.isfinite(values)] for values in smooth.values()])
+    if not known.size:
+        return ""
+    low, high = float(known.min()), float(known.max())
+    if high - low < 1e-9:
+        return ""  # as nobody missed: the table says it
+    frames = max(len(values) for values in smooth.values())
+    width, height, left, bottom, top = 330, 170, 46, 18, 6
+
+    def x(frame: float) -> float:
+        return left + (width - left - 6) * frame / max(frames - 1, 1)
+
+    def y(value: float) -> float:
+        return top + (height - top - bottom) * (high - value) / (high - low)
+
+    parts = [
+        f'<svg width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img"'
+        ' font-size="10" font-family="system-ui,sans-serif" fill="#666">'
+    ]
+    for value in (low, (low + high) / 2, high):
+        parts.append(
+            f'<line x1="{left}" x2="{width - 6}" y1="{y(value):.1f}" y2="{y(value):.1f}"'
+            f' stroke="#e6e6e6"/><text x="{left - 4}" y="{y(value) + 3:.1f}" text-anchor="end">'
+            f"{value:.3g}</text>"
+        )
+    for share in (0, 0.5, 1):
+        frame = share * (frames - 1)
+        anchor = {0: "start", 0.5: "middle", 1: "end"}[share]
+        parts.append(
+            f'<text x="{x(frame):.1f}" y="{height - 5}" text-anchor="{anchor}">'
+            f"{frame / rate:.1f} s</text>"
+        )
+    if mark is not None:
+        parts.append(
+            f'<line x1="{x(mark):.1f}" x2="{x(mark):.1f}" y1="{top}" y2="{height - bottom}"'
+            ' stroke="#999" stroke-dasharray="3 3"/>'
+        )
+    for name, values in smooth.items():
+        step = max(-(-len(values) // POINTS), 1)
+        for line in _unbroken(values[::step]):
+            points = " ".join(f"{x(t * step):.1f},{y(v):.1f}" for t, v in line)
+            parts.append(
+                f'<polyline points="{points}" fill="none" stroke="{colours[name]}"'
+                ' stroke-width="1.4"/>'
+            )
+    return "".join([*parts, "</svg>"])
+
+
+def _smoothed(values: Values, window: int) -> Values:
+    """Mean over `window` frames around each, of those that have a value."""
+    there = np.isfinite(values)
+    window = min(window, len(values))
+    ones = np.ones(window)
+    count = np.convolve(there, ones, "same")[: len(values)]
+    total = np.convolve(np.where(there, values, 0.0), ones, "same")[: len(values)]
+    return np.divide(total, count, out=np.full(len(values), np.nan), where=count > 0)
+
+
+def _unbroken(values: Values) -> Iterator[list[tuple[int, float]]]:
+    line: list[tuple[int, float]] = []
+    for t, value in enumerate(values):
+        if np.isfinite(value):
+            line.append((t, float(value)))
+        elif line:
+            yield line
+            line = []
+    if line:
+        yield line
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def _shown(picture: Picture) -> Picture:
+    """As the report shows it: small ones enlarged by a whole factor, large ones made smaller."""
+    shorter = min(picture.shape[:2])
+    if shorter > TALLEST:
+        factor = TALLEST / shorter
+        small = cv2.resize(picture, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+        return np.asarray(small, np.uint8)
+    times = TALLEST // shorter
+    return picture.repeat(times, axis=0).repeat(times, axis=1)
+
+
+def _captioned(picture: Picture, text: str) -> Picture:
+    head = np.full((18, picture.shape[1], 3), 24, np.uint8)
+    cv2.putText(head, text, (4, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (235,) * 3, 1, cv2.LINE_AA)
+    return np.vstack([head, picture])
+
+
+def _image(picture: Picture, text: str) -> str:
+    done, data = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])
+    assert done
+    coded = base64.b64encode(data.tobytes()).decode("ascii")
+    return (
+        f'<figure><img alt="{escape(text)}" src="data:image/jpeg;base64,{coded}">'
+        f"<figcaption>{escape(text)}</figcaption></figure>"
+    )
+
+
+def _frame(path: Path, index: int) -> Picture | None:
+    frames = list(islice(read_stored(path, first=index), 1))
+    return frames[0] if frames else None
+
+
+def _video(found: Evaluation, films: Mapping[str, Path]) -> str:
+    """Real and rendered side by side."""
+    clip = found.clips[0]
+    count = min(len(clip.order), max(round(SECONDS * float(clip.store.rate)), 1))
+    pairs = zip(read_stored(films[REAL_FRAMES]), read_stored(films[found.name]), strict=True)
+
+    def panels() -> Iterator[Picture]:
+        for real, ours in islice(pairs, count):
+            whole = np.hstack(
+                [_captioned(_shown(real), REAL), _captioned(_shown(ours), found.name)]
+            )
+            yield whole[: whole.shape[0] // 2 * 2, : whole.shape[1] // 2 * 2]  # H.264 wants even
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "panels.mp4"
+        _write_video(path, panels(), clip.store.rate)
+        coded = base64.b64encode(path.read_bytes()).decode("ascii")
+    text = f"real and {found.name}, the first {count / float(clip.store.rate):.1f} s"
+    if count > clip.count:
+        text += (
+            f"; after {clip.count / float(clip.store.rate):.1f} s over the same frames back and"
+            " forth, free running all the time"
+        )
+    return (
+        '<figure><video controls loop muted playsinline src="data:video/mp4;base64,'
+        f'{coded}"></video><figcaption>{escape(text)}</figcaption></figure>'
+    )
+
+
+def _write_video(path: Path, panels: Iterable[Picture], rate: Fraction) -> None:
+    writer: VideoWriter | None = None
+    for panel in panels:
+        if writer is None:
+            height, width = panel.shape[:2]
+            writer = VideoWriter(path, width=width, height=height, rate=rate, crf=20)
+        writer.write(panel)
+    assert writer is not None
+    writer.close()
+
+
+def _sheet(found: Evaluation, films: Mapping[str, Path]) -> str:
+    """A line for each row, a column for each of some moments."""
+    clip = found.clips[0]
+    moments = np.unique(np.linspace(0, clip.count - 1, MOMENTS).round().astype(int))
+    lines = []
+    for name in [REAL_FRAMES, *(row.name for row in found.rows if row.name != REAL)]:
+        cells = []
+        for t in moments:
+            picture = _frame(films[name], int(t))
+            if picture is None:
+                picture = np.zeros((*clip.placement.size, 3), np.uint8)
+            cells.append(_captioned(_shown(picture), f"{name or REAL}  {clip.order[t]}"))
+        lines.append(np.hstack(cells))
+    return _image(np.vstack(lines), f"{clip.name}: evenly spread moments, each row's")
+
+
+def _extremes(found: Evaluation, films: Mapping[str, Path]) -> str:
+    """The model's best, typical and worst frame beside the real ones."""
+    clip, course = found.clips[0], found.courses[0][found.name]
+    name = next((n for n in ("lpips", "ssim", "psnr") if n in course), None)
+    if name is None:
+        return ""
+    measure = BY_NAME[name]
+    values = np.asarray(course[name][: clip.count])
+    known = np.flatnonzero(np.isfinite(values))
+    if not len(known):
+        return ""
+    ranked = known[np.argsort(values[known], kind="stable")]
+    if measure.better == "higher":
+        ranked = ranked[::-1]
+    columns = []
+    for word, t in (("best", ranked[0]), ("typical", ranked[len(ranked) // 2]),
+                    ("worst", ranked[-1])):  # fmt: skip
+        real = read_range(films[REAL_FRAMES], int(t), int(t) + 1)[0]
+        ours = read_range(films[found.name], int(t), int(t) + 1)[0]
+        told = f"{word} {clip.order[t]}: {measure.told(float(values[t]))}"
+        columns.append(
+            np.vstack([_captioned(_shown(real), f"{REAL}  {clip.order[t]}"),
+                       _captioned(_shown(ours), told)])
+        )  # fmt: skip
+    text = f"best, typical and worst frame of {found.name} by {measure.title}, under the real one"
+    return _image(np.hstack(columns), text)

@@ -1,0 +1,353 @@
+"""The videos that are measured: the model's own, and what it is held against.
+
+real      the real frames, encoded once more: what a perfect model would be measured as
+copy      the real frame before: what only repeating can reach, given the truth
+frozen    the last frame for training, held (of another clip: its own first)
+nearest   the training frame whose signal is nearest, at each moment
+NAME=RUN  another run, rendered in the same way
+NAME=VIDEO  a video of the same moments, whatever made it
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.evaluation_clips import Measured, find_store, trained_on
+from pipelines.model import Look, Trained, find_model
+from pipelines.rendering import Drive, Rendering
+from pipelines.source import open_source
+from v2v.checkpoint import MODEL_FILE
+from v2v.data.probe import probe
+from v2v.data.store import ClipStore
+from v2v.data.transforms import Placement
+from v2v.data.video import VideoWriter, read_stored
+from v2v.errors import UnknownName, UsageError
+from v2v.evaluation.registry import Picture
+from v2v.progress import Reporter
+from v2v.signals import Track
+from v2v.signals.face import FaceTrack
+from v2v.signals.pose import MIN_SCORE, PoseTrack
+from v2v.signals.segmentation import LabelTrack
+
+REAL = "real"
+SIMPLE = ("copy", "frozen", "nearest")
+FRAME = "frame"
+CANDIDATES = 2048  # training frames, evenly spread, among which the nearest is looked for
+MISSING = 0.2  # of the shorter side: what a point costs that a candidate does not show
+GRID = 24  # label maps are compared on so many places across and down
+
+Frames = Callable[[Measured], Iterator[Picture]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A video to measure."""
+
+    name: str
+    what: str  # a sentence
+    frames: Frames
+    runs_on: bool = False  # it goes on over the whole order, so that its drift is seen
+    knows_truth: bool = False  # it is given real frames: beside the others, not among them
+    model: Trained | None = None
+
+
+# ---------------------------------------------------------------- models
+
+
+def model_row(name: str, trained: Trained) -> Row:
+    record = trained.model.record
+    how = record.generator.get("name", "?")
+    if record.generator.get("sequential") is False:
+        how = "frame by frame"
+    steps = record.training.get("steps")
+    trained_for = f", {steps} updates" if steps else ""
+    return Row(
+        name, f"the model {trained.name} ({how}{trained_for}), free running from nothing",
+        lambda clip: iter(rendering(trained, clip)), runs_on=True, model=trained,
+    )  # fmt: skip
+
+
+def rendering(trained: Trained, clip: Measured) -> Rendering:
+    """The model's frames of a clip's signals, as they are: nothing is retargeted."""
+    record = trained.model.record
+    names = [use.name for use in record.signals]
+    look = next((i for i, use in enumerate(record.clips) if use.sha256 == _sha(clip)), 0)
+    picture = trained.model.statistics.get(f"{look}.style")
+
+    def tracks(first: int, stop: int) -> Sequence[Track]:
+        return [clip.track(name, first, stop) for name in names]
+
+    drive = Drive(
+        pipeline="evaluation", count=len(clip.order), rate=clip.store.rate, tracks=tracks,
+        settings={}, source=clip.name, source_sha256=_sha(clip),
+    )  # fmt: skip
+    style = None if picture is None else picture.to(trained.device)
+    return Rendering(trained, drive, Look(clip=look, picture=style))
+
+
+def _sha(clip: Measured) -> str:
+    return clip.store.record.source.sha256
+
+
+def other_model(name: str, path: str, main: Trained, clips: Sequence[Measured]) -> Row:
+    """Another run to compare with. Raises `UsageError` where that would not be fair."""
+    other = Trained.open(path, device=str(main.device))
+    signals = [use.name for use in other.model.record.signals]
+    if other.size != main.size:
+        raise UsageError(
+            f"{name} renders {other.size[1]}x{other.size[0]}, {main.name} {main.size[1]}x"
+            f"{main.size[0]}",
+            hint="compare models of one size; train on until the last stage",
+        )
+    for clip in clips:
+        missing = [signal for signal in signals if signal not in clip.store.signals]
+        if missing:
+            raise UsageError(
+                f"{name} renders from {' and '.join(signals)}, {clip.store.folder} has no"
+                f" {missing[0]}",
+                hint=f"add it with: v2v preprocess {clip.store.folder} --signal {missing[0]}",
+            )
+        seen = trained_on(other, clip)
+        if seen:
+            raise UsageError(
+                f"{name} was trained on {seen} of the frames that are measured ({clip.name})",
+                hint="compare runs of the same clip and data.hold_out",
+            )
+    return model_row(name, other)
+
+
+def frame_by_frame(main: Trained) -> str:
+    """The run beside this one that was trained without a past. Raises `UsageError`."""
+    run = main.folder.parent if main.folder.name == "model" else main.folder
+    names = (FRAME, f"{run.name}-{FRAME}", f"{run.name}_{FRAME}")
+    for place in (run.with_name(name) for name in names):
+        if (place / "model" / MODEL_FILE).is_file():
+            return str(place)
+    raise UsageError(
+        f"there is no frame-by-frame run beside {run}",
+        hint=f"train one with -s generator.sequential=false --name {names[1]}, or say where it is:"
+        " --against frame=runs/NAME",
+    )
+
+
+# ---------------------------------------------------------------- without a model
+
+
+def encoded_again(clip: Measured) -> Iterator[Picture]:
+    """The real frames after H.264.
+
+    Encoded at twice the size: at their own the codec's halved colour would be most of the loss.
+    """
+    height, width = clip.placement.size
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "real.mp4"
+        with VideoWriter(path, width=2 * width, height=2 * height, rate=clip.store.rate) as writer:
+            for picture in clip.pictures(clip.order[: clip.count]):
+                writer.write(picture.repeat(2, axis=0).repeat(2, axis=1))
+        for large in read_stored(path):
+            small = cv2.resize(large, (width, height), interpolation=cv2.INTER_AREA)
+            yield np.asarray(small, np.uint8)
+
+
+def copied(clip: Measured) -> Iterator[Picture]:
+    order = clip.order[: clip.count] - 1
+    return clip.pictures(np.maximum(order, 0))
+
+
+def frozen(clip: Measured) -> Iterator[Picture]:
+    held = max(clip.start - 1, 0)
+    picture = next(clip.pictures(np.asarray([held])))
+    return (picture for _ in range(clip.count))
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """For each moment the training frame whose signal is nearest, in pixels of the model."""
+
+    store: ClipStore  # of training
+    placement: Placement
+    stop: int  # end of what was trained on
+    signal: str
+
+    @classmethod
+    def of(cls, trained: Trained, look: int) -> Nearest:
+        """Raises `UsageError` where the training clip is not at hand, or has nothing to compare."""
+        use = trained.model.record.clips[look]
+        store = find_store(trained, use)
+        if store is None:
+            raise UsageError(
+                f"nearest shows training frames, and the store of {use.name} is not here",
+                hint=f"put it back to data/{use.name}, or leave nearest out of --against",
+            )
+        for use_of in trained.model.record.signals:
+            if isinstance(store.track(use_of.name, 0, 1), PoseTrack | FaceTrack | LabelTrack):
+                return cls(store, trained.placement(look), use.trained[1], use_of.name)
+        raise UsageError(
+            f"nearest compares points or labels; {trained.name} has neither",
+            hint="leave nearest out of --against",
+        )
+
+    def __call__(self, clip: Measured) -> Iterator[Picture]:
+        candidates = np.unique(np.linspace(0, self.stop - 1, CANDIDATES).astype(int))
+        known = np.concatenate(
+            [
+                self._features(self.placement.track(self.store.track(self.signal, t, t + 1)))
+                for t in map(int, candidates)
+            ]
+        )
+        last = int(candidates[-1])
+        for place in range(clip.count):
+            (wanted,) = self._features(clip.track(self.signal, place, place + 1))
+            away = self._distance(known, wanted)
+            last = last if away is None else int(candidates[away.argmin()])
+            frame = self.store.frames(last, last + 1)[0]
+            yield np.asarray(self.placement.picture(frame), np.uint8)
+
+    def _features(self, track: Track) -> NDArray[np.float32]:
+        """[T, N, 2] points in shorter sides, NaN: not seen; or [T, GRID * GRID] labels."""
+        if isinstance(track, LabelTrack):
+            rows = (np.arange(GRID) + 0.5) * track.height / GRID
+            columns = (np.arange(GRID) + 0.5) * track.width / GRID
+            maps = track.labels[:, rows.astype(int)][:, :, columns.astype(int)]
+            return maps.reshape(len(track), -1).astype(np.float32)
+        all_points: NDArray[np.float32] = track.points  # type: ignore[attr-defined]
+        points = np.array(all_points[:, :33] if isinstance(track, PoseTrack) else all_points)
+        points[~(points[..., 2] >= MIN_SCORE)] = np.nan
+        scaled: NDArray[np.float32] = points[..., :2] / min(track.height, track.width)
+        return scaled
+
+    @staticmethod
+    def _distance(known: NDArray[np.float32], wanted: NDArray[np.float32]) -> Any:
+        """[candidates]; None where there is nothing to go by."""
+        if wanted.ndim == 1:
+            return (known != wanted).mean(axis=1)
+        shown = np.isfinite(wanted[:, 0])
+        if not shown.any():
+            return None
+        away = np.linalg.norm(known[:, shown] - wanted[shown], axis=-1)
+        return np.nan_to_num(away, nan=MISSING).mean(axis=1)
+
+
+# ---------------------------------------------------------------- another's video
+
+
+@dataclass(frozen=True)
+class Film:
+    """A video of the measured moments, brought to the model's size and the clip's rate."""
+
+    store: ClipStore
+    first: int  # its frame that shows the first measured moment
+    count: int
+
+    def __call__(self, clip: Measured) -> Iterator[Picture]:
+        height, width = self.store.record.frames.height, self.store.record.frames.width
+        placement = Placement.plain((height, width), clip.placement.size)
+        for first in range(self.first, self.first + self.count, 16):
+            stop = min(first + 16, self.first + self.count)
+            for frame in self.store.frames(first, stop):
+                yield np.asarray(placement.picture(frame), np.uint8)
+
+
+def film_row(
+    name: str, path: Path, clips: Sequence[Measured], work: Path, report: Reporter
+) -> tuple[Row, int, list[str]]:
+    """A video as a row, the frames it has, and what was done to make it fit.
+
+    Raises `UsageError`, `MediaError`.
+    """
+    if len(clips) > 1:
+        raise UsageError(
+            f"{name}={path}: a video shows one clip, {len(clips)} are measured",
+            hint="measure them one by one: --data STORE",
+        )
+    (clip,) = clips
+    seen = probe(path)
+    rate = clip.store.rate
+    values = {
+        "frames.fps": str(rate), "frames.crf": 1, "frames.crop": "none", "preview.enabled": False,
+    }  # fmt: skip
+    store = open_source(path, [], values=values, data=work / f"film-{name}", report=report).store
+    notes = []
+    if seen.rate != rate:
+        notes.append(f"{name}: {float(seen.rate):.4g} frames a second, taken at {float(rate):.4g}")
+    height, width = clip.placement.size
+    if (seen.upright_width, seen.upright_height) != (width, height):
+        notes.append(
+            f"{name}: {seen.upright_width}x{seen.upright_height}, compared at the model's"
+            f" {width}x{height}"
+        )
+    ours, whole = len(store), len(clip.store)
+    first = clip.start if clip.start and abs(ours - whole) <= 1 else 0
+    if first:
+        notes.append(f"{name}: as long as the whole clip, so its frames from {first} on are taken")
+    count = min(ours - first, clip.count)
+    if count < 2:
+        raise UsageError(
+            f"{path} has {ours} frame(s) for the {clip.count} that are measured",
+            hint=f"give a video of frames {clip.start} to {clip.start + clip.count} of {clip.name}",
+        )
+    if count < clip.count:
+        notes.append(f"{name}: has {count} of the {clip.count} frames; only those are compared")
+    elif not first and ours > clip.count:
+        notes.append(f"{name}: {ours} frames, of which the first {clip.count} are taken")
+    return Row(name, f"the video {path.name}", Film(store, first, count)), count, notes
+
+
+# ---------------------------------------------------------------- all
+
+
+def rows_for(
+    main: Trained,
+    against: Sequence[str],
+    clips: Sequence[Measured],
+    work: Path,
+    report: Reporter,
+    *,
+    name: str,
+) -> tuple[list[Row], list[Measured], list[str]]:
+    """The rows to measure: the real one, the model, the others; the frames that all have; notes.
+
+    Raises `UsageError` for what cannot be compared, `UnknownName`, `CheckpointInvalid`,
+    `MediaError`.
+    """
+    rows = [Row(REAL, "the real frames, encoded once more", encoded_again, knows_truth=True)]
+    rows.append(model_row(name, main))
+    notes: list[str] = []
+    for text in against:
+        key, separator, value = text.partition("=")
+        if key in {row.name for row in rows} or not key:
+            raise UsageError(f"--against {text}: {key!r} is there already", hint="rename it")
+        if text == "copy":
+            what = "the real frame before: repeating, given the truth"
+            rows.append(Row(key, what, copied, knows_truth=True))
+        elif text == "frozen":
+            rows.append(Row(key, "the last frame before, held", frozen))
+        elif text == "nearest":
+            found = {clip.look: Nearest.of(main, clip.look) for clip in clips}
+            rows.append(
+                Row(
+                    key, f"the training frame with the nearest {found[clips[0].look].signal}",
+                    lambda clip, found=found: found[clip.look](clip),  # type: ignore[misc]
+                )
+            )  # fmt: skip
+        elif text == FRAME:
+            rows.append(other_model(key, frame_by_frame(main), main, clips))
+        elif not separator:
+            raise UnknownName.among("--against", text, (*SIMPLE, FRAME, "NAME=RUN", "NAME=VIDEO"))
+        elif Path(value).is_file():
+            row, count, said = film_row(key, Path(value), clips, work, report)
+            clips = [replace(clip, count=min(clip.count, count)) for clip in clips]
+            rows.append(row)
+            notes += said
+        else:
+            find_model(value)
+            rows.append(other_model(key, value, main, clips))
+    return rows, list(clips), notes

@@ -1,0 +1,44 @@
+"""An evaluation on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from rich.markup import escape
+from rich.table import Table
+
+from v2v.evaluation.registry import BY_NAME
+
+if TYPE_CHECKING:
+    from pipelines.evaluate import Evaluation
+
+
+def table(found: Evaluation) -> Table:
+    """A line for each measure, a column for each video."""
+    grid = Table(box=None, pad_edge=False, header_style="bold")
+    grid.add_column("")
+    for row in found.rows:
+        grid.add_column(escape(row.name), justify="right")
+    for name, measure in BY_NAME.items():
+        if not any(name in summaries for summaries in found.summaries.values()):
+            continue
+        title = f"{measure.title} ({measure.unit})" if measure.unit else measure.title
+        cells = []
+        for row in found.rows:
+            summary = found.summaries[row.name].get(name)
+            cells.append(measure.told(None if summary is None else summary.mean))
+        grid.add_row(escape(title), *cells)
+    return grid
+
+
+def lines(found: Evaluation) -> Iterator[str]:
+    """What else is to be said."""
+    for place in found.order:
+        yield f"{escape(place.row)}: {escape('; '.join(place.faults) or 'no plain fault')}"
+    for note in found.notes:
+        yield f"note: {escape(note)}"
+    if found.unavailable:
+        titles = ", ".join(BY_NAME[name].title for name in found.unavailable)
+        yield f"unavailable: {escape(titles)} (why: in the report)"
+    yield f"look at {escape(str(found.folder / 'report.html'))}"

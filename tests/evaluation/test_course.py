@@ -1,0 +1,262 @@
+"""Whole videos of which it is known what they must come to: the same, frozen, blurred, ..."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from v2v.evaluation.course import CHUNK, OWN, TRUTH, Course, Spread, Tools, Video, measure
+from v2v.evaluation.measures import average
+from v2v.evaluation.registry import BY_NAME, MEASURES, READINGS
+from v2v.evaluation.statistics import Summary, summary
+from v2v.evaluation.verdict import compare, faults, order
+
+COUNT, HEIGHT, WIDTH = 40, 64, 80
+Frames = np.ndarray  # uint8 [T, H, W, 3]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def footage(count: int = COUNT, seed: int = 0) -> Frames:
+    """A textured square that moves before a textured wall, uint8 [T, H, W, 3]."""
+    random = np.random.default_rng(seed)
+
+    def texture(height: int, width: int) -> np.ndarray:
+        noise = cv2.GaussianBlur(random.random((height, width, 3)), (0, 0), 1.2)
+        return ((noise - noise.min()) / np.ptp(noise) * 255).astype(np.uint8)
+
+    wall, thing = texture(HEIGHT, WIDTH), texture(24, 24)
+    frames = np.repeat(wall[None], count, axis=0)
+    for t, frame in enumerate(frames):
+        x, y = round(25 + 20 * np.sin(t / 6)), round(20 + 14 * np.cos(t / 5))
+        frame[y : y + 24, x : x + 24] = thing
+    return frames
+
+
+def blurred(frames: Frames, sigma: float = 2.0) -> Frames:
+    return np.stack([cv2.GaussianBlur(f, (0, 0), sigma) for f in frames])
+
+
+def noisy(frames: Frames, amount: float, seed: int = 1) -> Frames:
+    """What an honest model does: wrong a little, everywhere and steadily."""
+    wrong = np.random.default_rng(seed).normal(0, amount, frames.shape[1:])
+    wrong = cv2.GaussianBlur(wrong, (0, 0), 2.0) * 4
+    return np.clip(frames + wrong, 0, 255).astype(np.uint8)
+
+
+def run(real: Frames, rows: dict[str, Frames], tools: Tools | None = None, **more):  # noqa: ANN201
+    videos = {name: Video(iter(frames)) for name, frames in rows.items()}
+    return measure(Video(iter(real)), videos, count=len(real), tools=tools or Tools(), **more)
+
+
+def told(courses: dict[str, Course]) -> dict[str, dict[str, Summary]]:
+    return {
+        row: {name: summary([values], block=10) for name, values in course.items()}
+        for row, course in courses.items()
+    }
+
+
+# ---------------------------------------------------------------- one video
+
+
+def test_the_same_video_is_perfect() -> None:
+    real = footage()
+    (course,) = (c for name, c in run(real, {"same": real}).items() if name != TRUTH)
+    expected = {"psnr": 100, "ssim": 1, "sharpness": 1, "tof": 0, "flicker": 0}
+    for name, value in expected.items():
+        assert average(course[name]) == pytest.approx(value, abs=1e-6), name
+    assert all(len(values) == COUNT for values in course.values())
+    for name in OWN:
+        assert average(course[name]) > 0
+
+
+def test_pieces_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values are the same however the video is cut into pieces: neighbours are not lost."""
+    real = footage()
+    rows = {"blurred": blurred(real)}
+    pieces = run(real, rows)["blurred"]
+    monkeypatch.setattr("v2v.evaluation.course.CHUNK", 1000)
+    whole = run(real, rows)["blurred"]
+    for name, values in whole.items():
+        np.testing.assert_allclose(pieces[name], values, rtol=1e-5, atol=1e-7, err_msg=name)
+
+
+def test_what_lies_between_two_frames_belongs_to_the_later_one_and_never_to_a_cut() -> None:
+    real = footage()
+    course = run(real, {"row": real}, cuts=(7, CHUNK))["row"]
+    for name, values in course.items():
+        undefined = {0, 7, CHUNK} if READINGS[BY_NAME[name].source].temporal else set()
+        assert set(np.flatnonzero(np.isnan(values)).tolist()) == undefined, name
+
+
+def test_flicker_of_a_known_amplitude() -> None:
+    real = np.full((12, HEIGHT, WIDTH, 3), 128, np.uint8)
+    real[:, :, ::2] = 100
+    row = real.copy()
+    row[::2] += 10
+    course = run(real, {"row": row})["row"]
+    assert average(course["flicker"]) == pytest.approx(10 / 255, abs=1e-6)
+    assert average(course["frame_difference"]) == pytest.approx(10 / 255, abs=1e-6)
+
+
+def test_a_known_shift_is_seen_by_tof() -> None:
+    """An output that stands still where the real picture moves by (3, 0) is off by 3 pixels."""
+    noise = cv2.GaussianBlur(np.random.default_rng(0).random((HEIGHT, 3 * WIDTH, 3)), (0, 0), 2.0)
+    big = ((noise - noise.min()) / np.ptp(noise) * 255).astype(np.uint8)
+    real = np.stack([big[:, 60 - 3 * t : 60 - 3 * t + WIDTH] for t in range(10)])
+    course = run(real, {"still": np.repeat(real[:1], 10, axis=0)})["still"]
+    assert average(course["tof"]) == pytest.approx(3, abs=0.35)
+
+
+def test_a_row_may_end_early() -> None:
+    real = footage()
+    course = run(real, {"short": real[: CHUNK + 3]})["short"]
+    assert all(len(values) == CHUNK + 3 for values in course.values())
+    assert average(course["psnr"]) == 100
+
+
+def test_every_measure_has_its_reading_and_a_sentence() -> None:
+    for measure_ in MEASURES:
+        assert measure_.name == "vmaf" or measure_.source in READINGS
+        assert measure_.about and measure_.title
+
+
+# ---------------------------------------------------------------- what detectors found
+
+
+def pose(count: int = COUNT, x: float = 0.0) -> np.ndarray:
+    points = np.random.default_rng(0).uniform(10, 60, (33, 2)).astype(np.float32)
+    points[[11, 12]], points[[23, 24]] = (40, 20), (40, 40)  # a torso of 20 pixels
+    sway = 5 * np.sin(np.arange(count) / 5)[:, None, None]
+    found = np.ones((count, 33, 3), np.float32)
+    found[..., :2] = points + sway + np.float32([x, 0])
+    return found
+
+
+def test_landmarks_off_by_a_known_distance_and_people_who_are_missed() -> None:
+    real, ours = pose(), pose(x=3.0)
+    ours[30:] = np.nan
+    videos = {"row": Video(iter(footage()), {"pose": ours})}
+    truth = Video(iter(footage()), {"pose": real})
+    course = measure(truth, videos, count=COUNT, tools=Tools())["row"]
+    assert average(course["pose_error"]) == pytest.approx(3 / 20)
+    assert average(course["pose_missed"]) == pytest.approx(10 / COUNT)
+    assert (course["pck"] == 0).all()
+
+
+def test_swapped_identities_lose() -> None:
+    """Two people who stand side by side, taken for one another: each is a torso away."""
+    one, other = pose(), pose(x=20.0)
+    swapped = one.copy()
+    swapped[10:20] = other[10:20]
+    videos = {
+        "right": Video(iter(footage()), {"pose": one}),
+        "swapped": Video(iter(footage()), {"pose": swapped}),
+    }
+    courses = measure(Video(iter(footage()), {"pose": one}), videos, count=COUNT, tools=Tools())
+    np.testing.assert_allclose(courses["swapped"]["pose_error"][10:20], 1.0, rtol=1e-5)
+    assert average(courses["swapped"]["pck"]) == pytest.approx(0.75)
+    places = order({n: told(courses)[n] for n in videos}, told(courses)[TRUTH])
+    assert [place.row for place in places] == ["right", "swapped"]
+
+
+def test_labels_of_known_overlap() -> None:
+    real = np.zeros((COUNT, HEIGHT, WIDTH), np.uint8)
+    real[:, :, : WIDTH // 2] = 1
+    ours = np.zeros_like(real)
+    ours[:, :, : WIDTH // 4] = 1
+    videos = {"row": Video(iter(footage()), {"labels": ours})}
+    truth = Video(iter(footage()), {"labels": real})
+    course = measure(truth, videos, count=COUNT, tools=Tools())["row"]
+    assert average(course["label_accuracy"]) == pytest.approx(0.75)
+    assert average(course["label_iou"]) == pytest.approx((1 / 2 + 2 / 3) / 2)
+
+
+# ---------------------------------------------------------------- networks
+
+
+class Brightness:
+    """Stands in for LPIPS in tests: a distance whose values are known."""
+
+    def __call__(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        return (one.mean(dim=(1, 2, 3)) - other.mean(dim=(1, 2, 3))).abs() / 2
+
+
+def test_tlp_is_the_difference_of_the_steps() -> None:
+    real = np.full((8, HEIGHT, WIDTH, 3), 100, np.uint8)
+    real += np.arange(8, dtype=np.uint8)[:, None, None, None] * 5  # steps of 5 / 255
+    tools = Tools(distance=Brightness())
+    courses = run(real, {"frozen": np.repeat(real[:1], 8, axis=0), "same": real}, tools)
+    assert average(courses["frozen"]["tlp"]) == pytest.approx(5 / 255, rel=1e-4)
+    assert average(courses["same"]["tlp"]) == 0
+    assert courses["frozen"]["lpips"][3] == pytest.approx(15 / 255, rel=1e-4)
+
+
+def test_features_are_gathered_from_the_frames_that_count() -> None:
+    real = footage()
+    tools = Tools(features={"fid": lambda frames: frames.mean(dim=(2, 3)).double().numpy()})
+    sets = Spread(), {"row": Spread()}
+    run(real, {"row": real}, tools, sets=sets, sets_until=CHUNK)
+    assert sets[0].sets["fid"].count == sets[1]["row"].sets["fid"].count == CHUNK
+
+
+# ---------------------------------------------------------------- which is the best
+
+
+@pytest.mark.parametrize(
+    ("name", "spoilt", "said"),
+    [
+        ("frozen", lambda real: np.repeat(real[:1], len(real), axis=0), "frozen"),
+        ("slow", lambda real: real[np.arange(len(real)) // 8 * 8], "frozen"),
+        ("blurred", blurred, "blurred"),
+    ],
+)
+def test_a_frozen_or_blurred_video_loses_to_an_honest_one(
+    name: str, spoilt: Callable[[Frames], Frames], said: str
+) -> None:
+    """Even where its pixels are nearer: a fault that everybody would notice comes last."""
+    real = footage()
+    honest = noisy(real, 12.0)
+    summaries = told(run(real, {name: spoilt(real), "honest": honest}))
+    truth = summaries.pop(TRUTH)
+    places = order(summaries, truth)
+    assert [place.row for place in places] == ["honest", name]
+    if name != "slow":  # it moves as much in the end, by leaps
+        assert any(fault.startswith(said) for fault in places[1].faults)
+    assert not places[0].faults
+
+
+def test_warping_error_is_won_by_the_frozen_video_and_ranks_nothing() -> None:
+    real = footage()
+    courses = run(real, {"frozen": np.repeat(real[:1], COUNT, axis=0), "noisy": noisy(real, 12.0)})
+    assert BY_NAME["warping_error"].family is None
+    better, worse, same = compare([courses["noisy"]], [courses["frozen"]], [COUNT], block=10)
+    assert "warping_error" not in (*better, *worse, *same)
+    assert "tof" in better
+
+
+def test_a_comparison_is_frame_by_frame() -> None:
+    """Frames differ far more than the rows do: only pairs of frames tell the rows apart."""
+    hard = np.random.default_rng(0).normal(20, 5, 60)
+    one, other = {"psnr": hard + 0.5}, {"psnr": hard}
+    assert compare([one], [other], [60], block=5) == (["psnr"], [], [])
+    assert compare([other], [one], [60], block=5) == ([], ["psnr"], [])
+    assert compare([one], [one], [60], block=5) == ([], [], ["psnr"])
+    assert compare([one], [{"psnr": np.full(60, np.nan)}], [60], block=5) == (["psnr"], [], [])
+
+
+def test_faults_in_words() -> None:
+    real = {"frame_difference": Summary(0.02), "sharpness": Summary(1.0)}
+    row = {"frame_difference": Summary(0.001), "sharpness": Summary(0.3)}
+    assert faults(row, real) == (
+        "frozen: it moves 5% as much as the real video",
+        "blurred: 30% of the real video's sharpness",
+    )
+    assert faults(real, real) == ()

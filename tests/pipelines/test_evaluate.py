@@ -1,0 +1,357 @@
+"""Evaluation from a model to a report: which frames, fair comparisons, clear refusals."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from pipelines.evaluate import Evaluation, evaluate
+from pipelines.evaluation_clips import there_and_back
+from v2v.data.store import ClipStore
+from v2v.data.video import VideoWriter
+from v2v.errors import (
+    MediaNotFound,
+    NothingFound,
+    SignalMissing,
+    StoreConflict,
+    UnknownName,
+    UsageError,
+)
+from v2v.evaluation.registry import BY_NAME, MEASURES, SET_MEASURES
+
+COUNT, TRAINED = 40, 28
+Make = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def _at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))  # no weights are there
+
+
+@pytest.fixture
+def store(make_store: Make, skeletons: Callable[..., np.ndarray]) -> Path:
+    return make_store("a", pose=skeletons(COUNT))
+
+
+@pytest.fixture
+def model(make_model: Make, store: Path) -> Path:
+    return trained_on(make_model, store)
+
+
+def trained_on(
+    make_model: Make, store: Path, name: str = "b", trained: int = TRAINED, **more: Any
+) -> Path:
+    """A model that says it was trained on the first frames of a store."""
+    record = ClipStore.open(store).record
+    run = make_model(name, sha256=record.source.sha256, frames=record.frames.count, **more)
+    path = run / "model" / "model.json"
+    data = json.loads(path.read_text())
+    data["clips"][0] |= {"trained": [0, trained], "name": store.name}
+    path.write_text(json.dumps(data))
+    (run / "run.json").write_text(json.dumps({"data": [str(store)]}))
+    return run
+
+
+def measured(model: Path, *data: Path, **more: Any) -> Evaluation:
+    """Without MediaPipe: these frames show numbers, not people."""
+    settings: dict[str, Any] = {"against": ("copy", "frozen"), "drift": 0, "detectors": {}}
+    return evaluate(model, data, **(settings | more))
+
+
+def video(path: Path, frames: np.ndarray, rate: int = 25) -> Path:
+    height, width = frames.shape[1:3]
+    with VideoWriter(path, width=width, height=height, rate=Fraction(rate), crf=2) as writer:
+        for frame in frames:
+            writer.write(frame)
+    return path
+
+
+# ---------------------------------------------------------------- a report
+
+
+def test_a_report_of_what_was_held_out(model: Path) -> None:
+    found = measured(model, against=("copy", "frozen", "nearest"), drift=30)
+    assert found.folder == model / "evaluation"
+    record = json.loads((found.folder / "report.json").read_text())
+    assert record["data"][0]["part"] == "held out"
+    assert record["data"][0]["frames"] == [TRAINED, COUNT]
+    assert record["data"][0]["free_running"] == 30
+    assert list(record["rows"]) == ["real", "b", "copy", "frozen", "nearest"]
+    for name in ("psnr", "ssim", "tof", "flicker", "warping_error", "frame_difference"):
+        values = record["rows"]["b"]["measures"][name]
+        assert values["low"] <= values["mean"] <= values["high"], name
+        assert len(record["courses"][0]["b"][name]) == 30
+        assert len(record["courses"][0]["copy"][name]) == COUNT - TRAINED
+    assert record["rows"]["b"]["measures"]["psnr"]["drift"] == pytest.approx(1, abs=0.5)
+    assert record["rows"]["frozen"]["measures"]["frame_difference"]["mean"] == 0
+    # The real video's own is the floor, always there.
+    assert record["rows"]["real"]["measures"]["warping_error"]["mean"] > 0
+
+
+def test_the_page_is_one_file(model: Path) -> None:
+    found = measured(model, drift=30)
+    page = (found.folder / "report.html").read_text()
+    assert sorted(path.name for path in found.folder.iterdir()) == ["report.html", "report.json"]
+    sources = re.findall(r'(?:src|href)="([^"]{0,20})', page)
+    assert any(source.startswith("data:video/mp4") for source in sources)
+    assert all(source.startswith("data:") for source in sources)
+    assert "<script" not in page and "@import" not in page and "url(" not in page
+    assert page.count("<svg") >= 6
+
+
+def test_the_same_inputs_give_the_same_report(model: Path, tmp_path: Path) -> None:
+    one, other = (measured(model, output=tmp_path / name, drift=30) for name in ("x", "y"))
+    for name in ("report.json", "report.html"):
+        assert (one.folder / name).read_bytes() == (other.folder / name).read_bytes()
+
+
+def test_without_weights_there_is_no_number(model: Path) -> None:
+    found = measured(model)
+    for name in ("lpips", "tlp", "fid", "fvd"):
+        assert name not in found.summaries["b"]
+        assert found.unavailable[name]
+        assert "fetch" in found.unavailable[name] or "install" in found.unavailable[name]
+    assert "161 pixels" in found.unavailable["ms_ssim"]
+    page = (found.folder / "report.html").read_text()
+    assert "unavailable" in page and "curl" in page
+    told = {m.name for m in (*MEASURES, *SET_MEASURES)}
+    assert told == set(found.summaries["b"]) | set(found.unavailable)
+
+
+def test_the_real_video_wins_and_the_frozen_one_loses(
+    model: Path, store: Path, tmp_path: Path
+) -> None:
+    real = ClipStore.open(store).frames(TRAINED, COUNT)
+    soft = np.stack([cv2.GaussianBlur(f, (0, 0), 3) for f in real])
+    found = measured(
+        model, against=(
+            "frozen", f"theirs={video(tmp_path / 'theirs.mp4', real)}",
+            f"soft={video(tmp_path / 'soft.mp4', soft)}",
+        ),
+    )  # fmt: skip
+    order = [place.row for place in found.order]
+    assert order[0] == "theirs"
+    assert {place.row for place in found.order if place.faults} >= {"frozen", "soft"}
+    assert found.summaries["theirs"]["psnr"].mean > 35
+
+
+# ---------------------------------------------------------------- which frames
+
+
+def test_there_and_back() -> None:
+    assert there_and_back(4, 9).tolist() == [0, 1, 2, 3, 2, 1, 0, 1, 2]
+    assert there_and_back(5, 3).tolist() == [0, 1, 2]
+    assert there_and_back(1, 3).tolist() == [0, 0, 0]
+
+
+def test_signals_and_pictures_follow_the_order(
+    model: Path, store: Path, read_numbers: Callable[..., list[int]]
+) -> None:
+    (clip,) = measured(model, drift=30).clips
+    assert read_numbers(np.stack(list(clip.pictures()))) == clip.order.tolist()
+    whole = ClipStore.open(store).track("pose")
+    points = clip.track("pose", 8, 14).points
+    expected = clip.placement.points(whole.points[clip.order[8:14], :, :2])
+    np.testing.assert_array_equal(points[..., :2], expected)
+
+
+def test_cuts_are_found_in_both_directions(
+    make_model: Make, make_store: Make, skeletons: Callable[..., np.ndarray]
+) -> None:
+    store = make_store("a", pose=skeletons(COUNT), shots=(0, 33))
+    (clip,) = measured(trained_on(make_model, store), drift=30).clips
+    assert clip.cuts == tuple(
+        t for t in range(1, 30) if {clip.order[t - 1], clip.order[t]} == {32, 33}
+    )
+
+
+def test_another_clip_is_measured_whole(
+    model: Path, make_store: Make, skeletons: Callable[..., np.ndarray]
+) -> None:
+    other = make_store("other", pose=skeletons(20, 96, 96), size=(96, 96), rate=10)
+    found = measured(model, other)
+    assert (found.clips[0].start, found.clips[0].count) == (0, 20)
+    notes = " ".join(found.notes)
+    assert "never trained on it" in notes and "left out" in notes and "10 frames a second" in notes
+
+
+def test_several_clips(
+    model: Path, store: Path, make_store: Make, skeletons: Callable[..., np.ndarray]
+) -> None:
+    other = make_store("other", pose=skeletons(20))
+    found = measured(model, store, other)
+    psnr = found.summaries["b"]["psnr"]
+    assert psnr.frames == (COUNT - TRAINED) + 20 and len(psnr.clips) == 2
+    assert psnr.clips_low == min(psnr.clips) and psnr.clips_high == max(psnr.clips)
+    assert "over clips" in (found.folder / "report.html").read_text()
+
+
+def test_frames_are_limited(model: Path) -> None:
+    assert measured(model, frames=5).clips[0].count == 5
+
+
+# ---------------------------------------------------------------- refusals
+
+
+def test_nothing_held_out(make_model: Make, store: Path) -> None:
+    run = trained_on(make_model, store, trained=COUNT)
+    with pytest.raises(UsageError, match="too few are held out") as caught:
+        measured(run)
+    assert caught.value.hint is not None and "data.hold_out=0.15" in caught.value.hint
+
+
+def test_the_training_clip_is_not_here(make_model: Make) -> None:
+    with pytest.raises(UsageError, match="is not here") as caught:
+        measured(make_model("b"))
+    assert caught.value.hint is not None and "--data" in caught.value.hint
+
+
+def test_no_such_data(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(MediaNotFound, match="no such file"):
+        measured(model, tmp_path / "nothing")
+
+
+def test_the_same_footage_cut_otherwise(make_model: Make, store: Path) -> None:
+    """Which of its frames were held out cannot be told: a store of the trained part would lie."""
+    run = trained_on(make_model, store)
+    path = run / "model" / "model.json"
+    data = json.loads(path.read_text())
+    data["clips"][0]["frames"] = 400
+    path.write_text(json.dumps(data))
+    with pytest.raises(StoreConflict, match="cannot be told"):
+        measured(run, store)
+
+
+def test_data_without_the_signal(model: Path, make_store: Make) -> None:
+    labels = np.zeros((12, 64, 48), np.uint8)
+    with pytest.raises(NothingFound):  # the signal is looked for, and nobody is in view
+        measured(model, make_store("streets", labels=labels))
+
+
+def test_data_with_other_classes(make_model: Make, make_store: Make) -> None:
+    labels = np.zeros((12, 64, 48), np.uint8)
+    store = make_store("streets", labels=labels)
+    run = make_model(
+        "s", signal="segmentation", channels=4, spec={"classes": ["road", "sky", "person"]}
+    )
+    with pytest.raises(SignalMissing, match="not what s renders from"):
+        measured(run, store)
+
+
+@pytest.mark.parametrize(
+    ("against", "match"),
+    [
+        ("coyp", "unknown --against 'coyp'"),
+        ("frame", "no frame-by-frame run beside"),
+        ("b=x.mp4", "is there already"),
+    ],
+)
+def test_what_it_cannot_be_held_against(model: Path, against: str, match: str) -> None:
+    with pytest.raises(UsageError, match=match):
+        measured(model, against=(against,))
+    assert not (model / "evaluation" / "report.json").exists()
+
+
+def test_unknown_names_are_suggested(model: Path) -> None:
+    with pytest.raises(UnknownName) as caught:
+        measured(model, against=("coyp",))
+    assert caught.value.hint is not None and "copy" in caught.value.hint
+
+
+def test_a_run_that_saw_the_measured_frames(make_model: Make, model: Path, store: Path) -> None:
+    cheat = trained_on(make_model, store, name="cheat", trained=COUNT)
+    with pytest.raises(UsageError, match="trained on 12 of the frames that are measured"):
+        measured(model, against=(f"cheat={cheat}",))
+
+
+def test_the_run_beside_it_is_found(make_model: Make, model: Path, store: Path) -> None:
+    trained_on(make_model, store, name="frame", generator={"sequential": False})
+    found = measured(model, against=("frame",))
+    assert "frame by frame" in found.rows[-1].what
+    assert found.summaries["frame"]["psnr"].mean is not None
+
+
+# ---------------------------------------------------------------- videos of others
+
+
+def test_a_video_of_other_length_size_and_rate_is_aligned_and_it_is_said(
+    model: Path, store: Path, tmp_path: Path
+) -> None:
+    real = ClipStore.open(store).frames(TRAINED, COUNT)
+    large = np.stack([cv2.resize(f, (96, 128)) for f in real[:10]]).repeat(2, axis=0)
+    path = video(tmp_path / "theirs.mp4", large, rate=50)
+    found = measured(model, against=(f"theirs={path}",))
+    notes = " ".join(found.notes)
+    assert "50 frames a second, taken at 25" in notes
+    assert "96x128, compared at the model's 48x64" in notes
+    assert "has 10 of the 12 frames" in notes
+    assert found.clips[0].count == 10  # for all rows alike
+    assert found.summaries["b"]["psnr"].frames == found.summaries["theirs"]["psnr"].frames == 10
+    assert found.summaries["theirs"]["psnr"].mean > 25
+
+
+def test_a_video_of_the_whole_clip(model: Path, store: Path, tmp_path: Path) -> None:
+    path = video(tmp_path / "theirs.mp4", ClipStore.open(store).frames())
+    found = measured(model, against=(f"theirs={path}",))
+    assert f"its frames from {TRAINED} on" in " ".join(found.notes)
+    assert found.summaries["theirs"]["psnr"].mean > 30
+
+
+def test_a_video_that_is_too_short(model: Path, store: Path, tmp_path: Path) -> None:
+    path = video(tmp_path / "theirs.mp4", ClipStore.open(store).frames(0, 1))
+    with pytest.raises(UsageError, match="has 1 frame"):
+        measured(model, against=(f"theirs={path}",))
+
+
+# ---------------------------------------------------------------- detectors and the command
+
+
+def test_detectors_see_what_the_signals_drive(model: Path) -> None:
+    """A detector that finds what the pose says, a pixel to the side on every row but the real."""
+    calls: list[int] = []
+
+    class Detector:
+        def __init__(self) -> None:
+            calls.append(0)
+            self.number = len(calls)
+
+        def __call__(self, picture: np.ndarray) -> np.ndarray:
+            points = np.ones((33, 3), np.float32)
+            points[:, 0] = np.arange(33) + (self.number > 1)
+            points[:, 1] = np.where(np.arange(33) < 20, 10, 30)
+            return points
+
+        def close(self) -> None:
+            calls[self.number - 1] = 1
+
+    found = measured(model, detectors={"pose": Detector})
+    assert all(calls) and len(calls) == 5  # the real frames, and four rows
+    torso = float(np.hypot(20, 12))
+    assert found.summaries["b"]["pose_error"].mean == pytest.approx(1 / torso, rel=1e-3)
+    assert found.summaries["b"]["pose_missed"].mean == 0
+    assert "face_error" in found.unavailable
+
+
+def test_the_command(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import typer
+    from typer.testing import CliRunner
+
+    from v2v.cli.evaluation import evaluate as command
+
+    monkeypatch.setenv("V2V_DEBUG", "1")  # leave the test process's own streams alone
+    monkeypatch.setattr("pipelines.evaluate.detectors_for", lambda *_: {})
+    app = typer.Typer()
+    app.command()(command)
+    done = CliRunner().invoke(app, ["--model", str(model), "--against", "frozen", "--drift", "0"])
+    assert done.exit_code == 0, done.output
+    assert "PSNR (dB)" in done.output and "report.html" in done.output
+    assert all(name in BY_NAME for name in ("psnr", "tof"))

@@ -1,0 +1,81 @@
+"""The command that measures: evaluate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from v2v.cli.shared import AsJson, Quiet, console, progress
+from v2v.native import prepare_process
+
+EXAMPLES_EVALUATE = """
+How good a model is: its video of moments it never saw, against the real one.
+
+Without --data it is measured on what was held out of its own clips; another clip is measured
+whole. It renders free running, from nothing. Writes report.html, one file with figures, curves,
+frames and a side-by-side video, and report.json.
+
+**Examples**
+
+    v2v evaluate --model b
+
+    v2v evaluate --model b --data data/held_out --against copy,nearest,frame
+
+    v2v evaluate --model b --against frozen,other=runs/c,theirs=their_video.mp4 -o report
+"""
+
+
+def evaluate(
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="A run's name (runs/b is b), or its folder.")
+    ],
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A clip store, or footage; several times for several."
+            " [default: what was held out of the model's clips]"
+        ),
+    ] = None,
+    against: Annotated[
+        str,
+        typer.Option(
+            help="What to hold it against: copy (the real frame before), frozen, nearest (in"
+            " training), frame (the run beside it trained frame by frame), NAME=RUN, NAME=VIDEO."
+        ),
+    ] = "copy,frozen,nearest",
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="A folder. [default: evaluation in the run's]"),
+    ] = None,
+    frames: Annotated[int, typer.Option(min=2, help="Frames of each clip, at most.")] = 600,
+    drift: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Free-running frames for the drift; shorter clips are run over again."
+        ),
+    ] = 300,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    prepare_process()
+    from pipelines.evaluate import evaluate as run
+
+    with progress(quiet or as_json) as report:
+        found = run(
+            model, data or (), against=[name for name in against.split(",") if name],
+            output=output, frames=frames, drift=drift, device=device, report=report,
+        )  # fmt: skip
+    if as_json:
+        import json
+
+        print(json.dumps(found.as_json(), indent=1))
+    elif not quiet:
+        from pipelines.evaluation_table import lines, table
+
+        out = console(150)
+        out.print(table(found))
+        for line in lines(found):
+            out.print(line, highlight=False, soft_wrap=True)

@@ -1,0 +1,181 @@
+"""Measures by trained networks: LPIPS, FID, FVD. Without their weights there is no number.
+
+Weights are looked for where torch keeps them (`TORCH_HOME`) and never fetched unasked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from v2v.errors import MissingLibrary, WeightsUnavailable
+from v2v.weights import load_state, torchvision_models, weights_folder
+
+VIDEO_CLIP = 16  # frames that a video network sees at once
+KINETICS = ((0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989))  # torchvision's R3D-18
+SIDE = 112  # pixels, that it was trained with
+
+
+@dataclass(frozen=True)
+class File:
+    """Weights on the web. `name` carries the start of the SHA-256."""
+
+    network: str
+    name: str
+    url: str
+
+    def find(self) -> Path:
+        """Raises `WeightsUnavailable`, which says where the file belongs and how to fetch it."""
+        path = weights_folder() / self.name
+        if not path.is_file():
+            raise WeightsUnavailable(
+                f"the weights of {self.network} are not on this machine; they belong at {path}",
+                hint=f"fetch them once: curl -L --create-dirs -o {path} {self.url}",
+            )
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        expected = self.name.rsplit("-", 1)[-1].split(".")[0]
+        if not digest.startswith(expected):
+            raise WeightsUnavailable(
+                f"{path} is damaged: its SHA-256 begins with {digest[:8]}, not {expected}",
+                hint="delete it and fetch it again",
+            )
+        return path
+
+
+PYTORCH = "https://download.pytorch.org/models/"
+ALEXNET = File("AlexNet", "alexnet-owt-7be5be79.pth", f"{PYTORCH}alexnet-owt-7be5be79.pth")
+R3D = File("R3D-18", "r3d_18-b3b3357e.pth", f"{PYTORCH}r3d_18-b3b3357e.pth")
+INCEPTION = File(
+    "Inception (FID's)", "weights-inception-2015-12-05-6726825d.pth",
+    "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
+    "weights-inception-2015-12-05-6726825d.pth",
+)  # fmt: skip
+
+
+class Lpips:
+    """Learned perceptual distance (Zhang et al. 2018, arXiv 1801.03924), version 0.1, AlexNet.
+
+    Not VGG: models are trained on VGG's features and would be measured by what taught them.
+    Raises `WeightsUnavailable`.
+    """
+
+    def __init__(self, device: str = "cpu") -> None:
+        ALEXNET.find()
+        torchvision_models()
+        from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
+        # Its linear layers come with torchmetrics; torchvision finds AlexNet in torch's folder.
+        self.network = LearnedPerceptualImagePatchSimilarity(net_type="alex").net.to(device).eval()
+        self.device = device
+
+    @torch.no_grad()
+    def __call__(self, one: Tensor, other: Tensor) -> Tensor:
+        """[T] of frames [T, 3, H, W] in [-1, 1]."""
+        values: Tensor = self.network(one.to(self.device), other.to(self.device))
+        return values.reshape(len(one)).cpu()
+
+
+class Inception:
+    """Features of single frames for FID (Heusel et al. 2017), as torch-fidelity ported them.
+
+    Raises `WeightsUnavailable`, `MissingLibrary`.
+    """
+
+    def __init__(self, device: str = "cpu") -> None:
+        if find_spec("torch_fidelity") is None:
+            raise MissingLibrary(
+                "FID's Inception network comes with torch-fidelity, which is not installed",
+                hint="pip install torch-fidelity",
+            )
+        path = INCEPTION.find()
+        torchvision_models()
+        from torchmetrics.image.fid import NoTrainInceptionV3
+
+        self.network: Any = NoTrainInceptionV3(
+            "inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path)
+        )
+        self.network.to(device).eval()
+        self.device = device
+
+    @torch.no_grad()
+    def __call__(self, frames: Tensor) -> NDArray[np.float64]:
+        """[T, 2048] of frames [T, 3, H, W] in [-1, 1]."""
+        pixels = frames.add(1).mul(127.5).round().clamp(0, 255).byte()
+        features: Tensor = self.network(pixels.to(self.device))
+        return features.reshape(len(frames), -1).double().cpu().numpy()
+
+
+class VideoResNet:
+    """Features of clips of 16 frames, by torchvision's R3D-18 (Tran et al. 2018).
+
+    Raises `WeightsUnavailable`.
+    """
+
+    def __init__(self, device: str = "cpu") -> None:
+        path = R3D.find()
+        models = torchvision_models()
+        import torchvision.models.video  # noqa: F401
+
+        network = models.video.r3d_18(weights=None)
+        load_state(network, path)
+        network.fc = torch.nn.Identity()
+        self.network = network.to(device).eval()
+        self.device = device
+
+    @torch.no_grad()
+    def __call__(self, frames: Tensor) -> NDArray[np.float64]:
+        """[1, 512] of 16 frames [16, 3, H, W] in [-1, 1]; of fewer [0, 512]."""
+        if len(frames) < VIDEO_CLIP:
+            return np.empty((0, 512))
+        resized = torch.nn.functional.interpolate(
+            frames, (SIDE, SIDE), mode="bilinear", align_corners=False, antialias=True
+        )
+        mean, deviation = (torch.tensor(v).reshape(1, 3, 1, 1) for v in KINETICS)
+        video = (((resized + 1) / 2 - mean) / deviation).permute(1, 0, 2, 3)[None]
+        features: Tensor = self.network(video.to(self.device))
+        return features.double().cpu().numpy()
+
+
+@dataclass
+class Gaussian:
+    """Mean and covariance of features, gathered as they come: it does not grow."""
+
+    count: int = 0
+    total: Any = field(default=0.0, repr=False)
+    outer: Any = field(default=0.0, repr=False)
+
+    def add(self, features: NDArray[np.float64]) -> None:
+        """[n, d] features."""
+        self.count += len(features)
+        self.total = self.total + features.sum(axis=0)
+        self.outer = self.outer + features.T @ features
+
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        return np.asarray(self.total / self.count)
+
+    @property
+    def covariance(self) -> NDArray[np.float64]:
+        centred = self.outer - self.count * np.outer(self.mean, self.mean)
+        return np.asarray(centred / (self.count - 1))
+
+
+def frechet(one: Gaussian, other: Gaussian) -> float:
+    """Fréchet distance of two Gaussians (Dowson and Landau 1982); NaN below two samples each."""
+    if min(one.count, other.count) < 2:
+        return float("nan")
+    # The trace of the product's square root is the sum of the roots of its eigenvalues.
+    eigenvalues = np.linalg.eigvals(one.covariance @ other.covariance)
+    root = np.sqrt(np.maximum(eigenvalues.real, 0)).sum()
+    apart = float(((one.mean - other.mean) ** 2).sum())
+    spread = float(np.trace(one.covariance) + np.trace(other.covariance) - 2 * root)
+    return apart + max(spread, 0.0)
