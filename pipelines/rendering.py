@@ -387,7 +387,7 @@ class _Video:
         try:
             with writing(self.work):
                 self.work.mkdir(parents=True, exist_ok=True)
-        except (FileNotFoundError, FileExistsError) as error:
+        except (FileNotFoundError, FileExistsError, NotADirectoryError) as error:
             raise NotWritable(
                 f"{self.output.path} cannot be written: {self.work.parent} is no folder",
                 hint="choose another --output",

@@ -201,7 +201,7 @@ def writing(path: Path) -> Iterator[None]:
                 f"no permission to write {path}",
                 hint="choose another folder with --output, or change its permissions",
             ) from error
-        if error.errno in (errno.ENOTDIR, errno.ENAMETOOLONG):
+        if error.errno == errno.ENAMETOOLONG:
             raise NotWritable(
                 f"cannot write {path}: {(error.strerror or str(error)).lower()}",
                 hint="choose another --output",
