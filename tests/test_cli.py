@@ -53,6 +53,7 @@ def test_help_is_complete_and_loads_nothing_heavy(tmp_path: Path) -> None:
     assert v2v("--version", cwd=tmp_path).stdout.strip() == f"v2v {__version__}"
 
 
+@pytest.mark.slow
 def test_several_clips_with_workers_and_json(tmp_path: Path) -> None:
     for name in ("a", "b"):
         film(tmp_path / "clips" / f"{name}.mp4")
@@ -128,6 +129,7 @@ def test_ctrl_c_stops_at_once_and_the_next_run_goes_on(tmp_path: Path) -> None:
     assert len(ClipStore.open(tmp_path / "data" / "a")) == 32
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_all_workers(tmp_path: Path) -> None:
     """A terminal sends it to the whole group: nobody stays, and nothing looks finished."""
     for name in ("a", "b"):

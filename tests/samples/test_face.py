@@ -41,7 +41,7 @@ def test_the_backdrop_stands_still():
     assert np.array_equal(first[:8], last[:8])
 
 
-@pytest.mark.parametrize("size", [256, 512])
+@pytest.mark.parametrize("size", [256, pytest.param(512, marks=pytest.mark.slow)])
 def test_face_mesh_reads_it_back(size):
     mediapipe = pytest.importorskip("mediapipe")
     clip = {"count": 40, "fps": 10.0}  # every third frame of the default clip

@@ -171,7 +171,12 @@ def test_the_background_stands_still(who):
 
 
 @pytest.mark.parametrize(
-    ("solution", "who"), [("pose", "host"), ("holistic", "host"), ("pose", "guest")]
+    ("solution", "who"),
+    [
+        ("pose", "host"),
+        pytest.param("holistic", "host", marks=pytest.mark.slow),
+        ("pose", "guest"),
+    ],
 )
 def test_mediapipe_follows(solution, who):
     mediapipe = pytest.importorskip("mediapipe")
