@@ -49,7 +49,7 @@ class Demo:
 
 
 def demo(
-    folder: Path, *, seconds: float = 6.0, minutes: float = 4.0, report: Reporter | None = None
+    folder: Path, *, seconds: float = 6.0, minutes: float = 3.5, report: Reporter | None = None
 ) -> Demo:
     """Draw two dancers, train on one, drive it by the other, and lay out what came of it.
 

@@ -69,7 +69,7 @@ def run(
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to.")] = Path("v2v_demo"),
     seconds: Annotated[float, typer.Option(min=1, max=60, help="Length of each drawn clip.")] = 6.0,
-    minutes: Annotated[float, typer.Option(min=0.02, max=600, help="How long to train.")] = 4.0,
+    minutes: Annotated[float, typer.Option(min=0.02, max=600, help="How long to train.")] = 3.5,
 ) -> None:
     """Draw two dancers, train a model on one, and let the other drive it: minutes on a laptop.
 
