@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.evaluation_clips import Measured, find_store, trained_on
-from pipelines.model import Look, Trained, find_model
+from pipelines.model import Trained, find_model
 from pipelines.rendering import Drive, Rendering
 from pipelines.source import open_source
 from v2v.checkpoint import MODEL_FILE
@@ -80,7 +80,6 @@ def rendering(trained: Trained, clip: Measured) -> Rendering:
     record = trained.model.record
     names = [use.name for use in record.signals]
     look = next((i for i, use in enumerate(record.clips) if use.sha256 == _sha(clip)), 0)
-    picture = trained.model.statistics.get(f"{look}.style")
 
     def tracks(first: int, stop: int) -> Sequence[Track]:
         return [clip.track(name, first, stop) for name in names]
@@ -89,8 +88,7 @@ def rendering(trained: Trained, clip: Measured) -> Rendering:
         pipeline="evaluation", count=len(clip.order), rate=clip.store.rate, tracks=tracks,
         settings={}, source=clip.name, source_sha256=_sha(clip),
     )  # fmt: skip
-    style = None if picture is None else picture.to(trained.device)
-    return Rendering(trained, drive, Look(clip=look, picture=style))
+    return Rendering(trained, drive, trained.look(look))
 
 
 def _sha(clip: Measured) -> str:

@@ -29,7 +29,7 @@ from pipelines.retarget_face import (
 from pipelines.source import Source, check_finite, open_source
 from pipelines.stretches import told
 from v2v.data.store import ClipStore
-from v2v.errors import CheckpointInvalid, NothingFound, UsageError
+from v2v.errors import NothingFound, UsageError
 from v2v.progress import Reporter, Silent
 from v2v.signals import Track
 from v2v.signals.face import FaceTrack
@@ -57,14 +57,9 @@ class FaceReenactment:
 
     def target(self, clip: int = 0) -> Face:
         """What the model remembers of the face in one of its clips."""
-        statistics, use = self.trained.model.statistics, self.trained.model.record.clips[clip]
-        points, depth = (statistics.get(f"{clip}.{SIGNAL}.{n}") for n in ("points", "depth"))
-        if points is None or depth is None:
-            raise CheckpointInvalid(
-                f"{self.trained.name} does not remember the face it was trained on",
-                hint="train it again with this version of v2v",
-            )
-        return Face.remembered(points.numpy(), depth.numpy(), use.width, use.height)
+        use = self.trained.model.record.clips[clip]
+        points, depth = (self.trained.remembered(clip, SIGNAL, n) for n in ("points", "depth"))
+        return Face.remembered(points, depth, use.width, use.height)
 
     def __call__(
         self,

@@ -10,7 +10,6 @@ starting from the last real frames.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 from pipelines.model import Look, Trained
 from pipelines.rendering import Drive, Picture, Rendering, row
 from pipelines.source import Source, check_finite, open_source
-from v2v.data.store import ClipStore, frames_to_tensor
+from v2v.data.store import ClipStore, file_record, frames_to_tensor
 from v2v.data.transforms import Placement
 from v2v.errors import TooFewFrames, UsageError
 from v2v.evaluation.measures import psnr
@@ -58,8 +57,7 @@ class FramePrediction:
             )
         run = trained.folder.parent if trained.folder.name == "model" else trained.folder
         predictor = load_predictor(run)
-        with open(run / "predictor" / WEIGHTS_FILE, "rb") as file:
-            return cls(trained, predictor, hashlib.file_digest(file, "sha256").hexdigest())
+        return cls(trained, predictor, file_record(run / "predictor" / WEIGHTS_FILE).sha256)
 
     @property
     def signal(self) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from v2v.checkpoint import MODEL_FILE, Model, load_model
-from v2v.data.store import ClipStore
+from v2v.data.store import ClipStore, file_record
 from v2v.data.transforms import Placement, grain_of
 from v2v.errors import CheckpointInvalid, UnknownName, UsageError
 from v2v.models.baselines.pix2pixhd import Clusters, pick_features
@@ -84,8 +83,7 @@ class Trained:
     @cached_property
     def sha256(self) -> str:
         """Of its weights."""
-        with open(self.folder / "generator.safetensors", "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_record(self.folder / "generator.safetensors").sha256
 
     def expect(self, signal: str, what: str) -> None:
         """Check that the model renders from `signal`. Raises `UsageError`."""
@@ -143,6 +141,20 @@ class Trained:
         # As training saw it, rounding and all.
         grain = grain_of(source, self.size, augment.get("scale", [1.0, 1.0])[1])
         return Placement.plain(source, self.size, grain=grain)
+
+    def remembered(self, clip: int, signal: str, kind: str = "points") -> NDArray[np.float32]:
+        """Points of a signal, or their depth, that it was trained on, in that clip's stored pixels.
+
+        Raises `CheckpointInvalid` for a model that does not remember them.
+        """
+        found = self.model.statistics.get(f"{clip}.{signal}.{kind}")
+        if found is None:
+            what = {"pose": "body"}.get(signal, signal)
+            raise CheckpointInvalid(
+                f"{self.name} does not remember the {what} it was trained on",
+                hint="train it again with this version of v2v",
+            )
+        return np.asarray(found.numpy())
 
     def remembered_frames(self, clip: int, store: ClipStore) -> NDArray[np.int64] | None:
         """Which frames of a store the model remembers, if it is the clip that it was trained on."""

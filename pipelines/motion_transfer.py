@@ -24,7 +24,7 @@ from pipelines.source import Source, open_source
 from pipelines.stretches import told
 from v2v.checkpoint import ClipUse
 from v2v.data.store import ClipStore
-from v2v.errors import CheckpointInvalid, NothingFound, UnknownName
+from v2v.errors import NothingFound, UnknownName
 from v2v.progress import Reporter, Silent
 from v2v.signals import Track
 from v2v.signals.pose import MIN_SCORE, NAMES, PoseTrack
@@ -48,13 +48,7 @@ class MotionTransfer:
 
     def remembered(self, clip: int = 0) -> NDArray[np.float32]:
         """[N, 75, 3] the poses that the model was trained on, in that clip's stored pixels."""
-        points = self.trained.model.statistics.get(f"{clip}.{SIGNAL}.points")
-        if points is None:
-            raise CheckpointInvalid(
-                f"{self.trained.name} does not remember the body it was trained on",
-                hint="train it again with this version of v2v",
-            )
-        return points.numpy()
+        return self.trained.remembered(clip, SIGNAL)
 
     def __call__(
         self,

@@ -106,11 +106,6 @@ def skeletons() -> Callable[..., np.ndarray]:
     return make
 
 
-@pytest.fixture
-def rate() -> Fraction:
-    return Fraction(25)
-
-
 MakeStore = Callable[..., Path]
 
 
