@@ -36,6 +36,7 @@ from v2v.native import prepare_process
 prepare_process()
 
 import torch
+from footage import drawn
 from torch.utils.flop_counter import FlopCounterMode
 
 from v2v.config import load_config
@@ -273,20 +274,6 @@ RUNS: dict[str, Callable[[Case], None]] = {
 }
 
 
-def drawn(folder: Path, task: str) -> Path:
-    """A store of drawn footage."""
-    from preprocess.build import preprocess
-    from samples.clips import write_sample
-    from v2v.config import PreprocessSettings
-
-    kind = {"pose": "person", "face": "face", "street": "street"}[task]
-    signals = ["segmentation", "flow"] + ([task] if task != "street" else [])
-    print("drawing footage", flush=True)
-    clip = write_sample(kind, folder, seconds=DRAWN / 30, report=Silent())
-    preprocess(clip, signals, load_config(PreprocessSettings, "preprocess"), output=folder / "clip")
-    return folder / "clip"
-
-
 def cases(chosen: argparse.Namespace, data: Path) -> Iterator[Case]:
     for size in chosen.sizes.split(","):
         for preset in chosen.presets.split(","):
@@ -314,7 +301,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         data = chosen.data
         if data is None and wanted != ["machine"]:
-            data = drawn(Path(folder), chosen.task)
+            print("drawing footage", flush=True)
+            data = drawn(Path(folder), chosen.task, seconds=DRAWN / 30)
         for name in wanted:
             every = list(cases(chosen, data))
             for case in every[:1] if name == "machine" else every:

@@ -133,6 +133,14 @@ def test_a_blend_alone_synthesises_without_the_warped_frame() -> None:
     assert torch.equal(output.frame, output.synthesised)
 
 
+def test_a_past_without_a_flow_is_seen_as_it_is() -> None:
+    generator, seen = shaken(tiny(compose="none")), condition()
+    output, alone = generator(seen, state(seen)), generator(seen, GeneratorState.nothing(seen))
+    assert output.flow is None and output.warped is None and output.occlusion is None
+    assert not torch.equal(output.frame, alone.frame)
+    assert not any("flow" in name for name, _ in generator.named_parameters())
+
+
 def test_frame_by_frame_ignores_the_past() -> None:
     generator, seen = shaken(tiny(sequential=False)), condition()
     with_past = generator(seen, state(seen))
@@ -263,8 +271,8 @@ def test_the_newest_scale_and_all_that_is_used() -> None:
     assert generator.multiple == 16
 
 
-@pytest.mark.parametrize("traits", [{}, {"compose": "condition"}, {"compose": "blend"},
-                                    {"plate": True}, {"prior": True}, {"sequential": False},
+@pytest.mark.parametrize("traits", [{}, {"compose": "none"}, {"compose": "condition"},
+                                    {"compose": "blend"}, {"plate": True}, {"prior": True}, {"sequential": False},
                                     {"style": "encoded"}])  # fmt: skip
 def test_every_weight_learns(traits: dict[str, Any]) -> None:
     generator = shaken(tiny(scales=2, **traits))

@@ -66,6 +66,11 @@ PRESETS = {
 }
 
 
+# What becomes of the past frame, warped: blended into the picture (equation 4), a condition of the
+# normalisation, both; none: past frames are seen as they are, and nothing is warped.
+Compose = Literal["none", "blend", "condition", "both"]
+
+
 class GeneratorSettings(Config):
     """Which generator, and its variants. Defaults are in configs/train.yaml."""
 
@@ -75,7 +80,7 @@ class GeneratorSettings(Config):
         Annotated[int, Field(ge=1, le=6)] | None
     )  # None: the core works at 128 px at most, and each scale doubles that
     sequential: bool  # false: frame by frame, the same network without a past
-    compose: Literal["blend", "condition", "both"]
+    compose: Compose
     plate: Switch
     prior: Switch  # foreground and background each by a part of its own
     style: Literal["auto", "none", "clip", "encoded"]
@@ -247,7 +252,7 @@ class SequentialGenerator(nn.Module):
         arch: Architecture,
         scales: int,  # the core and those above it
         sequential: bool = True,  # false: no past, frame by frame
-        compose: Literal["blend", "condition", "both"] = "condition",
+        compose: Compose = "condition",
         plate: bool = False,  # whether conditions carry a background plate
         prior: bool = False,  # whether the foreground has a part of its own that sees no past
         style: Literal["none", "clip", "encoded"] = "none",
@@ -257,7 +262,8 @@ class SequentialGenerator(nn.Module):
         assert not (plate and prior), "a plate is the better prior"
         self.sequential, self.compose, self.plate, self.prior = sequential, compose, plate, prior
         self.scales = self.active = scales
-        self.blend = sequential and compose != "condition"
+        self.warps = sequential and compose != "none"
+        self.blend = self.warps and compose != "condition"
         embedded = min(channels, EMBEDDED)
         self.embed = conv(channels, embedded, 1) if channels > EMBEDDED else nn.Identity()
         self.styles = nn.Embedding(clips, STYLE) if style == "clip" else None
@@ -266,7 +272,7 @@ class SequentialGenerator(nn.Module):
         times, backdrop = (1 + PAST if sequential else 1), 4 * plate
         past = 3 * PAST + PAST if sequential else 0  # frames, and whether each exists
         self.core = Core(times * embedded + past + backdrop, arch, STYLE if style != "none" else 0)
-        guided = sequential and compose != "blend"
+        guided = self.warps and compose != "blend"
         # What is seen of this size: the signals, the warped frame and whether it exists, the plate.
         images = embedded + 4 * guided + backdrop
         # The picture; what is in front, where that is apart; occlusion; the matte before either
@@ -282,7 +288,7 @@ class SequentialGenerator(nn.Module):
         self.heads = nn.ModuleList(
             Heads(
                 width, arch.detail, images,
-                flow=sequential, guided=guided, first=k == 0,
+                flow=self.warps, guided=guided, first=k == 0,
                 outputs=outputs - (3 * prior if k == 0 else 0),
             )
             for k, width in enumerate(widths)
@@ -336,7 +342,7 @@ class SequentialGenerator(nn.Module):
             images = [half(signals, times)] + ([half(plate, times)] if plate is not None else [])
             if said is not None:
                 said = double(said)
-            if self.sequential:
+            if self.warps:
                 # The scale's own features know the motion better than the enlarged ones; they are
                 # made from the frame as the flow so far warps it.
                 past = half(state.frames[:, -1], times)
@@ -349,7 +355,7 @@ class SequentialGenerator(nn.Module):
                     seen.append(self._guide(past, flow, known))
                 features = self.finer[k - 1](features, torch.cat(seen, dim=1))
             guide = signals.new_zeros(())
-            if self.sequential:
+            if self.warps:
                 moved = heads.motion(features, here)
                 flow = moved if flow is None else flow + moved
                 guide = self._guide(past, flow, known)

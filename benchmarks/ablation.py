@@ -1,0 +1,459 @@
+"""What each part of the model buys: one list of variants, the same clip, compute and seeds.
+
+python benchmarks/ablation.py                                     drawn footage, CPU
+python benchmarks/ablation.py --data data/dance --task pose       own footage, CPU
+python benchmarks/ablation.py --data data/dance --size 256 --minutes 30 --jobs 1     one GPU
+python benchmarks/ablation.py --data data/dance --only frame,blend --seeds 5
+
+Every variant changes one thing of one other. All have the same compute: what an update of each
+costs on this machine is measured first, and --minutes of training become so many updates, which
+are kept in OUT/plan.json. So neither a busy machine nor a second sitting changes a figure, and a
+run is as long again with the same seed. Pairs of runs of one seed see the same windows in the same
+order.
+
+On two cores, two at a time, the list with three seeds takes about 35 minutes at 64 px and 1.5
+minutes. Stop it with Ctrl-C; the same command goes on.
+
+OUT holds runs/SEED/VARIANT, evaluation/SEED (what `v2v evaluate` writes), table.md, results.json
+and frames.png: the typical and the worst frame of the default, and what every variant makes of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import statistics
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from v2v.native import cores, prepare_process
+
+prepare_process()
+
+import cv2
+import numpy as np
+import torch
+from footage import drawn
+from PIL import Image
+
+from pipelines.evaluate import evaluate
+from pipelines.evaluation_clips import measured_clips
+from pipelines.evaluation_rows import FRAME, REAL, rendering
+from pipelines.model import Trained
+from v2v import __version__
+from v2v.config import load_config
+from v2v.data.store import ClipStore
+from v2v.errors import UnknownName, UsageError, V2VError
+from v2v.evaluation.registry import BY_NAME
+from v2v.progress import Reporter, Silent, Terminal
+from v2v.training.estimate import estimate
+from v2v.training.loop import train
+from v2v.training.settings import TrainSettings
+
+DEFAULT = "default"
+SECONDS = 20.0  # of drawn footage
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A model to train; `changes` is what it has of its own, on top of the defaults."""
+
+    name: str
+    what: str
+    changes: tuple[str, ...] = ()
+    than: str = DEFAULT  # which other it differs from by one thing
+
+
+def _critics(*kept: int) -> tuple[str, ...]:
+    return tuple(f"losses.critics.temporal_{n}=0" for n in (1, 3, 9) if n not in kept)
+
+
+VARIANTS = (
+    Variant(FRAME, "frame by frame: no past", ("generator.sequential=false",)),
+    Variant("past", "past frames are seen, nothing is warped", ("generator.compose=none",),
+            FRAME),
+    Variant("blend", "the past is warped by a flow and blended in (equation 4)",
+            ("generator.compose=blend",), "past"),
+    Variant(DEFAULT, "the warped frame is a condition instead: the defaults", (), "past"),
+    Variant("both", "blended in, and a condition", ("generator.compose=both",)),
+    Variant("no temporal critic", "critics of single frames alone", _critics()),
+    Variant("stride 1", "a temporal critic at stride 1", _critics(1), "no temporal critic"),
+    Variant("strides 1, 3", "temporal critics at strides 1 and 3", _critics(1, 3), "stride 1"),
+    Variant("no progression", "windows of 20 frames from the first update on",
+            ("schedule.lengths=[20]",)),
+    Variant("no plate", "no background plate: all is synthesised", ("generator.plate=off",)),
+    Variant("prior", "foreground and background by parts of their own (equation 6), no plate",
+            ("generator.plate=off", "generator.prior=on"), "no plate"),
+)  # fmt: skip
+BY_VARIANT = {variant.name: variant for variant in VARIANTS}
+
+# What the table shows, where it was measured.
+SHOWN = ("psnr", "ssim", "sharpness", "pose_error", "pck", "face_error", "mouth", "label_iou",
+         "warping_error", "tof", "flicker", "frame_difference")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What was asked for."""
+
+    data: Path
+    task: str
+    size: int
+    minutes: float
+    seeds: int
+    jobs: int
+    changes: tuple[str, ...]  # of all variants
+    variants: tuple[str, ...]
+    out: Path
+    frames: int
+    drift: int
+
+    def settings(self, variant: str, seed: int, *more: str) -> TrainSettings:
+        own = ["output.preview_minutes=1e6", "output.preview_seconds=1", "output.log_every=50"]
+        if not torch.cuda.is_available():
+            own.append(f"loop.threads={max(cores() // self.jobs, 1)}")
+        return load_config(
+            TrainSettings, "train", f"train-{self.task}",
+            overrides=[*own, *self.changes, *BY_VARIANT[variant].changes, *more],
+            values={"task": self.task, "data.size": self.size, "loop.seed": seed},
+        )  # fmt: skip
+
+    def run(self, variant: str, seed: int) -> Path:
+        return self.out / "runs" / str(seed) / variant.replace(", ", "-").replace(" ", "-")
+
+    def evaluation(self, seed: int) -> Path:
+        return self.out / "evaluation" / str(seed)
+
+
+# ---------------------------------------------------------------- the same compute for all
+
+ROUNDS = 3
+
+
+def cost(bench: Bench, variant: str) -> dict[str, float]:
+    """Updates that a variant makes in the minutes, and parameters of its generator."""
+    settings = bench.settings(variant, 0, f"budget.minutes={bench.minutes}")
+    torch.set_num_threads(settings.loop.threads or torch.get_num_threads())
+    found = estimate(settings, [bench.data])
+    return {
+        "updates": sum(stage.updates for stage in found.stages),
+        "seconds": found.seconds,
+        "parameters": found.parameters["generator"],
+        "multiply_adds": found.stages[-1].multiply_adds,
+    }
+
+
+def plan(bench: Bench, report: Reporter) -> dict[str, dict[str, float]]:
+    """What every variant is and how long it trains, measured in turn; kept, so it stays so."""
+    path = bench.out / "plan.json"
+    asked = {
+        key: getattr(bench, key) for key in ("task", "size", "minutes", "changes")
+    } | {"data": ClipStore.open(bench.data).record.source.sha256}  # fmt: skip
+    asked = json.loads(json.dumps(asked))
+    known: dict[str, dict[str, float]] = {}
+    if path.is_file():
+        kept = json.loads(path.read_text("utf-8"))
+        if kept["asked"] != asked:
+            raise UsageError(f"{path} is of other settings", hint="choose another --out")
+        known = kept["costs"]
+    missing = [name for name in bench.variants if name not in known]
+    if missing:
+        report.start("cost of an update", ROUNDS * len(missing))
+        rounds: dict[str, list[dict[str, float]]] = {name: [] for name in missing}
+        for _ in range(ROUNDS):  # in turn: a slow minute of the machine hits all
+            for name, found in in_processes(bench, cost, [(name,) for name in missing]):
+                rounds[name[0]].append(found)
+                report.advance("cost of an update")
+        report.finish("cost of an update")
+        for name, found in rounds.items():
+            known[name] = {key: statistics.median(f[key] for f in found) for key in found[0]}
+        bench.out.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"asked": asked, "costs": known}, indent=1) + "\n", "utf-8")
+    return known
+
+
+# ---------------------------------------------------------------- training and measuring
+
+
+def train_one(bench: Bench, variant: str, seed: int, updates: int) -> int:
+    settings = bench.settings(variant, seed, f"budget.steps={updates}")
+    return train(settings, [bench.data], bench.run(variant, seed), Silent()).steps
+
+
+def evaluate_one(bench: Bench, seed: int) -> None:
+    """All variants of a seed beside one another, and what is cheaper than any model."""
+    first, *others = bench.variants
+    evaluate(
+        bench.run(first, seed), [bench.data], name=first, output=bench.evaluation(seed),
+        against=["frozen", "nearest", *(f"{name}={bench.run(name, seed)}" for name in others)],
+        frames=bench.frames, drift=bench.drift,
+    )  # fmt: skip
+
+
+def in_processes(
+    bench: Bench, work: Callable[..., Any], calls: Sequence[tuple[Any, ...]]
+) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """`work(bench, *call)` for every call, --jobs at a time, as they are done."""
+    with ProcessPoolExecutor(
+        bench.jobs, mp_context=multiprocessing.get_context("spawn"), max_tasks_per_child=1
+    ) as pool:
+        waiting: dict[Future[Any], tuple[Any, ...]] = {
+            pool.submit(work, bench, *call): call for call in calls
+        }
+        try:
+            for done in as_completed(waiting):
+                yield waiting[done], done.result()
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def measure(bench: Bench, report: Reporter) -> dict[str, Any]:
+    """Train and measure whatever is not there yet. Returns what is in results.json."""
+    costs = plan(bench, report)
+    calls = [
+        (name, seed, int(costs[name]["updates"]))
+        for seed in range(bench.seeds)
+        for name in bench.variants
+    ]
+    report.start("train", len(calls))
+    for _ in in_processes(bench, train_one, calls):
+        report.advance("train")
+    report.finish("train")
+    report.start("evaluate", bench.seeds)
+    for _ in in_processes(bench, evaluate_one, [(seed,) for seed in range(bench.seeds)]):
+        report.advance("evaluate")
+    report.finish("evaluate")
+    reports = [
+        json.loads((bench.evaluation(seed) / "report.json").read_text("utf-8"))
+        for seed in range(bench.seeds)
+    ]
+    return {
+        "tool": f"v2v {__version__}", "date": datetime.now(UTC).date().isoformat(),
+        "machine": machine(bench), "data": reports[0]["data"], "size": bench.size,
+        "width": reports[0]["model"]["width"], "height": reports[0]["model"]["height"],
+        "minutes": bench.minutes, "changes": bench.changes,
+        "variants": {name: asdict(BY_VARIANT[name]) | costs[name] for name in bench.variants},
+        "rows": {
+            row: {
+                measure: {
+                    "seeds": [r["rows"][row]["measures"].get(measure, {}).get("mean")
+                              for r in reports],
+                    "drift": [r["rows"][row]["measures"].get(measure, {}).get("drift")
+                              for r in reports],
+                }
+                for measure in reports[0]["rows"][row]["measures"]
+            }
+            for row in reports[0]["rows"]
+        },
+    }  # fmt: skip
+
+
+def machine(bench: Bench) -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{platform.machine()}, {cores()} cores, {bench.jobs} runs at a time, torch CPU"
+
+
+# ---------------------------------------------------------------- telling
+
+
+def told(result: dict[str, Any], row: str, name: str) -> str:
+    """Mean and standard deviation over seeds, and a mark where a variant is told from its other.
+
+    The mark (+ better, - worse) stands where all seeds agree and the mean difference is over
+    twice its standard error; with one seed there is none.
+    """
+    measure, values = BY_NAME[name], result["rows"][row].get(name, {}).get("seeds", [None])
+    if any(value is None for value in values):
+        return "–"
+    text = measure.told(statistics.mean(values))
+    if len(values) > 1 and len(set(values)) > 1:
+        text += f" ±{measure.told(statistics.stdev(values))}"
+    return text + mark(result, row, name)
+
+
+def mark(result: dict[str, Any], row: str, name: str) -> str:
+    if row not in result["variants"]:
+        return ""
+    other = result["variants"][row]["than"]
+    other_values = result["rows"].get(other, {}).get(name, {}).get("seeds", [])
+    values = result["rows"][row][name]["seeds"]
+    if row == other or len(values) < 2 or len(other_values) != len(values):
+        return ""
+    if None in values or None in other_values:
+        return ""
+    real = result["rows"][REAL][name]["seeds"]
+    pairs = zip(values, other_values, real, strict=True)
+    gains = [_cost(BY_NAME[name].better, b, r) - _cost(BY_NAME[name].better, a, r)
+             for a, b, r in pairs]  # fmt: skip
+    mean, error = statistics.mean(gains), statistics.stdev(gains) / len(gains) ** 0.5
+    if len({gain > 0 for gain in gains}) > 1 or abs(mean) <= 2 * error:
+        return ""
+    return " **+**" if mean > 0 else " **−**"
+
+
+def _cost(better: str, value: float, real: float) -> float:
+    match better:
+        case "lower":
+            return value
+        case "higher":
+            return -value
+        case "one":
+            return abs(value - 1)
+    return abs(value - real)
+
+
+def table(result: dict[str, Any]) -> str:
+    """The table of docs/RESULTS.md."""
+    rows = [REAL, *result["variants"], *(r for r in result["rows"] if r not in result["variants"]
+                                         and r != REAL)]  # fmt: skip
+    names = [n for n in SHOWN if any(n in result["rows"][row] for row in rows)]
+    titles = []
+    for name in names:
+        unit = f" ({BY_NAME[name].unit})" if BY_NAME[name].unit else ""
+        titles.append(f"{BY_NAME[name].title}{unit}")
+    lines = [
+        "| variant | than | updates | " + " | ".join(titles) + " |",
+        "|---" * 2 + "|---:" * (len(titles) + 1) + "|",
+    ]
+    for row in rows:
+        variant = result["variants"].get(row)
+        head = [row, variant["than"] if variant and variant["than"] != row else "",
+                f"{variant['updates']:.0f}" if variant else ""]  # fmt: skip
+        lines.append("| " + " | ".join([*head, *(told(result, row, n) for n in names)]) + " |")
+    return "\n".join(lines)
+
+
+def drift_table(result: dict[str, Any]) -> str:
+    """Last fifth over second of the free running, mean over the seeds."""
+    rows = list(result["variants"])
+    names = [
+        n for n in SHOWN
+        if any(None not in result["rows"][row].get(n, {}).get("drift", [None]) for row in rows)
+    ]  # fmt: skip
+    lines = ["| drift | " + " | ".join(BY_NAME[n].title for n in names) + " |",
+             "|---" + "|---:" * len(names) + "|"]  # fmt: skip
+    for row in rows:
+        cells = []
+        for n in names:
+            values = result["rows"][row].get(n, {}).get("drift", [None])
+            cells.append("–" if None in values else f"{statistics.mean(values):.2f}")
+        lines.append("| " + " | ".join([row, *cells]) + " |")
+    return "\n".join(lines)
+
+
+HEIGHT = 224  # of a frame in the picture
+
+
+def draw_frames(bench: Bench, path: Path) -> None:
+    """The default's typical and worst frame by SSIM, seed 0, and what the others make of them."""
+    name = DEFAULT if DEFAULT in bench.variants else bench.variants[0]
+    found = json.loads((bench.evaluation(0) / "report.json").read_text("utf-8"))
+    scores = found["courses"][0][name]["ssim"]
+    trained = Trained.open(bench.run(name, 0))
+    (clip,), _ = measured_clips(
+        trained, [bench.data], frames=bench.frames, drift=bench.drift, report=Silent()
+    )
+    ranked = sorted(range(clip.count), key=lambda t: scores[t])
+    moments = (ranked[len(ranked) // 2], ranked[0])
+    columns = [[_panel(next(clip.pictures(clip.order[[t]])), f"real {word}")
+                for t, word in zip(moments, ("typical", "worst"), strict=True)]]  # fmt: skip
+    for variant in bench.variants:
+        other = Trained.open(bench.run(variant, 0))
+        (own,), _ = measured_clips(
+            other, [bench.data], frames=bench.frames, drift=bench.drift, report=Silent()
+        )
+        frames = list(islice(iter(rendering(other, own)), max(moments) + 1))
+        columns.append([_panel(frames[t], variant) for t in moments])
+    Image.fromarray(np.hstack([np.vstack(column) for column in columns])).save(path)
+
+
+def _panel(picture: np.ndarray, text: str) -> np.ndarray:
+    height, width = picture.shape[:2]
+    size = (max(round(width * HEIGHT / height), 1), HEIGHT)
+    large = cv2.resize(picture, size, interpolation=cv2.INTER_NEAREST)
+    caption = np.full((18, size[0], 3), 255, np.uint8)
+    cv2.putText(caption, text, (2, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.36, (0, 0, 0), 1, cv2.LINE_AA)
+    return np.vstack([caption, large])
+
+
+# ---------------------------------------------------------------- the command
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, help="a clip store (default: footage that is drawn)")
+    parser.add_argument("--task", choices=["pose", "face", "street"], default="pose")
+    parser.add_argument("--size", type=int, default=64, help="shorter side (default: 64)")
+    parser.add_argument(
+        "--minutes", type=float, default=1.5, help="of training, each run (default: 1.5)"
+    )
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, help="runs at a time (default: the cores, on a GPU 1)")
+    parser.add_argument("--only", help="variants, comma-separated; `default` is always among them")
+    parser.add_argument("-s", "--set", action="append", default=[], metavar="KEY=VALUE",
+                        help="a setting of all variants")  # fmt: skip
+    parser.add_argument("--frames", type=int, default=600, help="measured at most (default: 600)")
+    parser.add_argument("--drift", type=int, default=300, help="frames run over (default: 300)")
+    parser.add_argument("--out", type=Path, help="(default: runs/ablation/DATA-SIZE)")
+    return parser.parse_args()
+
+
+def read(chosen: argparse.Namespace, report: Reporter) -> Bench:
+    names = [name for name in (chosen.only or ",".join(BY_VARIANT)).split(",") if name]
+    for name in names:
+        if name not in BY_VARIANT:
+            raise UnknownName.among("--only", name, tuple(BY_VARIANT))
+    if chosen.seeds < 1 or not chosen.minutes > 0:
+        raise UsageError("--seeds and --minutes are above 0", hint="leave them out for 3 and 1.5")
+    label = chosen.data.name if chosen.data else f"drawn-{chosen.task}"
+    out = chosen.out or Path("runs/ablation") / f"{label}-{chosen.size}"
+    data = chosen.data or drawn(out / "drawn", chosen.task, seconds=SECONDS, seed=11, report=report)
+    ClipStore.open(data).track(chosen.task, 0, 1)  # what is missing is said at once
+    on_gpu = torch.cuda.is_available()
+    return Bench(
+        data, chosen.task, chosen.size, chosen.minutes, chosen.seeds,
+        chosen.jobs or (1 if on_gpu else cores()), tuple(chosen.set),
+        tuple(name for name in BY_VARIANT if name in names or name == DEFAULT), out,
+        chosen.frames, chosen.drift,
+    )  # fmt: skip
+
+
+def run(chosen: argparse.Namespace) -> None:
+    with Terminal() as report:
+        bench = read(chosen, report)
+        # Threads that wait for a busy core spin: every process has its own cores.
+        os.environ["OMP_NUM_THREADS"] = str(max(cores() // bench.jobs, 1))
+        result = measure(bench, report)
+    draw_frames(bench, bench.out / "frames.png")
+    (bench.out / "results.json").write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    text = f"{table(result)}\n\n{drift_table(result)}\n"
+    (bench.out / "table.md").write_text(text, "utf-8")
+    print(f"{result['machine']}; {result['width']}x{result['height']}, {bench.minutes} minutes,"
+          f" {bench.seeds} seed(s)\n{text}\n{bench.out}")  # fmt: skip
+
+
+def main() -> None:
+    try:
+        run(arguments())
+    except V2VError as error:
+        sys.exit(f"error: {error.message}" + (f"\n  try: {error.hint}" if error.hint else ""))
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
