@@ -45,9 +45,9 @@ import torch
 from footage import drawn
 from PIL import Image
 
-from pipelines.evaluate import evaluate
-from pipelines.evaluation_clips import measured_clips
-from pipelines.evaluation_rows import FRAME, REAL, rendering
+from pipelines.evaluation.clips import measured_clips
+from pipelines.evaluation.evaluate import evaluate
+from pipelines.evaluation.rows import FRAME, REAL, rendering
 from pipelines.model import Trained
 from v2v import __version__
 from v2v.config import load_config
@@ -85,14 +85,14 @@ VARIANTS = (
             ("generator.compose=blend",), "past"),
     Variant(DEFAULT, "the warped frame is a condition instead: the defaults", (), "past"),
     Variant("both", "blended in, and a condition", ("generator.compose=both",)),
-    Variant("no temporal critic", "critics of single frames alone", _critics()),
-    Variant("stride 1", "a temporal critic at stride 1", _critics(1), "no temporal critic"),
-    Variant("strides 1, 3", "temporal critics at strides 1 and 3", _critics(1, 3), "stride 1"),
-    Variant("no progression", "windows of 20 frames from the first update on",
+    Variant("no-temporal-critic", "critics of single frames alone", _critics()),
+    Variant("stride-1", "a temporal critic at stride 1", _critics(1), "no-temporal-critic"),
+    Variant("strides-1-3", "temporal critics at strides 1 and 3", _critics(1, 3), "stride-1"),
+    Variant("no-progression", "windows of 20 frames from the first update on",
             ("schedule.lengths=[20]",)),
-    Variant("no plate", "no background plate: all is synthesised", ("generator.plate=off",)),
+    Variant("no-plate", "no background plate: all is synthesised", ("generator.plate=off",)),
     Variant("prior", "foreground and background by parts of their own (equation 6), no plate",
-            ("generator.plate=off", "generator.prior=on"), "no plate"),
+            ("generator.plate=off", "generator.prior=on"), "no-plate"),
 )  # fmt: skip
 BY_VARIANT = {variant.name: variant for variant in VARIANTS}
 
@@ -128,7 +128,7 @@ class Bench:
         )  # fmt: skip
 
     def run(self, variant: str, seed: int) -> Path:
-        return self.out / "runs" / str(seed) / variant.replace(", ", "-").replace(" ", "-")
+        return self.out / "runs" / str(seed) / variant
 
     def evaluation(self, seed: int) -> Path:
         return self.out / "evaluation" / str(seed)

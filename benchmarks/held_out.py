@@ -7,7 +7,7 @@ python benchmarks/held_out.py --data data/dance --task pose --against copy,neare
 
 Two models are trained: `sequential`, and `frame`, the same generator without a past
 (generator.sequential=false), with equal compute, budget, data and critics. Then it is `v2v
-evaluate` that renders and measures them, against what is cheaper (see `pipelines/evaluation_rows`).
+evaluate` that renders and measures them, against what is cheaper (see `pipelines/evaluation/rows`).
 
 Everything is resumable: run the same command again. --models takes finished runs; one that is
 called sequential or frame takes the place of the one that would be trained. OUT holds
@@ -27,9 +27,9 @@ prepare_process()
 import torch
 from rich.console import Console
 
-from pipelines.evaluate import evaluate
-from pipelines.evaluation_rows import FRAME, SIMPLE
-from pipelines.evaluation_table import lines, table
+from pipelines.evaluation.evaluate import evaluate
+from pipelines.evaluation.rows import FRAME, SIMPLE
+from pipelines.evaluation.table import lines, table
 from v2v.config import load_config
 from v2v.data.store import ClipStore
 from v2v.errors import UnknownName, UsageError, V2VError

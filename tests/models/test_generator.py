@@ -272,8 +272,8 @@ def test_the_newest_scale_and_all_that_is_used() -> None:
 
 
 @pytest.mark.parametrize("traits", [{}, {"compose": "none"}, {"compose": "condition"},
-                                    {"compose": "blend"}, {"plate": True}, {"prior": True}, {"sequential": False},
-                                    {"style": "encoded"}])  # fmt: skip
+                                    {"compose": "blend"}, {"plate": True}, {"prior": True},
+                                    {"sequential": False}, {"style": "encoded"}])  # fmt: skip
 def test_every_weight_learns(traits: dict[str, Any]) -> None:
     generator = shaken(tiny(scales=2, **traits))
     seen = condition((32, 48), plate=bool(traits.get("plate")))

@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 import pytest
 
-from pipelines.evaluate import Evaluation, evaluate
-from pipelines.evaluation_clips import there_and_back
+from pipelines.evaluation.clips import there_and_back
+from pipelines.evaluation.evaluate import Evaluation, evaluate
 from v2v.data.store import ClipStore
 from v2v.data.video import VideoWriter
 from v2v.errors import (
@@ -348,7 +348,7 @@ def test_the_command(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from v2v.cli.evaluation import evaluate as command
 
     monkeypatch.setenv("V2V_DEBUG", "1")  # leave the test process's own streams alone
-    monkeypatch.setattr("pipelines.evaluate.detectors_for", lambda *_: {})
+    monkeypatch.setattr("pipelines.evaluation.evaluate.detectors_for", lambda *_: {})
     app = typer.Typer()
     app.command()(command)
     done = CliRunner().invoke(app, ["--model", str(model), "--against", "frozen", "--drift", "0"])

@@ -61,7 +61,7 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     prepare_process()
-    from pipelines.evaluate import evaluate as run
+    from pipelines.evaluation.evaluate import evaluate as run
 
     with progress(quiet or as_json) as report:
         found = run(
@@ -73,7 +73,7 @@ def evaluate(
 
         print(json.dumps(found.as_json(), indent=1))
     elif not quiet:
-        from pipelines.evaluation_table import lines, table
+        from pipelines.evaluation.table import lines, table
 
         out = console(150)
         out.print(table(found))

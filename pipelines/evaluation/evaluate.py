@@ -18,9 +18,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pipelines.evaluation_clips import Measured, measured_clips
-from pipelines.evaluation_detectors import Detector, Footage, detectors_for, find
-from pipelines.evaluation_rows import REAL, Row, rows_for
+from pipelines.evaluation.clips import Measured, measured_clips
+from pipelines.evaluation.detectors import Detector, Footage, detectors_for, find
+from pipelines.evaluation.rows import REAL, Row, rows_for
 from pipelines.model import Trained
 from v2v import __version__
 from v2v.data.store import ClipStore
@@ -153,7 +153,7 @@ def evaluate(
         model: a run's name, run folder or model folder.
         data: clip stores or footage; by default the clips it was trained on. Of those the part
             that was held out is measured, of others all.
-        against: of copy, frozen, nearest, frame, NAME=RUN, NAME=VIDEO; see `evaluation_rows`.
+        against: of copy, frozen, nearest, frame, NAME=RUN, NAME=VIDEO; see `rows`.
         output: the folder of the report, by default `evaluation` in the run folder.
         name: what the model's row is called; by default the run's name.
         frames: of each clip, at most.
@@ -188,7 +188,7 @@ def evaluate(
             folder, own, tuple(clips), tuple(rows), summaries, courses,
             order(ranked, summaries[REAL]), unavailable, (*notes, *_warnings(clips, sets)),
         )  # fmt: skip
-        from pipelines.evaluation_report import page
+        from pipelines.evaluation.report import page
 
         _write(folder / "report.html", page(found, films))
         _write(folder / "report.json", json.dumps(found.as_json(), indent=1) + "\n")

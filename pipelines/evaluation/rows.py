@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.evaluation_clips import Measured, find_store, trained_on
+from pipelines.evaluation.clips import Measured, find_store, trained_on
 from pipelines.model import Trained, find_model
 from pipelines.rendering import Drive, Rendering
 from pipelines.source import open_source
