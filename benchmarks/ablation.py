@@ -50,6 +50,7 @@ from pipelines.evaluation.evaluate import evaluate
 from pipelines.evaluation.rows import FRAME, REAL, rendering
 from pipelines.model import Trained
 from v2v import __version__
+from v2v.checkpoint import MODEL_FILE
 from v2v.config import load_config
 from v2v.data.store import ClipStore
 from v2v.errors import UnknownName, UsageError, V2VError
@@ -97,7 +98,7 @@ VARIANTS = (
 BY_VARIANT = {variant.name: variant for variant in VARIANTS}
 
 # What the table shows, where it was measured.
-SHOWN = ("psnr", "ssim", "sharpness", "pose_error", "pck", "face_error", "mouth", "label_iou",
+SHOWN = ("psnr", "person_psnr", "ssim", "person_sharpness", "pose_error", "pck", "face_error", "mouth", "label_iou",
          "warping_error", "tof", "flicker", "frame_difference")  # fmt: skip
 
 
@@ -199,6 +200,17 @@ def evaluate_one(bench: Bench, seed: int) -> None:
     )  # fmt: skip
 
 
+def is_evaluated(bench: Bench, seed: int) -> bool:
+    """Whether there is a report of all variants as they are now."""
+    path = bench.evaluation(seed) / "report.json"
+    if not path.is_file() or not json.loads(path.read_text("utf-8"))["rows"].keys() >= {
+        *bench.variants
+    }:
+        return False
+    models = [bench.run(name, seed) / "model" / MODEL_FILE for name in bench.variants]
+    return path.stat().st_mtime > max(model.stat().st_mtime for model in models)
+
+
 def in_processes(
     bench: Bench, work: Callable[..., Any], calls: Sequence[tuple[Any, ...]]
 ) -> Iterator[tuple[tuple[Any, ...], Any]]:
@@ -229,8 +241,9 @@ def measure(bench: Bench, report: Reporter) -> dict[str, Any]:
     for _ in in_processes(bench, train_one, calls):
         report.advance("train")
     report.finish("train")
-    report.start("evaluate", bench.seeds)
-    for _ in in_processes(bench, evaluate_one, [(seed,) for seed in range(bench.seeds)]):
+    missing = [(seed,) for seed in range(bench.seeds) if not is_evaluated(bench, seed)]
+    report.start("evaluate", bench.seeds, bench.seeds - len(missing))
+    for _ in in_processes(bench, evaluate_one, missing):
         report.advance("evaluate")
     report.finish("evaluate")
     reports = [

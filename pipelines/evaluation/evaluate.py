@@ -41,6 +41,7 @@ FRAMES = 600  # of a clip, at most
 DRIFT = 300  # frames of free running, at least
 AGAINST = ("copy", "frozen", "nearest")
 PERSON = ("background", "person")
+PERSON_SEGMENTERS = ("person", "selfie")  # whose labels are those
 
 
 @dataclass(frozen=True)
@@ -274,7 +275,8 @@ def _equipment(
         "fid": _opened("fid", lambda: Inception(device), missing),
         "fvd": _opened("fvd", lambda: VideoResNet(device), missing),
     }
-    tools = Tools(distance, {name: n for name, n in networks.items() if n is not None})
+    person = PERSON.index("person") if segmenter in PERSON_SEGMENTERS else None
+    tools = Tools(distance, {name: n for name, n in networks.items() if n is not None}, person)
     unavailable = {}
     for chosen in MEASURES:
         if chosen.name == "vmaf":
@@ -311,6 +313,8 @@ def _why(
             return missing[need]
         if need in ("pose", "face") and need not in signals:
             return f"the model does not render from {need}"
+        if need == "person":
+            return "what finds labels again here does not tell a person from all else"
     return "there is nothing to measure it with"
 
 

@@ -24,6 +24,7 @@ from v2v.evaluation.measures import (
     occluded,
     pose_error,
     psnr,
+    psnr_within,
     sharpness,
     ssim,
     warping_error,
@@ -121,6 +122,23 @@ def test_sharpness_of_a_ramp_and_of_a_blurred_edge() -> None:
     slow[..., 14:17] = torch.tensor([-0.5, 0.0, 0.5])
     torch.testing.assert_close(sharpness(slow, edge), torch.tensor([0.5]))
     assert torch.isnan(sharpness(edge, torch.zeros_like(edge))).all()
+
+
+def test_a_part_of_the_picture_is_measured_alone() -> None:
+    """All that is wrong, and all that is sharp, lies in the left half."""
+    truth = torch.zeros(1, 3, 8, 16)
+    truth[..., :8] = torch.linspace(-1, 1, 8)
+    output = truth.clone()
+    output[..., :8] /= 2
+    left = torch.zeros(1, 8, 16, dtype=torch.bool)
+    left[..., :8] = True
+    torch.testing.assert_close(
+        psnr_within(output, truth, left), psnr(output[..., :8], truth[..., :8])
+    )
+    assert psnr_within(output, truth, ~left).isinf().all()
+    assert psnr_within(output, truth, left & False).isnan().all()
+    torch.testing.assert_close(sharpness(output, truth, left), torch.tensor([0.5]))
+    assert sharpness(output, truth, ~left).isnan().all()  # nothing but flat
 
 
 @pytest.mark.parametrize("measure", [psnr, ssim])

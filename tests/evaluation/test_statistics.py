@@ -66,3 +66,13 @@ def test_frames_that_come_again_are_held_against_themselves() -> None:
     assert drift(content, order) == 1.0
     assert drift(content) != pytest.approx(1.0, abs=0.02)
     assert drift(content * (1 + np.arange(100) / 100), order) > 1.2
+
+
+def test_forth_and_back_are_other_motions() -> None:
+    """What costs more on the way back is no drift, though the last fifth runs back."""
+    period = np.concatenate([np.arange(16), np.arange(14, 0, -1)])
+    order = np.tile(period, 4)[:90]
+    way = np.sign(np.diff(order, prepend=0))
+    values = 1.0 + (way < 0)
+    assert values[-18:].mean() > values[18:36].mean()
+    assert drift(values, order) == 1.0

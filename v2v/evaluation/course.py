@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -36,6 +36,7 @@ class Tools:
 
     distance: Distance | None = None  # LPIPS
     features: Mapping[str, Callable[[Tensor], NDArray[np.float64]]] = field(default_factory=dict)
+    person: int | None = None  # which of the labels that detectors find is a person's
 
     def can_read(self, name: str, detectors: Collection[str], height: int, width: int) -> bool:
         """Whether a reading can be taken of frames of this size, on which these have looked."""
@@ -44,6 +45,8 @@ class Tools:
             number, _, unit = need.partition(" ")
             if unit == "pixels":
                 return min(height, width) >= int(number)
+            if need == "person":
+                return self.person is not None
             return self.distance is not None if need == "lpips" else need in detectors
 
         return all(there(need) for need in READINGS[name].needs)
@@ -77,7 +80,10 @@ class _Pieces:
         before = [] if self.last is None else [self.last]
         first, self.done, self.last = self.done, self.done + len(new), new[-1]
         found = {k: np.asarray(v[first : self.done]) for k, v in self.video.found.items()}
-        return Side([*before, *new], bool(before), steady[: len(new)], self.tools.distance, found)
+        return Side(
+            [*before, *new], bool(before), steady[: len(new)], self.tools.distance, found,
+            self.tools.person,
+        )  # fmt: skip
 
 
 def measure(
@@ -136,7 +142,7 @@ def _same_length(seen: Side, side: Side) -> Side:
     if len(seen.pictures) == count:
         return seen
     found = {name: values[: len(side.new)] for name, values in seen.found.items()}
-    return Side(seen.pictures[:count], seen.before, side.steady, seen.distance, found)
+    return replace(seen, pictures=seen.pictures[:count], steady=side.steady, found=found)
 
 
 def _read(part: Part, tools: Tools, only: Sequence[str] = tuple(READINGS)) -> dict[str, Values]:

@@ -58,6 +58,13 @@ def psnr(output: Tensor, truth: Tensor) -> Tensor:
     return values
 
 
+def psnr_within(output: Tensor, truth: Tensor, where: Tensor) -> Tensor:
+    """[T] the same over the pixels that `where` [T, H, W] picks; NaN where it picks none."""
+    output, truth = _pair(output, truth)
+    squared = (output - truth).square().mean(dim=1)
+    return -10 * _mean_within(squared, where).log10()
+
+
 def ssim(output: Tensor, truth: Tensor) -> Tensor:
     """[T] structural similarity (Wang et al. 2004), 1 where the frames are equal.
 
@@ -83,20 +90,23 @@ def ms_ssim(output: Tensor, truth: Tensor) -> Tensor:
     return values.reshape(len(output))
 
 
-def sharpness(output: Tensor, truth: Tensor) -> Tensor:
+def sharpness(output: Tensor, truth: Tensor, where: Tensor | None = None) -> Tensor:
     """[T] gradient of the brightness over the real frame's: below 1 blurred, above 1 noisy.
 
     Root mean squares: a blurred edge climbs as high as a sharp one, only more slowly, so a plain
-    mean would not see it. NaN where the real frame is flat.
+    mean would not see it. NaN where the real frame is flat, or `where` [T, H, W] picks nothing.
     """
-    ours, real = (_gradient(frames) for frames in _pair(output, truth))
+    ours, real = (_gradient(frames, where) for frames in _pair(output, truth))
     return ours / torch.where(real > 0, real, torch.nan)
 
 
-def _gradient(frames: Tensor) -> Tensor:
+def _gradient(frames: Tensor, where: Tensor | None) -> Tensor:
     brightness = frames.mean(dim=1)
-    across, down = brightness.diff(dim=-1).square(), brightness.diff(dim=-2).square()
-    return (across.mean(dim=(1, 2)) + down.mean(dim=(1, 2))).sqrt()
+    if where is None:
+        where = torch.ones_like(brightness, dtype=torch.bool)
+    across = _mean_within(brightness.diff(dim=-1).square(), where[..., 1:] & where[..., :-1])
+    down = _mean_within(brightness.diff(dim=-2).square(), where[..., 1:, :] & where[..., :-1, :])
+    return (across + down).sqrt()
 
 
 # ---------------------------------------------------------------- motion
@@ -378,6 +388,11 @@ def _mean(values: Values, where: NDArray[np.bool_]) -> Values:
 def _missed(found: NDArray[np.bool_], shown: NDArray[np.bool_]) -> Values:
     """[T] 1 where something is shown and none of it was found, else 0; NaN where nothing shows."""
     return np.where(shown.any(axis=1), (~found.any(axis=1)).astype(np.float64), np.nan)
+
+
+def _mean_within(values: Tensor, where: Tensor) -> Tensor:
+    """[T] mean of values [T, H, W] where `where` is true; NaN where it never is."""
+    return (values * where).sum(dim=(1, 2)) / where.sum(dim=(1, 2))
 
 
 def _unit(frames: Tensor) -> Tensor:

@@ -49,6 +49,7 @@ class Side:
     steady: NDArray[np.bool_]  # [T] false where a cut lies before a new frame, or nothing
     distance: Distance | None = None
     found: dict[str, NDArray[Any]] = field(default_factory=dict)  # detector -> [T, ...]
+    person: int | None = None  # which of the labels is a person's
 
     @cached_property
     def frames(self) -> Tensor:
@@ -107,6 +108,14 @@ def _labels(part: Part) -> Values:
     return np.stack(found, axis=1)
 
 
+def _person(part: Part) -> Values:
+    """[T, 2] PSNR and sharpness where the real frame shows a person."""
+    where = torch.from_numpy(part.real.found["labels"] == part.real.person)
+    ours, real = part.output.new, part.real.new
+    error = measures.psnr_within(ours, real, where).clamp(max=MOST_DECIBELS)
+    return torch.stack([error, measures.sharpness(ours, real, where)], dim=1).double().numpy()
+
+
 @dataclass(frozen=True)
 class Reading:
     """A few numbers a frame: [T] or [T, k]."""
@@ -153,9 +162,10 @@ READINGS: Mapping[str, Reading] = {
         lambda p: measures.face_readings(p.output.found["face"], p.real.found["face"]), ("face",)
     ),
     "labels": Reading(_labels, ("labels",)),
+    "person": Reading(_person, ("labels", "person")),
 }  # fmt: skip
 
-NEEDS = ("12 pixels", "16 pixels", "161 pixels", "lpips", "pose", "face", "labels")
+NEEDS = ("12 pixels", "16 pixels", "161 pixels", "lpips", "pose", "face", "labels", "person")
 
 
 # ---------------------------------------------------------------- measures
@@ -224,6 +234,11 @@ MEASURES: tuple[Measure, ...] = (
             " it was made for larger pictures", PICTURE, unit="of 100", digits=1),
     Measure("sharpness", "sharpness", "one", "gradient (root mean square) over the real frame's:"
             " below 1 is blurred, above 1 noisy", PICTURE),
+    Measure("person_psnr", "PSNR of the person", "higher", "error of the pixels where the real"
+            " frame shows a person: a still background does not count", PICTURE, reading="person",
+            unit="dB", digits=2, values=lambda r: r[:, 0]),
+    Measure("person_sharpness", "sharpness of the person", "one", "sharpness, there alone",
+            PICTURE, reading="person", values=lambda r: r[:, 1]),
     Measure("tof", "tOF", "lower", "difference of the flows of output and real video; a frozen"
             " one has all of the real motion", MOTION, unit="px"),
     Measure("tlp", "tLP", "lower", "difference of the perceptual steps from frame to frame; sees"

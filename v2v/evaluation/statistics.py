@@ -106,20 +106,25 @@ def drift(values: Values, order: NDArray[np.int64] | None = None) -> float:
 
     Earlier on: the second fifth, for the first is where a model that starts from nothing settles.
     Where frames come again, `order` [T] says which each is, and the last fifth is held against
-    the first showing of the same frames after the first fifth: else it would be told from what
-    happens in them. NaN below ten values.
+    the first showing of the same frames after the first fifth, the way that they are run over
+    included where that has been: else the drift would be told from what happens in them, and
+    forth and back are other motions. NaN below ten values.
     """
     count, fifth = len(values), len(values) // 5
     if fifth < FEWEST // 5:
         return float("nan")
     early, late = np.arange(fifth, 2 * fifth), np.arange(count - fifth, count)
     if order is not None:
-        shown: dict[int, int] = {}
-        for place in range(fifth, count - fifth):
-            shown.setdefault(int(order[place]), place)
-        again = np.asarray([t for t in late if int(order[t]) in shown], np.int64)
-        if len(again) >= fifth / 2:
-            late, early = again, np.asarray([shown[int(order[t])] for t in again])
+        way = np.sign(np.diff(order, prepend=order[0]))
+        moments = list(zip(order.tolist(), way.tolist(), strict=True))
+        for keys in (moments, order.tolist()):
+            shown: dict[Any, int] = {}
+            for place in range(fifth, count - fifth):
+                shown.setdefault(keys[place], place)
+            again = np.asarray([t for t in late if keys[t] in shown], np.int64)
+            if len(again) >= fifth / 2:
+                late, early = again, np.asarray([shown[keys[t]] for t in again])
+                break
     before, after = average(values[early]), average(values[late])
     return after / before if before else float("nan")
 
