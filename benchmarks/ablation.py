@@ -24,14 +24,12 @@ import argparse
 import json
 import multiprocessing
 import os
-import platform
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -39,19 +37,15 @@ from v2v.native import cores, prepare_process
 
 prepare_process()
 
-import cv2
 import numpy as np
 import torch
-from footage import drawn
 from PIL import Image
+from shared import drawn, machine, panel, ranked_moments, rendered, settings_of
 
-from pipelines.evaluation.clips import measured_clips
 from pipelines.evaluation.evaluate import evaluate
-from pipelines.evaluation.rows import FRAME, REAL, rendering
-from pipelines.model import Trained
+from pipelines.evaluation.rows import FRAME, REAL
 from v2v import __version__
 from v2v.checkpoint import MODEL_FILE
-from v2v.config import load_config
 from v2v.data.store import ClipStore
 from v2v.errors import UnknownName, UsageError, V2VError
 from v2v.evaluation.registry import BY_NAME
@@ -98,8 +92,10 @@ VARIANTS = (
 BY_VARIANT = {variant.name: variant for variant in VARIANTS}
 
 # What the table shows, where it was measured.
-SHOWN = ("psnr", "person_psnr", "ssim", "person_sharpness", "pose_error", "pck", "face_error", "mouth", "label_iou",
-         "warping_error", "tof", "flicker", "frame_difference")  # fmt: skip
+SHOWN = (
+    "psnr", "person_psnr", "ssim", "person_sharpness", "pose_error", "pck", "face_error", "mouth",
+    "label_iou", "warping_error", "tof", "flicker", "frame_difference",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -122,10 +118,9 @@ class Bench:
         own = ["output.preview_minutes=1e6", "output.preview_seconds=1", "output.log_every=50"]
         if not torch.cuda.is_available():
             own.append(f"loop.threads={max(cores() // self.jobs, 1)}")
-        return load_config(
-            TrainSettings, "train", f"train-{self.task}",
-            overrides=[*own, *self.changes, *BY_VARIANT[variant].changes, *more],
-            values={"task": self.task, "data.size": self.size, "loop.seed": seed},
+        return settings_of(
+            self.task, self.size, [*own, *self.changes, *BY_VARIANT[variant].changes, *more],
+            loop__seed=seed,
         )  # fmt: skip
 
     def run(self, variant: str, seed: int) -> Path:
@@ -176,7 +171,7 @@ def plan(bench: Bench, report: Reporter) -> dict[str, dict[str, float]]:
                 report.advance("cost of an update")
         report.finish("cost of an update")
         for name, found in rounds.items():
-            known[name] = {key: statistics.median(f[key] for f in found) for key in found[0]}
+            known[name] = min(found, key=lambda f: f["seconds"])  # what disturbs only adds
         bench.out.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"asked": asked, "costs": known}, indent=1) + "\n", "utf-8")
     return known
@@ -252,7 +247,7 @@ def measure(bench: Bench, report: Reporter) -> dict[str, Any]:
     ]
     return {
         "tool": f"v2v {__version__}", "date": datetime.now(UTC).date().isoformat(),
-        "machine": machine(bench), "data": reports[0]["data"], "size": bench.size,
+        "machine": machine(bench.jobs), "data": reports[0]["data"], "size": bench.size,
         "width": reports[0]["model"]["width"], "height": reports[0]["model"]["height"],
         "minutes": bench.minutes, "changes": bench.changes,
         "variants": {name: asdict(BY_VARIANT[name]) | costs[name] for name in bench.variants},
@@ -269,12 +264,6 @@ def measure(bench: Bench, report: Reporter) -> dict[str, Any]:
             for row in reports[0]["rows"]
         },
     }  # fmt: skip
-
-
-def machine(bench: Bench) -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"{platform.machine()}, {cores()} cores, {bench.jobs} runs at a time, torch CPU"
 
 
 # ---------------------------------------------------------------- telling
@@ -365,39 +354,22 @@ def drift_table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-HEIGHT = 224  # of a frame in the picture
-
-
 def draw_frames(bench: Bench, path: Path) -> None:
     """The default's typical and worst frame by SSIM, seed 0, and what the others make of them."""
-    name = DEFAULT if DEFAULT in bench.variants else bench.variants[0]
-    found = json.loads((bench.evaluation(0) / "report.json").read_text("utf-8"))
-    scores = found["courses"][0][name]["ssim"]
-    trained = Trained.open(bench.run(name, 0))
-    (clip,), _ = measured_clips(
-        trained, [bench.data], frames=bench.frames, drift=bench.drift, report=Silent()
-    )
-    ranked = sorted(range(clip.count), key=lambda t: scores[t])
-    moments = (ranked[len(ranked) // 2], ranked[0])
-    columns = [[_panel(next(clip.pictures(clip.order[[t]])), f"real {word}")
-                for t, word in zip(moments, ("typical", "worst"), strict=True)]]  # fmt: skip
+    report = json.loads((bench.evaluation(0) / "report.json").read_text("utf-8"))
+    first, stop = report["data"][0]["frames"]
+    ranked = ranked_moments(report["courses"][0][DEFAULT], stop - first)
+    moments = {"typical": ranked[len(ranked) // 2], "worst": ranked[0]}
+    columns = []
     for variant in bench.variants:
-        other = Trained.open(bench.run(variant, 0))
-        (own,), _ = measured_clips(
-            other, [bench.data], frames=bench.frames, drift=bench.drift, report=Silent()
+        frames, clip = rendered(
+            bench.run(variant, 0), bench.data, list(moments.values()), bench.frames
         )
-        frames = list(islice(iter(rendering(other, own)), max(moments) + 1))
-        columns.append([_panel(frames[t], variant) for t in moments])
+        if not columns:
+            real = [next(clip.pictures(clip.order[[t]])) for t in moments.values()]
+            columns.append([panel(p, f"real, {w}") for p, w in zip(real, moments, strict=True)])
+        columns.append([panel(picture, variant) for picture in frames])
     Image.fromarray(np.hstack([np.vstack(column) for column in columns])).save(path)
-
-
-def _panel(picture: np.ndarray, text: str) -> np.ndarray:
-    height, width = picture.shape[:2]
-    size = (max(round(width * HEIGHT / height), 1), HEIGHT)
-    large = cv2.resize(picture, size, interpolation=cv2.INTER_NEAREST)
-    caption = np.full((18, size[0], 3), 255, np.uint8)
-    cv2.putText(caption, text, (2, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.36, (0, 0, 0), 1, cv2.LINE_AA)
-    return np.vstack([caption, large])
 
 
 # ---------------------------------------------------------------- the command

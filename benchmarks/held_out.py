@@ -26,29 +26,18 @@ prepare_process()
 
 import torch
 from rich.console import Console
+from shared import settings_of
 
 from pipelines.evaluation.evaluate import evaluate
 from pipelines.evaluation.rows import FRAME, SIMPLE
 from pipelines.evaluation.table import lines, table
-from v2v.config import load_config
 from v2v.data.store import ClipStore
 from v2v.errors import UnknownName, UsageError, V2VError
 from v2v.progress import Terminal
 from v2v.training.loop import train
-from v2v.training.settings import TrainSettings
 
 MODEL = "sequential"
 AGAINST = (*SIMPLE, FRAME)
-
-
-def settings_of(chosen: argparse.Namespace, *more: str) -> TrainSettings:
-    return load_config(
-        TrainSettings, "train", f"train-{chosen.task}", overrides=[*chosen.set, *more],
-        values={
-            "task": chosen.task, "data.size": chosen.size,
-            "budget.minutes": chosen.minutes, "budget.steps": chosen.steps,
-        },
-    )  # fmt: skip
 
 
 def runs(chosen: argparse.Namespace) -> dict[str, Path]:
@@ -59,9 +48,13 @@ def runs(chosen: argparse.Namespace) -> dict[str, Path]:
         if not separator:
             raise UsageError(f"--models {text}", hint="write NAME=RUNFOLDER")
         given[name] = Path(folder)
-    wanted = {MODEL: settings_of(chosen)}
-    if FRAME in chosen.against:
-        wanted[FRAME] = settings_of(chosen, "generator.sequential=false")
+    budget = {"budget__minutes": chosen.minutes, "budget__steps": chosen.steps}
+    changes = {MODEL: [], FRAME: ["generator.sequential=false"]}
+    wanted = {
+        name: settings_of(chosen.task, chosen.size, [*chosen.set, *change], **budget)
+        for name, change in changes.items()
+        if name == MODEL or name in chosen.against
+    }
     for name, settings in wanted.items():
         if name not in given:
             print(f"training: {name}", flush=True)

@@ -36,7 +36,7 @@ from v2v.native import prepare_process
 prepare_process()
 
 import torch
-from footage import drawn
+from shared import drawn
 from torch.utils.flop_counter import FlopCounterMode
 
 from v2v.config import load_config

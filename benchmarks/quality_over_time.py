@@ -1,0 +1,214 @@
+"""What minutes of training buy: one run for each length, measured on what was held out.
+
+python benchmarks/quality_over_time.py                                    drawn footage, 5,20,60
+python benchmarks/quality_over_time.py --data data/dance --size 128 --minutes 5,20,60,180
+python benchmarks/quality_over_time.py --data data/talk --task face --minutes 2,10
+
+Each length is a run of its own, not a moment of a longer one: how windows and sizes grow, and how
+the learning rate falls, go by the share of the budget, so a run that was stopped after 5 minutes is
+not a run of 5 minutes. All else is the same, the seed too. Beside them stand what costs no
+training: the last real frame held, and the nearest training frame.
+
+OUT holds runs/MINUTES, evaluation (what `v2v evaluate` writes), table.md, results.json, frames.png
+(the same moments after each length) and curves.png. Stop it with Ctrl-C; the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from v2v.native import prepare_process
+
+prepare_process()
+
+import matplotlib
+import numpy as np
+import torch
+from PIL import Image
+from shared import drawn, machine, panel, ranked_moments, rendered, settings_of
+
+from pipelines.evaluation.evaluate import evaluate
+from v2v import __version__
+from v2v.checkpoint import load_model
+from v2v.errors import V2VError
+from v2v.evaluation.registry import BY_NAME
+from v2v.progress import Terminal
+from v2v.training.loop import train
+
+SECONDS = 20.0  # of drawn footage
+SHOWN = (
+    "psnr", "person_psnr", "ssim", "person_sharpness", "pose_error", "pck", "face_error", "mouth",
+    "warping_error", "tof", "flicker",
+)  # fmt: skip
+WAYS = ("higher", "lower")
+MOMENTS = 4  # shown, from the worst to a good one
+
+
+def name_of(minutes: float) -> str:
+    return f"{minutes:g} min"
+
+
+def folder_of(chosen: argparse.Namespace, minutes: float) -> Path:
+    return Path(chosen.out) / "runs" / f"{minutes:g}"
+
+
+def measure(chosen: argparse.Namespace) -> tuple[dict[str, Any], Path]:
+    """Train and evaluate what is not there yet; the report, and the footage."""
+    with Terminal() as report:
+        data = chosen.data or drawn(
+            chosen.out / "drawn", chosen.task, seconds=SECONDS, seed=11, report=report
+        )
+        threads = torch.get_num_threads()
+        for minutes in chosen.minutes:
+            settings = settings_of(chosen.task, chosen.size, chosen.set, budget__minutes=minutes)
+            report.note(f"{name_of(minutes)} of training")
+            train(settings, [data], folder_of(chosen, minutes), report)
+        torch.set_num_threads(threads)  # training takes as many as suit it
+        longest, *shorter = sorted(chosen.minutes, reverse=True)
+        others = [f"{name_of(m)}={folder_of(chosen, m)}" for m in reversed(shorter)]
+        evaluate(
+            folder_of(chosen, longest), [data], name=name_of(longest),
+            against=["frozen", "nearest", *others], output=chosen.out / "evaluation",
+            frames=chosen.frames, report=report,
+        )  # fmt: skip
+    return json.loads((chosen.out / "evaluation" / "report.json").read_text("utf-8")), data
+
+
+def results(chosen: argparse.Namespace, found: dict[str, Any]) -> dict[str, Any]:
+    lengths = {}
+    for minutes in chosen.minutes:
+        record = load_model(folder_of(chosen, minutes) / "model").record
+        lengths[name_of(minutes)] = {"minutes": minutes, "updates": record.training["steps"]}
+    rows = [*lengths, "frozen", "nearest", "real"]
+    return {
+        "tool": f"v2v {__version__}", "date": datetime.now(UTC).date().isoformat(),
+        "machine": machine(), "data": found["data"], "width": found["model"]["width"],
+        "height": found["model"]["height"], "lengths": lengths,
+        "rows": {row: found["rows"][row]["measures"] for row in rows},
+    }  # fmt: skip
+
+
+def table(result: dict[str, Any]) -> str:
+    """The table of docs/RESULTS.md: means over the held-out frames and their 95 % intervals."""
+    names = [n for n in SHOWN if any(n in row for row in result["rows"].values())]
+    titles = [BY_NAME[n].title + (f" ({BY_NAME[n].unit})" if BY_NAME[n].unit else "")
+              for n in names]  # fmt: skip
+    lines = ["| training | updates | " + " | ".join(titles) + " |",
+             "|---|---:" + "|---:" * len(names) + "|"]  # fmt: skip
+    for row, measures in result["rows"].items():
+        cells = [row, str(result["lengths"].get(row, {}).get("updates", ""))]
+        for name in names:
+            summary = measures.get(name, {})
+            told = BY_NAME[name].told(summary.get("mean"))
+            if row in result["lengths"] and summary.get("low") is not None:
+                told += f" ({BY_NAME[name].told(summary['low'])}–" \
+                        f"{BY_NAME[name].told(summary['high'])})"  # fmt: skip
+            cells.append(told)
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def draw_curves(result: dict[str, Any], path: Path) -> None:
+    """Every measure over minutes, with its interval; dotted: the nearest training frame."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    names = [n for n in SHOWN if all(result["rows"][row].get(n, {}).get("mean") is not None
+                                     for row in result["lengths"])]  # fmt: skip
+    columns, lines = 4, -(-len(names) // 4)
+    figure, axes = pyplot.subplots(
+        lines, columns, figsize=(3.2 * columns, 2.4 * lines), squeeze=False, layout="constrained"
+    )
+    minutes = [length["minutes"] for length in result["lengths"].values()]
+    for place, axis in enumerate(axes.flat):
+        if place >= len(names):
+            axis.axis("off")
+            continue
+        name, measure = names[place], BY_NAME[names[place]]
+        rows = [result["rows"][row][name] for row in result["lengths"]]
+        means = [row["mean"] * measure.factor for row in rows]
+        axis.plot(minutes, means, "o-", color="#1f5fa8")
+        if all(row["low"] is not None for row in rows):
+            low, high = ([row[key] * measure.factor for row in rows] for key in ("low", "high"))
+            axis.fill_between(minutes, low, high, color="#1f5fa8", alpha=0.15, linewidth=0)
+        nearest = result["rows"]["nearest"].get(name, {}).get("mean")
+        if nearest is not None:
+            axis.axhline(nearest * measure.factor, color="#888", linestyle=":", linewidth=1)
+        axis.set_xscale("log")
+        axis.set_xticks(minutes, [f"{m:g}" for m in minutes])
+        axis.minorticks_off()
+        better = f" ({measure.better} is better)" if measure.better in WAYS else ""
+        axis.set_title(measure.title + better, fontsize=9)
+    figure.supxlabel("minutes of training", fontsize=9)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def draw_frames(chosen: argparse.Namespace, found: dict[str, Any], data: Path, path: Path) -> None:
+    """Moments from the worst to a good one by SSIM of the longest run; a line for each length."""
+    longest = name_of(max(chosen.minutes))
+    first, stop = found["data"][0]["frames"]
+    ranked = ranked_moments(found["courses"][0][longest], stop - first)
+    places = np.linspace(0, len(ranked) - 1, MOMENTS + 1).astype(int)[:MOMENTS]
+    moments = [ranked[place] for place in places]
+    lines = []
+    for minutes in chosen.minutes:
+        frames, clip = rendered(folder_of(chosen, minutes), data, moments, chosen.frames)
+        lines.append([panel(picture, name_of(minutes)) for picture in frames])
+    real = [next(clip.pictures(clip.order[[t]])) for t in moments]
+    lines.append([panel(picture, "real") for picture in real])
+    Image.fromarray(np.vstack([np.hstack(line) for line in lines])).save(path)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, help="a clip store (default: footage that is drawn)")
+    parser.add_argument("--task", choices=["pose", "face"], default="pose")
+    parser.add_argument("--size", type=int, default=128, help="shorter side (default: 128)")
+    parser.add_argument("--minutes", default="5,20,60", help="of training (default: 5,20,60)")
+    parser.add_argument("-s", "--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--frames", type=int, default=600, help="measured at most (default: 600)")
+    parser.add_argument("--out", type=Path, help="(default: runs/quality/DATA-SIZE)")
+    chosen = parser.parse_args()
+    try:
+        chosen.minutes = sorted({float(text) for text in chosen.minutes.split(",")})
+    except ValueError:
+        chosen.minutes = []
+    if not chosen.minutes or not chosen.minutes[0] > 0:
+        parser.error("--minutes are numbers above 0, comma-separated: 5,20,60")
+    if chosen.out is None:
+        label = chosen.data.name if chosen.data else f"drawn-{chosen.task}"
+        chosen.out = Path("runs/quality") / f"{label}-{chosen.size}"
+    return chosen
+
+
+def run(chosen: argparse.Namespace) -> None:
+    found, data = measure(chosen)
+    result = results(chosen, found)
+    (chosen.out / "results.json").write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    text = table(result)
+    (chosen.out / "table.md").write_text(text + "\n", "utf-8")
+    draw_curves(result, chosen.out / "curves.png")
+    draw_frames(chosen, found, data, chosen.out / "frames.png")
+    print(f"{result['machine']}; {result['width']}x{result['height']}\n{text}\n\n{chosen.out}")
+
+
+def main() -> None:
+    try:
+        run(arguments())
+    except V2VError as error:
+        sys.exit(f"error: {error.message}" + (f"\n  try: {error.hint}" if error.hint else ""))
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""What several benchmarks do: drawn footage, settings, the machine in words, pictures in a row."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipelines.evaluation.clips import Measured, measured_clips
+from pipelines.evaluation.rows import rendering
+from pipelines.model import Trained
+from preprocess.build import preprocess
+from samples.clips import write_sample
+from v2v.config import PreprocessSettings, load_config
+from v2v.data.store import CLIP_FILE
+from v2v.native import cores
+from v2v.progress import Reporter, Silent
+from v2v.training.settings import TrainSettings
+
+Picture = NDArray[np.uint8]
+
+KINDS = {"pose": "person", "face": "face", "street": "street"}
+
+
+def drawn(
+    folder: Path, task: str, *, seconds: float, seed: int = 0, report: Reporter | None = None
+) -> Path:
+    """A store of drawn footage with all signals that training of `task` takes; made once."""
+    store = folder / "clip"
+    if not (store / CLIP_FILE).is_file():
+        report = report or Silent()
+        signals = ["segmentation", "flow", *([task] if task != "street" else [])]
+        clip = write_sample(KINDS[task], folder, seconds=seconds, seed=seed, report=report)
+        settings = load_config(PreprocessSettings, "preprocess")
+        preprocess(clip, signals, settings, output=store, report=report)
+    return store
+
+
+def settings_of(
+    task: str, size: int, overrides: Sequence[str] = (), **values: object
+) -> TrainSettings:
+    """Defaults of a task, `overrides` as after -s, and `values` by name (dots as __)."""
+    named = {key.replace("__", "."): value for key, value in values.items()}
+    return load_config(
+        TrainSettings, "train", f"train-{task}", overrides=list(overrides),
+        values={"task": task, "data.size": size, **named},
+    )  # fmt: skip
+
+
+def machine(jobs: int = 1) -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    several = f", {jobs} runs at a time" if jobs > 1 else ""
+    return f"CPU ({platform.machine()}), {cores()} cores{several}, torch {torch.__version__}"
+
+
+# ---------------------------------------------------------------- pictures
+
+HEIGHT = 224  # of a panel
+CAPTION = 18
+
+
+def rendered(
+    run: Path, data: Path, moments: Sequence[int], frames: int
+) -> tuple[list[Picture], Measured]:
+    """A run's frames at some moments of what was held out, free running up to there."""
+    trained = Trained.open(run)
+    (clip,), _ = measured_clips(trained, [data], frames=frames, drift=0, report=Silent())
+    wanted, found = set(moments), {}
+    for t, picture in enumerate(rendering(trained, clip)):
+        if t in wanted:
+            found[t] = picture
+        if t >= max(moments):
+            break
+    return [found[t] for t in moments], clip
+
+
+def panel(picture: Picture, text: str) -> Picture:
+    """A frame, enlarged, under its name."""
+    height, width = picture.shape[:2]
+    size = (max(round(width * HEIGHT / height), 1), HEIGHT)
+    large = cv2.resize(picture, size, interpolation=cv2.INTER_CUBIC)
+    caption = np.full((CAPTION, size[0], 3), 255, np.uint8)
+    cv2.putText(caption, text, (2, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.36, (0, 0, 0), 1, cv2.LINE_AA)
+    return np.vstack([caption, large]).astype(np.uint8)
+
+
+def ranked_moments(courses: dict[str, list[float | None]], count: int) -> list[int]:
+    """The first `count` frames of a report's course, the worst by SSIM first."""
+    scores = courses["ssim"][:count]
+    return sorted(range(len(scores)), key=lambda t: -1.0 if scores[t] is None else scores[t])
