@@ -50,7 +50,7 @@ from v2v.data.store import ClipStore
 from v2v.errors import UnknownName, UsageError, V2VError
 from v2v.evaluation.registry import BY_NAME
 from v2v.progress import Reporter, Silent, Terminal
-from v2v.training.estimate import estimate
+from v2v.training.estimate import Standing
 from v2v.training.loop import train
 from v2v.training.settings import TrainSettings
 
@@ -132,20 +132,34 @@ class Bench:
 
 # ---------------------------------------------------------------- the same compute for all
 
-ROUNDS = 3
+ROUNDS = 4
 
 
-def cost(bench: Bench, variant: str) -> dict[str, float]:
-    """Updates that a variant makes in the minutes, and parameters of its generator."""
-    settings = bench.settings(variant, 0, f"budget.minutes={bench.minutes}")
-    torch.set_num_threads(settings.loop.threads or torch.get_num_threads())
-    found = estimate(settings, [bench.data])
-    return {
-        "updates": sum(stage.updates for stage in found.stages),
-        "seconds": found.seconds,
-        "parameters": found.parameters["generator"],
-        "multiply_adds": found.stages[-1].multiply_adds,
+def costs_of(bench: Bench, names: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Updates that variants make in the minutes; a window of each in turn, the fastest counts.
+
+    In turn, since a slow minute of the machine is to hit all; the fastest, since what disturbs
+    only adds.
+    """
+    found = {}
+    standing = {
+        name: Standing(bench.settings(name, 0, f"budget.minutes={bench.minutes}"), [bench.data])
+        for name in names
     }
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(ROUNDS + 1):
+        for name, run in standing.items():
+            times[name].append(run.update())
+    for name, run in standing.items():
+        seconds = min(times[name][1:])  # the first warms up
+        stages = run.stages(seconds)
+        found[name] = {
+            "updates": sum(stage.updates for stage in stages),
+            "seconds": seconds,
+            "parameters": sum(p.numel() for p in run.trainer.generator.parameters()),
+            "multiply_adds": stages[-1].multiply_adds,
+        }
+    return found
 
 
 def plan(bench: Bench, report: Reporter) -> dict[str, dict[str, float]]:
@@ -163,15 +177,10 @@ def plan(bench: Bench, report: Reporter) -> dict[str, dict[str, float]]:
         known = kept["costs"]
     missing = [name for name in bench.variants if name not in known]
     if missing:
-        report.start("cost of an update", ROUNDS * len(missing))
-        rounds: dict[str, list[dict[str, float]]] = {name: [] for name in missing}
-        for _ in range(ROUNDS):  # in turn: a slow minute of the machine hits all
-            for name, found in in_processes(bench, cost, [(name,) for name in missing]):
-                rounds[name[0]].append(found)
-                report.advance("cost of an update")
+        report.start("cost of an update", 1)
+        for _, found in in_processes(bench, costs_of, [(missing,)]):
+            known |= found
         report.finish("cost of an update")
-        for name, found in rounds.items():
-            known[name] = min(found, key=lambda f: f["seconds"])  # what disturbs only adds
         bench.out.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"asked": asked, "costs": known}, indent=1) + "\n", "utf-8")
     return known

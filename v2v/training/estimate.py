@@ -100,54 +100,70 @@ class Estimate:
             console.print(note, highlight=False, soft_wrap=True)
 
 
+class Standing:
+    """A run that stands in its last and costliest stage, to be tried."""
+
+    def __init__(self, settings: TrainSettings, clips: list[Path]) -> None:
+        self.settings = with_budget(settings)
+        self.fabric = launch(self.settings)
+        self.windows = open_windows(self.settings, clips)
+        self.plan = plan_run(self.settings, self.windows, world=self.fabric.world_size)
+        self.trainer = Trainer(self.fabric, self.settings, self.windows, self.plan, Silent())
+        self.trainer.progress.stage = len(self.plan.schedule) - 1
+        self.stage = self.trainer.enter_stage()
+        self._batches = self.trainer.batches(self.stage)
+
+    def update(self) -> float:
+        """Seconds of an update, over those of one window. The first ones warm up."""
+        batch = next(self._batches)
+        on_gpu = self.fabric.device.type == "cuda"
+        _settle(on_gpu)
+        begin, before = time.perf_counter(), self.trainer.progress.step
+        self.trainer.window(batch)
+        _settle(on_gpu)
+        return (time.perf_counter() - begin) / (self.trainer.progress.step - before)
+
+    def stages(self, seconds: float) -> list[StageCost]:
+        """What every stage costs where an update of the last one takes so many seconds."""
+        settings, schedule, last = self.settings, self.plan.schedule, self.stage
+        macs = [_macs(self.trainer, stage) for stage in schedule]
+        ends = [0.0, *(stage.until for stage in schedule)]
+        shares = [end - begin for begin, end in pairwise(ends)]
+        costs = []
+        for stage, share, count in zip(schedule, shares, macs, strict=True):
+            # Losses, critics and generator all grow with the number of pixels rendered.
+            chunk = min(settings.loop.chunk, stage.length)
+            rendered = stage.height * stage.width * stage.batch * chunk
+            most = last.height * last.width * last.batch * min(settings.loop.chunk, last.length)
+            update = max(seconds * rendered / most, 0.05 * seconds)
+            if settings.budget.steps is not None:
+                updates = round(settings.budget.steps * share)
+                minutes = updates * update / 60
+            else:
+                assert settings.budget.minutes is not None
+                minutes = settings.budget.minutes * share
+                updates = round(minutes * 60 / update)
+            costs.append(StageCost(stage, minutes, updates, count))
+        return costs
+
+
 def estimate(settings: TrainSettings, clips: list[Path]) -> Estimate:
     """Plan a run and try its costliest stage. Raises what training would raise at its start."""
-    settings = with_budget(settings)
-    fabric = launch(settings)
-    windows = open_windows(settings, clips)
-    plan = plan_run(settings, windows, world=fabric.world_size)
-    trainer = Trainer(fabric, settings, windows, plan, Silent())
-
-    trainer.progress.stage = len(plan.schedule) - 1
-    last = trainer.enter_stage()
-    batches = trainer.batches(last)
-    on_gpu = fabric.device.type == "cuda"
-    seconds = 0.0
-    for _ in range(2):  # the first one warms up
-        batch = next(batches)
-        _settle(on_gpu)
-        begin, before = time.perf_counter(), trainer.progress.step
-        trainer.window(batch)
-        _settle(on_gpu)
-        seconds = (time.perf_counter() - begin) / (trainer.progress.step - before)
-
-    macs = [_macs(trainer, stage) for stage in plan.schedule]
-    ends = [0.0, *(stage.until for stage in plan.schedule)]
-    shares = [end - begin for begin, end in pairwise(ends)]
-    costs = []
-    for stage, share, count in zip(plan.schedule, shares, macs, strict=True):
-        # Losses, critics and generator all grow with the number of pixels rendered.
-        chunk = min(settings.loop.chunk, stage.length)
-        rendered = stage.height * stage.width * stage.batch * chunk
-        most = last.height * last.width * last.batch * min(settings.loop.chunk, last.length)
-        update = max(seconds * rendered / most, 0.05 * seconds)
-        if settings.budget.steps is not None:
-            updates = round(settings.budget.steps * share)
-            minutes = updates * update / 60
-        else:
-            assert settings.budget.minutes is not None
-            minutes = settings.budget.minutes * share
-            updates = round(minutes * 60 / update)
-        costs.append(StageCost(stage, minutes, updates, count))
+    run = Standing(settings, clips)
+    run.update()  # warms up
+    seconds = run.update()
+    costs = run.stages(seconds)  # before the memory is read
+    trainer, device = run.trainer, run.fabric.device
     return Estimate(
-        task=settings.task, clips=tuple(clip.name for clip in windows.clips),
-        frames=sum(clip.train[1] - clip.train[0] for clip in windows.clips), plan=plan,
+        task=run.settings.task, clips=tuple(clip.name for clip in run.windows.clips),
+        frames=sum(clip.train[1] - clip.train[0] for clip in run.windows.clips), plan=run.plan,
         parameters={
             "generator": sum(p.numel() for p in trainer.generator.parameters()),
             "critics": sum(p.numel() for p in trainer.critics.parameters()),
         },
-        stages=tuple(costs), device=_device_name(fabric.device),
-        precision=str(fabric._precision.precision), gigabytes=_peak(on_gpu), seconds=seconds,
+        stages=tuple(costs), device=_device_name(device),
+        precision=str(run.fabric._precision.precision), gigabytes=_peak(device.type == "cuda"),
+        seconds=seconds,
     )  # fmt: skip
 
 
