@@ -358,7 +358,7 @@ def _measure(
     courses = []
     for clip, paths in zip(clips, films, strict=True):
         videos = {
-            name: Video(read_stored(path), _found(path, equipment, report))
+            name: Video(read_stored(path), _found(name or "the truth", path, equipment, report))
             for name, path in paths.items()
         }
         stage = f"measure {clip.name}"
@@ -378,11 +378,11 @@ def _measure(
     return courses, sets
 
 
-def _found(film: Path, equipment: Equipment, report: Reporter) -> dict[str, Any]:
+def _found(what: str, film: Path, equipment: Equipment, report: Reporter) -> dict[str, Any]:
     """What each detector finds on a video. One after another: each takes a lot of memory."""
     found = {}
     for name, make in equipment.detectors.items():
-        stage = f"find {name}"
+        stage = f"find {name} in {what}"
         count = sum(1 for _ in stored_frames(film))
         report.start(stage, count)
 
