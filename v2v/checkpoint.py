@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from v2v.errors import CheckpointInvalid, writing
 from v2v.models import build_generator
 
-FORMAT = 1
+FORMAT = 2  # 2: the matte decides where the plate is unknown, too
 MODEL_FILE = "model.json"
 CHECKPOINT_FILE = "checkpoint.json"
 

@@ -426,8 +426,9 @@ class SequentialGenerator(nn.Module):
             occlusion = 1 - (1 - torch.sigmoid(said[:, place : place + 1])) * known
             frame = occlusion * frame + (1 - occlusion) * warped
         if plate is not None:
-            # Where the plate does not know the background, it cannot be shown.
-            matte = 1 - (1 - torch.sigmoid(said[:, -1:])) * plate[:, 3:]
+            # Where the plate only guesses the background it may be shown too: a smooth guess is
+            # nearer than what a young generator makes of a wall that it has hardly seen.
+            matte = torch.sigmoid(said[:, -1:])
             behind = (1 - matte) * plate[:, :3]
             # Both: what is synthesised must be right where it is seen, and nowhere else.
             frame, synthesised = matte * frame + behind, matte * synthesised + behind

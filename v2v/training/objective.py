@@ -88,9 +88,13 @@ class Objective(nn.Module):
         if rendered.flow is not None:
             self._motion(weighted, rendered, chunk, before_real, before_fake)
         if rendered.matte is not None and chunk.foreground is not None:
-            foreground = chunk.foreground.flatten(0, 1)
+            foreground, known = chunk.foreground.flatten(0, 1), None
+            if chunk.plate is not None:
+                # Where the plate only guesses, the losses of images say whether it is shown.
+                seen = chunk.plate[:, None, 3:].expand_as(chunk.foreground).flatten(0, 1)
+                known = torch.maximum(seen, foreground)
             weighted["matte"] = (
-                s.matte, losses.matte_loss(rendered.matte.flatten(0, 1), foreground)
+                s.matte, losses.matte_loss(rendered.matte.flatten(0, 1), foreground, known)
             )  # fmt: skip
         if rendered.auxiliary is not None:
             weighted["auxiliary"] = (s.auxiliary, rendered.auxiliary)
