@@ -141,6 +141,17 @@ def test_a_past_without_a_flow_is_seen_as_it_is() -> None:
     assert not any("flow" in name for name, _ in generator.named_parameters())
 
 
+def test_without_a_past_in_the_core_only_what_is_warped_is_of_the_past() -> None:
+    generator, seen = shaken(tiny(compose="blend", past=False)), condition()
+    past = state(seen)
+    one, other = generator(seen, past), generator(seen, past.with_frames(-past.frames))
+    assert torch.equal(one.synthesised, other.synthesised)
+    torch.testing.assert_close(one.warped, -other.warped)
+    assert not torch.equal(one.frame, other.frame)
+    with pytest.raises(AssertionError, match="nothing is left"):
+        tiny(compose="none", past=False)
+
+
 def test_frame_by_frame_ignores_the_past() -> None:
     generator, seen = shaken(tiny(sequential=False)), condition()
     with_past = generator(seen, state(seen))
@@ -269,9 +280,13 @@ def test_the_newest_scale_and_all_that_is_used() -> None:
     assert generator.multiple == 16
 
 
-@pytest.mark.parametrize("traits", [{}, {"compose": "none"}, {"compose": "condition"},
-                                    {"compose": "blend"}, {"plate": True}, {"prior": True},
-                                    {"sequential": False}, {"style": "encoded"}])  # fmt: skip
+@pytest.mark.parametrize(
+    "traits",
+    [
+        {}, {"compose": "none"}, {"compose": "condition"}, {"compose": "blend"}, {"past": False},
+        {"plate": True}, {"prior": True}, {"sequential": False}, {"style": "encoded"},
+    ],
+)  # fmt: skip
 def test_every_weight_learns(traits: dict[str, Any]) -> None:
     generator = shaken(tiny(scales=2, **traits))
     seen = condition((32, 48), plate=bool(traits.get("plate")))

@@ -81,6 +81,7 @@ class GeneratorSettings(Config):
     )  # None: the core works at 128 px at most, and each scale doubles that
     sequential: bool  # false: frame by frame, the same network without a past
     compose: Compose
+    past: Switch  # whether the core sees past frames, beside what is warped of them
     plate: Switch
     prior: Switch  # foreground and background each by a part of its own
     style: Literal["auto", "none", "clip", "encoded"]
@@ -253,6 +254,7 @@ class SequentialGenerator(nn.Module):
         scales: int,  # the core and those above it
         sequential: bool = True,  # false: no past, frame by frame
         compose: Compose = "condition",
+        past: bool = True,  # whether the core sees the past frames, and not their signals alone
         plate: bool = False,  # whether conditions carry a background plate
         prior: bool = False,  # whether the foreground has a part of its own that sees no past
         style: Literal["none", "clip", "encoded"] = "none",
@@ -260,8 +262,10 @@ class SequentialGenerator(nn.Module):
     ) -> None:
         super().__init__()
         assert not (plate and prior), "a plate is the better prior"
+        assert past or compose != "none" or not sequential, "nothing is left of the past"
         self.sequential, self.compose, self.plate, self.prior = sequential, compose, plate, prior
         self.scales = self.active = scales
+        self.sees_past = sequential and past
         self.warps = sequential and compose != "none"
         self.blend = self.warps and compose != "condition"
         embedded = min(channels, EMBEDDED)
@@ -270,8 +274,10 @@ class SequentialGenerator(nn.Module):
         self.encoder = StyleEncoder() if style == "encoded" else None
 
         times, backdrop = (1 + PAST if sequential else 1), 4 * plate
-        past = 3 * PAST + PAST if sequential else 0  # frames, and whether each exists
-        self.core = Core(times * embedded + past + backdrop, arch, STYLE if style != "none" else 0)
+        earlier = PAST * (3 * past + 1) if sequential else 0  # frames, and whether each exists
+        self.core = Core(
+            times * embedded + earlier + backdrop, arch, STYLE if style != "none" else 0
+        )
         guided = self.warps and compose != "blend"
         # What is seen of this size: the signals, the warped frame and whether it exists, the plate.
         images = embedded + 4 * guided + backdrop
@@ -393,7 +399,9 @@ class SequentialGenerator(nn.Module):
             batch, past, _, height, width = state.frames.shape
             exists = state.known[:, :, None, None, None].to(signals.dtype)
             before = self.embed(state.signals.flatten(0, 1)).unflatten(0, (batch, past)) * exists
-            seen += [before.flatten(1, 2), state.frames.flatten(1, 2)]
+            seen.append(before.flatten(1, 2))
+            if self.sees_past:
+                seen.append(state.frames.flatten(1, 2))
             seen.append(exists.expand(-1, -1, 1, height, width).flatten(1, 2))
         if plate is not None:
             seen.append(plate)

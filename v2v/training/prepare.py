@@ -157,7 +157,8 @@ def plan_run(settings: TrainSettings, windows: Windows, *, world: int = 1) -> Pl
     if g.name == "sequential":
         style = ("clip" if several else "none") if g.style == "auto" else g.style
         architecture |= {
-            "sequential": g.sequential, "compose": g.compose, "plate": has_plate,
+            "sequential": g.sequential, "compose": g.compose,
+            "past": _sees_past(settings, has_plate), "plate": has_plate,
             "prior": _has_prior(settings, windows, has_plate),
             "style": style, "clips": len(windows.clips),
         }  # fmt: skip
@@ -207,6 +208,21 @@ def plan_run(settings: TrainSettings, windows: Windows, *, world: int = 1) -> Pl
         plates=dict(_plates_at(windows, (height, width))) if has_plate else {},
         statistics=_statistics(windows, (height, width)), workers=workers, notes=tuple(notes),
     )  # fmt: skip
+
+
+def _sees_past(settings: TrainSettings, has_plate: bool) -> bool:
+    """Whether the core sees past frames.
+
+    Where the camera stands still the signals say all that moves, and what the core takes from its
+    own earlier frames it takes with their errors. Where the camera moves, only pictures say how.
+    """
+    g = settings.generator
+    if g.sequential and g.compose == "none" and g.past == "off":
+        raise ConfigError(
+            "generator.past=off and generator.compose=none leave nothing of the past",
+            hint="use generator.sequential=false for frame by frame",
+        )
+    return g.past == "on" or g.compose == "none" or (g.past == "auto" and not has_plate)
 
 
 def _has_prior(settings: TrainSettings, windows: Windows, has_plate: bool) -> bool:
