@@ -11,7 +11,7 @@ are kept in OUT/plan.json. So neither a busy machine nor a second sitting change
 run is as long again with the same seed. Pairs of runs of one seed see the same windows in the same
 order.
 
-On two cores, two at a time, the list with three seeds takes about 35 minutes at 64 px and 1.5
+On two cores, two at a time, the list with three seeds takes under 40 minutes at 64 px and 1.5
 minutes. Stop it with Ctrl-C; the same command goes on.
 
 OUT holds runs/SEED/VARIANT, evaluation/SEED (what `v2v evaluate` writes), table.md, results.json
@@ -72,14 +72,18 @@ def _critics(*kept: int) -> tuple[str, ...]:
     return tuple(f"losses.critics.temporal_{n}=0" for n in (1, 3, 9) if n not in kept)
 
 
+SEEN = "generator.past=on"  # the core sees past frames
+
 VARIANTS = (
     Variant(FRAME, "frame by frame: no past", ("generator.sequential=false",)),
-    Variant("past", "past frames are seen, nothing is warped", ("generator.compose=none",),
-            FRAME),
-    Variant("blend", "the past is warped by a flow and blended in (equation 4)",
-            ("generator.compose=blend",), "past"),
-    Variant(DEFAULT, "the warped frame is a condition instead: the defaults", (), "past"),
-    Variant("both", "blended in, and a condition", ("generator.compose=both",)),
+    Variant("past", "past frames are seen, nothing is warped",
+            ("generator.compose=none", SEEN), FRAME),
+    Variant("blend", "and warped by a flow, and blended in (equation 4)",
+            ("generator.compose=blend", SEEN), "past"),
+    Variant("both", "and the warped frame is a condition of the last blocks too", (SEEN,), "blend"),
+    Variant(DEFAULT, "and the core sees the past's signals, not its frames: the defaults", (),
+            "both"),
+    Variant("condition", "a condition, not blended in", ("generator.compose=condition",)),
     Variant("no-temporal-critic", "critics of single frames alone", _critics()),
     Variant("stride-1", "a temporal critic at stride 1", _critics(1), "no-temporal-critic"),
     Variant("strides-1-3", "temporal critics at strides 1 and 3", _critics(1, 3), "stride-1"),

@@ -396,7 +396,7 @@ def test_a_run_of_other_settings_is_not_touched(
     straight: Path, dance: Path, small_settings: Settings
 ) -> None:
     before = final(straight)
-    with pytest.raises(RunConflict, match=r"generator\.compose: 'condition' before, 'blend' now"):
+    with pytest.raises(RunConflict, match=r"generator\.compose: 'both' before, 'blend' now"):
         run(small_settings(8, **{"generator.compose": "blend"}), dance, straight)
     assert_same(final(straight), before)
 
