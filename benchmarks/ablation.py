@@ -5,11 +5,12 @@ python benchmarks/ablation.py --data data/dance --task pose       own footage, C
 python benchmarks/ablation.py --data data/dance --size 256 --minutes 30 --jobs 1     one GPU
 python benchmarks/ablation.py --data data/dance --only frame,blend --seeds 5
 
-Every variant changes one thing of one other. All have the same compute: what an update of each
-costs on this machine is measured first, and --minutes of training become so many updates, which
-are kept in OUT/plan.json. So neither a busy machine nor a second sitting changes a figure, and a
-run is as long again with the same seed. Pairs of runs of one seed see the same windows in the same
-order.
+Every variant changes one thing of one other. All have about the same compute: what an update of
+each costs on this machine is measured first, in turn, and --minutes of training become so many
+updates, which are kept in OUT/plan.json: a machine that is busy later, or a second sitting, changes
+no figure. Runs of one seed see the same windows in the same order. A variant that this footage does
+not allow (no person mask, shots that are too short), or that comes to the same as the one it is
+held against, is left out, and that is said.
 
 On two cores, two at a time, the list with three seeds takes under 40 minutes at 64 px and 1.5
 minutes. Stop it with Ctrl-C; the same command goes on.
@@ -27,9 +28,11 @@ import os
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from hashlib import sha256
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +48,9 @@ from shared import drawn, machine, panel, ranked_moments, rendered, settings_of
 from pipelines.evaluation.evaluate import evaluate
 from pipelines.evaluation.rows import FRAME, REAL
 from v2v import __version__
-from v2v.checkpoint import MODEL_FILE
+from v2v.checkpoint import MODEL_FILE, load_model
 from v2v.data.store import ClipStore
-from v2v.errors import UnknownName, UsageError, V2VError
+from v2v.errors import ConfigError, TooFewFrames, UnknownName, UsageError, V2VError
 from v2v.evaluation.registry import BY_NAME
 from v2v.progress import Reporter, Silent, Terminal
 from v2v.training.estimate import Standing
@@ -78,7 +81,7 @@ VARIANTS = (
     Variant(FRAME, "frame by frame: no past", ("generator.sequential=false",)),
     Variant("past", "past frames are seen, nothing is warped",
             ("generator.compose=none", SEEN), FRAME),
-    Variant("blend", "and warped by a flow, and blended in (equation 4)",
+    Variant("blend", "and warped by a flow, blended in (equation 4), with the losses of motion",
             ("generator.compose=blend", SEEN), "past"),
     Variant("both", "and the warped frame is a condition of the last blocks too", (SEEN,), "blend"),
     Variant(DEFAULT, "and the core sees the past's signals, not its frames: the defaults", (),
@@ -89,7 +92,8 @@ VARIANTS = (
     Variant("strides-1-3", "temporal critics at strides 1 and 3", _critics(1, 3), "stride-1"),
     Variant("no-progression", "windows of 20 frames from the first update on",
             ("schedule.lengths=[20]",)),
-    Variant("no-plate", "no background plate: all is synthesised", ("generator.plate=off",)),
+    Variant("no-plate", "no background plate: all is synthesised", ("generator.plate=off",),
+            "both"),
     Variant("prior", "foreground and background by parts of their own (equation 6), no plate",
             ("generator.plate=off", "generator.prior=on"), "no-plate"),
 )  # fmt: skip
@@ -139,55 +143,101 @@ class Bench:
 ROUNDS = 4
 
 
-def costs_of(bench: Bench, names: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Updates that variants make in the minutes; a window of each in turn, the fastest counts.
+def stand(bench: Bench, names: Sequence[str]) -> tuple[dict[str, Standing], dict[str, str]]:
+    """Runs to try, and of the variants that there is no use in trying, why."""
+    standing: dict[str, Standing] = {}
+    left_out: dict[str, str] = {}
+    same: dict[str, str] = {}  # what a run is, to the variant that is it
+    for name in [DEFAULT, *(name for name in names if name != DEFAULT)]:
+        more = (f"budget.minutes={bench.minutes}", "data.workers=0")
+        try:
+            run = Standing(bench.settings(name, 0, *more), [bench.data])
+        except (ConfigError, TooFewFrames) as error:
+            left_out[name] = error.message
+            continue
+        plan = [run.plan.generator, run.plan.critics, [s.as_json() for s in run.plan.schedule]]
+        key = json.dumps([plan, run.settings.losses.model_dump()], sort_keys=True)
+        if key in same:
+            left_out[name] = f"on this footage it is the same as {same[key]}"
+            continue
+        same[key] = name
+        standing[name] = run
+    return standing, left_out
 
-    In turn, since a slow minute of the machine is to hit all; the fastest, since what disturbs
-    only adds.
+
+def costs_of(
+    bench: Bench, names: Sequence[str]
+) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
+    """Updates that variants make in the minutes, and what is left out, with the reason.
+
+    A window of each in turn, since a slow minute of the machine is to hit all; the fastest counts,
+    since what disturbs only adds.
     """
-    found = {}
-    standing = {
-        name: Standing(bench.settings(name, 0, f"budget.minutes={bench.minutes}"), [bench.data])
-        for name in names
-    }
-    times: dict[str, list[float]] = {name: [] for name in names}
+    standing, left_out = stand(bench, names)
+    times: dict[str, list[float]] = {name: [] for name in standing}
     for _ in range(ROUNDS + 1):
         for name, run in standing.items():
             times[name].append(run.update())
+    found = {}
     for name, run in standing.items():
+        if run.trainer.progress.accumulate > run.settings.loop.accumulate:
+            raise UsageError(
+                f"{name} does not fit into memory beside the others", hint="use --only, or --size"
+            )
         seconds = min(times[name][1:])  # the first warms up
         stages = run.stages(seconds)
+        # A run by updates gives each stage its share of those, not of the minutes.
+        shares = [stage.minutes / bench.minutes for stage in stages]
+        each = [60 * stage.minutes / max(stage.updates, 1) for stage in stages]
+        mean = sum(share * cost for share, cost in zip(shares, each, strict=True))
         found[name] = {
-            "updates": sum(stage.updates for stage in stages),
+            "updates": max(round(60 * bench.minutes / mean), 1),
             "seconds": seconds,
             "parameters": sum(p.numel() for p in run.trainer.generator.parameters()),
             "multiply_adds": stages[-1].multiply_adds,
         }
-    return found
+    return found, left_out
 
 
-def plan(bench: Bench, report: Reporter) -> dict[str, dict[str, float]]:
-    """What every variant is and how long it trains, measured in turn; kept, so it stays so."""
+@dataclass(frozen=True)
+class Plan:
+    costs: dict[str, dict[str, float]]  # of the variants to train, in the order of the list
+    left_out: dict[str, str]
+
+
+def plan(bench: Bench, report: Reporter) -> Plan:
+    """What every variant is and how long it trains; kept, so that it stays so."""
     path = bench.out / "plan.json"
     asked = {
-        key: getattr(bench, key) for key in ("task", "size", "minutes", "changes")
+        key: getattr(bench, key) for key in ("task", "size", "minutes", "changes", "jobs")
     } | {"data": ClipStore.open(bench.data).record.source.sha256}  # fmt: skip
     asked = json.loads(json.dumps(asked))
-    known: dict[str, dict[str, float]] = {}
+    costs: dict[str, dict[str, float]] = {}
+    left_out: dict[str, str] = {}
     if path.is_file():
         kept = json.loads(path.read_text("utf-8"))
         if kept["asked"] != asked:
             raise UsageError(f"{path} is of other settings", hint="choose another --out")
-        known = kept["costs"]
-    missing = [name for name in bench.variants if name not in known]
+        costs, left_out = kept["costs"], kept["left_out"]
+    missing = [name for name in bench.variants if name not in costs and name not in left_out]
     if missing:
         report.start("cost of an update", 1)
-        for _, found in in_processes(bench, costs_of, [(missing,)]):
-            known |= found
+        for _, (found, why) in in_processes(bench, costs_of, [(missing,)]):
+            costs |= {name: cost for name, cost in found.items() if name in missing}
+            left_out |= why
         report.finish("cost of an update")
         bench.out.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"asked": asked, "costs": known}, indent=1) + "\n", "utf-8")
-    return known
+        write_whole(path, {"asked": asked, "costs": costs, "left_out": left_out})
+    for name in bench.variants:
+        if name in left_out:
+            report.note(f"{name} is left out: {left_out[name]}")
+    return Plan({name: costs[name] for name in bench.variants if name in costs}, left_out)
+
+
+def write_whole(path: Path, data: dict[str, Any]) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(data, indent=1) + "\n", "utf-8")
+    os.replace(partial, path)
 
 
 # ---------------------------------------------------------------- training and measuring
@@ -198,60 +248,79 @@ def train_one(bench: Bench, variant: str, seed: int, updates: int) -> int:
     return train(settings, [bench.data], bench.run(variant, seed), Silent()).steps
 
 
-def evaluate_one(bench: Bench, seed: int) -> None:
+def is_trained(bench: Bench, variant: str, seed: int, updates: int) -> bool:
+    folder = bench.run(variant, seed) / "model"
+    if not (folder / MODEL_FILE).is_file():
+        return False
+    return int(load_model(folder).record.training.get("steps", 0)) >= updates
+
+
+def evaluate_one(bench: Bench, seed: int, variants: Sequence[str]) -> None:
     """All variants of a seed beside one another, and what is cheaper than any model."""
-    first, *others = bench.variants
+    first, *others = variants
     evaluate(
         bench.run(first, seed), [bench.data], name=first, output=bench.evaluation(seed),
         against=["frozen", "nearest", *(f"{name}={bench.run(name, seed)}" for name in others)],
         frames=bench.frames, drift=bench.drift,
     )  # fmt: skip
+    write_whole(bench.evaluation(seed) / "asked.json", _asked(bench, seed, variants))
 
 
-def is_evaluated(bench: Bench, seed: int) -> bool:
-    """Whether there is a report of all variants as they are now."""
-    path = bench.evaluation(seed) / "report.json"
-    if not path.is_file() or not json.loads(path.read_text("utf-8"))["rows"].keys() >= {
-        *bench.variants
-    }:
+def _asked(bench: Bench, seed: int, variants: Sequence[str]) -> dict[str, Any]:
+    models = [bench.run(name, seed) / "model" / MODEL_FILE for name in variants]
+    return {
+        "variants": list(variants), "frames": bench.frames, "drift": bench.drift,
+        "models": [sha256(model.read_bytes()).hexdigest() for model in models],
+    }  # fmt: skip
+
+
+def is_evaluated(bench: Bench, seed: int, variants: Sequence[str]) -> bool:
+    """Whether there is a report of these variants, as they are now."""
+    path = bench.evaluation(seed) / "asked.json"
+    if not path.is_file() or not (bench.evaluation(seed) / "report.json").is_file():
         return False
-    models = [bench.run(name, seed) / "model" / MODEL_FILE for name in bench.variants]
-    return path.stat().st_mtime > max(model.stat().st_mtime for model in models)
+    return bool(json.loads(path.read_text("utf-8")) == _asked(bench, seed, variants))
 
 
 def in_processes(
     bench: Bench, work: Callable[..., Any], calls: Sequence[tuple[Any, ...]]
 ) -> Iterator[tuple[tuple[Any, ...], Any]]:
-    """`work(bench, *call)` for every call, --jobs at a time, as they are done."""
+    """`work(bench, *call)` for every call, --jobs at a time, as they are done.
+
+    No more than that are handed over: what a pool has taken on it finishes, Ctrl-C or not.
+    """
+    ahead = iter(calls)
     with ProcessPoolExecutor(
         bench.jobs, mp_context=multiprocessing.get_context("spawn"), max_tasks_per_child=1
     ) as pool:
-        waiting: dict[Future[Any], tuple[Any, ...]] = {
-            pool.submit(work, bench, *call): call for call in calls
-        }
-        try:
-            for done in as_completed(waiting):
-                yield waiting[done], done.result()
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
+        waiting: dict[Future[Any], tuple[Any, ...]] = {}
+        while True:
+            for call in islice(ahead, bench.jobs - len(waiting)):
+                waiting[pool.submit(work, bench, *call)] = call
+            if not waiting:
+                return
+            done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield waiting.pop(future), future.result()
 
 
 def measure(bench: Bench, report: Reporter) -> dict[str, Any]:
     """Train and measure whatever is not there yet. Returns what is in results.json."""
-    costs = plan(bench, report)
+    planned = plan(bench, report)
+    costs, variants = planned.costs, list(planned.costs)
     calls = [
         (name, seed, int(costs[name]["updates"]))
         for seed in range(bench.seeds)
-        for name in bench.variants
+        for name in variants
     ]
-    report.start("train", len(calls))
-    for _ in in_processes(bench, train_one, calls):
+    missing = [call for call in calls if not is_trained(bench, *call)]
+    report.start("train", len(calls), len(calls) - len(missing))
+    for _ in in_processes(bench, train_one, missing):
         report.advance("train")
     report.finish("train")
-    missing = [(seed,) for seed in range(bench.seeds) if not is_evaluated(bench, seed)]
-    report.start("evaluate", bench.seeds, bench.seeds - len(missing))
-    for _ in in_processes(bench, evaluate_one, missing):
+    seeds = [seed for seed in range(bench.seeds) if not is_evaluated(bench, seed, variants)]
+    report.start("evaluate", bench.seeds, bench.seeds - len(seeds))
+    for _ in in_processes(bench, evaluate_one, [(seed, variants) for seed in seeds]):
         report.advance("evaluate")
     report.finish("evaluate")
     reports = [
@@ -262,8 +331,8 @@ def measure(bench: Bench, report: Reporter) -> dict[str, Any]:
         "tool": f"v2v {__version__}", "date": datetime.now(UTC).date().isoformat(),
         "machine": machine(bench.jobs), "data": reports[0]["data"], "size": bench.size,
         "width": reports[0]["model"]["width"], "height": reports[0]["model"]["height"],
-        "minutes": bench.minutes, "changes": bench.changes,
-        "variants": {name: asdict(BY_VARIANT[name]) | costs[name] for name in bench.variants},
+        "minutes": bench.minutes, "changes": bench.changes, "left_out": planned.left_out,
+        "variants": {name: asdict(BY_VARIANT[name]) | costs[name] for name in variants},
         "rows": {
             row: {
                 measure: {
@@ -367,14 +436,14 @@ def drift_table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def draw_frames(bench: Bench, path: Path) -> None:
+def draw_frames(bench: Bench, variants: Sequence[str], path: Path) -> None:
     """The default's typical and worst frame by SSIM, seed 0, and what the others make of them."""
     report = json.loads((bench.evaluation(0) / "report.json").read_text("utf-8"))
     first, stop = report["data"][0]["frames"]
     ranked = ranked_moments(report["courses"][0][DEFAULT], stop - first)
     moments = {"typical": ranked[len(ranked) // 2], "worst": ranked[0]}
     columns = []
-    for variant in bench.variants:
+    for variant in variants:
         frames, clip = rendered(
             bench.run(variant, 0), bench.data, list(moments.values()), bench.frames
         )
@@ -400,13 +469,26 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, help="runs at a time (default: the cores, on a GPU 1)")
-    parser.add_argument("--only", help="variants, comma-separated; `default` is always among them")
+    parser.add_argument(
+        "--only", help="variants, comma-separated; those they are held against come along"
+    )
     parser.add_argument("-s", "--set", action="append", default=[], metavar="KEY=VALUE",
                         help="a setting of all variants")  # fmt: skip
     parser.add_argument("--frames", type=int, default=600, help="measured at most (default: 600)")
     parser.add_argument("--drift", type=int, default=300, help="frames run over (default: 300)")
     parser.add_argument("--out", type=Path, help="(default: runs/ablation/DATA-SIZE)")
     return parser.parse_args()
+
+
+def with_others(names: Sequence[str]) -> set[str]:
+    """Variants, those that they are held against, and the defaults."""
+    found, ahead = set(), [DEFAULT, *names]
+    while ahead:
+        name = ahead.pop()
+        if name not in found:
+            found.add(name)
+            ahead.append(BY_VARIANT[name].than)
+    return found
 
 
 def read(chosen: argparse.Namespace, report: Reporter) -> Bench:
@@ -419,12 +501,13 @@ def read(chosen: argparse.Namespace, report: Reporter) -> Bench:
     label = chosen.data.name if chosen.data else f"drawn-{chosen.task}"
     out = chosen.out or Path("runs/ablation") / f"{label}-{chosen.size}"
     data = chosen.data or drawn(out / "drawn", chosen.task, seconds=SECONDS, seed=11, report=report)
-    ClipStore.open(data).track(chosen.task, 0, 1)  # what is missing is said at once
+    for signal in settings_of(chosen.task, chosen.size).data.signals:
+        ClipStore.open(data).track(signal, 0, 1)  # what is missing is said at once
     on_gpu = torch.cuda.is_available()
     return Bench(
         data, chosen.task, chosen.size, chosen.minutes, chosen.seeds,
         chosen.jobs or (1 if on_gpu else cores()), tuple(chosen.set),
-        tuple(name for name in BY_VARIANT if name in names or name == DEFAULT), out,
+        tuple(name for name in BY_VARIANT if name in with_others(names)), out,
         chosen.frames, chosen.drift,
     )  # fmt: skip
 
@@ -435,7 +518,7 @@ def run(chosen: argparse.Namespace) -> None:
         # Threads that wait for a busy core spin: every process has its own cores.
         os.environ["OMP_NUM_THREADS"] = str(max(cores() // bench.jobs, 1))
         result = measure(bench, report)
-    draw_frames(bench, bench.out / "frames.png")
+    draw_frames(bench, list(result["variants"]), bench.out / "frames.png")
     (bench.out / "results.json").write_text(json.dumps(result, indent=1) + "\n", "utf-8")
     text = f"{table(result)}\n\n{drift_table(result)}\n"
     (bench.out / "table.md").write_text(text, "utf-8")

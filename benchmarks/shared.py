@@ -17,7 +17,7 @@ from pipelines.model import Trained
 from preprocess.build import preprocess
 from samples.clips import write_sample
 from v2v.config import PreprocessSettings, load_config
-from v2v.data.store import CLIP_FILE
+from v2v.data.store import CLIP_FILE, ClipStore
 from v2v.native import cores
 from v2v.progress import Reporter, Silent
 from v2v.training.settings import TrainSettings
@@ -32,12 +32,15 @@ def drawn(
 ) -> Path:
     """A store of drawn footage with all signals that training of `task` takes; made once."""
     store = folder / "clip"
-    if not (store / CLIP_FILE).is_file():
-        report = report or Silent()
-        signals = ["segmentation", "flow", *([task] if task != "street" else [])]
-        clip = write_sample(KINDS[task], folder, seconds=seconds, seed=seed, report=report)
-        settings = load_config(PreprocessSettings, "preprocess")
-        preprocess(clip, signals, settings, output=store, report=report)
+    signals = ["segmentation", "flow", *([task] if task != "street" else [])]
+    if (store / CLIP_FILE).is_file() and {*signals} <= {*ClipStore.open(store).signals}:
+        return store
+    report = report or Silent()
+    clip = write_sample(KINDS[task], folder, seconds=seconds, seed=seed, report=report)
+    settings = load_config(PreprocessSettings, "preprocess")
+    made = preprocess(clip, signals, settings, output=store, report=report)
+    for error in made.failed.values():
+        raise error
     return store
 
 

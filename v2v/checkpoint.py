@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from v2v.errors import CheckpointInvalid, writing
 from v2v.models import build_generator
 
-FORMAT = 2  # 2: the matte decides where the plate is unknown, too
+FORMAT = 1
 MODEL_FILE = "model.json"
 CHECKPOINT_FILE = "checkpoint.json"
 
@@ -128,6 +128,12 @@ def load_model(path: str | Path, *, device: torch.device | str = "cpu") -> Model
         raise CheckpointInvalid(
             f"{folder / MODEL_FILE}: {where}: {problem['msg']}", hint="train the model again"
         ) from error
+    if record.generator.get("plate") and "past" not in record.generator:
+        raise CheckpointInvalid(
+            f"{folder} is of a v2v that always synthesised what the background plate does not"
+            " know; this one lets the matte decide, which that model never learned",
+            hint="train it again",
+        )
     generator = build_generator(**record.generator)
     if record.active is not None:
         generator.active = record.active  # type: ignore[assignment]

@@ -77,3 +77,10 @@ def test_the_table_has_a_line_for_each_row_and_no_number_where_none_is(ablation:
     assert "20.00" in default and "20.00 ±0.00" not in default and "1.100 ±0.141" in default
     assert other.split("|")[-2].strip() == "–" and "20.00 ±1.41" in other
     assert not real.split("|")[3].strip()  # nothing was trained
+
+
+def test_what_a_variant_is_held_against_comes_along(ablation: Any) -> None:
+    assert ablation.with_others(["stride-1"]) >= {"stride-1", "no-temporal-critic", "default"}
+    for name in ablation.BY_VARIANT:
+        chosen = ablation.with_others([name])
+        assert all(ablation.BY_VARIANT[of].than in chosen for of in chosen)

@@ -10,7 +10,8 @@ from v2v.training.objective import Objective, Rendered
 from v2v.training.settings import TrainSettings
 from v2v.types import Batch
 
-LEFT, MIDDLE = slice(0, 8), slice(8, 12)  # columns of the person, and of an unknown background
+LEFT, MIDDLE = slice(0, 8), slice(8, 12)  # columns of the person, and of background beside it
+HIDDEN = slice(4, 12)  # columns where the plate is unknown: behind the person, and beside
 
 
 def matte_loss(matte: torch.Tensor) -> float:
@@ -18,7 +19,7 @@ def matte_loss(matte: torch.Tensor) -> float:
     frames = torch.zeros(1, 1, 3, 16, 16)
     foreground, plate = torch.zeros(1, 1, 1, 16, 16), torch.ones(1, 4, 16, 16)
     foreground[..., LEFT] = 1
-    plate[:, 3, :, MIDDLE] = 0
+    plate[:, 3, :, HIDDEN] = 0
     clip = torch.zeros(1, dtype=torch.int64)
     chunk = Batch(frames=frames, signals=frames, clip=clip, foreground=foreground, plate=plate)
     _, parts = Objective(settings.losses).for_generator(

@@ -2,8 +2,9 @@
 
 It follows arXiv 1808.06601: the next frame is partly the past frame, moved by a flow that the
 network predicts, partly synthesised, and an occlusion map decides between them (equation 4). It
-departs from it in four ways. One encoder serves signals and past frames. The warped past frame may
+departs from it in five ways. One encoder serves signals and past frames. The warped past frame may
 be a condition of the normalisation of the last blocks instead of, or beside, being blended in.
+Where the signals say all that moves, the core need not see past frames, and takes no errors over.
 Where the camera stands still, the background is a plate of the training footage, and only what
 lies before it is synthesised. And it starts from nothing, and knows it does.
 
