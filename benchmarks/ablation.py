@@ -518,10 +518,10 @@ def run(chosen: argparse.Namespace) -> None:
         # Threads that wait for a busy core spin: every process has its own cores.
         os.environ["OMP_NUM_THREADS"] = str(max(cores() // bench.jobs, 1))
         result = measure(bench, report)
-    draw_frames(bench, list(result["variants"]), bench.out / "frames.png")
     (bench.out / "results.json").write_text(json.dumps(result, indent=1) + "\n", "utf-8")
     text = f"{table(result)}\n\n{drift_table(result)}\n"
     (bench.out / "table.md").write_text(text, "utf-8")
+    draw_frames(bench, list(result["variants"]), bench.out / "frames.png")
     print(f"{result['machine']}; {result['width']}x{result['height']}, {bench.minutes} minutes,"
           f" {bench.seeds} seed(s)\n{text}\n{bench.out}")  # fmt: skip
 
