@@ -26,7 +26,6 @@ import json
 import multiprocessing
 import os
 import statistics
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass
@@ -43,14 +42,14 @@ prepare_process()
 import numpy as np
 import torch
 from PIL import Image
-from shared import drawn, machine, panel, ranked_moments, rendered, settings_of
+from shared import command, drawn, machine, panel, ranked_moments, rendered, settings_of, titled
 
 from pipelines.evaluation.evaluate import evaluate
 from pipelines.evaluation.rows import FRAME, REAL
 from v2v import __version__
 from v2v.checkpoint import MODEL_FILE, load_model
 from v2v.data.store import ClipStore
-from v2v.errors import ConfigError, TooFewFrames, UnknownName, UsageError, V2VError
+from v2v.errors import ConfigError, TooFewFrames, UnknownName, UsageError
 from v2v.evaluation.registry import BY_NAME
 from v2v.progress import Reporter, Silent, Terminal
 from v2v.training.estimate import Standing
@@ -402,10 +401,7 @@ def table(result: dict[str, Any]) -> str:
     rows = [REAL, *result["variants"], *(r for r in result["rows"] if r not in result["variants"]
                                          and r != REAL)]  # fmt: skip
     names = [n for n in SHOWN if any(n in result["rows"][row] for row in rows)]
-    titles = []
-    for name in names:
-        unit = f" ({BY_NAME[name].unit})" if BY_NAME[name].unit else ""
-        titles.append(f"{BY_NAME[name].title}{unit}")
+    titles = [titled(name) for name in names]
     lines = [
         "| variant | than | updates | " + " | ".join(titles) + " |",
         "|---" * 2 + "|---:" * (len(titles) + 1) + "|",
@@ -526,15 +522,5 @@ def run(chosen: argparse.Namespace) -> None:
           f" {bench.seeds} seed(s)\n{text}\n{bench.out}")  # fmt: skip
 
 
-def main() -> None:
-    try:
-        run(arguments())
-    except V2VError as error:
-        sys.exit(f"error: {error.message}" + (f"\n  try: {error.hint}" if error.hint else ""))
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
-        sys.exit(130)
-
-
 if __name__ == "__main__":
-    main()
+    command(lambda: run(arguments()))

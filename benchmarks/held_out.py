@@ -26,13 +26,13 @@ prepare_process()
 
 import torch
 from rich.console import Console
-from shared import settings_of
+from shared import command, settings_of
 
 from pipelines.evaluation.evaluate import evaluate
 from pipelines.evaluation.rows import FRAME, SIMPLE
 from pipelines.evaluation.table import lines, table
 from v2v.data.store import ClipStore
-from v2v.errors import UnknownName, UsageError, V2VError
+from v2v.errors import UnknownName, UsageError
 from v2v.progress import Terminal
 from v2v.training.loop import train
 
@@ -111,12 +111,5 @@ def arguments() -> argparse.Namespace:
     return chosen
 
 
-def main() -> None:
-    try:
-        compare(arguments())
-    except V2VError as error:
-        sys.exit(f"error: {error.message}" + (f"\n  try: {error.hint}" if error.hint else ""))
-
-
 if __name__ == "__main__":
-    main()
+    command(lambda: compare(arguments()))

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -30,12 +29,11 @@ import matplotlib
 import numpy as np
 import torch
 from PIL import Image
-from shared import drawn, machine, panel, ranked_moments, rendered, settings_of
+from shared import command, drawn, machine, panel, ranked_moments, rendered, settings_of, titled
 
 from pipelines.evaluation.evaluate import evaluate
 from v2v import __version__
 from v2v.checkpoint import load_model
-from v2v.errors import V2VError
 from v2v.evaluation.registry import BY_NAME
 from v2v.progress import Terminal
 from v2v.training.loop import train
@@ -96,8 +94,7 @@ def results(chosen: argparse.Namespace, found: dict[str, Any]) -> dict[str, Any]
 def table(result: dict[str, Any]) -> str:
     """The table of docs/RESULTS.md: means over the held-out frames and their 95 % intervals."""
     names = [n for n in SHOWN if any(n in row for row in result["rows"].values())]
-    titles = [BY_NAME[n].title + (f" ({BY_NAME[n].unit})" if BY_NAME[n].unit else "")
-              for n in names]  # fmt: skip
+    titles = [titled(name) for name in names]
     lines = ["| training | updates | " + " | ".join(titles) + " |",
              "|---|---:" + "|---:" * len(names) + "|"]  # fmt: skip
     for row, measures in result["rows"].items():
@@ -200,15 +197,5 @@ def run(chosen: argparse.Namespace) -> None:
     print(f"{result['machine']}; {result['width']}x{result['height']}\n{text}\n\n{chosen.out}")
 
 
-def main() -> None:
-    try:
-        run(arguments())
-    except V2VError as error:
-        sys.exit(f"error: {error.message}" + (f"\n  try: {error.hint}" if error.hint else ""))
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
-        sys.exit(130)
-
-
 if __name__ == "__main__":
-    main()
+    command(lambda: run(arguments()))

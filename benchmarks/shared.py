@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import cv2
@@ -18,6 +19,8 @@ from preprocess.build import preprocess
 from samples.clips import write_sample
 from v2v.config import PreprocessSettings, load_config
 from v2v.data.store import CLIP_FILE, ClipStore
+from v2v.errors import V2VError
+from v2v.evaluation.registry import BY_NAME
 from v2v.native import cores
 from v2v.progress import Reporter, Silent
 from v2v.training.settings import TrainSettings
@@ -53,6 +56,23 @@ def settings_of(
         TrainSettings, "train", f"train-{task}", overrides=list(overrides),
         values={"task": task, "data.size": size, **named},
     )  # fmt: skip
+
+
+def titled(measure: str) -> str:
+    """The head of a measure's column."""
+    known = BY_NAME[measure]
+    return f"{known.title} ({known.unit})" if known.unit else known.title
+
+
+def command(run: Callable[[], None]) -> None:
+    """Run a benchmark that can be taken up again: our errors in two lines, Ctrl-C in one."""
+    try:
+        run()
+    except V2VError as error:
+        sys.exit(f"error: {error.message}" + (f"\n  try: {error.hint}" if error.hint else ""))
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        sys.exit(130)
 
 
 def machine(jobs: int = 1) -> str:

@@ -222,8 +222,8 @@ def _render(rows: Sequence[Row], clip: Measured, folder: Path, report: Reporter)
     for number, row in enumerate(rows):
         films[row.name] = folder / f"{number}.mkv"
         stage = f"render {row.name}"
-        report.start(stage, len(clip.order) if row.runs_on else clip.count)
         wanted = len(clip.order) if row.runs_on else clip.count
+        report.start(stage, wanted)
         _film(films[row.name], clip, islice(row.frames(clip), wanted), report, stage)
         report.finish(stage)
     return films
