@@ -39,7 +39,11 @@ def drawn(
     if (store / CLIP_FILE).is_file() and {*signals} <= {*ClipStore.open(store).signals}:
         return store
     report = report or Silent()
-    clip = write_sample(KINDS[task], folder, seconds=seconds, seed=seed, report=report)
+    # What is held out is another dance: the first one's poses come round again in training.
+    finale = seconds * settings_of(task, 64).data.hold_out
+    clip = write_sample(
+        KINDS[task], folder, seconds=seconds, seed=seed, finale=finale, report=report
+    )
     settings = load_config(PreprocessSettings, "preprocess")
     made = preprocess(clip, signals, settings, output=store, report=report)
     for error in made.failed.values():

@@ -33,6 +33,7 @@ def write_sample(
     seed: int = 0,
     who: str = "host",
     empty: float = 0.0,
+    finale: float = 0.0,
     report: Reporter | None = None,
 ) -> Path:
     """Draw one sample into `folder`.
@@ -40,6 +41,7 @@ def write_sample(
     Args:
         who: which person of `samples.person` dances.
         empty: seconds at the beginning in which that person's room is empty.
+        finale: seconds at the end in which that person dances as the other does.
 
     Returns the file `person.mp4` (`guest.mp4` for the guest) or `face.mp4`, or the folder
     `street`, which holds `images`, `labels` (Cityscapes ids), `instances` (class * 1000 + number)
@@ -49,7 +51,7 @@ def write_sample(
     count = max(round(seconds * RATE[kind]), 1)
     # The host's clip is called after the kind, everyone else's after who it is.
     name = who if kind == "person" and who != "host" else kind
-    frames = None if kind == "street" else _frames(kind, count, seed, who, empty)
+    frames = None if kind == "street" else _frames(kind, count, seed, who, empty, finale)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     report.start(f"draw {name}", count)
@@ -62,13 +64,13 @@ def write_sample(
 
 
 def _frames(
-    kind: str, count: int, seed: int, who: str, empty: float
+    kind: str, count: int, seed: int, who: str, empty: float, finale: float
 ) -> Iterator[NDArray[np.uint8]]:
     from samples import face, person
 
     if kind == "person":
-        alone = round(empty * RATE[kind])
-        return person.frames(count=count, seed=seed, who=who, empty=alone)
+        alone, last = round(empty * RATE[kind]), round(finale * RATE[kind])
+        return person.frames(count=count, seed=seed, who=who, empty=alone, finale=last)
     return face.frames(count=count, seed=seed)
 
 

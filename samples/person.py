@@ -12,7 +12,7 @@ dances to another beat, but lifts arms and feet no further than the host does.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -296,6 +296,21 @@ class _Camera:
         return np.asarray(self.origin + self.scale * point[:2])
 
 
+def _dancing(
+    who: str, *, count: int, fps: float, seed: int, finale: int
+) -> tuple[Person, Iterator[_Body]]:
+    """Who dances, and how they stand in each frame."""
+    person, phase = _known(who), _dancer(seed)
+    other = next(them for name, them in PEOPLE.items() if name != who)
+    encore = replace(person, dance=other.dance)
+
+    def bodies() -> Iterator[_Body]:
+        for i in range(count):
+            yield _pose(i / fps, phase, person if i < count - finale else encore)
+
+    return person, bodies()
+
+
 def _dancer(seed: int) -> Vector:
     """The phases that make one seed's dance."""
     spread = np.array((np.pi, 1.0, 1.0, 1.0, np.pi, 1.0, np.pi, 1.0))
@@ -310,14 +325,14 @@ def joints(
     fps: float = 30.0,
     seed: int = 0,
     who: str = "host",
+    finale: int = 0,
 ) -> NDArray[np.float32]:
     """The joints drawn by `frames` of the same arguments, float32 [T, J, 2] (x, y) in pixels.
 
     J follows `JOINT_NAMES`.
     """
-    person, phase = _known(who), _dancer(seed)
+    person, bodies = _dancing(who, count=count, fps=fps, seed=seed, finale=finale)
     camera = _Camera.fitting(height, width, person)
-    bodies = (_pose(i / fps, phase, person) for i in range(count))
     told = [[camera(body.points[name]) for name in JOINT_NAMES] for body in bodies]
     return np.asarray(told, np.float32).reshape(count, len(JOINT_NAMES), 2)
 
@@ -331,22 +346,24 @@ def frames(
     seed: int = 0,
     who: str = "host",
     empty: int = 0,
+    finale: int = 0,
 ) -> Iterator[Image]:
     """`count` RGB frames, uint8 [H, W, 3], of one of `PEOPLE` dancing.
 
-    The first `empty` of them show the room with nobody in it: a background seen whole.
+    The first `empty` of them show the room with nobody in it: a background seen whole. In the last
+    `finale` they dance as the other does: a dance comes round again within seconds, and what a
+    model makes of poses that it has not been trained on shows in another one only.
     """
-    person, phase = _known(who), _dancer(seed)
+    person, bodies = _dancing(who, count=count, fps=fps, seed=seed, finale=finale)
     camera = _Camera.fitting(height, width, person)
 
     def drawn() -> Iterator[Image]:
         room = _room(height * SUPERSAMPLE, width * SUPERSAMPLE, camera, person.room)
         alone = Canvas(room.copy()).finish() if empty else None
-        for i in range(count):
+        for i, body in enumerate(bodies):
             if alone is not None and i < empty:
                 yield alone
                 continue
-            body = _pose(i / fps, phase, person)
             canvas = Canvas(_with_shadow(room, body, camera))
             _draw_body(canvas, body, camera, person)
             yield canvas.finish()

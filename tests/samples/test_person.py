@@ -221,3 +221,17 @@ def test_the_room_is_empty_at_first():
     beside = (slice(0, 200), slice(0, 20))
     assert np.array_equal(shown[0][beside], danced[0][beside])
     assert np.abs(shown[0].astype(int) - danced[0]).max() > 60
+
+
+def test_the_finale_is_danced_as_nothing_before_it():
+    clip = {"count": 300, "fps": 15.0, "seed": 3}
+    plain, joints = person.joints(**clip), person.joints(**clip, finale=40)
+    assert np.array_equal(joints[:-40], plain[:-40])
+
+    def away(poses: np.ndarray) -> float:
+        """Pixels from the last poses to the nearest of those before, over joints and frames."""
+        gaps = np.linalg.norm(poses[-40:, None] - poses[None, :-40], axis=-1)
+        return float(gaps.mean(axis=-1).min(axis=1).mean())
+
+    assert away(plain) < 0.1  # a dance comes round again
+    assert away(joints) > 5
