@@ -36,16 +36,11 @@ from v2v.native import prepare_process
 prepare_process()
 
 import torch
-from shared import drawn
+from shared import drawn, settings_of
 from torch.utils.flop_counter import FlopCounterMode
 
-from v2v.config import load_config
-from v2v.data.windows import Windows
 from v2v.errors import V2VError
-from v2v.progress import Silent
-from v2v.training.loop import Trainer, launch
-from v2v.training.prepare import open_windows, plan_run
-from v2v.training.schedule import Stage
+from v2v.training.estimate import Standing
 from v2v.training.settings import TASKS, TrainSettings
 from v2v.types import Batch
 
@@ -68,23 +63,14 @@ class Case:
 
     def settings(self, *more: str) -> TrainSettings:
         overrides = [f"generator.preset={self.preset}", *self.overrides, *more]
-        return load_config(
-            TrainSettings, "train", f"train-{self.task}", overrides=overrides,
-            values={"task": self.task, "data.size": self.size, "budget.steps": 1 << 30},
-        )  # fmt: skip
+        return settings_of(self.task, self.size, overrides, budget__steps=1 << 30)
 
 
-class Bench:
-    """A trainer that stands in its last stage, and the windows it takes."""
+class Bench(Standing):
+    """A run that stands in its last stage, and the windows it takes."""
 
     def __init__(self, case: Case, *more: str) -> None:
-        settings = case.settings(*more)
-        self.windows: Windows = open_windows(settings, [case.data])
-        plan = plan_run(settings, self.windows)
-        self.trainer = Trainer(launch(settings), settings, self.windows, plan, Silent())
-        self.trainer.progress.stage = len(plan.schedule) - 1
-        self.stage: Stage = self.trainer.enter_stage()
-        self.settings = settings
+        super().__init__(case.settings(*more), [case.data])
         self.index = 0
 
     @property
@@ -105,7 +91,7 @@ class Bench:
 
     @property
     def precision(self) -> torch.dtype:
-        mixed = "bf16" in str(self.trainer.fabric._precision.precision)
+        mixed = "bf16" in str(self.fabric._precision.precision)
         return torch.bfloat16 if mixed else torch.float32
 
 
