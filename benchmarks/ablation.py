@@ -70,8 +70,12 @@ class Variant:
     than: str = DEFAULT  # which other it differs from by one thing
 
 
-def _critics(*kept: int) -> tuple[str, ...]:
-    return tuple(f"losses.critics.temporal_{n}=0" for n in (1, 3, 9) if n not in kept)
+# The temporal critics and how much the generator makes of each (arXiv 1808.06601 weighs all alike).
+CRITICS = {1: 0.5, 3: 0.25, 9: 0.25}
+
+
+def _critics(*strides: int) -> tuple[str, ...]:
+    return tuple(f"losses.critics.temporal_{n}={CRITICS[n]}" for n in strides)
 
 
 SEEN = "generator.past=on"  # the core sees past frames
@@ -81,18 +85,21 @@ VARIANTS = (
     Variant("past", "past frames are seen, nothing is warped",
             ("generator.compose=none", SEEN), FRAME),
     Variant("blend", "and warped by a flow, blended in (equation 4), with the losses of motion",
-            ("generator.compose=blend", SEEN), "past"),
-    Variant("both", "and the warped frame is a condition of the last blocks too", (SEEN,), "blend"),
-    Variant(DEFAULT, "and the core sees the past's signals, not its frames: the defaults", (),
-            "both"),
+            (SEEN,), "past"),
+    Variant(DEFAULT, "the core sees the past's signals, not its frames: the defaults", (),
+            "blend"),
+    Variant("both", "the warped frame is a condition of the last blocks too",
+            ("generator.compose=both",)),
     Variant("condition", "a condition, not blended in", ("generator.compose=condition",)),
-    Variant("no-temporal-critic", "critics of single frames alone", _critics()),
-    Variant("stride-1", "a temporal critic at stride 1", _critics(1), "no-temporal-critic"),
+    Variant("stride-1", "a temporal critic at stride 1", _critics(1)),
     Variant("strides-1-3", "temporal critics at strides 1 and 3", _critics(1, 3), "stride-1"),
+    Variant("strides-1-3-9", "temporal critics at strides 1, 3 and 9", _critics(1, 3, 9),
+            "strides-1-3"),
+    Variant("chunk-2", "gradients through two frames of half as many windows", ("loop.chunk=2",)),
     Variant("no-progression", "windows of 20 frames from the first update on",
             ("schedule.lengths=[20]",)),
-    Variant("no-plate", "no background plate: all is synthesised", ("generator.plate=off",),
-            "both"),
+    Variant("no-plate", "no background plate: all is synthesised", ("generator.plate=off", SEEN),
+            "blend"),
     Variant("prior", "foreground and background by parts of their own (equation 6), no plate",
             ("generator.plate=off", "generator.prior=on"), "no-plate"),
 )  # fmt: skip

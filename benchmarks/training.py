@@ -10,8 +10,8 @@ threads   frames a second of training on all cores over those on one
 updates   time of a window with an update after each chunk over that with one update in all
 machine   multiply-adds a second of matrix products and convolutions, float32 and bf16
 
-Training is what `v2v train` does in the last stage at that size: windows of 20 frames, gradients
-through 2 of them, all critics. A frame of training is one that is rendered, judged and learned
+Training is what `v2v train` does in the last stage at that size: windows of 20 frames, an update
+after each frame of four of them. A frame of training is one that is rendered, judged and learned
 from; one of the loader is a frame with its signals, flow and masks, made in this one process
 without workers. The loader's goal is for 256 px on 2 cores.
 """
