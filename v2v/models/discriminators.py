@@ -119,6 +119,11 @@ class Discriminators(nn.Module):
                 critics[name] = MultiScale(settings, channels + 3, scales=scales)
         self.critics = nn.ModuleDict(critics)
 
+    @property
+    def context(self) -> int:
+        """Frames before the newest that are looked back on."""
+        return max(((FRAMES - 1) * stride for stride in self.strides.values()), default=0)
+
     def forward(
         self,
         signals: Tensor,

@@ -54,7 +54,6 @@ from v2v.types import Batch, GeneratorState
 ROLLBACKS = 3  # times that a run that diverged is taken back before it is given up
 SLOWER = 0.5  # learning rate after each
 CLUSTERED = 64  # training frames that the looks of instances are clustered from
-MAX_HISTORY = 18  # earlier frames of a window that the temporal critics look back on
 
 
 @dataclass
@@ -497,7 +496,7 @@ class Trainer:
         part.state = GeneratorState(**past).detach()
 
         # What the critics see: the chunk, and before it what was rendered already.
-        context = min(start, MAX_HISTORY)
+        context = min(start, self.critics.context)
         seen = part.batch.between(start - context, stop)
         fake = rendered.frame.to(seen.frames.dtype)
         detached = fake.detach()
@@ -540,7 +539,7 @@ class Trainer:
         losses |= parts
         losses["total"] = total
         part.fake = detached if part.fake is None else torch.cat([part.fake, detached], dim=1)
-        part.fake = part.fake[:, -MAX_HISTORY:]
+        part.fake = part.fake[:, -max(self.critics.context, 1) :]
         return {name: value.detach().float() for name, value in losses.items()}
 
     def _unsynced(self, module: Any, sync: bool) -> AbstractContextManager[None]:
