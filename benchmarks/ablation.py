@@ -3,7 +3,7 @@
 python benchmarks/ablation.py                                     drawn footage, CPU
 python benchmarks/ablation.py --data data/dance --task pose       own footage, CPU
 python benchmarks/ablation.py --data data/dance --size 256 --minutes 30 --jobs 1     one GPU
-python benchmarks/ablation.py --data data/dance --only frame,blend --seeds 5
+python benchmarks/ablation.py --data data/dance --only frame,both --seeds 5
 
 Every variant changes one thing of one other. All have about the same compute: what an update of
 each costs on this machine is measured first, in turn, and --minutes of training become so many
@@ -415,7 +415,8 @@ def table(result: dict[str, Any]) -> str:
     ]
     for row in rows:
         variant = result["variants"].get(row)
-        head = [row, variant["than"] if variant and variant["than"] != row else "",
+        than = variant["than"] if variant else row
+        head = [row, than if than != row and than in result["variants"] else "",
                 f"{variant['updates']:.0f}" if variant else ""]  # fmt: skip
         lines.append("| " + " | ".join([*head, *(told(result, row, n) for n in names)]) + " |")
     return "\n".join(lines)
@@ -472,26 +473,13 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, help="runs at a time (default: the cores, on a GPU 1)")
-    parser.add_argument(
-        "--only", help="variants, comma-separated; those they are held against come along"
-    )
+    parser.add_argument("--only", help="variants beside the defaults, comma-separated")
     parser.add_argument("-s", "--set", action="append", default=[], metavar="KEY=VALUE",
                         help="a setting of all variants")  # fmt: skip
     parser.add_argument("--frames", type=int, default=600, help="measured at most (default: 600)")
     parser.add_argument("--drift", type=int, default=300, help="frames run over (default: 300)")
     parser.add_argument("--out", type=Path, help="(default: runs/ablation/DATA-SIZE)")
     return parser.parse_args()
-
-
-def with_others(names: Sequence[str]) -> set[str]:
-    """Variants, those that they are held against, and the defaults."""
-    found, ahead = set(), [DEFAULT, *names]
-    while ahead:
-        name = ahead.pop()
-        if name not in found:
-            found.add(name)
-            ahead.append(BY_VARIANT[name].than)
-    return found
 
 
 def read(chosen: argparse.Namespace, report: Reporter) -> Bench:
@@ -510,7 +498,7 @@ def read(chosen: argparse.Namespace, report: Reporter) -> Bench:
     return Bench(
         data, chosen.task, chosen.size, chosen.minutes, chosen.seeds,
         chosen.jobs or (1 if on_gpu else cores()), tuple(chosen.set),
-        tuple(name for name in BY_VARIANT if name in with_others(names)), out,
+        tuple(name for name in BY_VARIANT if name in {DEFAULT, *names}), out,
         chosen.frames, chosen.drift,
     )  # fmt: skip
 

@@ -79,8 +79,13 @@ def test_the_table_has_a_line_for_each_row_and_no_number_where_none_is(ablation:
     assert not real.split("|")[3].strip()  # nothing was trained
 
 
-def test_what_a_variant_is_held_against_comes_along(ablation: Any) -> None:
-    assert ablation.with_others(["strides-1-3"]) >= {"strides-1-3", "stride-1", "default"}
-    for name in ablation.BY_VARIANT:
-        chosen = ablation.with_others([name])
-        assert all(ablation.BY_VARIANT[of].than in chosen for of in chosen)
+def test_a_row_says_what_it_is_held_against_where_that_was_trained(ablation: Any) -> None:
+    found = result(
+        blend={"tof": [1.0, 1.2]}, default={"tof": [1.0, 1.1]}, real={"tof": [0.1, 0.1]}
+    )
+    found["variants"]["default"]["than"] = "blend"
+    said = {line.split("|")[1].strip(): line.split("|")[2].strip()
+            for line in ablation.table(found).splitlines()[2:]}  # fmt: skip
+    assert said == {"real": "", "blend": "default", "default": "blend"}
+    del found["variants"]["blend"], found["rows"]["blend"]
+    assert "blend" not in ablation.table(found)
