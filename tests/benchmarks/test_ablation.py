@@ -80,9 +80,7 @@ def test_the_table_has_a_line_for_each_row_and_no_number_where_none_is(ablation:
 
 
 def test_a_row_says_what_it_is_held_against_where_that_was_trained(ablation: Any) -> None:
-    found = result(
-        blend={"tof": [1.0, 1.2]}, default={"tof": [1.0, 1.1]}, real={"tof": [0.1, 0.1]}
-    )
+    found = result(blend={"tof": [1.0, 1.2]}, default={"tof": [1.0, 1.1]}, real={"tof": [0.1, 0.1]})
     found["variants"]["default"]["than"] = "blend"
     said = {line.split("|")[1].strip(): line.split("|")[2].strip()
             for line in ablation.table(found).splitlines()[2:]}  # fmt: skip
