@@ -87,3 +87,14 @@ def test_a_row_says_what_it_is_held_against_where_that_was_trained(ablation: Any
     assert said == {"real": "", "blend": "default", "default": "blend"}
     del found["variants"]["blend"], found["rows"]["blend"]
     assert "blend" not in ablation.table(found)
+
+
+def test_drift_is_that_of_the_first_seed(ablation: Any) -> None:
+    found = result(default={"tof": [1.0, 1.0], "psnr": [20.0, 20.0]}, real={"tof": [0.1, 0.1]})
+    found["rows"]["default"]["tof"]["drift"] = [1.07, None]
+    found["rows"]["default"]["psnr"]["drift"] = [None, None]
+    assert ablation.drift_table(found).splitlines() == [
+        "| drift | tOF |", "|---|---:|", "| default | 1.07 |"
+    ]  # fmt: skip
+    found["rows"]["default"]["tof"]["drift"] = [None, None]
+    assert ablation.drift_table(found) == "No drift was measured."
