@@ -345,10 +345,8 @@ def measure(bench: Bench, report: Reporter) -> dict[str, Any]:
                 measure: {
                     "seeds": [r["rows"][row]["measures"].get(measure, {}).get("mean")
                               for r in reports],
-                    # Without a free running it would be of the clip's own fifths: other poses.
                     "drift": [r["rows"][row]["measures"].get(measure, {}).get("drift")
-                              if bench.drift and not seed else None
-                              for seed, r in enumerate(reports)],
+                              for r in reports],
                 }
                 for measure in reports[0]["rows"][row]["measures"]
             }

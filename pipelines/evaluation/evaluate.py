@@ -29,7 +29,7 @@ from v2v.errors import EnvironmentProblem, UsageError, V2VError, writing
 from v2v.evaluation.course import TRUTH, Course, Spread, Tools, Video, measure
 from v2v.evaluation.networks import Inception, Lpips, VideoResNet, frechet
 from v2v.evaluation.registry import ALL, BY_NAME, MEASURES, READINGS, SET_MEASURES, Picture
-from v2v.evaluation.statistics import Summary, known, summary
+from v2v.evaluation.statistics import FEWEST, Summary, known, summary
 from v2v.evaluation.verdict import Place, compare, order
 from v2v.evaluation.vmaf import ffmpeg_with_vmaf, vmaf
 from v2v.progress import Reporter, Silent
@@ -158,7 +158,7 @@ def evaluate(
         output: the folder of the report, by default `evaluation` in the run folder.
         name: what the model's row is called; by default the run's name.
         frames: of each clip, at most.
-        drift: how long the model runs on where a clip has fewer frames; 0: no longer.
+        drift: how long the model runs on where a clip has fewer frames; 0: no drift is told.
         detectors: what looks at the frames again, by name; by default what the model's signals
             call for.
 
@@ -183,11 +183,12 @@ def evaluate(
         films = [_render(rows, clip, room / str(i), report) for i, clip in enumerate(clips)]
         equipment, unavailable = _equipment(trained, clips[0], detectors)
         courses, sets = _measure(rows, clips, films, equipment, unavailable, room, report)
-        summaries = _summaries(rows, clips, courses, sets)
+        summaries = _summaries(rows, clips, courses, sets, drift=drift > 0)
+        notes += _warnings(clips, sets, drift=drift > 0)
         ranked = {row.name: summaries[row.name] for row in rows if not row.knows_truth}
         found = Evaluation(
             folder, own, tuple(clips), tuple(rows), summaries, courses,
-            order(ranked, summaries[REAL]), unavailable, (*notes, *_warnings(clips, sets)),
+            order(ranked, summaries[REAL]), unavailable, tuple(notes),
         )  # fmt: skip
         from pipelines.evaluation.report import page
 
@@ -406,6 +407,8 @@ def _summaries(
     clips: Sequence[Measured],
     courses: Sequence[dict[str, Course]],
     sets: Sets,
+    *,
+    drift: bool,
 ) -> dict[str, dict[str, Summary]]:
     block = block_of(clips)
     summaries: dict[str, dict[str, Summary]] = {}
@@ -417,7 +420,8 @@ def _summaries(
             values = [course[row.name][name] for course in courses]
             parts = [v[: clip.count] for v, clip in zip(values, clips, strict=True)]
             longer = [(v, clip.order) for v, clip in zip(values, clips, strict=True)]
-            found[name] = summary(parts, block=block, longer=longer if row.runs_on else ())
+            told = drift and row.runs_on
+            found[name] = summary(parts, block=block, longer=longer if told else ())
         for name, real in sets[0].sets.items():
             ours = sets[1][row.name].sets[name]
             distance = known(frechet(ours, real))
@@ -426,7 +430,7 @@ def _summaries(
     return summaries
 
 
-def _warnings(clips: Sequence[Measured], sets: Sets) -> list[str]:
+def _warnings(clips: Sequence[Measured], sets: Sets, *, drift: bool) -> list[str]:
     notes = []
     for name, real in sets[0].sets.items():
         chosen = next(m for m in SET_MEASURES if m.name == name)
@@ -441,5 +445,11 @@ def _warnings(clips: Sequence[Measured], sets: Sets) -> list[str]:
             f"drift is told from {max(len(clip.order) for clip in clips)} free-running frames:"
             f" the measured part of {', '.join(short)} is shorter, so it is run over there and"
             " back again; the means are of the first pass"
+        )
+    once = [clip.name for clip in clips if len(clip.order) == clip.count >= FEWEST]
+    if drift and once:
+        notes.append(
+            f"{', '.join(once)}: each frame is shown once, so that drift holds the last fifth"
+            " against the second, which shows other moments: it tells of them too"
         )
     return notes

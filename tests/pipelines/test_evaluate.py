@@ -97,6 +97,17 @@ def test_a_report_of_what_was_held_out(model: Path) -> None:
     assert record["rows"]["real"]["measures"]["warping_error"]["mean"] > 0
 
 
+def test_drift_is_told_where_it_is_asked_for(model: Path) -> None:
+    """The fifths of a clip that is shown once are other moments: said, or left out."""
+    none, some = measured(model), measured(model, drift=30)
+    assert all(found.drift is None for found in none.summaries["b"].values())
+    assert some.summaries["b"]["psnr"].drift is not None
+    assert "drift" not in " ".join(none.notes)
+    once = measured(model, drift=1)
+    assert once.summaries["b"]["psnr"].drift is not None
+    assert "other moments" in " ".join(once.notes)
+
+
 def test_the_page_is_one_file(model: Path) -> None:
     found = measured(model, drift=30)
     page = (found.folder / "report.html").read_text()

@@ -53,7 +53,8 @@ def evaluate(
     drift: Annotated[
         int,
         typer.Option(
-            min=0, help="Free-running frames for the drift; shorter clips are run over again."
+            min=0,
+            help="Free-running frames for the drift; shorter clips are run over again. 0: none.",
         ),
     ] = 300,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",

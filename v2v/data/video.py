@@ -134,6 +134,9 @@ def plan_geometry(
         size: None keeps the size; a number is the shorter side; (width, height) is exact, the
             picture scaled to cover it and cut evenly on both sides.
         box: x, y, width, height in upright source pixels; None is the whole picture.
+
+    Raises `UsageError` for a size that is odd or out of range, and where fewer than 16x16 source
+    pixels would be left to show.
     """
     x, y, w, h = box or (0, 0, probe.upright_width, probe.upright_height)
     if w < 16 or h < 16:
@@ -155,6 +158,12 @@ def plan_geometry(
         )
     cover = max(width / w, height / h)
     inner_w, inner_h = min(_even(width / cover), w), min(_even(height / cover), h)
+    if inner_w < 16 or inner_h < 16:
+        raise UsageError(
+            f"--size {width}x{height} is another shape than {w}x{h}: it would leave"
+            f" {inner_w}x{inner_h} pixels to show",
+            hint="choose a size closer to the picture's shape; 16x16 pixels is the least",
+        )
     x += (w - inner_w) // 4 * 2
     y += (h - inner_h) // 4 * 2
     return Geometry((x, y, inner_w, inner_h), width, height)
