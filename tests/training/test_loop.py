@@ -120,23 +120,26 @@ def test_the_stages_were_all_there(straight: Path) -> None:
     assert {size for size, _ in seen} == {(32, 32), (64, 64)} or len(seen) >= 4, seen
 
 
+@pytest.mark.parametrize(("update", "frame"), [(2, 0), (3, 2), (7, 2)])
 def test_ctrl_c_saves_and_the_rest_follows_exactly(
-    straight: Path, dance: Path, small_settings: Settings, tmp_path: Path,
+    update: int, frame: int, straight: Path, dance: Path, small_settings: Settings, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    honest, seen = Trainer.window, []
+    """At the end of a window and in the middle of one."""
+    honest, seen = Trainer._update, []
 
-    def interrupting(self: Trainer, *arguments: Any) -> Any:
+    def interrupting(self: Trainer) -> None:
         seen.append(1)
-        if len(seen) == 3:
+        if len(seen) == update:
             signal.raise_signal(signal.SIGTERM)
-        return honest(self, *arguments)
+        honest(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "window", interrupting)
+        patch.setattr(Trainer, "_update", interrupting)
         with pytest.raises(KeyboardInterrupt):
             run(small_settings(8), dance, tmp_path / "run")
-    assert len(seen) == 3, "the window at hand is finished, no more"
+    assert len(seen) == update, "the update at hand is finished, no more"
+    assert load_checkpoint(RunFolder(tmp_path / "run").saved()[-1]).progress["frame"] == frame
     heard = run(small_settings(8), dance, tmp_path / "run")
     assert any("going on from step" in note for note in heard.notes)
     assert_same(final(tmp_path / "run"), final(straight))
@@ -365,11 +368,11 @@ def test_out_of_memory_holds_less_and_says_so(
 ) -> None:
     honest, tried = Trainer._window, []
 
-    def hungry(self: Trainer, batch: Any) -> Any:
+    def hungry(self: Trainer, *arguments: Any) -> Any:
         tried.append(1)
         if len(tried) <= 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return honest(self, batch)
+        return honest(self, *arguments)
 
     monkeypatch.setattr(Trainer, "_window", hungry)
     heard = run(small_settings(2, **{"schedule.frames": 4}), dance, tmp_path / "run")
@@ -384,7 +387,7 @@ def test_out_of_memory_holds_less_and_says_so(
 def test_too_little_memory_for_anything_is_an_error(
     dance: Path, small_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def hungry(self: Trainer, _: Any) -> Any:
+    def hungry(self: Trainer, *_: Any) -> Any:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate")
 
     monkeypatch.setattr(Trainer, "_window", hungry)

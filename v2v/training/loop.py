@@ -9,6 +9,7 @@
 
 Nothing is random but through the seed and the number of a window, so there is no random state to
 save: a run that was killed goes on from its last checkpoint and passes through the same numbers.
+One that is asked to stop does so after the update at hand, in the middle of a window if need be.
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ class Progress:
     """Where a run stands; all of it goes into checkpoints."""
 
     step: int = 0  # updates of the generator
-    window: int = 0  # batches of windows taken; with the seed, it decides the next
+    window: int = 0  # batches of windows done; with the seed, it decides the next
+    frame: int = 0  # of the window at hand, where the next chunk begins
     stage: int = 0
     seconds: float = 0.0  # spent training, over all sittings
     slower: float = 1.0  # factor on the learning rates, after rollbacks
@@ -156,6 +158,16 @@ class History:
     fake: Tensor | None = None  # [B, t, 3, H, W] without gradient
     state: GeneratorState | None = None
 
+    def carried(self) -> dict[str, Tensor]:
+        """What the next chunk wants of those before."""
+        assert self.fake is not None and self.state is not None
+        return {"fake": self.fake, **vars(self.state)}
+
+    @classmethod
+    def after(cls, batch: Batch, carried: dict[str, Tensor]) -> History:
+        state = {name: value for name, value in carried.items() if name != "fake"}
+        return cls(batch, carried["fake"], GeneratorState(**state))
+
 
 def train(
     settings: TrainSettings,
@@ -241,7 +253,7 @@ def _loop(
         stage = trainer.enter_stage()
         bar.announce(stage)
         for batch in trainer.batches(stage):
-            losses = trainer.window(batch)
+            losses = trainer.window(batch, stopping)
 
             # The clock, and whether to stop, are the first process's, so that all agree on what
             # is due: those who do not would wait for one another for ever.
@@ -357,6 +369,7 @@ class Trainer:
         self.ema = AveragedModel(self.generator, multi_avg_fn=average)
         self.ema.requires_grad_(False).to(fabric.device)
         self.objective = Objective(settings.losses).to(fabric.device)
+        self.left: list[dict[str, Tensor]] = []  # each part's history, of a window left half done
         self.progress = Progress(
             chunk=loop.chunk, accumulate=loop.accumulate, recompute=loop.recompute
         )
@@ -391,8 +404,9 @@ class Trainer:
 
     def enter_stage(self) -> Stage:
         """Move on to the stage of the hour, never back: what has grown does not shrink."""
-        share = self.progress.share(self.settings.budget)
-        self.progress.stage = max(self.progress.stage, stage_at(self.plan.schedule, share))
+        if not self.progress.frame:  # a window that was left ends as it began
+            share = self.progress.share(self.settings.budget)
+            self.progress.stage = max(self.progress.stage, stage_at(self.plan.schedule, share))
         return self.apply_stage()
 
     def apply_stage(self) -> Stage:
@@ -429,16 +443,17 @@ class Trainer:
 
     # ------------------------------------------------------------ one window
 
-    def window(self, batch: Batch) -> dict[str, Tensor]:
+    def window(self, batch: Batch, stopping: Stopping | None = None) -> dict[str, Tensor]:
         """Train on a batch of windows, chunk by chunk; the mean losses, without gradient.
 
         Gradients flow through `chunk` frames (truncated back-propagation through time); what came
-        before is context. When memory runs out, less of the window is held at once.
+        before is context. When memory runs out, less of the window is held at once. Where it is
+        asked to stop the window is left after the update at hand, and next time gone on with.
         """
         batch = batch.to(self.fabric.device)
         while True:
             try:
-                losses = self._window(batch)
+                losses = self._window(batch, stopping)
                 break
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error):
@@ -446,16 +461,19 @@ class Trainer:
                 if self.fabric.device.type == "cuda":
                     torch.cuda.empty_cache()
                 self._fit_memory(len(batch), error)
-        self.progress.window += 1
+        if not self.left:
+            self.progress.window += 1
         return losses
 
-    def _window(self, batch: Batch) -> dict[str, Tensor]:
+    def _window(self, batch: Batch, stopping: Stopping | None) -> dict[str, Tensor]:
         chunk, per_window = self.progress.chunk, self.settings.loop.updates == "window"
-        parts = [
-            History(_rows(batch, rows))
-            for rows in torch.arange(len(batch)).chunk(min(self.progress.accumulate, len(batch)))
-        ]
-        starts = range(0, batch.length, chunk)
+        rows = torch.arange(len(batch)).chunk(min(self.progress.accumulate, len(batch)))
+        parts = [History(_rows(batch, some)) for some in rows]
+        if self.left:
+            pairs = zip(parts, self.left, strict=True)
+            parts = [History.after(part.batch, carried) for part, carried in pairs]
+        starts = range(self.progress.frame, batch.length, chunk)
+        self.progress.frame, self.left = 0, []
         scale = 1 / (len(starts) if per_window else 1)
         total: dict[str, Tensor] = {}
         frames: dict[str, int] = {}  # that each loss is of: long strides look at the last ones only
@@ -474,6 +492,11 @@ class Trainer:
             if not per_window or stop == batch.length:
                 self._update()
             if self.progress.step == self.settings.budget.steps:
+                break
+            # Processes agree on whether to stop between windows only.
+            alone = self.fabric.world_size == 1 and not per_window
+            if alone and stop < batch.length and stopping is not None and stopping.asked:
+                self.progress.frame, self.left = stop, [part.carried() for part in parts]
                 break
         return {name: value / frames[name] for name, value in total.items()}
 
@@ -608,6 +631,8 @@ class Trainer:
             "ema": self.ema.module.state_dict(),
             "critics": self.critics.state_dict(),
         }
+        for i, carried in enumerate(self.left):
+            modules[f"window.{i}"] = carried
         optimisers = {"g": self.g_adam.state_dict(), "d": self.d_adam.state_dict()}
         progress = {**asdict(self.progress), "averaged": int(self.ema.n_averaged)}
         run.save(Checkpoint(progress, modules, optimisers), keep=self.settings.output.keep)
@@ -624,6 +649,13 @@ class Trainer:
             load_weights(module, dict(checkpoint.modules.get(name, {})), where)
         self.g_adam.load_state_dict(checkpoint.optimisers["g"])
         self.d_adam.load_state_dict(checkpoint.optimisers["d"])
+        left = sum(name.startswith("window.") for name in checkpoint.modules)
+        self.left = [
+            {k: v.to(self.fabric.device) for k, v in checkpoint.modules[f"window.{i}"].items()}
+            for i in range(left)
+        ]
+        if not self.left or self.fabric.world_size > 1:  # several processes have other shares
+            self.progress.frame, self.left = 0, []
         self.apply_stage()
 
     def roll_back(self, run: RunFolder, report: Reporter) -> None:

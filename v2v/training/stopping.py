@@ -8,7 +8,7 @@ from typing import Any
 
 
 class Stopping:
-    """Ctrl-C and SIGTERM end the loop after the window at hand; a second one ends it at once."""
+    """Ctrl-C and SIGTERM end the loop after the work at hand; a second one ends it at once."""
 
     def __init__(self) -> None:
         self.asked = False
