@@ -162,7 +162,8 @@ class Objective(nn.Module):
             )
         weighted["warp_real"] = (s.warp_real, losses.warp_loss(real_before, flow, real, seen))
         if rendered.occlusion is not None:
-            copied = losses.confidence(real, warp(real_before, flow.detach()))
+            # What is moved is what was generated: where that is wrong it is to be made anew.
+            copied = losses.confidence(real, warp(fake_before.float(), flow.detach()))
             weighted["occlusion"] = (
                 s.occlusion, losses.occlusion_loss(rendered.occlusion.flatten(0, 1), 1 - copied)
             )  # fmt: skip
