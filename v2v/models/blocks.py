@@ -122,6 +122,11 @@ def half(image: Tensor, times: int = 1) -> Tensor:
     return F.avg_pool2d(image, 2**times) if times else image
 
 
+def smooth(image: Tensor) -> Tensor:
+    """[B, C, H, W] at twice the size, between the pixels linearly."""
+    return F.interpolate(image, scale_factor=2.0, mode="bilinear", align_corners=False)
+
+
 def double(image: Tensor) -> Tensor:
     """[B, C, H, W] at twice the size, smooth, and such that `half` gives `image` back exactly.
 
@@ -129,9 +134,9 @@ def double(image: Tensor) -> Tensor:
     has grown would lose sharpness with every frame it feeds back. What the bilinear picture lacks
     is added to each 2x2 square as a whole.
     """
-    smooth = F.interpolate(image, scale_factor=2.0, mode="bilinear", align_corners=False)
-    lacking = image - half(smooth)
-    return smooth + F.interpolate(lacking, scale_factor=2.0, mode="nearest")
+    enlarged = smooth(image)
+    lacking = image - half(enlarged)
+    return enlarged + F.interpolate(lacking, scale_factor=2.0, mode="nearest")
 
 
 def coordinates(like: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ from v2v.models.blocks import (
     double,
     half,
     norm,
-    subpixel,
+    smooth,
     zeroed,
 )
 from v2v.types import PAST, Condition, GeneratorOutput, GeneratorState
@@ -91,7 +91,9 @@ class GeneratorSettings(Config):
 class Heads(nn.Module):
     """Turns features at 1/4 of a size into flow, picture, occlusion and matte at that size.
 
-    Everything is added to what the scale below says; above the core it starts at zero.
+    Everything is added to what the scale below says; above the core it starts at zero. The last
+    convolution works at full size: a sub-pixel one has weights of its own for every place in a
+    square, and those of a young model differ, which shows as a grid.
     """
 
     def __init__(
@@ -111,7 +113,7 @@ class Heads(nn.Module):
         self.block = ResidualBlock(channels, guide=4 * STRIDE**2 if guided else 0)
         self.norm = norm(channels)
         self.up = Up(channels, detail, 3)
-        last = subpixel(detail + 4 * images, outputs)
+        last = conv(detail + images, outputs)
         self.last = last if first else zeroed(last)
 
     def motion(self, features: Tensor, size: tuple[int, int]) -> Tensor:
@@ -127,9 +129,9 @@ class Heads(nn.Module):
         """
         guide = F.pixel_unshuffle(warped, STRIDE) if self.guided else None
         x = F.leaky_relu(self.norm(self.block(features, guide=guide)), 0.2)
-        x = F.leaky_relu(self.up(x), 0.2)
-        detail = torch.cat([x, F.pixel_unshuffle(images, 2).to(x.dtype)], dim=1)
-        return F.pixel_shuffle(self.last(detail), 2)
+        x = smooth(F.leaky_relu(self.up(x), 0.2))
+        last: Tensor = self.last(torch.cat([x, images.to(x.dtype)], dim=1))
+        return last
 
 
 class Core(nn.Module):
@@ -199,7 +201,7 @@ class Foreground(nn.Module):
         self.up = Up(wide, arch.stem)
         self.norm = norm(arch.stem)
         self.finer = Up(arch.stem, arch.detail)
-        self.last = subpixel(arch.detail, 3)
+        self.last = conv(arch.detail, 3)
 
     def forward(self, signals: Tensor) -> Tensor:
         folded = F.pixel_unshuffle(signals, STRIDE)
@@ -208,8 +210,8 @@ class Foreground(nn.Module):
         for block in self.blocks:
             x = block(x)
         x = F.leaky_relu(self.norm(stem + self.up(x)), 0.2)
-        x = F.leaky_relu(self.finer(x), 0.2)
-        return F.pixel_shuffle(self.last(x), 2)
+        last: Tensor = self.last(smooth(F.leaky_relu(self.finer(x), 0.2)))
+        return last
 
 
 class StyleEncoder(nn.Module):
