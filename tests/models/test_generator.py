@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from v2v.models.blocks import double, half
-from v2v.models.generator import PRESETS, Architecture, SequentialGenerator, multiply_adds
+from v2v.models.generator import PRESETS, Architecture, Heads, SequentialGenerator, multiply_adds
 from v2v.types import Condition, GeneratorState
 from v2v.warp import warp
 
@@ -90,6 +90,21 @@ def test_multiply_adds_are_counted_right() -> None:
 
     seen = Condition(signals=torch.zeros(1, 4, 16, 16))
     assert multiply_adds(One(), seen, GeneratorState.nothing(seen)) == 9 * 4 * 8 * 256
+
+
+# ---------------------------------------------------------------- the picture
+
+
+def test_what_the_last_layer_learns_is_no_grid() -> None:
+    """All places of a picture share its weights: what is even stays even, whatever they are."""
+    torch.manual_seed(0)
+    heads = Heads(16, 8, 3, flow=False, guided=False, outputs=4, first=True)
+    with torch.no_grad():
+        heads.last.weight.copy_(torch.randn_like(heads.last.weight))
+        even = heads(torch.full((1, 16, 16, 16), 0.3), torch.zeros(()), torch.ones(1, 3, 64, 64))
+    inner = even[..., 24:40, 24:40]  # beyond the reach of the padding
+    assert inner.std(dim=(0, 2, 3)).max() < 1e-5
+    assert inner.abs().max() > 0.1, "it says something"
 
 
 # ---------------------------------------------------------------- what it knows of the past
