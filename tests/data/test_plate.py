@@ -45,11 +45,11 @@ def scene() -> NDArray[np.uint8]:
     return np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
 
 
-def walk(*, reach: int = WIDTH) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """A grey figure, 12 pixels wide, walks from the left to column `reach` before the scene."""
+def walk() -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """A grey figure, 12 pixels wide, walks before the scene from one side to the other."""
     frames, person = np.stack([scene()] * COUNT), np.zeros((COUNT, HEIGHT, WIDTH), bool)
     for t in range(COUNT):
-        left = t * (reach - 12) // (COUNT - 1)
+        left = t * (WIDTH - 12) // (COUNT - 1)
         person[t, 8:, left : left + 12] = True
     frames[person] = 128
     return frames, person
