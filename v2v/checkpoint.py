@@ -227,7 +227,8 @@ def load_weights(module: nn.Module, state: dict[str, Tensor], where: Path) -> No
         reason = str(error).splitlines()[1:2] or [str(error)]
         raise CheckpointInvalid(
             f"{where} holds other weights than its description says: {reason[0].strip()}",
-            hint="the files were mixed up; restore them or train again",
+            hint="another version of v2v trained it, or files were mixed up: train it again, or"
+            " restore them",
         ) from error
 
 
