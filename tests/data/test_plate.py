@@ -52,6 +52,7 @@ def walk() -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         left = t * (WIDTH - 12) // (COUNT - 1)
         person[t, 8:, left : left + 12] = True
     frames[person] = 128
+    person[0], frames[0] = False, scene()  # nobody is there yet
     return frames, person
 
 

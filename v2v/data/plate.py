@@ -108,7 +108,9 @@ def _free(store: ClipStore, index: int, person: int, size: tuple[int, ...]) -> N
     track = store.track("segmentation", index, index + 1).scaled(size[1], size[0])
     labels: NDArray[np.uint8] = track.labels[0]  # type: ignore[attr-defined]
     reach = max(round(MARGIN * max(size)), 1)
-    away = cv2.distanceTransform(
-        (labels != person).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE
-    )
-    return np.asarray(away > reach)
+    apart = labels != person
+    if apart.all():
+        return np.asarray(apart)
+    away = cv2.distanceTransform(apart.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    # Squares are whole numbers: half a one beside them, what rounds differently changes nothing.
+    return np.asarray(away * away > reach * reach + 0.5)

@@ -275,6 +275,8 @@ def _loop(
                 if not board.finite(fabric) or (keeping and not trainer.finite()):
                     trainer.roll_back(run, report)
                     board.rewind(trainer.progress.step)
+                    if stop and first:
+                        trainer.save(run)  # the lower rates
                     break
                 board.write(trainer, stage)
             if save_due:
