@@ -12,8 +12,8 @@ no figure. Runs of one seed see the same windows in the same order. A variant th
 not allow (no person mask, shots that are too short), or that comes to the same as the one it is
 held against, is left out, and that is said.
 
-On two cores, two at a time, the list with three seeds takes under 40 minutes at 64 px. Leave the
-machine alone in the first five, in which the costs are measured. Stop it with Ctrl-C; the same
+On two cores, two at a time, the list with three seeds takes some 40 minutes at 64 px. Leave the
+machine alone in the first ten, in which the costs are measured. Stop it with Ctrl-C; the same
 command goes on.
 
 OUT holds runs/SEED/VARIANT, evaluation/SEED (what `v2v evaluate` writes), table.md, results.json
@@ -473,7 +473,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--task", choices=["pose", "face", "street"], default="pose")
     parser.add_argument("--size", type=int, default=64, help="shorter side (default: 64)")
     parser.add_argument(
-        "--minutes", type=float, default=1.0, help="of training, each run (default: 1)"
+        "--minutes", type=float, default=0.75, help="of training, each run (default: 0.75)"
     )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, help="runs at a time (default: the cores, on a GPU 1)")
@@ -499,7 +499,7 @@ def read(chosen: argparse.Namespace, report: Reporter) -> Bench:
         if name not in BY_VARIANT:
             raise UnknownName.among("--only", name, tuple(BY_VARIANT))
     if chosen.seeds < 1 or not chosen.minutes > 0:
-        raise UsageError("--seeds and --minutes are above 0", hint="leave them out for 3 and 1")
+        raise UsageError("--seeds and --minutes are above 0", hint="leave them out for 3 and 0.75")
     label = chosen.data.name if chosen.data else f"drawn-{chosen.task}"
     out = chosen.out or Path("runs/ablation") / f"{label}-{chosen.size}"
     data = chosen.data or drawn(out / "drawn", chosen.task, seconds=SECONDS, seed=11, report=report)
