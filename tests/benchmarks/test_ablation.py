@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,10 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 @pytest.fixture(scope="module")
 def ablation() -> Any:
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("V2V_DEBUG", "1")  # leave the test process's own streams alone
+        patch.syspath_prepend(str(BENCHMARKS))
         yield importlib.import_module("ablation")
-    finally:
-        sys.path.remove(str(BENCHMARKS))
 
 
 def result(**seeds: dict[str, list[float]]) -> dict[str, Any]:
