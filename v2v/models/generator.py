@@ -55,7 +55,7 @@ class Architecture:
     stem: int  # channels at 1/4 of the core's size
     trunk: int  # at 1/8
     blocks: int  # of the trunk
-    detail: int  # channels at half of each size, where the picture is put together
+    detail: int  # channels at half of each size, that the picture is made from at the whole
     fine: tuple[int, ...]  # channels at 1/4 of each size above the core's; the last goes on
     fine_blocks: int
 

@@ -477,6 +477,8 @@ class Trainer:
         starts = range(self.progress.frame, batch.length, chunk)
         self.progress.frame, self.left = 0, []
         scale = 1 / (len(starts) if per_window else 1)
+        # Processes agree on whether to stop between windows only.
+        may_leave = self.fabric.world_size == 1 and not per_window
         total: dict[str, Tensor] = {}
         frames: dict[str, int] = {}  # that each loss is of: long strides look at the last ones only
         for start in starts:
@@ -495,9 +497,7 @@ class Trainer:
                 self._update()
             if self.progress.step == self.settings.budget.steps:
                 break
-            # Processes agree on whether to stop between windows only.
-            alone = self.fabric.world_size == 1 and not per_window
-            if alone and stop < batch.length and stopping is not None and stopping.asked:
+            if may_leave and stop < batch.length and stopping is not None and stopping.asked:
                 self.progress.frame, self.left = stop, [part.carried() for part in parts]
                 break
         return {name: value / frames[name] for name, value in total.items()}
