@@ -9,7 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from v2v.losses import confidence, flow_loss, matte_loss, occlusion_loss, warp_loss
+from v2v.losses import (
+    confidence,
+    flow_loss,
+    matte_loss,
+    occlusion_loss,
+    synthesised_share,
+    warp_loss,
+)
 from v2v.losses._means import masked_mean
 from v2v.warp import resize_flow
 
@@ -164,6 +171,40 @@ def test_a_surely_wrong_occlusion_can_still_learn(dtype: torch.dtype) -> None:
         loss.backward()
         assert predicted.grad is not None and loss.isfinite() and predicted.grad.isfinite().all()
         assert (predicted.grad.sign() == math.copysign(1, wrong - right)).all()
+
+
+def test_each_picture_counts_by_how_near_it_is() -> None:
+    real = torch.rand(2, 3, 16, 16) * 2 - 1
+    off = (torch.rand(2, 3, 16, 16) > 0.5) * 1.0 - 0.5  # as wrong everywhere
+    assert (synthesised_share(real, real + off, real) < 0.001).all()
+    assert (synthesised_share(real, real, real + off) > 0.999).all()
+    assert torch.allclose(synthesised_share(real, real + off, real - off), torch.tensor(0.5))
+    assert torch.allclose(synthesised_share(real, real, real), torch.tensor(0.5))
+    # Twice as wrong is four times the variance.
+    share = synthesised_share(real, real + off, real + 2 * off)
+    assert torch.allclose(share, torch.tensor(0.8), atol=1e-3)
+    assert share.shape == (2, 1, 16, 16)
+
+
+def test_the_share_blends_independent_errors_best() -> None:
+    """No other mixture of two noisy pictures is nearer to the real one."""
+    generator = torch.Generator().manual_seed(0)
+    real = torch.zeros(1, 3, 64, 64)
+    fine = 0.1 * torch.randn(real.shape, generator=generator)
+    rough = 0.2 * torch.randn(real.shape, generator=generator)
+    m = synthesised_share(real, fine, rough).mean().item()
+    errors = {s: (s * fine + (1 - s) * rough).square().mean().item() for s in (m - 0.1, m, m + 0.1)}
+    assert min(errors, key=errors.__getitem__) == m == pytest.approx(0.8, abs=0.03)
+
+
+def test_the_share_is_local_and_without_gradient() -> None:
+    real = torch.zeros(1, 3, 16, 16)
+    moved = real.clone()
+    moved[..., 8:] = 1  # the past does not show the right half
+    made = torch.full_like(real, 0.1).requires_grad_()
+    share = synthesised_share(real, made, moved)
+    assert (share[..., :6] < 0.02).all() and (share[..., 10:] > 0.98).all()
+    assert not share.requires_grad
 
 
 def test_occlusion_loss_runs_under_autocast() -> None:

@@ -18,7 +18,14 @@ from v2v.losses.perceptual import (
     build_perceptual,
     pyramid_loss,
 )
-from v2v.losses.temporal import confidence, flow_loss, matte_loss, occlusion_loss, warp_loss
+from v2v.losses.temporal import (
+    confidence,
+    flow_loss,
+    matte_loss,
+    occlusion_loss,
+    synthesised_share,
+    warp_loss,
+)
 
 __all__ = [
     "AdversarialKind",
@@ -34,6 +41,7 @@ __all__ = [
     "generator_loss",
     "matte_loss",
     "occlusion_loss",
+    "synthesised_share",
     "pyramid_loss",
     "r1_penalty",
     "warp_loss",

@@ -11,12 +11,15 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from v2v.losses._means import check_map, masked_l1, masked_mean
 from v2v.warp import warp
 
 REFERENCE_SIDE = 256  # pixels; flow is counted as in a picture of this size squared
+AROUND = 5  # pixels of a side over which an error is told: a single one may be right by chance
+UNSEEN = 1e-4  # squared error, of a range of 2, that nobody sees: a grey level of 255
 SOFTENING = 1e-3  # a predicted occlusion is never surer than this of being 0 or 1
 
 
@@ -38,6 +41,34 @@ def confidence(real_now: Tensor, real_before_warped: Tensor, threshold: float = 
     assert real_now.shape == real_before_warped.shape
     gap = (real_now.float() - real_before_warped.float()).square().sum(dim=1, keepdim=True)
     return (gap < threshold).float()
+
+
+def synthesised_share(real: Tensor, synthesised: Tensor, moved: Tensor) -> Tensor:
+    """What the occlusion should be: each picture counts by how near to the real one it is.
+
+    Two estimates with independent errors are blended best by the inverse of their variances:
+    `m = e_moved / (e_moved + e_synthesised)`, e the mean squared error around a pixel. Where the
+    past does not show what is to be seen e_moved is large and m near 1; where both are as good
+    the mean of them is better than either.
+
+    Args:
+        real, synthesised, moved: [B, 3, H, W] in [-1, 1]; `moved` is the generated frame before,
+            moved by the flow.
+
+    Returns:
+        [B, 1, H, W] float32 in [0, 1], 1 where all is to be synthesised, without gradient.
+    """
+    assert real.shape == synthesised.shape == moved.shape
+
+    def error(picture: Tensor) -> Tensor:
+        squared = (picture.detach().float() - real.detach().float()).square().mean(1, keepdim=True)
+        around = F.avg_pool2d(
+            squared, AROUND, stride=1, padding=AROUND // 2, count_include_pad=False
+        )
+        return around + UNSEEN
+
+    of_moved, of_synthesised = error(moved), error(synthesised)
+    return of_moved / (of_moved + of_synthesised)
 
 
 def flow_loss(flow: Tensor, reference: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -96,7 +127,7 @@ def occlusion_loss(predicted: Tensor, reference: Tensor, known: Tensor | None = 
 
     Args:
         predicted: [B, 1, H, W] in [0, 1], 1 where the pixel must be synthesised.
-        reference: [B, 1, H, W] in [0, 1], of the forward-backward check, or 1 - `confidence`.
+        reference: [B, 1, H, W] in [0, 1], of the forward-backward check, or `synthesised_share`.
         known: [B, 1, H, W], 1 where the reference is known; None is everywhere.
 
     Returns:

@@ -163,9 +163,12 @@ class Objective(nn.Module):
         weighted["warp_real"] = (s.warp_real, losses.warp_loss(real_before, flow, real, seen))
         if rendered.occlusion is not None:
             # What is moved is what was generated: where that is wrong it is to be made anew.
-            copied = losses.confidence(real, warp(fake_before.float(), flow.detach()))
+            assert rendered.synthesised is not None
+            share = losses.synthesised_share(
+                real, rendered.synthesised.flatten(0, 1), warp(fake_before, flow.detach())
+            )
             weighted["occlusion"] = (
-                s.occlusion, losses.occlusion_loss(rendered.occlusion.flatten(0, 1), 1 - copied)
+                s.occlusion, losses.occlusion_loss(rendered.occlusion.flatten(0, 1), share)
             )  # fmt: skip
 
 
