@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from v2v.warp import compose, occlusion, resize_flow, warp
+from v2v.warp import carried, compose, occlusion, resize_flow, warp
 
 
 def steady(u: float, v: float, height: int = 24, width: int = 32, count: int = 1) -> torch.Tensor:
@@ -61,6 +61,23 @@ def test_half_a_pixel_is_the_mean_of_two() -> None:
     warped = warp(image, steady(0.5, 0, 8, 16, count=2))
     mean = (image[..., :-1] + image[..., 1:]) / 2
     torch.testing.assert_close(warped[..., :-1], mean, rtol=0, atol=1e-6)
+
+
+def test_bicubic_keeps_what_bilinear_blurs() -> None:
+    image = smooth_picture(32, 64)
+    for flow in (steady(0, 0, 32, 64), steady(-5, 7, 32, 64)):
+        torch.testing.assert_close(
+            warp(image, flow, kind="bicubic"), warp(image, flow), rtol=0, atol=1e-5
+        )  # fmt: skip
+    stripes = torch.sin(torch.arange(64) * 0.8).expand(1, 3, 32, 64)
+    left = {}
+    for kind in ("bilinear", "bicubic"):
+        moved = stripes
+        for _ in range(8):  # there and back, as a frame is in eight that follow it
+            moved = warp(moved, steady(0.5, 0, 32, 64), kind=kind)  # type: ignore[arg-type]
+            moved = warp(moved, steady(-0.5, 0, 32, 64), kind=kind)  # type: ignore[arg-type]
+        left[kind] = float(moved[..., 16:48].std() / stripes[..., 16:48].std())
+    assert left["bilinear"] < 0.3 and left["bicubic"] > 0.8, left
 
 
 @settings(deadline=None, max_examples=30)
@@ -226,3 +243,57 @@ def test_tolerance_grows_with_the_motion() -> None:
     """A disagreement of a pixel counts on a still point and not on one that moves by 20."""
     assert occlusion(steady(0, 0), steady(1, 0))[..., 4:-4].all()
     assert not occlusion(steady(-20, 0, 24, 80), steady(21, 0, 24, 80))[..., 24:-4].any()
+
+
+# ---------------------------------------------------------------- handles
+
+
+def handles(count: int = 40, *, radius: float = 4.0, seed: int = 0) -> torch.Tensor:
+    """[2, count, 3] all over a picture of 24x32."""
+    places = torch.rand(2, count, 2, generator=torch.Generator().manual_seed(seed))
+    places = places * torch.tensor([32.0, 24.0])
+    return torch.cat([places, torch.full((2, count, 1), radius)], dim=-1)
+
+
+def test_handles_that_stay_carry_nothing() -> None:
+    assert torch.equal(carried(handles(), handles(), (24, 32)), torch.zeros(2, 2, 24, 32))
+
+
+def test_handles_that_move_together_carry_what_is_among_them() -> None:
+    now = handles(200)
+    flow = carried(now, now + torch.tensor([3.0, -2.0, 0.0]), (24, 32))
+    torch.testing.assert_close(flow, steady(3, -2, count=2), atol=0.1, rtol=0)
+
+
+def test_a_handle_carries_what_is_near_and_no_more() -> None:
+    now = torch.tensor([[[8.5, 12.5, 2.0]]])
+    flow = carried(now, now + torch.tensor([4.0, 0.0, 0.0]), (24, 32))[0, 0]
+    assert flow.argmax() == 12 * 32 + 8
+    assert flow[12, 8] == pytest.approx(4 / 1.1)  # its weight is 1 there, that of rest 0.1
+    assert flow[12, 8] > flow[12, 10] > flow[12, 12] > 0.2
+    assert flow[:, 20:].max() < 1e-3
+    assert torch.allclose(flow[12, 8:12], flow[12:16, 8]) and not flow[12, 8:12].isnan().any()
+
+
+def test_two_handles_share_what_lies_between() -> None:
+    now = torch.tensor([[[4.5, 8.5, 3.0], [12.5, 8.5, 3.0]]])
+    before = now + torch.tensor([[2.0, 0.0, 0.0], [0.0, 2.0, 0.0]])
+    u, v = carried(now, before, (16, 16))[0, :, 8, 8]
+    assert u == pytest.approx(v) and 0.7 < u < 1
+    at_left = carried(now, before, (16, 16))[0, :, 8, 4]
+    assert at_left[0] > 1.6 and at_left[1] < 0.2
+
+
+def test_a_handle_that_is_missing_now_or_before_carries_nothing() -> None:
+    for gone in ((0, 1), (1, 0), (0, 0)):
+        now, before = handles(), handles() + torch.tensor([3.0, 0.0, 0.0])
+        now[..., 2] *= gone[0]
+        before[..., 2] *= gone[1]
+        assert torch.equal(carried(now, before, (24, 32)), torch.zeros(2, 2, 24, 32))
+    assert carried(now[:, :0], before[:, :0], (24, 32)).shape == (2, 2, 24, 32)
+
+
+def test_handles_on_a_larger_picture_carry_as_much_more() -> None:
+    now, before = handles(), handles() + torch.tensor([2.0, 1.0, 0.0])
+    small, large = carried(now, before, (24, 32)), carried(3 * now, 3 * before, (72, 96))
+    torch.testing.assert_close(large[..., 1::3, 1::3], 3 * small, atol=1e-4, rtol=1e-4)

@@ -68,6 +68,7 @@ class Batch(Tensors):
     style: Tensor | None = None  # [B, 3, H, W] another frame of the same clip
     instances: Tensor | None = None  # [B, T, 1, H, W] int64 instance ids
     boxes: Tensor | None = None  # [B, T, K, 4] x0, y0, x1, y1 pixels of face, hands; NaN where none
+    handles: Tensor | None = None  # [B, T, N, 3] x, y, radius in pixels; see `Track.handles`
 
     def __post_init__(self) -> None:
         shape = self.frames.shape
@@ -88,7 +89,9 @@ class Batch(Tensors):
 
     def between(self, start: int, stop: int) -> Batch:
         """Frames `start` to `stop` of every window."""
-        timed = ("frames", "signals", "flow", "occlusion", "foreground", "instances", "boxes")
+        timed = (
+            "frames", "signals", "flow", "occlusion", "foreground", "instances", "boxes", "handles",
+        )  # fmt: skip
         cut = {n: v[:, start:stop] for n in timed if (v := getattr(self, n)) is not None}
         return replace(self, **cut)
 
@@ -97,6 +100,7 @@ class Batch(Tensors):
         return Condition(
             signals=self.signals[:, index], clip=self.clip, plate=self.plate, style=self.style,
             instances=None if self.instances is None else self.instances[:, index],
+            handles=None if self.handles is None else self.handles[:, index],
         )  # fmt: skip
 
 
@@ -110,6 +114,7 @@ class Condition(Tensors):
     style: Tensor | None = None  # [B, 3, H, W] an image to take the style from
     instances: Tensor | None = None  # [B, 1, H, W] int64
     features: Tensor | None = None  # [B, F, H, W] features picked for each instance (pix2pixHD)
+    handles: Tensor | None = None  # [B, N, 3] points that carry the picture; radius 0: not seen
 
 
 @dataclass(frozen=True, repr=False)
@@ -119,6 +124,7 @@ class GeneratorState(Tensors):
     frames: Tensor  # [B, P, 3, H, W] past outputs, 0 where there is none
     signals: Tensor  # [B, P, C, H, W] their signals, 0 where there is none
     known: Tensor  # [B, P] 1 where the past frame exists, else 0: a start from nothing says so
+    handles: Tensor  # [B, N, 3] of the newest past frame; radius 0 where not seen
 
     @classmethod
     def nothing(cls, condition: Condition, past: int = PAST) -> GeneratorState:
@@ -129,6 +135,7 @@ class GeneratorState(Tensors):
             frames=signals.new_zeros(batch, past, 3, height, width),
             signals=signals.new_zeros(batch, past, channels, height, width),
             known=signals.new_zeros(batch, past),
+            handles=_handles(condition).new_zeros(_handles(condition).shape),
         )
 
     @classmethod
@@ -152,7 +159,15 @@ class GeneratorState(Tensors):
             frames=push(self.frames, frame.to(self.frames.dtype).clamp(-1, 1)),
             signals=push(self.signals, condition.signals),
             known=push(self.known, torch.ones_like(self.known[:, 0])),
+            handles=_handles(condition),
         )
+
+
+def _handles(condition: Condition) -> Tensor:
+    """[B, N, 3]; N is 0 where a condition has none."""
+    if condition.handles is not None:
+        return condition.handles
+    return condition.signals.new_zeros(len(condition.signals), 0, 3)
 
 
 @dataclass(frozen=True, repr=False)

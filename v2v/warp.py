@@ -14,8 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def warp(image: Tensor, flow: Tensor, *, padding: Literal["border", "zeros"] = "border") -> Tensor:
-    """Fetch `image(p + flow(p))` for every pixel p, bilinearly.
+def warp(
+    image: Tensor,
+    flow: Tensor,
+    *,
+    padding: Literal["border", "zeros"] = "border",
+    kind: Literal["bilinear", "bicubic"] = "bilinear",
+) -> Tensor:
+    """Fetch `image(p + flow(p))` for every pixel p.
 
     Zero flow is the identity and a whole-pixel flow a plain shift: to the bit where the sides are
     powers of two, else to float32's rounding of positions (1e-4 pixel at 1080p).
@@ -24,6 +30,8 @@ def warp(image: Tensor, flow: Tensor, *, padding: Literal["border", "zeros"] = "
         image: [B, C, H, W].
         flow: [B, 2, H, W] pixels.
         padding: what lies outside the image.
+        kind: how pixels are interpolated. Bicubic blurs less, which counts where a picture is
+            warped again and again, and may overshoot; of no use to masks.
 
     >>> image = torch.arange(4.0).reshape(1, 1, 1, 4)
     >>> flow = torch.zeros(1, 2, 1, 4); flow[:, 0] = 1
@@ -39,7 +47,7 @@ def warp(image: Tensor, flow: Tensor, *, padding: Literal["border", "zeros"] = "
     y = torch.arange(height, device=flow.device, dtype=flow.dtype)[:, None] + flow[:, 1]
     grid = torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], dim=-1)
     warped = F.grid_sample(
-        image.float(), grid, mode="bilinear", padding_mode=padding, align_corners=False
+        image.float(), grid, mode=kind, padding_mode=padding, align_corners=False
     )
     return warped.to(image.dtype)
 
@@ -57,6 +65,48 @@ def resize_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
     )
     factor = torch.tensor([size[1] / width, size[0] / height], device=flow.device)
     return (resized * factor[:, None, None]).to(flow.dtype)
+
+
+AT_REST = 0.1  # the weight of staying where it is; a handle's own is 1 at its place
+
+
+def carried(now: Tensor, before: Tensor, size: tuple[int, int]) -> Tensor:
+    """Flow from where the points of a signal are to where they were: handles carry what is near.
+
+    The mean of the handles' displacements and of rest, each handle weighted by a Gaussian around
+    where it is now (the dense motion of arXiv 2003.00196, equation 4, is such a sum, with weights
+    that are learned; these are known).
+
+    Args:
+        now, before: [B, K, 3] x, y, radius (standard deviation of the Gaussian) in pixels; radius
+            0 where a handle is not seen. One that is missing in either carries nothing.
+        size: (H, W).
+
+    Returns:
+        [B, 2, H, W].
+
+    >>> now = torch.tensor([[[2.0, 0.5, 1.0]]])
+    >>> flow = carried(now, now + torch.tensor([3.0, 0.0, 0.0]), (1, 8))
+    >>> [round(u, 1) for u in flow[0, 0, 0].tolist()]
+    [2.3, 2.7, 2.7, 2.3, 0.9, 0.1, 0.0, 0.0]
+    """
+    # In fp32: bf16 has 8 bits.
+    with torch.autocast(now.device.type, enabled=False):
+        now, before = now.float(), before.float()
+        seen = (now[..., 2] > 0) & (before[..., 2] > 0)
+        moved = torch.where(seen[..., None], before[..., :2] - now[..., :2], 0)
+        sharpness = 0.5 / now[..., 2].clamp(min=1e-3).square()
+
+        def near(axis: int, length: int) -> Tensor:
+            centres = torch.arange(length, device=now.device) + 0.5
+            gap = centres - now[..., axis, None]
+            return torch.exp(-gap.square() * sharpness[..., None])
+
+        # A Gaussian is a product of its axes, so the sum over handles is a product of matrices.
+        across, down = near(0, size[1]), near(1, size[0])  # [B, K, W], [B, K, H]
+        terms = torch.cat([moved, seen[..., None].float()], dim=-1)  # [B, K, 3]
+        sums = torch.einsum("bkc,bkh,bkw->bchw", terms, down, across)
+        return sums[:, :2] / (sums[:, 2:] + AT_REST)
 
 
 def compose(later: Tensor, earlier: Tensor) -> Tensor:

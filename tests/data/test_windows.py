@@ -51,7 +51,7 @@ from v2v.signals.flow import pack
 from v2v.signals.pose import LIMB_GROUPS, MIRROR, NAMES
 from v2v.signals.segmentation import CITYSCAPES
 from v2v.types import Batch
-from v2v.warp import warp
+from v2v.warp import carried, warp
 
 HEIGHT, WIDTH, COUNT = 96, 128, 40
 SHOTS = (0, 11, 30)
@@ -231,7 +231,7 @@ def augmentation(**changes: Any) -> Augmentation:
 
 
 WILD = augmentation(placed=0.8, flip=0.5, scale=(1.0, 1.5), shift=1.0)
-EVERYTHING = ("flow", "foreground", "plate", "style", "instances", "boxes")
+EVERYTHING = ("flow", "foreground", "plate", "style", "instances", "boxes", "handles")
 
 
 @dataclass(frozen=True)
@@ -482,6 +482,38 @@ def test_boxes_follow_and_stay_inside(small):
     assert found > 5
 
 
+def test_handles_move_as_the_camera_does(scene):
+    """All points are fixed to the map, so what they carry is the camera's true motion."""
+    windows = Windows(
+        [scene], ["segmentation", "pose"], seed=1, augmentation=WILD, max_stride=3,
+        extras=("flow", "handles"),
+    )  # fmt: skip
+    batch = windows.batch(range(8), 3, 96)
+    assert batch.handles is not None and batch.flow is not None
+    assert batch.handles.shape == (8, 3, windows.handles, 3) and windows.handles == 157
+    compared = 0
+    for t in (1, 2):
+        now, before = batch.handles[:, t], batch.handles[:, t - 1]
+        share = carried(now, now + torch.tensor([1.0, 0.0, 0.0]), (96, 128))[:, :1]
+        among = (share > 0.95).expand_as(batch.flow[:, t])
+        gap = (carried(now, before, (96, 128)) / share - batch.flow[:, t])[among].abs()
+        compared += len(gap)
+        assert gap.mean() < 0.1 and batch.flow[:, t][among].abs().mean() > 1
+    assert compared > 20000
+
+
+def test_handles_are_there_where_a_signal_has_points(scene, small):
+    assert Windows([scene], ["pose"], seed=0).batch([0], 2, 48).handles is None  # not asked for
+    labels = Windows([scene], ["segmentation"], seed=0, extras=("handles",))
+    assert labels.handles == 0 and labels.batch([0], 2, 48).handles is None
+    pose = np.full((12, len(NAMES), 3), np.nan, np.float32)
+    pose[:, 11:14:2] = 1.0  # a shoulder and an elbow: nothing that tells the body's size
+    windows = Windows([small("head", pose=pose)], ["pose"], seed=0, extras=("handles",))
+    batch = windows.batch([0], 2, 48)
+    assert batch.handles is not None and not batch.handles.isnan().any()
+    assert (batch.handles[..., 2] == 0).all()
+
+
 # ---------------------------------------------------------------- what else varies
 
 
@@ -701,7 +733,8 @@ def test_a_sequence_runs_on_from_chunk_to_chunk(scene):
     whole = list(windows.sequence(0, 3, 25, size=48, chunk=100))
     parts = list(windows.sequence(0, 3, 25, size=48, chunk=8))
     assert [b.length for b in parts] == [8, 8, 6] and len(whole) == 1
-    for name in ("frames", "signals", "flow", "occlusion", "foreground", "instances", "boxes"):
+    timed = ("frames", "signals", "flow", "occlusion", "foreground", "instances", "boxes")
+    for name in (*timed, "handles"):
         joined = torch.cat([getattr(b, name) for b in parts], dim=1)
         assert torch.equal(joined.nan_to_num(-1), getattr(whole[0], name).nan_to_num(-1)), name
     assert whole[0].flow is not None and whole[0].occlusion is not None

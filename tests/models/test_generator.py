@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor
 from v2v.models.blocks import double, half
 from v2v.models.generator import PRESETS, Architecture, Heads, SequentialGenerator, multiply_adds
 from v2v.types import Condition, GeneratorState
-from v2v.warp import warp
+from v2v.warp import carried, warp
 
 TINY = Architecture(stem=16, trunk=32, blocks=2, detail=8, fine=(16,), fine_blocks=1)
 
@@ -131,10 +132,24 @@ def test_at_first_the_flow_is_zero_and_the_past_frame_stays() -> None:
     torch.testing.assert_close(output.warped, past.frames[:, -1], atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("scales", [1, 2])
+def test_flow_begins_with_how_handles_move(scales: int) -> None:
+    generator = tiny(handles=True, scales=scales)
+    seen = replace(condition(), handles=torch.tensor([[[20.0, 16.0, 60.0]]] * 2))
+    moved = torch.tensor([4.0, -2.0, 0.0])
+    past = replace(state(seen), handles=seen.handles + moved)
+    flow = generator(seen, past).flow
+    expected = carried(seen.handles, past.handles, (32, 48))
+    assert expected[:, 0].min() > 3
+    torch.testing.assert_close(flow, expected, atol=0.02, rtol=0)
+    nowhere = generator(seen, GeneratorState.nothing(seen)).flow
+    assert torch.equal(nowhere, torch.zeros_like(flow))
+
+
 def test_the_frame_is_the_paper_s_composition() -> None:
     """Equation 4 of arXiv 1808.06601, with the output's own parts."""
     output = shaken(tiny(compose="blend"))(seen := condition(), past := state(seen))
-    moved = warp(past.frames[:, -1], output.flow)
+    moved = warp(past.frames[:, -1], output.flow, kind="bicubic").clamp(-1, 1)
     torch.testing.assert_close(output.warped, moved)
     m = output.occlusion
     torch.testing.assert_close(output.frame, m * output.synthesised + (1 - m) * moved)
@@ -177,7 +192,7 @@ def test_frame_by_frame_ignores_the_past() -> None:
 def test_signals_of_the_past_are_seen() -> None:
     generator, seen = shaken(tiny()), condition()
     past = state(seen)
-    other = GeneratorState(past.frames, -past.signals, past.known)
+    other = replace(past, signals=-past.signals)
     assert not torch.allclose(generator(seen, past).frame, generator(seen, other).frame)
 
 
@@ -215,7 +230,7 @@ def test_what_is_in_front_sees_no_past() -> None:
     first, second = generator(seen, past), generator(seen, moved)
     assert torch.equal(first.matte, torch.ones_like(first.matte))
     assert torch.equal(first.synthesised, second.synthesised)
-    other = GeneratorState(past.frames, -past.signals, past.known)
+    other = replace(past, signals=-past.signals)
     assert not torch.allclose(first.synthesised, generator(seen, other).synthesised)
 
 
@@ -271,6 +286,7 @@ def test_growing_loses_nothing() -> None:
         half(past.frames.flatten(0, 1)).unflatten(0, (2, 2)),
         half(past.signals.flatten(0, 1)).unflatten(0, (2, 2)),
         past.known,
+        past.handles,
     )
     grown = generator(large, past)
     generator.active = 1

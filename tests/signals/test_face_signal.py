@@ -111,6 +111,29 @@ def angle_between(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.
     return np.degrees(np.arccos(np.clip((trace - 1) / 2, -1, 1)))
 
 
+# ---------------------------------------------------------------- handles
+
+
+def test_handles_lie_on_the_face_and_the_hair_above(mesh: Array) -> None:
+    made = track(np.stack([mesh, mesh]).astype(np.float64))
+    points, handles = made.points[0], made.handles()
+    assert handles.shape[::2] == (2, 3) and not np.isnan(handles).any()
+    low, high = points[:, :2].min(axis=0), points[:, :2].max(axis=0)
+    tall = high[1] - low[1]
+    found = handles[0]
+    assert found[:, 1].max() <= high[1] + 1e-3
+    assert low[1] - 0.4 * tall < found[:, 1].min() < low[1] - 0.1 * tall  # where the hair is
+    assert (found[:, 2] > 0.1 * made.scale[0]).all() and (found[:, 2] < made.scale[0]).all()
+
+
+def test_no_face_no_handles(mesh: Array) -> None:
+    made = track(np.stack([mesh, mesh]).astype(np.float64))
+    points = made.points.copy()
+    points[1] = np.nan
+    handles = replace(made, points=points).handles()
+    assert np.isnan(handles[1]).all() and not np.isnan(handles[0]).any()
+
+
 # ---------------------------------------------------------------- topology
 
 

@@ -73,6 +73,50 @@ def same(a: PoseTrack, b: PoseTrack, *, atol: float = 0.0) -> None:
 # ---------------------------------------------------------------- geometry
 
 
+def test_handles_lie_on_the_body_in_sizes_of_its_own() -> None:
+    handles = track().handles()
+    torso = 0.3 * HEIGHT
+    assert handles.shape == (3, 157, 3) and not np.isnan(handles).any()
+    assert np.allclose(handles[1:, :, 0] - handles[:-1, :, 0], 2, atol=1e-4)  # walks with them
+    assert np.ptp(handles[..., 1], axis=0).max() == 0
+    radii = handles[0, :, 2] / torso
+    assert radii.min() == pytest.approx(0.05, rel=0.01) and radii.max() < 0.25
+    left, right = handles[0, :, :2].max(axis=0), handles[0, :, :2].min(axis=0)
+    person = standing()
+    assert (left <= person[:, :2].max(axis=0) + 1e-3).all()
+    # The crown is above the face's points.
+    assert right[1] < person[:, 1].min() - 0.01 * HEIGHT
+
+
+def test_handles_of_what_is_not_seen_are_missing() -> None:
+    points = standing()
+    points[[POINT["left_hip"], POINT["right_hip"]], 2] = 0.1  # out of the picture, guessed
+    handles = track(1, points).handles()[0]
+    whole = track(1).handles()[0]
+    there = ~np.isnan(handles[:, 0])
+    assert (~there).sum() == 14 + 30  # the thighs', and the torso's below its first row
+    np.testing.assert_allclose(handles[there, :2], whole[there, :2])
+    # The shoulders tell the size too, and no more than they can.
+    assert (handles[there, 2] / whole[there, 2]).max() < 1.1
+    assert (handles[there, 2] / whole[there, 2]).min() > 0.3
+    assert np.isnan(track(1, np.full_like(points, np.nan)).handles()).all()
+
+
+def test_handles_go_where_frames_go() -> None:
+    made = track()
+    there = made.handles()
+    np.testing.assert_allclose(
+        made.scaled(2 * WIDTH, 2 * HEIGHT).handles(), 2 * there, rtol=1e-5
+    )  # fmt: skip
+    moved = made.cropped(10, 20, 150, 300).handles()
+    np.testing.assert_allclose(moved, there - np.array([10, 20, 0], np.float32), atol=1e-3)
+    mirrored = made.flipped().handles()
+    assert np.allclose(
+        np.sort(mirrored[..., 0], axis=1), np.sort(WIDTH - there[..., 0], axis=1), atol=1e-3
+    )  # fmt: skip
+    np.testing.assert_array_equal(made[1:2].handles(), there[1:2])
+
+
 def test_flipping_twice_is_the_identity() -> None:
     same(noisy().flipped().flipped(), noisy(), atol=2e-5)
     assert sorted(MIRROR) == list(range(75))

@@ -58,7 +58,7 @@ from v2v.signals.segmentation import CITYSCAPES, LabelTrack
 from v2v.types import Batch
 from v2v.warp import compose, warp
 
-EXTRAS = ("flow", "foreground", "plate", "style", "instances", "boxes")
+EXTRAS = ("flow", "foreground", "plate", "style", "instances", "boxes", "handles")
 BLOCK = 8  # frames that are cached together: the group length of frames.mp4, decoded in one go
 PIECE = 32  # frames that are read together where nothing is cached
 SMALLEST_BOX = 12  # pixels shown; a discriminator sees nothing in less
@@ -145,6 +145,7 @@ class Windows:
         clips: what was opened, in order; `Batch.clip` counts in it.
         channels: C of `Batch.signals`.
         boxes: names of the K boxes of `Batch.boxes`.
+        handles: N of `Batch.handles`; 0 where no signal has points.
         notes: sentences on what the user should know, e.g. that a clip is cropped.
 
     Raises `UnknownName`, `SignalMissing`, `StoreConflict` (clips that do not go together),
@@ -194,6 +195,7 @@ class Windows:
         self._has = {name: all(name in s.record.signals for s in stores) for name in _READ}
         self._foreground = self._foreground_classes(stores)
         self.boxes = self._box_names()
+        self.handles = self._count_handles()
         self._tables: dict[tuple[int, int], NDArray[np.int64]] = {}
         self._reader: _Reader | None = None
         self._present = [_presence(store, self.signals) for store in stores]
@@ -245,6 +247,12 @@ class Windows:
             return ()
         store = ClipStore(*self.records[0])
         return tuple(n for s in self.signals if s in _POINTS for n in store.track(s, 0, 1).regions)
+
+    def _count_handles(self) -> int:
+        if "handles" not in self.extras:
+            return 0
+        store = ClipStore(*self.records[0])
+        return sum(store.track(s, 0, 1).handles().shape[1] for s in self.signals)
 
     @property
     def has_foreground(self) -> bool:
@@ -415,6 +423,7 @@ class Windows:
             style=room("style", 3, *size),
             instances=room("instances", length, 1, *size, kind=torch.int64),
             boxes=room("boxes", length, len(self.boxes), 4),
+            handles=room("handles", length, self.handles, 3),
         )
 
     def _carries(self, name: str) -> bool:
@@ -430,7 +439,9 @@ class Windows:
         if name == "instances":
             specs = (record.signals.get("segmentation") for _, record in self.records)
             return all(signal is not None and signal.spec["instances"] for signal in specs)
-        return name == "style" or bool(self.boxes)
+        if name == "boxes":
+            return bool(self.boxes)
+        return name == "style" or self.handles > 0
 
     def _fill(self, batch: Batch, number: int, draw: Draw) -> None:
         """Read one window into its place in the batch."""
@@ -487,11 +498,15 @@ class Windows:
         self, batch: Batch, number: int, draw: Draw, given: dict[str, Track | None]
     ) -> None:
         varied = self.augmentation if draw.index is not None else None
-        channel = box = 0
+        channel = box = handle = 0
         for order, name in enumerate(self.signals):
             track = given.get(name) or draw.placement.track(self._open().track(name, draw))
+            # Before points are dropped or moved: boxes and handles say where things really are.
+            if batch.handles is not None:
+                points = torch.from_numpy(track.handles()).nan_to_num_(0)
+                batch.handles[number, :, handle : handle + points.shape[1]] = points
+                handle += points.shape[1]
             if batch.boxes is not None and name in _POINTS:
-                # Before points are dropped or moved: boxes say where things really are.
                 found = _visible(track.boxes(), track.width, track.height)
                 batch.boxes[number, :, box : box + found.shape[1]] = torch.from_numpy(found)
                 box += found.shape[1]

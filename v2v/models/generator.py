@@ -2,11 +2,12 @@
 
 It follows arXiv 1808.06601: the next frame is partly the past frame, moved by a flow that the
 network predicts, partly synthesised, and an occlusion map decides between them (equation 4). It
-departs from it in five ways. One encoder serves signals and past frames. The warped past frame may
-be a condition of the normalisation of the last blocks instead of, or beside, being blended in.
-Where the signals say all that moves, the core need not see past frames, and takes no errors over.
-Where the camera stands still, the background is a plate of the training footage, and only what
-lies before it is synthesised. And it starts from nothing, and knows it does.
+departs from it in six ways. One encoder serves signals and past frames. Where the signals have
+points, flow begins with how these move, and only what is left of it is learned. The warped past
+frame may be a condition of the normalisation of the last blocks instead of, or beside, being
+blended in. Where the signals say all that moves, the core need not see past frames, and takes no
+errors over. Where the camera stands still, the background is a plate of the training footage, and
+only what lies before it is synthesised. And it starts from nothing, and knows it does.
 
 Coarse to fine: a core works at the smallest size; each scale above doubles the size. A new scale
 adds to what the one below says (flow, occlusion, matte, picture), and adds zero at first: growing
@@ -38,7 +39,7 @@ from v2v.models.blocks import (
     zeroed,
 )
 from v2v.types import PAST, Condition, GeneratorOutput, GeneratorState
-from v2v.warp import resize_flow, warp
+from v2v.warp import carried, resize_flow, warp
 
 STRIDE = 4  # pixels of a side that the stem folds into channels
 CORE_STRIDE = 2 * STRIDE  # the core works here: sizes at the smallest scale are multiples of it
@@ -86,6 +87,7 @@ class GeneratorSettings(Config):
     plate: Switch
     prior: Switch  # foreground and background each by a part of its own
     style: Literal["auto", "none", "clip", "encoded"]
+    handles: Switch  # whether flow begins with how the signals' points move
 
 
 class Heads(nn.Module):
@@ -262,6 +264,7 @@ class SequentialGenerator(nn.Module):
         prior: bool = False,  # whether the foreground has a part of its own that sees no past
         style: Literal["none", "clip", "encoded"] = "none",
         clips: int = 1,  # how many clips a style is learned for
+        handles: bool = False,  # whether conditions carry handles, that flow begins with
     ) -> None:
         super().__init__()
         assert not (plate and prior), "a plate is the better prior"
@@ -270,6 +273,7 @@ class SequentialGenerator(nn.Module):
         self.scales = self.active = scales
         self.sees_past = sequential and past
         self.warps = sequential and compose != "none"
+        self.handles = handles and self.warps
         self.blend = self.warps and compose != "condition"
         embedded = min(channels, EMBEDDED)
         self.embed = conv(channels, embedded, 1) if channels > EMBEDDED else nn.Identity()
@@ -342,7 +346,7 @@ class SequentialGenerator(nn.Module):
 
         # Upwards: each scale corrects what the one below says.
         said: Tensor | None = None  # [B, outputs, h, w] picture, occlusion, matte, unsquashed
-        flow: Tensor | None = None
+        flow = self._carried(condition, state, seen_below) if self.handles else None
         warped: Tensor | None = None
         for k in range(self.active):
             heads = self._heads(k)
@@ -355,7 +359,7 @@ class SequentialGenerator(nn.Module):
                 # The scale's own features know the motion better than the enlarged ones; they are
                 # made from the frame as the flow so far warps it.
                 past = half(state.frames[:, -1], times)
-                flow = 2 * double(flow) if flow is not None else None
+                flow = 2 * double(flow) if flow is not None and k > 0 else flow
             if k > 0:
                 assert said is not None
                 seen = [*images, said]
@@ -411,9 +415,18 @@ class SequentialGenerator(nn.Module):
         return torch.cat([s.to(signals.dtype) for s in seen], dim=1)
 
     @staticmethod
+    def _carried(condition: Condition, state: GeneratorState, seen: Tensor) -> Tensor:
+        """[B, 2, h, w] how the signals' points move, at the smallest size, that of `seen`."""
+        assert condition.handles is not None, "this generator wants the points of its signals"
+        size = (seen.shape[-2], seen.shape[-1])
+        smaller = size[1] / condition.signals.shape[-1]
+        return carried(condition.handles * smaller, state.handles * smaller, size)
+
+    @staticmethod
     def _guide(past: Tensor, flow: Tensor, known: Tensor) -> Tensor:
         """[B, 4, h, w] the warped frame, and 1 where it exists."""
-        warped = warp(past, flow) * known
+        # Bicubic, for a frame is warped as often as there are frames after it.
+        warped = warp(past, flow, kind="bicubic").clamp(-1, 1) * known
         return torch.cat([warped, known.expand_as(warped[:, :1]).to(warped.dtype)], dim=1)
 
     def _compose(

@@ -68,6 +68,14 @@ class Track(ABC):
         """Squares around `regions`, [T, regions, 4] x0, y0, x1, y1; NaN where not seen."""
         return np.full((len(self), len(self.regions), 4), np.nan, np.float32)
 
+    def handles(self) -> NDArray[np.float32]:
+        """Points that carry the picture around them when they move; here none.
+
+        [T, N, 3] x, y and radius (standard deviation of how far around) in pixels; NaN where not
+        seen. N is the same for all tracks of a signal. See `v2v.warp.carried`.
+        """
+        return np.empty((len(self), 0, 3), np.float32)
+
     def dropped(self, generator: np.random.Generator, probability: float) -> Self:
         """Parts lost at random, as detectors lose them; here nothing that could be."""
         return self

@@ -66,6 +66,38 @@ def squares(points: Landmarks, *, least: int, min_score: float, grow: float) -> 
     return boxes
 
 
+Handle = tuple[dict[int, float], float]  # weights of the points that it lies between; radius
+
+
+def handle_matrix(handles: Sequence[Handle], points: int) -> NDArray[np.float32]:
+    """[N, points + 1] weights of each handle, and last its radius in units of a size."""
+    matrix = np.zeros((len(handles), points + 1), np.float32)
+    for row, (weights, radius) in zip(matrix, handles, strict=True):
+        row[list(weights)] = list(weights.values())
+        row[-1] = radius
+    return matrix
+
+
+def handles(
+    points: Landmarks, seen: NDArray[np.bool_], size: NDArray[np.float32],
+    matrix: NDArray[np.float32],
+) -> NDArray[np.float32]:  # fmt: skip
+    """[T, N, 3] x, y, radius; NaN where a point that a handle hangs on is not seen.
+
+    Args:
+        points: [T, P, 3], `seen` [T, P] of them.
+        size: [T] in pixels, NaN where unknown: radii are in units of it.
+        matrix: of `handle_matrix`.
+    """
+    weights, radius = matrix[:, :-1], matrix[:, -1]
+    found = np.empty((len(points), len(matrix), 3), np.float32)
+    found[..., :2] = weights @ np.where(seen[..., None], points[..., :2], 0)
+    found[..., 2] = size[:, None] * radius
+    missing = (~seen).astype(np.float32) @ (weights != 0).T > 0
+    found[missing | np.isnan(found[..., 2])] = np.nan
+    return found
+
+
 def fixed_point(points: NDArray[np.float32]) -> NDArray[np.int32]:
     """Continuous pixel coordinates [..., 2] as cv2's, whose pixel centres are whole numbers."""
     limited = np.clip(points - 0.5, -16000, 16000)  # cv2 overflows far outside the picture

@@ -83,6 +83,16 @@ RIGID = (
 )  # fmt: skip
 
 
+def _handles() -> list[marks.Handle]:
+    """What is drawn and what is rigid, and the hair around the oval."""
+    inner = sorted({*_INNER, *RIGID} - set(OVAL))
+    found: list[marks.Handle] = [({point: 1.0}, 0.12) for point in inner]
+    found += [({point: 1.0}, 0.25) for point in OVAL]
+    # The upper half of the oval again, farther out from the bridge of the nose.
+    found += [({point: 1.5, 168: -0.5}, 0.4) for point in (*OVAL[:9], *OVAL[-8:])]
+    return found
+
+
 @dataclass(frozen=True)
 class HeadPose:
     """Where the head is in each of T frames, weak perspective.
@@ -227,6 +237,9 @@ def _openness(
     return ratio
 
 
+_HANDLES = marks.handle_matrix(_handles(), POINTS)
+
+
 @dataclass(frozen=True)
 class FaceTrack(Track):
     """T frames of a face: the mesh and what was measured from it."""
@@ -309,6 +322,10 @@ class FaceTrack(Track):
             for part, grow in parts
         ]
         return np.stack(found, axis=1)
+
+    def handles(self) -> NDArray[np.float32]:
+        seen = np.repeat(self.present()[:, None], POINTS, axis=1)
+        return marks.handles(self.points, seen, self.scale, _HANDLES)
 
     def draw(self, height: int | None = None, width: int | None = None) -> NDArray[np.uint8]:
         height, width = height or self.height, width or self.width

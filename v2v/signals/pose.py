@@ -112,6 +112,50 @@ def _moved_by() -> NDArray[np.intp]:
 _MOVED_BY = _moved_by()
 
 
+# Radii of what hangs on the bones, in torso lengths: where flow follows the body best.
+BONES = (
+    ("shoulder", "elbow", 6, 0.12), ("elbow", "wrist", 6, 0.10), ("wrist", "index", 3, 0.09),
+    ("hip", "knee", 7, 0.16), ("knee", "ankle", 7, 0.13),
+    ("ankle", "foot", 3, 0.09), ("ankle", "heel", 2, 0.09),
+)  # fmt: skip
+
+
+def _handles() -> list[marks.Handle]:
+    """Along the bones, over the torso, on the head and the hands: 157."""
+    found: list[marks.Handle] = []
+    for side in ("left", "right"):
+        for start, stop, count, radius in BONES:
+            for share in (np.arange(count) + 0.5) / count:
+                ends = POINT[f"{side}_{start}"], POINT[f"{side}_{stop}"]
+                found.append(({ends[0]: 1 - share, ends[1]: share}, radius))
+    torso = ("left_shoulder", "right_shoulder", "left_hip", "right_hip")
+    corners = [POINT[name] for name in torso]
+    for down in np.linspace(0, 1, 7):
+        for across in np.linspace(0, 1, 5):
+            shares = np.outer([1 - down, down], [1 - across, across]).ravel()
+            # Of weight 0 and not there at all are not the same: shoulders are seen without hips.
+            found.append(({c: s for c, s in zip(corners, shares, strict=True) if s}, 0.15))
+    found += [({point: 1.0}, 0.19) for point in range(HEAD.start, HEAD.stop)]
+    # The crown, as far above the ears as the mouth is below.
+    ears, mouth = ("left_ear", "right_ear"), ("mouth_left", "mouth_right")
+    found.append(({**{POINT[e]: 1.0 for e in ears}, **{POINT[m]: -0.5 for m in mouth}}, 0.22))
+    found += [({point: 1.0}, 0.05) for point in range(LEFT_HAND.start, RIGHT_HAND.stop)]
+    return found
+
+
+_HANDLES = marks.handle_matrix(_handles(), len(NAMES))
+# Distances that tell how large the body is, in torso lengths. A foreshortened one tells too
+# little, so the largest counts.
+_MEASURES = tuple(
+    (tuple(POINT[n] for n in a), tuple(POINT[n] for n in b), length)
+    for a, b, length in (
+        (("left_shoulder", "right_shoulder"), ("left_hip", "right_hip"), 1.0),
+        (("left_shoulder",), ("right_shoulder",), 0.75),
+        (("left_ear", "right_ear"), ("left_shoulder", "right_shoulder"), 0.5),
+    )
+)
+
+
 @dataclass(frozen=True)
 class PoseTrack(Track):
     """T frames of pose: `points` [T, 75, 3] and `filled` [T, 75], true where a gap was bridged."""
@@ -174,6 +218,17 @@ class PoseTrack(Track):
             for part, least, grow in parts
         ]
         return np.stack(found, axis=1)
+
+    def handles(self) -> NDArray[np.float32]:
+        places = self.points[..., :2]
+        with np.errstate(invalid="ignore"):
+            seen = self.points[..., 2] >= MIN_SCORE
+        size = np.full(len(self), np.nan, np.float32)
+        for a, b, length in _MEASURES:
+            there = seen[:, [*a, *b]].all(axis=1)
+            gap = places[there][:, a].mean(axis=1) - places[there][:, b].mean(axis=1)
+            size[there] = np.fmax(size[there], np.linalg.norm(gap, axis=1) / length)
+        return marks.handles(self.points, seen, size, _HANDLES)
 
     def draw(self, height: int | None = None, width: int | None = None) -> NDArray[np.uint8]:
         height, width = height or self.height, width or self.width

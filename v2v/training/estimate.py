@@ -181,6 +181,7 @@ def _macs(trainer: Trainer, stage: Stage) -> int:
         plate=torch.zeros(1, 4, *size, device=device),
         style=torch.zeros(1, 3, *size, device=device),
         instances=torch.zeros(1, 1, *size, dtype=torch.int64, device=device),
+        handles=torch.zeros(1, trainer.windows.handles, 3, device=device),
     )
     return multiply_adds(generator, condition, GeneratorState.nothing(condition))
 

@@ -70,6 +70,9 @@ def open_windows(settings: TrainSettings, clips: list[Path]) -> Windows:
         extras.append("style")
     if generator.name == "pix2pixhd":
         extras.append("instances")
+    warps = generator.name == "sequential" and generator.sequential and generator.compose != "none"
+    if warps and generator.handles != "off":
+        extras.append("handles")
     return Windows(
         stores, settings.data.signals, seed=settings.loop.seed, augmentation=settings.augment,
         extras=extras, holdout=settings.data.hold_out, max_stride=settings.data.max_stride,
@@ -150,6 +153,12 @@ def plan_run(settings: TrainSettings, windows: Windows, *, world: int = 1) -> Pl
     for length in lengths:  # windows in which the signals are there
         windows.draw(0, length, (schedule[-1].height, schedule[-1].width))
     several = len(windows.clips) > 1
+    if g.handles == "on" and not windows.handles:
+        raise ConfigError(
+            "generator.handles is on, and there is nothing for it: flow begins with points of pose"
+            " or face, where the generator is sequential and warps",
+            hint="leave it at auto",
+        )
     has_plate = "plate" in windows.extras and all(p is not None for p in windows.plates)
     architecture: dict[str, Any] = {
         "name": g.name, "channels": windows.channels, "preset": g.preset, "scales": scales,
@@ -160,7 +169,7 @@ def plan_run(settings: TrainSettings, windows: Windows, *, world: int = 1) -> Pl
             "sequential": g.sequential, "compose": g.compose,
             "past": _sees_past(settings, has_plate), "plate": has_plate,
             "prior": _has_prior(settings, windows, has_plate),
-            "style": style, "clips": len(windows.clips),
+            "style": style, "clips": len(windows.clips), "handles": windows.handles > 0,
         }  # fmt: skip
     if has_plate:
         notes.append("the background is a plate of the footage (-s generator.plate=off: none)")
