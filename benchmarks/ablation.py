@@ -221,7 +221,11 @@ def plan(bench: Bench, report: Reporter) -> Plan:
     path = bench.out / "plan.json"
     asked = {
         key: getattr(bench, key) for key in ("task", "size", "minutes", "changes", "jobs")
-    } | {"data": ClipStore.open(bench.data).record.source.sha256}  # fmt: skip
+    } | {
+        "data": ClipStore.open(bench.data).record.source.sha256,
+        # Another version's variants may be other models of the same names.
+        "models": sha256("".join(_model(bench, v.name) for v in VARIANTS).encode()).hexdigest(),
+    }  # fmt: skip
     asked = json.loads(json.dumps(asked))
     costs: dict[str, dict[str, float]] = {}
     left_out: dict[str, str] = {}
@@ -243,6 +247,11 @@ def plan(bench: Bench, report: Reporter) -> Plan:
         if name in left_out:
             report.note(f"{name} is left out: {left_out[name]}")
     return Plan({name: costs[name] for name in bench.variants if name in costs}, left_out)
+
+
+def _model(bench: Bench, variant: str) -> str:
+    """All that decides what is trained; for how long and by how many cores is said elsewhere."""
+    return bench.settings(variant, 0).model_dump_json(exclude={"loop": {"threads"}, "budget": True})
 
 
 def write_whole(path: Path, data: dict[str, Any]) -> None:
@@ -377,10 +386,18 @@ def told(result: dict[str, Any], row: str, name: str) -> str:
     return text + mark(result, row, name)
 
 
+def compared(result: dict[str, Any], row: str) -> str:
+    """What a variant is held against: where that was not trained, what that one would be."""
+    other: str = result["variants"][row]["than"]
+    while other not in result["variants"] and other != row:
+        other = BY_VARIANT[other].than
+    return other
+
+
 def mark(result: dict[str, Any], row: str, name: str) -> str:
     if row not in result["variants"]:
         return ""
-    other = result["variants"][row]["than"]
+    other = compared(result, row)
     other_values = result["rows"].get(other, {}).get(name, {}).get("seeds", [])
     values = result["rows"][row][name]["seeds"]
     if row == other or len(values) < 2 or len(other_values) != len(values):
@@ -420,7 +437,7 @@ def table(result: dict[str, Any]) -> str:
     ]
     for row in rows:
         variant = result["variants"].get(row)
-        than = variant["than"] if variant else row
+        than = compared(result, row) if variant else row
         head = [row, than if than != row and than in result["variants"] else "",
                 f"{variant['updates']:.0f}" if variant else ""]  # fmt: skip
         lines.append("| " + " | ".join([*head, *(told(result, row, n) for n in names)]) + " |")

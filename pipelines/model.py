@@ -179,7 +179,6 @@ class Trained:
         height, width = self.size
         signals = torch.cat([track.tensor(height, width) for track in tracks], dim=1)
         count = len(signals)
-        handles = np.concatenate([track.handles() for track in tracks], axis=1)
         plate = self.model.plates.get(look.clip)
         instances = features = None
         maps = next((t for t in tracks if isinstance(t, LabelTrack)), None)
@@ -200,7 +199,7 @@ class Trained:
             plate=None if plate is None else plate[None].expand(count, -1, -1, -1),
             style=None if look.picture is None else look.picture[None].expand(count, -1, -1, -1),
             instances=instances, features=features,
-            handles=torch.from_numpy(handles).nan_to_num_(0),
+            handles=torch.cat([track.handle_tensor() for track in tracks], dim=1),
         )  # fmt: skip
 
 

@@ -50,6 +50,7 @@ Picture = NDArray[np.uint8]  # RGB [H, W, 3]
 
 CHUNK = 4  # frames drawn together
 SEGMENT = 96  # frames of a segment: two groups of the codec; what a kill loses at most
+MAKING = 2  # raised when the same weights begin to make other frames: old files are not theirs
 BEHIND = 6  # frames that encoding may lag behind
 CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm"}
 CRF = 18.0
@@ -366,8 +367,9 @@ class _Video:
         styled = None if picture is None else _digest(picture.cpu().numpy().tobytes())
         text = json.dumps(
             {
-                "tool": __version__, "model": trained.sha256, "device": trained.device.type,
-                "bf16": trained.bf16, "pipeline": drive.pipeline, "settings": drive.settings,
+                "tool": __version__, "making": MAKING, "model": trained.sha256,
+                "device": trained.device.type, "bf16": trained.bf16,
+                "pipeline": drive.pipeline, "settings": drive.settings,
                 "source": drive.source_sha256, "frames": drive.count, "rate": str(drive.rate),
                 "look": [look.clip, styled, sorted(look.clusters.items())],
                 "size": [self.width, self.height], "codec": self.output.codec,

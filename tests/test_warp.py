@@ -293,6 +293,14 @@ def test_a_handle_that_is_missing_now_or_before_carries_nothing() -> None:
     assert carried(now[:, :0], before[:, :0], (24, 32)).shape == (2, 2, 24, 32)
 
 
+def test_handles_are_exact_where_all_else_is_not() -> None:
+    now, before = handles(), handles() + torch.tensor([2.0, 1.0, 0.0])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = carried(now, before, (24, 32))
+    assert torch.equal(found, carried(now, before, (24, 32)))
+    assert carried(now.to("meta"), before.to("meta"), (24, 32)).shape == (2, 2, 24, 32)
+
+
 def test_handles_on_a_larger_picture_carry_as_much_more() -> None:
     now, before = handles(), handles() + torch.tensor([2.0, 1.0, 0.0])
     small, large = carried(now, before, (24, 32)), carried(3 * now, 3 * before, (72, 96))

@@ -68,7 +68,7 @@ class Batch(Tensors):
     style: Tensor | None = None  # [B, 3, H, W] another frame of the same clip
     instances: Tensor | None = None  # [B, T, 1, H, W] int64 instance ids
     boxes: Tensor | None = None  # [B, T, K, 4] x0, y0, x1, y1 pixels of face, hands; NaN where none
-    handles: Tensor | None = None  # [B, T, N, 3] x, y, radius in pixels; see `Track.handles`
+    handles: Tensor | None = None  # [B, T, N, 3] x, y, radius in pixels; all 0 where not seen
 
     def __post_init__(self) -> None:
         shape = self.frames.shape
@@ -78,6 +78,8 @@ class Batch(Tensors):
             assert value is None or (
                 value.ndim == 5 and value.shape[:2] == shape[:2] and value.shape[3:] == shape[3:]
             ), f"{name} {list(value.shape)} does not fit frames {list(shape)}"
+        timed = self.handles is None or self.handles.shape[:2] == shape[:2]
+        assert timed, f"handles do not fit frames {list(shape)}"
 
     def __len__(self) -> int:
         return self.frames.shape[0]
@@ -159,7 +161,7 @@ class GeneratorState(Tensors):
             frames=push(self.frames, frame.to(self.frames.dtype).clamp(-1, 1)),
             signals=push(self.signals, condition.signals),
             known=push(self.known, torch.ones_like(self.known[:, 0])),
-            handles=_handles(condition),
+            handles=_handles(condition).contiguous(),  # not the whole window's
         )
 
 

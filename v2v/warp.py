@@ -7,11 +7,13 @@ Shapes: B any number of leading axes folded to one, C channels, H height, W widt
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.amp import is_autocast_available
 
 
 def warp(
@@ -67,6 +69,14 @@ def resize_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
     return (resized * factor[:, None, None]).to(flow.dtype)
 
 
+def moved(frame: Tensor, flow: Tensor) -> Tensor:
+    """A frame in [-1, 1] as the generator moves it along a flow [B, 2, H, W].
+
+    Bicubic, for a frame is moved as often as there are frames after it; without overshoot.
+    """
+    return warp(frame, flow, kind="bicubic").clamp(-1, 1)
+
+
 AT_REST = 0.1  # the weight of staying where it is; a handle's own is 1 at its place
 
 
@@ -90,11 +100,13 @@ def carried(now: Tensor, before: Tensor, size: tuple[int, int]) -> Tensor:
     >>> [round(u, 1) for u in flow[0, 0, 0].tolist()]
     [2.3, 2.7, 2.7, 2.3, 0.9, 0.1, 0.0, 0.0]
     """
+    kind = now.device.type
     # In fp32: bf16 has 8 bits.
-    with torch.autocast(now.device.type, enabled=False):
+    exactly = torch.autocast(kind, enabled=False) if is_autocast_available(kind) else nullcontext()
+    with exactly:
         now, before = now.float(), before.float()
         seen = (now[..., 2] > 0) & (before[..., 2] > 0)
-        moved = torch.where(seen[..., None], before[..., :2] - now[..., :2], 0)
+        gone = torch.where(seen[..., None], before[..., :2] - now[..., :2], 0)
         sharpness = 0.5 / now[..., 2].clamp(min=1e-3).square()
 
         def near(axis: int, length: int) -> Tensor:
@@ -104,7 +116,7 @@ def carried(now: Tensor, before: Tensor, size: tuple[int, int]) -> Tensor:
 
         # A Gaussian is a product of its axes, so the sum over handles is a product of matrices.
         across, down = near(0, size[1]), near(1, size[0])  # [B, K, W], [B, K, H]
-        terms = torch.cat([moved, seen[..., None].float()], dim=-1)  # [B, K, 3]
+        terms = torch.cat([gone, seen[..., None].float()], dim=-1)  # [B, K, 3]
         sums = torch.einsum("bkc,bkh,bkw->bchw", terms, down, across)
         return sums[:, :2] / (sums[:, 2:] + AT_REST)
 

@@ -502,6 +502,17 @@ def test_handles_move_as_the_camera_does(scene):
     assert compared > 20000
 
 
+def test_what_is_rendered_sees_the_handles_of_training(scene):
+    """A picture of another size than the stored one, and the second of two signals."""
+    windows = Windows([scene], ["segmentation", "pose"], seed=0, extras=("handles",))
+    batch = next(windows.sequence(0, 3, 6, size=48))
+    track = windows.placement(0, 48).track(ClipStore.open(scene).track("pose", 3, 6))
+    assert batch.handles is not None
+    torch.testing.assert_close(batch.handles[0], track.handle_tensor())
+    stored = ClipStore.open(scene).track("pose", 3, 6).handle_tensor()
+    torch.testing.assert_close(2 * batch.handles[0], stored, atol=1e-3, rtol=1e-4)
+
+
 def test_handles_are_there_where_a_signal_has_points(scene, small):
     assert Windows([scene], ["pose"], seed=0).batch([0], 2, 48).handles is None  # not asked for
     labels = Windows([scene], ["segmentation"], seed=0, extras=("handles",))

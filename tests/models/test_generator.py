@@ -12,7 +12,7 @@ from torch import Tensor
 from v2v.models.blocks import double, half
 from v2v.models.generator import PRESETS, Architecture, Heads, SequentialGenerator, multiply_adds
 from v2v.types import Condition, GeneratorState
-from v2v.warp import carried, warp
+from v2v.warp import carried, moved
 
 TINY = Architecture(stem=16, trunk=32, blocks=2, detail=8, fine=(16,), fine_blocks=1)
 
@@ -66,11 +66,13 @@ def test_presets_keep_their_budgets_at_256(preset: str, channels: int, trait: st
     """Signals of 3 channels (pose, face) or 36 (street labels and boundaries), all traits on."""
     with torch.device("meta"):
         generator = SequentialGenerator(
-            channels=channels, arch=PRESETS[preset], scales=2, compose="both", **{trait: True}
-        )
+            channels=channels, arch=PRESETS[preset], scales=2, compose="both", handles=True,
+            **{trait: True},
+        )  # fmt: skip
         seen = Condition(
-            signals=torch.zeros(1, channels, 256, 256), plate=torch.zeros(1, 4, 256, 256)
-        )
+            signals=torch.zeros(1, channels, 256, 256), plate=torch.zeros(1, 4, 256, 256),
+            handles=torch.zeros(1, 157, 3),
+        )  # fmt: skip
         multiplied = multiply_adds(generator, seen, GeneratorState.nothing(seen))
     most, parameters = BUDGETS[preset]
     assert 0.5 * most < multiplied <= most, f"{multiplied / 1e9:.2f} GMACs"
@@ -136,8 +138,7 @@ def test_at_first_the_flow_is_zero_and_the_past_frame_stays() -> None:
 def test_flow_begins_with_how_handles_move(scales: int) -> None:
     generator = tiny(handles=True, scales=scales)
     seen = replace(condition(), handles=torch.tensor([[[20.0, 16.0, 60.0]]] * 2))
-    moved = torch.tensor([4.0, -2.0, 0.0])
-    past = replace(state(seen), handles=seen.handles + moved)
+    past = replace(state(seen), handles=seen.handles + torch.tensor([4.0, -2.0, 0.0]))
     flow = generator(seen, past).flow
     expected = carried(seen.handles, past.handles, (32, 48))
     assert expected[:, 0].min() > 3
@@ -149,10 +150,10 @@ def test_flow_begins_with_how_handles_move(scales: int) -> None:
 def test_the_frame_is_the_paper_s_composition() -> None:
     """Equation 4 of arXiv 1808.06601, with the output's own parts."""
     output = shaken(tiny(compose="blend"))(seen := condition(), past := state(seen))
-    moved = warp(past.frames[:, -1], output.flow, kind="bicubic").clamp(-1, 1)
-    torch.testing.assert_close(output.warped, moved)
+    warped = moved(past.frames[:, -1], output.flow)
+    torch.testing.assert_close(output.warped, warped)
     m = output.occlusion
-    torch.testing.assert_close(output.frame, m * output.synthesised + (1 - m) * moved)
+    torch.testing.assert_close(output.frame, m * output.synthesised + (1 - m) * warped)
 
 
 def test_a_blend_alone_synthesises_without_the_warped_frame() -> None:

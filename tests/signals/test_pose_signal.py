@@ -102,6 +102,17 @@ def test_handles_of_what_is_not_seen_are_missing() -> None:
     assert np.isnan(track(1, np.full_like(points, np.nan)).handles()).all()
 
 
+def test_a_point_without_a_place_takes_only_its_own_handles_away() -> None:
+    points = standing()
+    points[POINT["left_wrist"], :2] = np.nan  # though it has a score
+    made, whole = track(1, points), track(1)
+    there = ~np.isnan(made.handles()[0, :, 0])
+    assert 0.9 < there.mean() < 1
+    np.testing.assert_allclose(made.handles()[0, there], whole.handles()[0, there], rtol=1e-6)
+    assert (made.handle_tensor()[0, ~there] == 0).all()
+    assert not made.handle_tensor().isnan().any()
+
+
 def test_handles_go_where_frames_go() -> None:
     made = track()
     there = made.handles()

@@ -288,6 +288,19 @@ def test_baselines_train_in_the_same_loop(
     assert load_model(tmp_path / "run").record.generator["name"] == name
 
 
+@pytest.mark.parametrize(
+    "values, begins",
+    [({}, True), ({"generator.handles": "off"}, False), ({"generator.compose": "none"}, False)],
+)
+def test_flow_begins_with_handles_where_it_is_wanted(
+    values: dict[str, Any], begins: bool, dance: Path, small_settings: Settings
+) -> None:
+    made = trainer(small_settings(**values), dance)
+    assert made.plan.generator["handles"] is begins
+    batch = next(made.batches(made.enter_stage()))
+    assert (batch.handles is not None) is begins
+
+
 TEMPORAL = ["temporal_1", "temporal_3", "temporal_9"]
 
 
@@ -459,6 +472,7 @@ def test_a_missing_signal_names_the_command(
         ({"generator.name": "unet"}, V2VError, "unknown generator 'unet'"),
         ({"generator.scales": 4}, ConfigError, "fewer scales"),
         ({"generator.plate": "on", "generator.prior": "on"}, ConfigError, "are both on"),
+        ({"generator.handles": "on", "generator.sequential": False}, ConfigError, "leave it at"),
         ({"discriminator.layers": 5}, ConfigError, "discriminator.layers=3"),
     ],
 )

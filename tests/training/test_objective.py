@@ -44,3 +44,34 @@ def test_the_person_covers_the_plate_known_or_not() -> None:
     matte[..., LEFT] = 1
     matte[..., 4:8] = 0
     assert matte_loss(matte) > 0
+
+
+def occlusion(m: float, matte: torch.Tensor | None = None) -> float:
+    """Of a frame whose past is right on the left half, and whose synthesis is off everywhere."""
+    settings = load_config(TrainSettings, "train", "train-pose", values=SMALL)
+    frames = torch.zeros(1, 1, 3, 16, 16)
+    past = torch.zeros(1, 3, 16, 16)
+    past[..., 8:] = 1.0
+    clip = torch.zeros(1, dtype=torch.int64)
+    plate = None if matte is None else torch.zeros(1, 4, 16, 16)
+    chunk = Batch(frames=frames, signals=frames, clip=clip, plate=plate)
+    rendered = Rendered(
+        frame=frames, synthesised=frames + 0.1, flow=torch.zeros(1, 1, 2, 16, 16),
+        occlusion=torch.full((1, 1, 1, 16, 16), m), matte=matte,
+    )  # fmt: skip
+    _, parts = Objective(settings.losses).for_generator(
+        rendered, chunk, before_real=frames[:, 0], before_fake=past, judgements={}
+    )
+    return float(parts["occlusion"])
+
+
+def test_the_past_is_copied_where_it_is_nearer_than_what_is_synthesised() -> None:
+    left, right = torch.zeros(1, 1, 1, 16, 16), torch.zeros(1, 1, 1, 16, 16)
+    left[..., :6], right[..., 10:] = 1, 1
+    assert occlusion(0.1, left) < 0.2 < 2 < occlusion(0.9, left)
+    assert occlusion(0.9, right) < 0.2 < 2 < occlusion(0.1, right)
+
+
+def test_before_the_plate_neither_picture_matters() -> None:
+    nothing = torch.zeros(1, 1, 1, 16, 16)
+    assert occlusion(0.1, nothing) == occlusion(0.9, nothing) == 0

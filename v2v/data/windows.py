@@ -503,7 +503,7 @@ class Windows:
             track = given.get(name) or draw.placement.track(self._open().track(name, draw))
             # Before points are dropped or moved: boxes and handles say where things really are.
             if batch.handles is not None:
-                points = torch.from_numpy(track.handles()).nan_to_num_(0)
+                points = track.handle_tensor()
                 batch.handles[number, :, handle : handle + points.shape[1]] = points
                 handle += points.shape[1]
             if batch.boxes is not None and name in _POINTS:

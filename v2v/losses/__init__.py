@@ -41,8 +41,8 @@ __all__ = [
     "generator_loss",
     "matte_loss",
     "occlusion_loss",
-    "synthesised_share",
     "pyramid_loss",
     "r1_penalty",
+    "synthesised_share",
     "warp_loss",
 ]

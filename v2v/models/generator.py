@@ -39,7 +39,7 @@ from v2v.models.blocks import (
     zeroed,
 )
 from v2v.types import PAST, Condition, GeneratorOutput, GeneratorState
-from v2v.warp import carried, resize_flow, warp
+from v2v.warp import carried, moved, resize_flow
 
 STRIDE = 4  # pixels of a side that the stem folds into channels
 CORE_STRIDE = 2 * STRIDE  # the core works here: sizes at the smallest scale are multiples of it
@@ -369,8 +369,8 @@ class SequentialGenerator(nn.Module):
                 features = self.finer[k - 1](features, torch.cat(seen, dim=1))
             guide = signals.new_zeros(())
             if self.warps:
-                moved = heads.motion(features, here)
-                flow = moved if flow is None else flow + moved
+                motion = heads.motion(features, here)
+                flow = motion if flow is None else flow + motion
                 guide = self._guide(past, flow, known)
                 warped = guide[:, :3]
                 if heads.guided:
@@ -425,8 +425,7 @@ class SequentialGenerator(nn.Module):
     @staticmethod
     def _guide(past: Tensor, flow: Tensor, known: Tensor) -> Tensor:
         """[B, 4, h, w] the warped frame, and 1 where it exists."""
-        # Bicubic, for a frame is warped as often as there are frames after it.
-        warped = warp(past, flow, kind="bicubic").clamp(-1, 1) * known
+        warped = moved(past, flow) * known
         return torch.cat([warped, known.expand_as(warped[:, :1]).to(warped.dtype)], dim=1)
 
     def _compose(

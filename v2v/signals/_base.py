@@ -76,6 +76,13 @@ class Track(ABC):
         """
         return np.empty((len(self), 0, 3), np.float32)
 
+    def handle_tensor(self) -> torch.Tensor:
+        """`handles`, float32 [T, N, 3]; all 0 where not seen."""
+        import torch
+
+        found = torch.from_numpy(self.handles())
+        return torch.where(found.isfinite().all(dim=-1, keepdim=True), found, 0.0)
+
     def dropped(self, generator: np.random.Generator, probability: float) -> Self:
         """Parts lost at random, as detectors lose them; here nothing that could be."""
         return self

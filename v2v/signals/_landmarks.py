@@ -90,6 +90,7 @@ def handles(
         matrix: of `handle_matrix`.
     """
     weights, radius = matrix[:, :-1], matrix[:, -1]
+    seen = seen & np.isfinite(points[..., :2]).all(axis=-1)
     found = np.empty((len(points), len(matrix), 3), np.float32)
     found[..., :2] = weights @ np.where(seen[..., None], points[..., :2], 0)
     found[..., 2] = size[:, None] * radius

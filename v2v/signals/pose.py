@@ -222,7 +222,7 @@ class PoseTrack(Track):
     def handles(self) -> NDArray[np.float32]:
         places = self.points[..., :2]
         with np.errstate(invalid="ignore"):
-            seen = self.points[..., 2] >= MIN_SCORE
+            seen = (self.points[..., 2] >= MIN_SCORE) & np.isfinite(places).all(axis=-1)
         size = np.full(len(self), np.nan, np.float32)
         for a, b, length in _MEASURES:
             there = seen[:, [*a, *b]].all(axis=1)

@@ -19,7 +19,7 @@ from v2v import losses
 from v2v.models.discriminators import Judgement
 from v2v.training.settings import LossSettings
 from v2v.types import Batch
-from v2v.warp import warp
+from v2v.warp import moved, warp
 
 CROPS = ("face", "hands")
 
@@ -164,11 +164,15 @@ class Objective(nn.Module):
         if rendered.occlusion is not None:
             # What is moved is what was generated: where that is wrong it is to be made anew.
             assert rendered.synthesised is not None
-            share = losses.synthesised_share(
-                real, rendered.synthesised.flatten(0, 1), warp(fake_before, flow.detach())
-            )
+            copied, shown = moved(fake_before, flow.detach()), None
+            if rendered.matte is not None and chunk.plate is not None:
+                # As it would be seen: before the plate, which neither of the two has a part in.
+                shown = rendered.matte.detach().flatten(0, 1)
+                plate = chunk.plate[:, None, :3].expand_as(chunk.frames).flatten(0, 1)
+                copied = shown * copied + (1 - shown) * plate
+            share = losses.synthesised_share(real, rendered.synthesised.flatten(0, 1), copied)
             weighted["occlusion"] = (
-                s.occlusion, losses.occlusion_loss(rendered.occlusion.flatten(0, 1), share)
+                s.occlusion, losses.occlusion_loss(rendered.occlusion.flatten(0, 1), share, shown)
             )  # fmt: skip
 
 
