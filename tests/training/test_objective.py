@@ -56,8 +56,8 @@ def occlusion(m: float, matte: torch.Tensor | None = None) -> float:
     plate = None if matte is None else torch.zeros(1, 4, 16, 16)
     chunk = Batch(frames=frames, signals=frames, clip=clip, plate=plate)
     rendered = Rendered(
-        frame=frames, synthesised=frames + 0.1, flow=torch.zeros(1, 1, 2, 16, 16),
-        occlusion=torch.full((1, 1, 1, 16, 16), m), matte=matte,
+        frame=frames, synthesised=frames + 0.1, warped=past[:, None],
+        flow=torch.zeros(1, 1, 2, 16, 16), occlusion=torch.full((1, 1, 1, 16, 16), m), matte=matte,
     )  # fmt: skip
     _, parts = Objective(settings.losses).for_generator(
         rendered, chunk, before_real=frames[:, 0], before_fake=past, judgements={}

@@ -19,7 +19,7 @@ from v2v import losses
 from v2v.models.discriminators import Judgement
 from v2v.training.settings import LossSettings
 from v2v.types import Batch
-from v2v.warp import moved, warp
+from v2v.warp import warp
 
 CROPS = ("face", "hands")
 
@@ -30,6 +30,7 @@ class Rendered:
 
     frame: Tensor
     synthesised: Tensor | None = None
+    warped: Tensor | None = None
     flow: Tensor | None = None
     occlusion: Tensor | None = None
     matte: Tensor | None = None
@@ -163,8 +164,8 @@ class Objective(nn.Module):
         weighted["warp_real"] = (s.warp_real, losses.warp_loss(real_before, flow, real, seen))
         if rendered.occlusion is not None:
             # What is moved is what was generated: where that is wrong it is to be made anew.
-            assert rendered.synthesised is not None
-            copied, shown = moved(fake_before, flow.detach()), None
+            assert rendered.synthesised is not None and rendered.warped is not None
+            copied, shown = rendered.warped.detach().flatten(0, 1), None
             if rendered.matte is not None and chunk.plate is not None:
                 # As it would be seen: before the plate, which neither of the two has a part in.
                 shown = rendered.matte.detach().flatten(0, 1)
