@@ -80,7 +80,7 @@ def _critics(*strides: int) -> tuple[str, ...]:
     return tuple(f"losses.critics.temporal_{n}={CRITICS[n]}" for n in strides)
 
 
-SEEN = "generator.past=on"  # the core sees past frames
+SEEN = "generator.past=frames"
 
 VARIANTS = (
     Variant(FRAME, "frame by frame: no past", ("generator.sequential=false",)),
@@ -89,8 +89,11 @@ VARIANTS = (
     Variant("blend", "and warped by a flow, blended in (equation 4), with the losses of motion",
             (SEEN, "generator.handles=off"), "past"),
     Variant("handles", "the flow begins with how the signal's points move", (SEEN,), "blend"),
-    Variant(DEFAULT, "the core sees the past's signals, not its frames: the defaults", (),
-            "handles"),
+    Variant(DEFAULT, "the core sees nothing of the past: the defaults", (), "handles"),
+    Variant("signals", "the core sees the past's signals, not its frames",
+            ("generator.past=signals",), extra=True),
+    Variant("nothing", "the core sees nothing of the past, plate or not",
+            ("generator.past=nothing",), extra=True),
     Variant("both", "the warped frame is a condition of the last blocks too",
             ("generator.compose=both",)),
     Variant("condition", "a condition, not blended in", ("generator.compose=condition",),

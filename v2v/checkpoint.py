@@ -128,10 +128,9 @@ def load_model(path: str | Path, *, device: torch.device | str = "cpu") -> Model
         raise CheckpointInvalid(
             f"{folder / MODEL_FILE}: {where}: {problem['msg']}", hint="train the model again"
         ) from error
-    if record.generator.get("plate") and "past" not in record.generator:
+    if isinstance(record.generator.get("past"), bool):
         raise CheckpointInvalid(
-            f"{folder} is of a v2v that always synthesised what the background plate does not"
-            " know; this one lets the matte decide, which that model never learned",
+            f"{folder} is of an earlier v2v: its generator said otherwise what it sees of the past",
             hint="train it again",
         )
     generator = build_generator(**record.generator)

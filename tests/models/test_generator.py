@@ -173,14 +173,25 @@ def test_a_past_without_a_flow_is_seen_as_it_is() -> None:
 
 
 def test_without_a_past_in_the_core_only_what_is_warped_is_of_the_past() -> None:
-    generator, seen = shaken(tiny(compose="blend", past=False)), condition()
+    generator, seen = shaken(tiny(compose="blend", past="signals")), condition()
     past = state(seen)
     one, other = generator(seen, past), generator(seen, past.with_frames(-past.frames))
     assert torch.equal(one.synthesised, other.synthesised)
     torch.testing.assert_close(one.warped, -other.warped)
     assert not torch.equal(one.frame, other.frame)
-    with pytest.raises(AssertionError, match="nothing is left"):
-        tiny(compose="none", past=False)
+    with pytest.raises(AssertionError, match="no pictures"):
+        tiny(compose="none", past="signals")
+
+
+def test_a_core_without_a_past_makes_a_first_frame_as_any_other() -> None:
+    generator, seen = shaken(tiny(compose="blend", past="nothing")), condition()
+    past = state(seen)
+    later, first = generator(seen, past), generator(seen, GeneratorState.nothing(seen))
+    assert torch.equal(later.synthesised, first.synthesised)
+    assert torch.equal(first.frame, first.synthesised)
+    assert not torch.equal(later.frame, later.synthesised)
+    other = replace(past, signals=-past.signals)
+    assert torch.equal(later.frame, generator(seen, other).frame)
 
 
 def test_frame_by_frame_ignores_the_past() -> None:

@@ -301,6 +301,23 @@ def test_flow_begins_with_handles_where_it_is_wanted(
     assert (batch.handles is not None) is begins
 
 
+@pytest.mark.parametrize(
+    "values, past",
+    [
+        ({}, "nothing"),
+        ({"generator.handles": "off"}, "signals"),
+        ({"generator.plate": "off"}, "frames"),
+        ({"generator.compose": "none"}, "frames"),
+        ({"generator.past": "signals"}, "signals"),
+    ],
+)
+def test_the_core_sees_of_the_past_what_nothing_else_tells(
+    values: dict[str, Any], past: str, dance: Path, small_settings: Settings
+) -> None:
+    made = trainer(small_settings(**values), dance)
+    assert made.plan.generator["past"] == made.generator.past == past
+
+
 TEMPORAL = ["temporal_1", "temporal_3", "temporal_9"]
 
 
@@ -473,6 +490,7 @@ def test_a_missing_signal_names_the_command(
         ({"generator.scales": 4}, ConfigError, "fewer scales"),
         ({"generator.plate": "on", "generator.prior": "on"}, ConfigError, "are both on"),
         ({"generator.handles": "on", "generator.sequential": False}, ConfigError, "leave it at"),
+        ({"generator.past": "nothing", "generator.compose": "none"}, ConfigError, "no picture"),
         ({"discriminator.layers": 5}, ConfigError, "discriminator.layers=3"),
     ],
 )

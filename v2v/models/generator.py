@@ -5,9 +5,10 @@ network predicts, partly synthesised, and an occlusion map decides between them 
 departs from it in six ways. One encoder serves signals and past frames. Where the signals have
 points, flow begins with how these move, and only what is left of it is learned. The warped past
 frame may be a condition of the normalisation of the last blocks instead of, or beside, being
-blended in. Where the signals say all that moves, the core need not see past frames, and takes no
-errors over. Where the camera stands still, the background is a plate of the training footage, and
-only what lies before it is synthesised. And it starts from nothing, and knows it does.
+blended in. Where the signals say all that moves, the core sees none of the past: it takes no errors
+over, and its first frame is as any other. Where the camera stands still, the background is a plate
+of the training footage, and only what lies before it is synthesised. And it starts from nothing,
+and knows it does.
 
 Coarse to fine: a core works at the smallest size; each scale above doubles the size. A new scale
 adds to what the one below says (flow, occlusion, matte, picture), and adds zero at first: growing
@@ -71,6 +72,9 @@ PRESETS = {
 # What becomes of the past frame, warped: blended into the picture (equation 4), a condition of the
 # normalisation, both; none: past frames are seen as they are, and nothing is warped.
 Compose = Literal["none", "blend", "condition", "both"]
+# What the core sees of the past: its frames and their signals, the signals alone, or nothing, so
+# that all that is left of the past is what is warped.
+Past = Literal["frames", "signals", "nothing"]
 
 
 class GeneratorSettings(Config):
@@ -83,7 +87,7 @@ class GeneratorSettings(Config):
     )  # None: the core works at 128 px at most, and each scale doubles that
     sequential: bool  # false: frame by frame, the same network without a past
     compose: Compose
-    past: Switch  # whether the core sees past frames, beside what is warped of them
+    past: Literal["auto"] | Past  # what the core sees of it, beside what is warped
     plate: Switch
     prior: Switch  # foreground and background each by a part of its own
     style: Literal["auto", "none", "clip", "encoded"]
@@ -259,7 +263,7 @@ class SequentialGenerator(nn.Module):
         scales: int,  # the core and those above it
         sequential: bool = True,  # false: no past, frame by frame
         compose: Compose = "condition",
-        past: bool = True,  # whether the core sees the past frames, and not their signals alone
+        past: Past = "frames",  # what the core sees of it
         plate: bool = False,  # whether conditions carry a background plate
         prior: bool = False,  # whether the foreground has a part of its own that sees no past
         style: Literal["none", "clip", "encoded"] = "none",
@@ -268,10 +272,10 @@ class SequentialGenerator(nn.Module):
     ) -> None:
         super().__init__()
         assert not (plate and prior), "a plate is the better prior"
-        assert past or compose != "none" or not sequential, "nothing is left of the past"
+        assert past == "frames" or compose != "none" or not sequential, "a past of no pictures"
         self.sequential, self.compose, self.plate, self.prior = sequential, compose, plate, prior
         self.scales = self.active = scales
-        self.sees_past = sequential and past
+        self.past: Past = past if sequential else "nothing"
         self.warps = sequential and compose != "none"
         self.handles = handles and self.warps
         self.blend = self.warps and compose != "condition"
@@ -280,8 +284,9 @@ class SequentialGenerator(nn.Module):
         self.styles = nn.Embedding(clips, STYLE) if style == "clip" else None
         self.encoder = StyleEncoder() if style == "encoded" else None
 
-        times, backdrop = (1 + PAST if sequential else 1), 4 * plate
-        earlier = PAST * (3 * past + 1) if sequential else 0  # frames, and whether each exists
+        seen, backdrop = (PAST if self.past != "nothing" else 0), 4 * plate
+        times = 1 + seen
+        earlier = seen * (3 * (self.past == "frames") + 1)  # frames, and whether each exists
         self.core = Core(
             times * embedded + earlier + backdrop, arch, STYLE if style != "none" else 0
         )
@@ -402,12 +407,12 @@ class SequentialGenerator(nn.Module):
     def _seen(self, signals: Tensor, state: GeneratorState, plate: Tensor | None) -> Tensor:
         """All that the core sees, at full size."""
         seen = [signals]
-        if self.sequential:
+        if self.past != "nothing":
             batch, past, _, height, width = state.frames.shape
             exists = state.known[:, :, None, None, None].to(signals.dtype)
             before = self.embed(state.signals.flatten(0, 1)).unflatten(0, (batch, past)) * exists
             seen.append(before.flatten(1, 2))
-            if self.sees_past:
+            if self.past == "frames":
                 seen.append(state.frames.flatten(1, 2))
             seen.append(exists.expand(-1, -1, 1, height, width).flatten(1, 2))
         if plate is not None:

@@ -21,7 +21,7 @@ from v2v.data.store import ClipStore
 from v2v.data.windows import Windows, trained_part
 from v2v.errors import ConfigError, UnknownName
 from v2v.models import generator_names
-from v2v.models.generator import CORE_STRIDE
+from v2v.models.generator import CORE_STRIDE, Past
 from v2v.signals.segmentation import LabelTrack
 from v2v.training.schedule import Stage, build_schedule
 from v2v.training.settings import TrainSettings
@@ -167,7 +167,7 @@ def plan_run(settings: TrainSettings, windows: Windows, *, world: int = 1) -> Pl
         style = ("clip" if several else "none") if g.style == "auto" else g.style
         architecture |= {
             "sequential": g.sequential, "compose": g.compose,
-            "past": _sees_past(settings, has_plate), "plate": has_plate,
+            "past": _past(settings, windows, has_plate), "plate": has_plate,
             "prior": _has_prior(settings, windows, has_plate),
             "style": style, "clips": len(windows.clips), "handles": windows.handles > 0,
         }  # fmt: skip
@@ -219,19 +219,24 @@ def plan_run(settings: TrainSettings, windows: Windows, *, world: int = 1) -> Pl
     )  # fmt: skip
 
 
-def _sees_past(settings: TrainSettings, has_plate: bool) -> bool:
-    """Whether the core sees past frames.
+def _past(settings: TrainSettings, windows: Windows, has_plate: bool) -> Past:
+    """What the core sees of the past.
 
     Where the camera stands still the signals say all that moves, and what the core takes from its
-    own earlier frames it takes with their errors. Where the camera moves, only pictures say how.
+    own earlier frames it takes with their errors; where flow begins with the signals' points it
+    needs no earlier signals either. Where the camera moves, only pictures say how.
     """
     g = settings.generator
-    if g.sequential and g.compose == "none" and g.past == "off":
+    if g.sequential and g.compose == "none" and g.past in ("signals", "nothing"):
         raise ConfigError(
-            "generator.past=off and generator.compose=none leave nothing of the past",
+            f"generator.past={g.past} and generator.compose=none leave no picture of the past",
             hint="use generator.sequential=false for frame by frame",
         )
-    return g.past == "on" or g.compose == "none" or (g.past == "auto" and not has_plate)
+    if g.past != "auto":
+        return g.past
+    if g.compose == "none" or not has_plate:
+        return "frames"
+    return "nothing" if windows.handles else "signals"
 
 
 def _has_prior(settings: TrainSettings, windows: Windows, has_plate: bool) -> bool:
