@@ -501,7 +501,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--only",
         help="variants beside the defaults, comma-separated (default: all but"
-        f" {' and '.join(variant.name for variant in VARIANTS if variant.extra)})",
+        f" {', '.join(variant.name for variant in VARIANTS if variant.extra)})",
     )
     parser.add_argument("-s", "--set", action="append", default=[], metavar="KEY=VALUE",
                         help="a setting of all variants")  # fmt: skip
