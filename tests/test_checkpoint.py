@@ -67,12 +67,22 @@ def test_a_saved_model_renders_the_same(tmp_path: Path) -> None:
     assert loaded.record == made.record and "pose" in repr(loaded)
 
 
-def test_a_model_that_says_otherwise_what_it_sees_of_the_past_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("said", [{"past": False}, {"plate": True}])
+def test_a_model_that_says_otherwise_what_it_sees_of_the_past_is_refused(
+    said: dict[str, bool], tmp_path: Path
+) -> None:
     made = model()
-    old = made.record.model_copy(update={"generator": {**ARCHITECTURE, "past": False}})
+    old = made.record.model_copy(update={"generator": {**ARCHITECTURE, **said}})
     save_model(tmp_path / "model", Model(old, made.generator))
     with pytest.raises(CheckpointInvalid, match="earlier v2v"):
         load_model(tmp_path / "model")
+
+
+def test_a_model_with_a_plate_is_loaded_where_it_says_what_it_sees(tmp_path: Path) -> None:
+    traits = {**ARCHITECTURE, "plate": True, "past": "frames"}
+    record = model().record.model_copy(update={"generator": traits})
+    save_model(tmp_path / "model", Model(record, build_generator(**traits)))
+    assert load_model(tmp_path / "model").record == record
 
 
 def test_a_run_folder_stands_for_its_model(tmp_path: Path) -> None:

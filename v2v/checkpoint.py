@@ -128,7 +128,9 @@ def load_model(path: str | Path, *, device: torch.device | str = "cpu") -> Model
         raise CheckpointInvalid(
             f"{folder / MODEL_FILE}: {where}: {problem['msg']}", hint="train the model again"
         ) from error
-    if isinstance(record.generator.get("past"), bool):
+    past = record.generator.get("past")
+    # It was a flag; before that there was none, and a plate was shown only where it is known.
+    if isinstance(past, bool) or (past is None and record.generator.get("plate")):
         raise CheckpointInvalid(
             f"{folder} is of an earlier v2v: its generator said otherwise what it sees of the past",
             hint="train it again",
