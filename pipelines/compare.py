@@ -87,7 +87,7 @@ class Footage:
             name = path.resolve().name if path.is_dir() else path.stem
         seen = probe(path)
         if seen.audio is not None:
-            sound = Sound(path, 0.0)
+            sound = Sound(path, 0.0, seen.audio.jumps)
         return cls(path, label or name, seen, sound, None if seen.images else read_mark(path))
 
     @cached_property

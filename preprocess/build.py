@@ -423,8 +423,7 @@ class _Job:
         if self.footage.audio is not None and self.footage.audio.codec:
             end = plan.start + count / float(plan.rate)
             copied = copy_audio(
-                self.footage.path, self.folder, codec=self.footage.audio.codec, start=plan.start,
-                end=end,
+                self.footage.path, self.folder, audio=self.footage.audio, start=plan.start, end=end
             )  # fmt: skip
             if copied is not None:
                 path, offset = copied
@@ -608,12 +607,13 @@ def source_record(footage: Probe, sha256: str) -> SourceRecord:
             "codec": audio.codec, "sample_rate": audio.sample_rate, "channels": audio.channels,
             "duration": round(audio.duration, 6),
         },
+        notes=footage.notes,
     )  # fmt: skip
 
 
 def _warnings(record: ClipRecord) -> list[str]:
     frames = record.frames
-    found = []
+    found = list(record.source.notes)
     if frames.lost:
         found.append(f"{len(frames.lost)} frames could not be decoded and repeat the one before")
     if len(frames.shots) > 1:

@@ -36,6 +36,7 @@ class Facts:
     audio: str | None
     hdr: bool
     lost: int  # frames that cannot be decoded
+    notes: tuple[str, ...] = ()  # what was repaired or decided in reading it
 
 
 @dataclass(frozen=True)
@@ -290,6 +291,7 @@ def _advice(seen: FootageReport) -> Iterator[str]:
         yield f"the frame rate varies; preprocessing lays the frames on {facts.fps:.4g} fps"
     if facts.lost:
         yield f"{facts.lost} frames cannot be decoded and are held over; export the file again"
+    yield from facts.notes
     if seen.camera.state == "moving" and (person or face):
         yield (
             f"the camera moves in {seen.camera.moving:.0%} of the samples: put it on a tripod, or"

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from v2v.data.probe import STANDARD_RATES, _rate, image_files, natural_key, probe
+from v2v.data.probe import image_files, natural_key, probe
+from v2v.data.timing import STANDARD_RATES, rate_of
 from v2v.errors import MediaNotFound, NotAVideo
 
 X264 = ("-c:v", "libx264", "-pix_fmt", "yuv420p", "-preset", "ultrafast")
@@ -110,7 +111,7 @@ CLOCKS = [Fraction(1, 1000), Fraction(1, 90000), Fraction(1, 12800)]
 )
 def test_a_steady_rate_is_found_on_any_clock(rate, clock, count, start):
     ticks = [start + round(k / rate / clock) for k in range(count)]
-    assert _rate(np.array(ticks), clock, rate) == (rate, False)
+    assert rate_of(np.array(ticks), clock, rate) == (rate, False)
 
 
 @given(
@@ -125,7 +126,7 @@ def test_pauses_do_not_change_the_rate(rate, clock, pauses):
         places += range(now, now + moving)
         now += moving + still
     ticks = np.array([round(k / rate / clock) for k in places])
-    found, variable = _rate(ticks, clock, rate * len(places) / now)
+    found, variable = rate_of(ticks, clock, rate * len(places) / now)
     assert variable
     assert float(found) == pytest.approx(float(rate), rel=0.011)
 
@@ -133,5 +134,5 @@ def test_pauses_do_not_change_the_rate(rate, clock, pauses):
 @given(st.lists(st.integers(1, 100_000), min_size=2, max_size=30), st.sampled_from(CLOCKS))
 def test_any_times_have_a_rate(steps, clock):
     ticks = np.cumsum([0, *steps])
-    found, _ = _rate(ticks, clock, Fraction(25))
+    found, _ = rate_of(ticks, clock, Fraction(25))
     assert found > 0

@@ -27,7 +27,7 @@ from v2v.data.video import (
     plan_geometry,
     read_stored,
 )
-from v2v.errors import NotWritable, UsageError
+from v2v.errors import MediaNotFound, NotAVideo, NotWritable, UsageError
 
 RATES = [Fraction(24000, 1001), Fraction(25), Fraction(30000, 1001), Fraction(30), Fraction(50)]
 
@@ -344,12 +344,12 @@ def test_nothing_is_left_of_a_failure_to_begin_or_to_end(make_video, numbered_fr
     folder = tmp_path / "out"
     folder.mkdir()
     options = {"width": 64, "height": 48, "rate": Fraction(24)}
-    with pytest.raises(IndexError):
+    with pytest.raises(NotAVideo, match="no sound"):
         VideoWriter(folder / "a.mp4", audio=silent, **options)
     assert list(folder.iterdir()) == []
 
     sound = make_video("sound.mp4", "-c:a", "aac", frames="sine=duration=1")
-    with pytest.raises(FileNotFoundError):  # noqa: SIM117
+    with pytest.raises(MediaNotFound):  # noqa: SIM117
         with VideoWriter(folder / "a.mp4", audio=sound, **options) as writer:
             sound.unlink()
             writer.write(numbered_frames(1)[0])

@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import re
 import struct
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -19,43 +20,60 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from v2v.errors import MediaNotFound, NotAVideo, NotWritable
+from v2v.data.media import (
+    decoder_of,
+    has_alpha,
+    open_media,
+    packets_of,
+    picture_stream,
+    sound_stream,
+)
+from v2v.data.timing import (
+    ASSUMED_RATE,
+    SLIDE_RATE,
+    Packets,
+    Ticks,
+    Timeline,
+    believable,
+    rate_of,
+    timeline,
+)
+from v2v.errors import MediaNotFound, NotAVideo
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 VIDEO_SUFFIXES = frozenset(
     {".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".gif", ".mpg", ".mpeg", ".ts", ".mts"}
     | {".m2ts", ".wmv", ".flv", ".3gp", ".ogv", ".mxf", ".y4m", ".apng"}
 )
-STANDARD_RATES = tuple(
-    Fraction(n, d)
-    for n, d in (
-        (5, 1), (6, 1), (8, 1), (10, 1), (12, 1), (12500, 1000), (15, 1), (16, 1), (20, 1),
-        (24000, 1001), (24, 1), (25, 1), (30000, 1001), (30, 1), (48, 1), (50, 1),
-        (60000, 1001), (60, 1), (100, 1), (120, 1), (240, 1),
-    )
-)  # fmt: skip
 DEFAULT_IMAGE_RATE = Fraction(10)
+WIDE_PRIMARIES = (4, 8, 9, 11, 12)  # BT.470 M, film, BT.2020, DCI-P3, Display P3
+WIDEST = 65_536  # pixels a side; what is larger is a damaged header
+SLIDES = Fraction(1, 600)  # frames a second; slower footage has a damaged header
+TS_DISCONT = 0x200  # libav's flag of formats whose clock may be set within a file
+LOOK_AHEAD = 48  # frames decoded to see whether their times are in the order of decoding
 
 
 @dataclass(frozen=True)
 class Audio:
-    """The footage's first audio stream."""
+    """The footage's first audio stream that can be decoded."""
 
     codec: str
     sample_rate: int
     channels: int
     duration: float  # seconds, 0 where the container does not say
+    jumps: tuple[float, ...] = ()  # seconds by which the file's clock skips: see `Timeline`
 
 
 @dataclass(frozen=True)
 class Probe:
     """Facts about one piece of footage.
 
-    `pts` are the presentation timestamps of all shown frames, sorted, in units of `time_base`;
-    where the container has none they are decoding times or frame numbers, and decoded frames are
-    counted, not matched (`timestamps_known` is False). Sizes are in pixels: `width` and
-    `height` as coded, `upright_width` and `upright_height` as shown, that is after the display
-    rotation and with square pixels.
+    `pts` are the presentation timestamps of all shown frames, strictly increasing, in units of
+    `time_base`; where the container has none they are decoding times or frame numbers, and decoded
+    frames are counted, not matched (`timestamps_known` is False), with the help of their packets'
+    numbers where the container stores frames in the order of decoding (`numbered`). Sizes are in
+    pixels: `width` and `height` as coded, `upright_width` and `upright_height` as shown, that is
+    after the display rotation and with square pixels.
     """
 
     path: Path
@@ -78,6 +96,11 @@ class Probe:
     full_range: bool
     audio: Audio | None
     images: tuple[Path, ...] = ()  # for an image or a folder of images, the files in order
+    stamps: Ticks | None = None  # [packets] repaired times: see `Timeline`
+    numbered: bool = False
+    primaries: int = 2  # H.273 colour primaries
+    interlaced: bool = False
+    notes: tuple[str, ...] = ()  # what was repaired or decided, for the user
 
     @property
     def frames(self) -> int:
@@ -104,6 +127,11 @@ class Probe:
     def hdr(self) -> bool:
         return self.transfer in (16, 18)  # SMPTE ST 2084 (PQ), ARIB STD-B67 (HLG)
 
+    @property
+    def wide_gamut(self) -> bool:
+        """Whether its colours are measured from other primaries than those of ordinary screens."""
+        return self.primaries in WIDE_PRIMARIES
+
 
 def probe(path: str | Path) -> Probe:
     """Read what `path` is: a video file, a still image, or a folder of images.
@@ -119,16 +147,8 @@ def probe(path: str | Path) -> Probe:
         raise NotAVideo(f"{path} is empty (0 bytes)", hint="copy or export the footage again")
     if path.suffix.lower() in IMAGE_SUFFIXES:
         return _probe_images(path, [path])
-    try:
-        with av.open(str(path)) as container:
-            return _probe_container(path, container)
-    except PermissionError as error:
-        raise NotWritable(f"no permission to read {path}", hint=None) from error
-    except av.FFmpegError as error:
-        raise NotAVideo(
-            f"{path} is not a video that can be read ({_reason(error)})",
-            hint="play the file to see whether it is whole; any format that ffmpeg decodes is fine",
-        ) from error
+    with open_media(path) as container:
+        return _probe_container(path, container)
 
 
 def _probe_container(path: Path, container: Any) -> Probe:
@@ -136,7 +156,8 @@ def _probe_container(path: Path, container: Any) -> Probe:
     if video is None:
         kinds = ", ".join(s.type for s in container.streams) or "none"
         raise NotAVideo(
-            f"{path} has no video stream (streams: {kinds})", hint="give a file with pictures in it"
+            f"{path} has no video stream that can be decoded (streams: {kinds})",
+            hint="give a file with pictures in it",
         )
     first = _first_frame(container, video)
     if first is None:
@@ -144,16 +165,25 @@ def _probe_container(path: Path, container: Any) -> Probe:
             f"no frame of {path} can be decoded (codec {video.codec_context.name})",
             hint="the file is cut off or damaged; export it again",
         )
-    average = Fraction(video.average_rate or video.guessed_rate or 25)
-    with av.open(str(path)) as anew:  # not every container finds its beginning again by seeking
-        pts, time_base, known = _timestamps(anew, average)
-    rate, variable = _rate(pts, time_base, average)
+    notes: list[str] = []
+    claimed = video.average_rate or video.guessed_rate
+    average = Fraction(claimed) if claimed and believable(claimed) else ASSUMED_RATE
+    with open_media(path) as fresh:  # not every container finds its beginning again by seeking
+        times, numbered = _timeline(fresh, average)
+    if not numbered and times.known and times.stamps is None and video.codec_context.has_b_frames:
+        numbered = _times_are_of_decoding(path)
+    rate, variable, times = _believed_rate(times, average, claimed, notes)
     orientation = _orientation(first)
     pixel_aspect = Fraction(video.sample_aspect_ratio or 1) or Fraction(1)
     shown = (round(first.width * pixel_aspect), first.height)
+    if not 1 <= shown[0] <= WIDEST or not Fraction(1, 16) <= pixel_aspect <= 16:
+        notes.append(f"pixels {float(pixel_aspect):g} times as wide as high: taken for square ones")
+        pixel_aspect, shown = Fraction(1), (first.width, first.height)
     if orientation[0] == 0:
         shown = shown[::-1]
-    return Probe(
+    if first.interlaced_frame:
+        notes.append("interlaced: each frame is made of its own fields and their neighbours")
+    found = Probe(
         path=path,
         container=container.format.name,
         codec=video.codec_context.codec.canonical_name,
@@ -166,86 +196,102 @@ def _probe_container(path: Path, container: Any) -> Probe:
         pixel_aspect=pixel_aspect,
         rate=rate,
         variable_rate=variable,
-        pts=pts,
-        time_base=time_base,
-        timestamps_known=known,
+        pts=times.pts,
+        time_base=times.time_base,
+        timestamps_known=times.known and not numbered,
         matrix=0 if first.format.is_rgb or first.format.name == "pal8" else int(first.colorspace),
         transfer=int(first.color_trc),
         full_range=int(first.color_range) == 2 or first.format.name.startswith("yuvj"),
-        audio=_audio(container),
+        audio=_audio(container, times.jumps, notes),
+        stamps=times.stamps,
+        numbered=numbered,
+        primaries=int(first.color_primaries),
+        interlaced=bool(first.interlaced_frame),
     )
-
-
-def picture_stream(container: Any) -> Any | None:
-    """The container's first video stream that is not cover art."""
-    cover = av.stream.Disposition.attached_pic
-    return next((s for s in container.streams.video if not s.disposition & cover), None)
+    if found.wide_gamut and not found.hdr:
+        notes.append("wide-gamut colours: converted to those of BT.709")
+    if has_alpha(first):
+        notes.append("transparent: shown over black")
+    return replace(found, notes=(*times.notes, *notes))
 
 
 def _first_frame(container: Any, video: Any) -> Any | None:
-    for packet in container.demux(video):
+    decoder = decoder_of(video)
+    for packet in packets_of(container, video):
         try:
-            for frame in packet.decode():
+            for frame in decoder.decode(packet):
                 return frame
         except av.FFmpegError:
             continue  # a broken packet; a later one may be sound
     return None
 
 
-def _timestamps(container: Any, average: Fraction) -> tuple[NDArray[np.int64], Fraction, bool]:
-    """The times of all shown frames, their unit, and whether decoded frames carry these times."""
-    video: Any = picture_stream(container)
+def _timeline(container: Any, average: Fraction) -> tuple[Timeline, bool]:
+    """The times of all shown frames, and whether they stand in the order of decoding."""
+    video, heard = picture_stream(container), sound_stream(container)
+    assert video is not None
     # AVI stores the order of decoding only: where frames are reordered, libav guesses their pts.
-    guessed = container.format.name == "avi" and video.codec_context.has_b_frames
-    times: list[int] = []
-    untimed = 0
-    packets = container.demux(video)
-    while True:
-        try:
-            packet = next(packets)
-        except StopIteration:
-            break
-        except av.FFmpegError:
-            break  # cut off: what came before is what there is
-        if packet.size == 0 or packet.is_discard:
-            continue  # the flush packet; frames hidden by an edit list
-        time = packet.dts if guessed else packet.pts
-        if time is None:
-            untimed += 1
-        else:
-            times.append(time)
-    if untimed or not times or len(set(times)) != len(times):
-        return np.arange(max(len(times) + untimed, 1), dtype=np.int64), 1 / average, False
-    return np.sort(np.asarray(times, dtype=np.int64)), video.time_base, not guessed
+    guessed = container.format.name == "avi" and bool(video.codec_context.has_b_frames)
+    pts: list[int | None] = []
+    dts: list[int | None] = []
+    shown: list[bool] = []
+    sound: list[float] = []
+    for packet in packets_of(container, *([video] if heard is None else [video, heard])):
+        if packet.size == 0:
+            continue  # the flush packet
+        if packet.stream_index != video.index:
+            if packet.pts is not None:
+                sound.append(float(packet.pts * packet.time_base))
+            continue
+        pts.append(packet.dts if guessed else packet.pts)
+        dts.append(packet.dts)
+        shown.append(not packet.is_discard)
+    times = timeline(
+        Packets(pts, dts, shown, np.array(sound)), Fraction(video.time_base), average,
+        stream=bool(container.format.flags & TS_DISCONT),
+    )  # fmt: skip
+    return times, guessed or (container.format.name == "avi" and not times.known)
 
 
-def _rate(pts: NDArray[np.int64], time_base: Fraction, average: Fraction) -> tuple[Fraction, bool]:
-    """The constant rate of the footage, or the nearest standard one to a varying rate.
+def _times_are_of_decoding(path: Path) -> bool:
+    """Whether frames come out of the decoder with times that go back: those of decoding.
 
-    A rate is constant when every frame lies within half a frame (and the container's own
-    rounding) of its place on the regular grid.
+    AVI and old Matroska files, and what is copied from them, give each frame the time at which it
+    is decoded. Sorted, the times are right; only which frame has which must be counted.
     """
-    if len(pts) < 3:
-        return average, False
-    times = (pts - pts[0]) * float(time_base)
-    measured = (len(pts) - 1) / times[-1]
-    for rate in (average, _standard(measured)):
-        drift = np.abs(times * float(rate) - np.arange(len(pts)))
-        if drift.max() < 0.5:
-            return rate, False
-    # The shortest common interval keeps most moments; screen recordings have long pauses. The mean
-    # around the median undoes the rounding of clocks that tick in milliseconds.
-    steps = np.sort(np.diff(times))
-    typical = steps[(len(steps) - 1) // 2]
-    common = steps[np.abs(steps - typical) <= max(typical / 4, float(time_base))]
-    return _standard(1 / float(common.mean())), True
+    with open_media(path) as container:
+        video = picture_stream(container)
+        assert video is not None
+        decoder, latest, count = decoder_of(video), None, 0
+        for packet in packets_of(container, video):
+            with suppress(av.FFmpegError):
+                for frame in decoder.decode(packet):
+                    if frame.pts is not None and latest is not None and frame.pts < latest:
+                        return True
+                    latest = frame.pts if frame.pts is not None else latest
+                    count += 1
+            if count >= LOOK_AHEAD:
+                return False
+    return False
 
 
-def _standard(rate: float) -> Fraction:
-    nearest = min(STANDARD_RATES, key=lambda r: abs(float(r) / rate - 1))
-    if abs(float(nearest) / rate - 1) < 0.01:
-        return nearest
-    return Fraction(rate).limit_denominator(1001)
+def _believed_rate(
+    times: Timeline, average: Fraction, claimed: Any, notes: list[str]
+) -> tuple[Fraction, bool, Timeline]:
+    """The footage's rate, whether it varies, and its times, where these can be believed."""
+    rate, variable = rate_of(times.pts, times.time_base, average)
+    if times.known and believable(rate) and (len(times.pts) >= 3 or believable(claimed)):
+        return rate, variable, times
+    if times.known and len(times.pts) >= 3 and SLIDES < rate < 1:
+        return SLIDE_RATE, True, times
+    if times.known and len(times.pts) >= 3 or (claimed and not believable(claimed)):
+        notes.append(
+            f"it claims {float(claimed or rate):.3g} frames a second: {ASSUMED_RATE} are assumed"
+        )
+        times = replace(times, time_base=1 / ASSUMED_RATE, known=False, stamps=None,
+                        pts=np.arange(len(times.pts), dtype=np.int64))  # fmt: skip
+        return ASSUMED_RATE, False, times
+    return rate, variable, times
 
 
 def _orientation(frame: Any) -> tuple[int, int, int, int]:
@@ -263,15 +309,19 @@ def _orientation(frame: Any) -> tuple[int, int, int, int]:
     return (0, -1 if b < 0 else 1, -1 if c < 0 else 1, 0)
 
 
-def _audio(container: Any) -> Audio | None:
-    if not container.streams.audio:
+def _audio(container: Any, jumps: tuple[float, ...], notes: list[str]) -> Audio | None:
+    stream = sound_stream(container)
+    passed = [s for s in container.streams.audio if s.codec_context is None]
+    if passed and (stream is None or passed[0].index < stream.index):
+        what = "a sound track of an unknown codec is left out"
+        notes.append(f"{what}: the next one is kept" if stream is not None else what)
+    if stream is None:
         return None
-    stream = container.streams.audio[0]
     context = stream.codec_context
-    if context is None:
-        return None
     seconds = float(stream.duration * stream.time_base) if stream.duration else 0.0
-    return Audio(context.codec.canonical_name, context.sample_rate, context.channels, seconds)
+    return Audio(
+        context.codec.canonical_name, context.sample_rate, context.channels, seconds, jumps
+    )
 
 
 def _probe_images(path: Path, files: list[Path]) -> Probe:
@@ -332,8 +382,3 @@ def _similar(path: Path) -> str | None:
     return (
         f"did you mean {path.parent / near[0]}?" if near else f"looked in {path.parent.resolve()}"
     )
-
-
-def _reason(error: Exception) -> str:
-    text = str(error).split(":")[0]
-    return text.split("]")[-1].strip() or type(error).__name__

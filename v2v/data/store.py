@@ -90,6 +90,7 @@ class SourceRecord(Record):
     frames: int
     duration: float
     audio: dict[str, Any] | None
+    notes: tuple[str, ...] = ()  # what was repaired or decided when it was read
 
 
 class FramesRecord(Record):
@@ -179,9 +180,12 @@ def read_record(folder: Path) -> ClipRecord:
 def write_record(folder: Path, record: ClipRecord) -> None:
     path = folder / CLIP_FILE
     partial = folder / f".{CLIP_FILE}.partial"
+    content = record.model_dump(mode="json")
+    if not record.source.notes:  # most footage needs none
+        del content["source"]["notes"]
     with writing(path):
         with open(partial, "w", encoding="utf-8") as file:
-            file.write(json.dumps(record.model_dump(mode="json"), indent=1) + "\n")
+            file.write(json.dumps(content, indent=1) + "\n")
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)

@@ -22,10 +22,24 @@ from av.filter.context import FilterContext
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
-from v2v.data.probe import Probe, picture_stream
+from v2v.data.media import (
+    create_media,
+    decoder_of,
+    has_alpha,
+    open_media,
+    packets_of,
+    picture_stream,
+    sound_stream,
+)
+from v2v.data.probe import Audio, Probe
+from v2v.data.timing import FASTEST, SLOWEST, ContinuousClock
 from v2v.errors import BrokenStream, NotAVideo, UsageError, writing
 
 BT709, SMPTE170M = 1, 6  # ITU-T H.273 matrix coefficients
+MOST_FRAMES = 1 << 22  # of a clip: 39 hours at 30 a second
+# Threads of decoders, by frames and by slices. What libav makes of damage depends on their number:
+# left to itself it takes as many as the machine has cores, and machines would differ.
+FRAME_THREADS, SLICE_THREADS = 4, 2
 GOP = 8  # a random window then decodes at most 7 frames it does not need
 
 Array = NDArray[Any]
@@ -67,7 +81,7 @@ def plan_frames(
         start, end: the range to keep, in seconds from the first frame, end excluded.
     """
     rate = probe.rate if fps is None else fps
-    if fps is not None and not Fraction(1, 10) <= fps <= 1000:
+    if fps is not None and not SLOWEST <= fps <= FASTEST:
         raise UsageError(f"--fps {float(fps):g} is out of range", hint="0.1 to 1000 are accepted")
     if probe.images:
         # Images have no rate of their own: this is it, and none is dropped or doubled.
@@ -98,6 +112,13 @@ def plan_frames(
     ticks, per = (probe.pts[kept] - probe.pts[kept[0]]), places_a_tick.denominator
     places = (2 * places_a_tick.numerator * ticks + per) // (2 * per)
     count = max(int(np.floor((stop - times[kept[0]]) * float(rate) + 0.5)), 1)
+    if count > MOST_FRAMES:
+        raise UsageError(
+            f"{probe.path} would become {count:,} frames: {stop - times[kept[0]]:,.0f} s at"
+            f" {float(rate):g} frames a second",
+            hint=f"at most {MOST_FRAMES:,} are possible: give a range with --start and --end, or a"
+            " lower --fps",
+        )
     newest = np.searchsorted(places, np.arange(count), side="right") - 1
     return FramePlan(rate, float(times[kept[0]]), kept[np.maximum(newest, 0)])
 
@@ -176,6 +197,9 @@ def _even(value: float) -> int:
 # ---------------------------------------------------------------- reading foreign footage
 
 
+Numbered = tuple[int, av.VideoFrame]  # a frame and its place in order of presentation
+
+
 @dataclass(frozen=True)
 class PlacedFrame:
     """A frame at its place in the clip; `lost` where the footage had none that is sound."""
@@ -199,7 +223,8 @@ def read_upright(
     if not len(wanted):
         return
     shape = _Upright(probe, geometry)
-    frames = _decode(probe, int(wanted[0]))
+    # One frame earlier: it helps to deinterlace the first.
+    frames = _progressive(_decode(probe, max(int(wanted[0]) - 1, 0)))
     current: av.VideoFrame | None = None
     current_ordinal = -1
     ahead: tuple[int, av.VideoFrame] | None = next(frames, None)
@@ -207,7 +232,8 @@ def read_upright(
         while ahead is not None and ahead[0] < ordinal:
             ahead = next(frames, None)  # dropped by a lower rate
         if ahead is not None and ahead[0] == ordinal:
-            current_ordinal, current = ordinal, shape(ahead[1])
+            with suppress(av.FFmpegError):  # damaged so that no filter takes it: lost as well
+                current, current_ordinal = shape(ahead[1]), ordinal
             ahead = next(frames, None)
         if current is None:
             if ahead is None:
@@ -215,11 +241,67 @@ def read_upright(
                     f"nothing of {probe.path} can be decoded from frame {ordinal} on",
                     hint="the file is damaged or cut off; export it again, or use --end",
                 )
-            current = shape(ahead[1])  # the beginning is lost: show the first sound frame
+            try:
+                current = shape(ahead[1])  # the beginning is lost: show the first sound frame
+            except av.FFmpegError as error:
+                raise BrokenStream(
+                    f"frame {ahead[0]} of {probe.path} cannot be converted ({error.strerror})",
+                    hint="the file is damaged; export it again",
+                ) from error
         yield PlacedFrame(index, current, lost=current_ordinal != ordinal)
 
 
-def _decode(probe: Probe, first: int) -> Iterator[tuple[int, av.VideoFrame]]:
+def _progressive(frames: Iterator[Numbered]) -> Iterator[Numbered]:
+    """The same frames, interlaced ones made whole: each from its own fields and its neighbours'.
+
+    yadif asks for the next frame too, so frames come out one behind. Footage that is not interlaced
+    passes through untouched.
+    """
+    previous: Numbered | None = None
+    for number, frame in frames:
+        if not frame.interlaced_frame:
+            previous = (number, frame)
+            yield number, frame
+            continue
+        yield from _deinterlaced(chain([(number, frame)], frames), previous)
+        return
+
+
+def _deinterlaced(frames: Iterator[Numbered], previous: Numbered | None) -> Iterator[Numbered]:
+    """`frames` through yadif, which leaves progressive ones among them as they are."""
+    graph: Graph | None = None
+    key: tuple[Any, ...] = ()
+    waiting: list[int] = []
+    if previous is not None:  # known already, but the first needs it
+        frames = chain([previous], frames)
+
+    def finished(graph: Graph, *, end: bool = False) -> Iterator[Numbered]:
+        if end:
+            graph.vpush(None)
+        while True:
+            try:
+                made = graph.vpull()
+            except (av.BlockingIOError, av.EOFError):
+                return
+            number = waiting.pop(0)
+            if previous is None or number != previous[0]:
+                yield number, made
+
+    for number, frame in frames:
+        shape = (frame.format.name, frame.width, frame.height)
+        if graph is None or shape != key:
+            if graph is not None:
+                yield from finished(graph, end=True)
+            graph, key = _filters(frame, [("yadif", "deint=interlaced")]), shape
+        frame.pts = number  # the filter needs rising times; nobody else reads them
+        waiting.append(number)
+        graph.vpush(frame)
+        yield from finished(graph)
+    if graph is not None:
+        yield from finished(graph, end=True)
+
+
+def _decode(probe: Probe, first: int) -> Iterator[Numbered]:
     """(ordinal, frame) in order of presentation, from ordinal `first` on, sound frames only."""
     if probe.images:
         yield from _decode_images(probe, first)
@@ -246,24 +328,27 @@ def _decode(probe: Probe, first: int) -> Iterator[tuple[int, av.VideoFrame]]:
         return
 
 
-def _decode_from(probe: Probe, first: int, *, careful: bool) -> Iterator[tuple[int, av.VideoFrame]]:
+def _decode_from(probe: Probe, first: int, *, careful: bool) -> Iterator[Numbered]:
     """(ordinal, frame) from `first` on; damaged frames raise, or are left out where `careful`."""
-    with av.open(str(probe.path)) as container:
-        video: Any = picture_stream(container)
-        video.thread_type = "SLICE" if careful else "AUTO"
+    with open_media(probe.path) as container:
+        video = picture_stream(container)
+        if video is None:
+            raise BrokenStream(f"{probe.path} has no picture any more", hint="it was changed")
+        decoder = decoder_of(video)
+        decoder.thread_type = "SLICE" if careful else "AUTO"
+        decoder.thread_count = SLICE_THREADS if careful else FRAME_THREADS
         if probe.codec in ("h264", "hevc"):
             # These decoders paint damaged frames over and say nothing unless told to.
-            video.codec_context.options = {"err_detect": "explode"}
-        if first and probe.timestamps_known:
+            decoder.options = {"err_detect": "explode"}
+        if first and probe.timestamps_known and probe.stamps is None:
             container.seek(int(probe.pts[first]), stream=video)
-        # AVI: a frame's pts is the number of its packet. Only B-frames are shown before that place,
-        # and at most by `delay`; so a number that is ahead of the count tells of lost packets.
-        stamped = probe.container == "avi" and not probe.timestamps_known
+        # A frame's pts is the number of its packet. Only B-frames are shown before that place, and
+        # at most by `delay`; so a number that is ahead of the count tells of lost packets.
         delay = 2 if probe.codec in ("h264", "hevc") else 1
         count = 0
-        for frame in _frames(container, video, careful, stamp=stamped):
+        for frame in _frames(container, video, decoder, probe, careful):
             if not probe.timestamps_known:
-                if stamped and frame.pts is not None:
+                if probe.numbered and frame.pts is not None:
                     early = frame.pict_type == av.video.frame.PictureType.B
                     count = max(count, frame.pts - (delay if early else 0))
                 ordinal, count = count, count + 1
@@ -278,21 +363,20 @@ def _decode_from(probe: Probe, first: int, *, careful: bool) -> Iterator[tuple[i
 
 
 def _frames(
-    container: Any, video: Any, careful: bool, *, stamp: bool = False
+    container: Any, video: Any, decoder: Any, probe: Probe, careful: bool
 ) -> Iterator[av.VideoFrame]:
-    """Decoded frames; where `stamp` is set, their pts are the numbers of their packets."""
-    packets = container.demux(video)
+    """Decoded frames; their pts are those that `probe` knows, or the numbers of their packets."""
     number = -1
-    while True:
-        try:
-            packet = next(packets)
-        except (StopIteration, av.FFmpegError):
-            return  # the end, or the file is cut off here
-        if stamp and packet.size:
+    for packet in packets_of(container, video):
+        if packet.size:
             number += 1
-            packet.pts = number
+            if probe.numbered:
+                packet.pts = number
+            elif probe.stamps is not None:
+                known = number < len(probe.stamps)
+                packet.pts = int(probe.stamps[number]) if known else None
         try:
-            yield from packet.decode()
+            yield from decoder.decode(packet)
         except av.FFmpegError:
             if not careful:
                 raise
@@ -327,18 +411,22 @@ class _Upright:
         self.graph: Graph | None = None
 
     def __call__(self, frame: av.VideoFrame) -> av.VideoFrame:
-        key = (frame.format.name, frame.width, frame.height)
+        transparent = has_alpha(frame)
+        key = (frame.format.name, frame.width, frame.height, transparent)
         if key != self.key:  # also where the footage changes its size midway
             self.key = key
-            self.graph = self._build(frame)
+            self.graph = self._build(frame, transparent)
         if self.graph is None:
             return frame
         self.graph.vpush(frame)
         return self.graph.vpull()
 
-    def _build(self, frame: av.VideoFrame) -> Graph | None:
+    def _build(self, frame: av.VideoFrame, transparent: bool) -> Graph | None:
         probe, geometry = self.probe, self.geometry
-        steps: list[tuple[str, str]] = [*_turn(probe.orientation)]
+        steps: list[tuple[str, str]] = []
+        if transparent:  # what lies beneath is anything: black instead
+            steps += [("format", "gbrap"), ("premultiply", "inplace=1"), ("format", "gbrp")]
+        steps += _turn(probe.orientation)
         upright = (probe.upright_width, probe.upright_height)
         turned = (frame.width, frame.height)
         if probe.orientation[0] == 0:
@@ -349,31 +437,35 @@ class _Upright:
         if (x, y, w, h) != (0, 0, *upright):
             steps.append(("crop", f"{w}:{h}:{x}:{y}:exact=1"))
         resized = (geometry.width, geometry.height) != (w, h)
-        if not resized and frame.format.name == "yuv420p" and not probe.full_range:
-            return self._graph(frame, steps) if steps else None
+        plain = frame.format.name == "yuv420p" and not probe.full_range and not probe.wide_gamut
+        if not resized and plain:
+            return _filters(frame, steps) if steps else None
         options = f"{geometry.width}:{geometry.height}:flags=bicubic+accurate_rnd:out_range=tv"
-        if probe.hdr:
+        if probe.hdr or probe.wide_gamut:
+            if probe.transfer == 2:  # unspecified: the usual one
+                steps.append(("setparams", "color_trc=bt709"))
             options += ":out_color_matrix=bt709:out_primaries=bt709:out_transfer=bt709"
-        elif probe.matrix == 0:
-            options += ":out_color_matrix=bt709"
+        elif probe.matrix == 0 or transparent:
+            options += f":out_color_matrix={'bt709' if stored_matrix(probe) == BT709 else 'bt601'}"
         steps += [("scale", options), ("format", "yuv420p")]
-        return self._graph(frame, steps)
+        return _filters(frame, steps)
 
-    @staticmethod
-    def _graph(frame: av.VideoFrame, steps: list[tuple[str, str]]) -> Graph:
-        graph = Graph()
-        # `Graph.add_buffer` leaves the colours out, and filters would then take them for others.
-        nodes: list[FilterContext] = [
-            graph.add(
-                "buffer", video_size=f"{frame.width}x{frame.height}", pix_fmt=frame.format.name,
-                time_base="1/1000", pixel_aspect="1/1", colorspace=str(int(frame.colorspace)),
-                range=str(int(frame.color_range)),
-            )
-        ]  # fmt: skip
-        nodes += [graph.add(name, options) for name, options in steps]
-        nodes.append(graph.add("buffersink"))
-        graph.link_nodes(*nodes).configure()
-        return graph
+
+def _filters(frame: av.VideoFrame, steps: list[tuple[str, str]]) -> Graph:
+    """A chain of libavfilter's filters (name, options) for frames like this one."""
+    graph = Graph()
+    # `Graph.add_buffer` leaves the colours out, and filters would then take them for others.
+    nodes: list[FilterContext] = [
+        graph.add(
+            "buffer", video_size=f"{frame.width}x{frame.height}", pix_fmt=frame.format.name,
+            time_base="1/1000", pixel_aspect="1/1", colorspace=str(int(frame.colorspace)),
+            range=str(int(frame.color_range)),
+        )
+    ]  # fmt: skip
+    nodes += [graph.add(name, options) for name, options in steps]
+    nodes.append(graph.add("buffersink"))
+    graph.link_nodes(*nodes).configure()
+    return graph
 
 
 def _turn(orientation: tuple[int, int, int, int]) -> Iterator[tuple[str, str]]:
@@ -395,7 +487,7 @@ def stored_matrix(probe: Probe) -> int:
     Stored frames keep the footage's own matrix, so nothing is converted twice. Untagged footage
     is read as SMPTE 170M, as ffmpeg does.
     """
-    if probe.hdr or probe.matrix == 0:
+    if probe.hdr or probe.wide_gamut or probe.matrix == 0:
         return BT709
     return SMPTE170M if probe.matrix in (2, 3) else probe.matrix
 
@@ -450,7 +542,7 @@ class EchoEncoder:
         self.path = path
         self.rate = rate
         with writing(path):
-            self.container = av.open(str(path), "w", format="mp4")
+            self.container = create_media(path, format="mp4")
         self.stream = h264_stream(
             self.container, width=width, height=height, rate=rate, crf=crf, preset=preset,
             matrix=matrix,
@@ -496,7 +588,7 @@ class MapWriter:
         with writing(path):
             # Matroska stamps a random id into every file otherwise.
             options = {"fflags": "+bitexact"}
-            self.container = av.open(str(path), "w", format="matroska", options=options)
+            self.container = create_media(path, format="matroska", options=options)
         self.stream = self.container.add_stream("ffv1", rate=rate)
         self.stream.width, self.stream.height = width, height
         self.stream.pix_fmt = self.format
@@ -575,13 +667,15 @@ def _rendered_stream(
 
 @dataclass(frozen=True)
 class Sound:
-    """What is heard over a video: a stretch of a file's first audio stream.
+    """What is heard over a video: a part of a file's first audio stream that can be decoded.
 
-    `start` is the moment of the file, in seconds, that the video's first frame stands at.
+    `start` is the moment of the file, in seconds, that the video's first frame stands at; `jumps`
+    are those of the file's clock (`v2v.data.timing.Timeline`).
     """
 
     path: Path
     start: float
+    jumps: tuple[float, ...] = ()
 
 
 class VideoWriter:
@@ -605,8 +699,8 @@ class VideoWriter:
         self.partial = path.with_name(f".{path.name}.partial")
         container = container or self.codec.container
         with writing(path):
-            self.container = av.open(
-                str(self.partial), "w", format=container, options=_container_options(container)
+            self.container = create_media(
+                self.partial, format=container, options=_container_options(container)
             )
         try:
             self.stream = _rendered_stream(
@@ -687,8 +781,8 @@ def concatenate(
     partial = target.with_name(f".{target.name}.partial")
     try:
         with writing(target):
-            with av.open(
-                str(partial), "w", format=container, options=_container_options(container)
+            with create_media(
+                partial, format=container, options=_container_options(container)
             ) as out:
                 out.metadata.update(tags or {})
                 _join(parts, out, rate, sound, tag)
@@ -705,7 +799,7 @@ def _join(
     heard: _Sounding | None = None
     offset = 0
     for part in parts:
-        with av.open(str(part)) as source:
+        with open_media(part) as source:
             video = source.streams.video[0]
             if stream is None:
                 stream = out.add_stream_from_template(video)
@@ -735,11 +829,8 @@ def _join(
 
 def read_tags(path: Path) -> dict[str, str]:
     """Metadata of a media file, keys in lower case. Raises as `probe` does."""
-    try:
-        with av.open(str(path)) as container:
-            return {key.lower(): value for key, value in container.metadata.items()}
-    except (av.FFmpegError, OSError) as error:
-        raise NotAVideo(f"{path} is not a video that can be read", hint=None) from error
+    with open_media(path) as container:
+        return {key.lower(): value for key, value in container.metadata.items()}
 
 
 AUDIO_CONTAINERS = {
@@ -751,34 +842,36 @@ AUDIO_CONTAINERS = {
 
 
 def copy_audio(
-    source: Path, folder: Path, *, codec: str, start: float, end: float
+    source: Path, folder: Path, *, audio: Audio, start: float, end: float
 ) -> tuple[Path, float] | None:
-    """Copy the first audio stream, without re-encoding, to `folder/audio.*`.
+    """Copy the audio stream that `audio` describes, without re-encoding, to `folder/audio.*`.
 
     Only packets that begin between `start` and `end` (seconds of the source's picture time) are
     kept. Returns the file and the time of its first sample relative to `start`, or None where
     the range is silent or the codec fits into no container.
     """
+    codec = audio.codec
     homes = [AUDIO_CONTAINERS.get(codec, ("mka", "matroska")), ("mka", "matroska"), ("nut", "nut")]
     if codec.startswith("adpcm_") or (codec.startswith("pcm_") and codec.endswith("le")):
         homes.insert(0, ("wav", "wav"))
+    sound = Sound(source, start, audio.jumps)
     for suffix, container in homes:
         with suppress(ValueError, NotImplementedError):  # it cannot hold this codec
-            return _copy_audio(source, folder / f"audio.{suffix}", container, start, end)
+            return _copy_audio(sound, folder / f"audio.{suffix}", container, end)
     return None
 
 
 def _copy_audio(
-    source: Path, target: Path, container: str, start: float, end: float
+    sound: Sound, target: Path, container: str, end: float
 ) -> tuple[Path, float] | None:
     partial = target.with_name(f".{target.name}.partial")
     try:
         with writing(target):
             # Matroska and Ogg stamp a random id into every file otherwise.
             options = {"fflags": "+bitexact"}
-            with av.open(str(partial), "w", format=container, options=options) as out:
-                copy = _AudioCopy(source, out)
-                for packet in copy.packets(start, end, from_zero=True):
+            with create_media(partial, format=container, options=options) as out:
+                copy = _AudioCopy(sound, out)
+                for packet in copy.packets(end, from_zero=True):
                     out.mux(packet)
             offset = copy.began
             if offset is None:
@@ -791,32 +884,32 @@ def _copy_audio(
 
 
 class _AudioCopy:
-    """Copies packets of a file's first audio stream into an open container."""
+    """Copies packets of a file's audio stream into an open container."""
 
-    def __init__(self, source: Path, out: Any) -> None:
-        self.source = source
+    def __init__(self, sound: Sound, out: Any) -> None:
+        self.sound = sound
         self.began: float | None = None  # of the first packet, from the start asked for
-        with av.open(str(source)) as container:
-            self.stream = out.add_stream_from_template(container.streams.audio[0])
+        with open_media(sound.path) as container:
+            self.stream = out.add_stream_from_template(sound_stream(container))
 
-    def packets(self, start: float, end: float, *, from_zero: bool = False) -> Iterator[Any]:
-        """What begins between `start` and `end` (seconds).
+    def packets(self, end: float = float("inf"), *, from_zero: bool = False) -> Iterator[Any]:
+        """What begins between the sound's start and `end` (seconds).
 
         Args:
-            from_zero: whether the first packet comes to stand at 0, or `start` does.
+            from_zero: whether the first packet comes to stand at 0, or the sound's start does.
         """
-        with av.open(str(self.source)) as container:
-            audio = container.streams.audio[0]
+        start, clock = self.sound.start, ContinuousClock(self.sound.jumps)
+        with open_media(self.sound.path) as container:
             origin = 0.0  # the picture's first moment on the container's clock
-            if container.streams.video:
-                video = container.streams.video[0]
+            if (video := picture_stream(container)) is not None:
                 origin = float((video.start_time or 0) * (video.time_base or 0))
-            for packet in container.demux(audio):
+            for packet in packets_of(container, sound_stream(container)):
                 if packet.size == 0 or packet.pts is None:
                     continue
-                time = float(packet.pts * packet.time_base) - origin
+                time = clock(float(packet.pts * packet.time_base)) - origin
                 if time < start - 1e-6 or time >= end:
                     continue
+                packet.pts -= round(clock.skipped / packet.time_base)
                 if self.began is None:
                     self.began, shift = time - start, packet.pts
                     if not from_zero:
@@ -828,32 +921,51 @@ class _AudioCopy:
 
 
 class _AudioEncode:
-    """Encodes a file's first audio stream as what the container's players know."""
+    """Encodes a file's audio stream as what the container's players know."""
 
-    def __init__(self, source: Path, out: Any) -> None:
-        self.source = source
+    def __init__(self, sound: Sound, out: Any) -> None:
+        self.sound = sound
         if out.format.name == "webm":
             self.stream = out.add_stream("libopus", rate=48000, layout="stereo")
             return
-        with av.open(str(source)) as container:
-            rate = container.streams.audio[0].codec_context.sample_rate
-        self.stream = out.add_stream("aac", rate=min(rate, 48000), layout="stereo")
+        with open_media(sound.path) as container:
+            stream = sound_stream(container)
+            given = stream.codec_context.sample_rate if stream is not None else 0
+        self.stream = out.add_stream("aac", rate=_rate_of_aac(given), layout="stereo")
 
-    def packets(self, start: float, end: float) -> Iterator[Any]:
-        """What is heard between `start` and `end` (seconds); `start` comes to stand at 0."""
-        context = self.stream.codec_context
+    def packets(self) -> Iterator[Any]:
+        """What is heard from the sound's start on, which comes to stand at 0."""
+        context, start = self.stream.codec_context, self.sound.start
         rate, size = context.sample_rate, context.frame_size or 960
         convert = av.AudioResampler(
             format=context.format, layout="stereo", rate=rate, frame_size=size
         )
-        with av.open(str(self.source)) as container:
-            for frame in chain(container.decode(audio=0), [None]):
-                if frame is not None and not start <= (frame.time or 0.0) < end:
-                    continue
+        clock = ContinuousClock(self.sound.jumps)
+        with open_media(self.sound.path) as container:
+            for frame in chain(_heard(container), [None]):
+                if frame is not None:
+                    time = clock(frame.time or 0.0)
+                    if time < start:
+                        continue
+                    if clock.skipped and frame.pts is not None:
+                        frame.pts -= round(clock.skipped / frame.time_base)
                 for piece in convert.resample(frame):
                     piece.pts -= round(start * rate)
                     yield from self.stream.encode(piece)
         yield from self.stream.encode(None)
+
+
+def _rate_of_aac(given: int) -> int:
+    """The sampling rate nearest above `given` that AAC has, at most 48 kHz."""
+    rates = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
+    return next((rate for rate in rates if rate >= given), rates[-1])
+
+
+def _heard(container: Any) -> Iterator[Any]:
+    """The frames of its sound, without those that are damaged."""
+    for packet in packets_of(container, sound_stream(container)):
+        with suppress(av.FFmpegError):
+            yield from packet.decode()
 
 
 class _Sounding:
@@ -861,7 +973,7 @@ class _Sounding:
 
     def __init__(self, sound: Sound, out: Any) -> None:
         self.out = out
-        heard = _sound(sound.path, out).packets(sound.start, float("inf"))
+        heard = _sound(sound, out).packets()
         self.packets = cast(Generator[Any, None, None], heard)
         self.waiting: Any = None
 
@@ -880,11 +992,14 @@ class _Sounding:
         self.packets.close()
 
 
-def _sound(source: Path, out: Any) -> _AudioCopy | _AudioEncode:
+def _sound(sound: Sound, out: Any) -> _AudioCopy | _AudioEncode:
     known = ("opus", "vorbis") if out.format.name == "webm" else ("aac", "mp3")
-    with av.open(str(source)) as container:
-        plays = container.streams.audio[0].codec_context.codec.canonical_name in known
-    return _AudioCopy(source, out) if plays else _AudioEncode(source, out)
+    with open_media(sound.path) as container:
+        stream = sound_stream(container)
+        if stream is None:
+            raise NotAVideo(f"{sound.path} has no sound that can be decoded", hint=None)
+        plays = stream.codec_context.codec.canonical_name in known
+    return _AudioCopy(sound, out) if plays else _AudioEncode(sound, out)
 
 
 def _flush_to_disk(path: Path) -> None:
@@ -923,7 +1038,7 @@ def read_range(path: Path, start: int, stop: int, *, pixel_format: str = "rgb24"
 
 
 def stored_frames(path: Path, *, first: int = 0) -> Iterator[av.VideoFrame]:
-    with av.open(str(path)) as container:
+    with open_media(path) as container:
         video = container.streams.video[0]
         video.thread_type = "AUTO"
         rate, clock = video.average_rate, video.time_base
