@@ -143,7 +143,7 @@ def probe(path: str | Path) -> Probe:
         raise MediaNotFound(f"no such file: {path}", hint=_similar(path))
     if path.is_dir():
         return _probe_images(path, image_files(path))
-    if path.stat().st_size == 0:
+    if path.is_file() and path.stat().st_size == 0:
         raise NotAVideo(f"{path} is empty (0 bytes)", hint="copy or export the footage again")
     if path.suffix.lower() in IMAGE_SUFFIXES:
         return _probe_images(path, [path])

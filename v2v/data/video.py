@@ -899,6 +899,7 @@ class _AudioCopy:
             from_zero: whether the first packet comes to stand at 0, or the sound's start does.
         """
         start, clock = self.sound.start, ContinuousClock(self.sound.jumps)
+        latest: int | None = None
         with open_media(self.sound.path) as container:
             origin = 0.0  # the picture's first moment on the container's clock
             if (video := picture_stream(container)) is not None:
@@ -915,8 +916,11 @@ class _AudioCopy:
                     if not from_zero:
                         shift -= round(self.began / packet.time_base)
                 packet.stream = self.stream
-                packet.pts -= shift
-                packet.dts = packet.pts
+                # No container takes times that go back, as repeated ones and those at jumps do.
+                latest = (
+                    packet.pts - shift if latest is None else max(packet.pts - shift, latest + 1)
+                )
+                packet.pts = packet.dts = latest
                 yield packet
 
 
