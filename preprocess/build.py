@@ -52,6 +52,7 @@ from v2v.errors import (
     V2VError,
     writing,
 )
+from v2v.files import is_hidden
 from v2v.progress import Reporter, Silent
 
 WORK = ".work"
@@ -133,7 +134,8 @@ class _locked:  # noqa: N801 - used as a statement
     def __init__(self, folder: Path) -> None:
         if folder.exists() and not folder.is_dir():
             raise NotWritable(f"{folder} is a file, not a folder", hint="choose another --output")
-        foreign = folder.is_dir() and any(folder.iterdir()) and not (folder / ".lock").exists()
+        strangers = folder.is_dir() and not all(map(is_hidden, folder.iterdir()))
+        foreign = strangers and not (folder / ".lock").exists()
         if foreign and not (folder / CLIP_FILE).exists():
             raise StoreConflict(
                 f"{folder} exists and is not a clip store", hint="choose another --output"
@@ -288,7 +290,8 @@ class _Job:
         if not failed:
             shutil.rmtree(self.work, ignore_errors=True)
         return Outcome(
-            self.folder, self.record, made, kept, failed, warnings=_warnings(self.record)
+            self.folder, self.record, made, kept, failed,
+            warnings=[*(self.footage.notes if self.footage else ()), *_warnings(self.record)],
         )
 
     def _plan(self) -> GrowingFrames:

@@ -36,6 +36,7 @@ class Facts:
     audio: str | None
     hdr: bool
     lost: int  # frames that cannot be decoded
+    notes: tuple[str, ...] = ()  # what reading the footage changes about it
 
 
 @dataclass(frozen=True)
@@ -288,6 +289,7 @@ def _advice(seen: FootageReport) -> Iterator[str]:
         yield f"the footage has {cuts}; fine, training will not cross them"
     if facts.variable_rate:
         yield f"the frame rate varies; preprocessing lays the frames on {facts.fps:.4g} fps"
+    yield from facts.notes
     if facts.lost:
         yield f"{facts.lost} frames cannot be decoded and are held over; export the file again"
     if seen.camera.state == "moving" and (person or face):

@@ -19,6 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from v2v.errors import ConfigError
+from v2v.timecode import parse_rate, parse_time
 
 
 class Config(BaseModel):
@@ -33,17 +34,7 @@ class Config(BaseModel):
 
 
 def _rate(value: Any) -> Any:
-    """Frame rates as people write them: 30, 29.97, 30000/1001."""
-    if value is None or isinstance(value, Fraction):
-        return value
-    try:
-        rate = Fraction(str(value))
-    except (ValueError, ZeroDivisionError):
-        rate = Fraction(0)
-    if rate <= 0:
-        raise ValueError("give a frame rate such as 25, 29.97 or 30000/1001")
-    ntsc = Fraction(round(rate * 1001 / 1000) * 1000, 1001)
-    return ntsc if abs(rate - ntsc) < Fraction(1, 200) and rate.denominator > 1 else rate
+    return value if value is None or isinstance(value, Fraction) else parse_rate(value)
 
 
 def _size(value: Any) -> Any:
@@ -60,7 +51,7 @@ def _switch(value: Any) -> Any:
 Switch = Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)]
 Unit = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
-Seconds = Annotated[float, Field(ge=0)]
+Seconds = Annotated[float, BeforeValidator(parse_time)]
 
 
 class FrameSettings(Config):

@@ -78,7 +78,7 @@ def inspect_image(path: Path) -> ImageInfo:
     """Read an image's header. Raises `NotAVideo`, `NotWritable` (no permission to read)."""
     with _opened(path) as image:
         if image.format == "TIFF":
-            image.load()  # turns by itself; the size before is the turned one in some versions only
+            image.load()  # turns the picture; before, the size is the turned one in some versions
         width, height = image.size
         if _orientation(image) >= 5:  # the transposing half
             width, height = height, width
@@ -94,8 +94,9 @@ def read_picture(path: Path, *, white: float = 1.0) -> Picture:
     Raises `NotAVideo`, `NotWritable` (no permission to read).
     """
     with _opened(path) as image:
+        turned = image.format == "TIFF"  # while its pixels are decoded, by whichever library
         rgb = _rgb(image, path, white)
-        turn = _TURNS.get(_orientation(image))
+        turn = None if turned else _TURNS.get(_orientation(image))
         if turn is not None:
             rgb = np.asarray(Image.fromarray(rgb).transpose(turn))
         return rgb

@@ -22,8 +22,9 @@ from av.filter.context import FilterContext
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
-from v2v.data.probe import Probe, picture_stream
-from v2v.errors import BrokenStream, NotAVideo, UsageError, writing
+from v2v.data.probe import ANIMATED_WEBP, Probe, picture_stream, white_of
+from v2v.errors import BrokenStream, NotAVideo, NotWritable, UsageError, writing
+from v2v.images import read_animation, read_picture
 
 BT709, SMPTE170M = 1, 6  # ITU-T H.273 matrix coefficients
 GOP = 8  # a random window then decodes at most 7 frames it does not need
@@ -224,6 +225,9 @@ def _decode(probe: Probe, first: int) -> Iterator[tuple[int, av.VideoFrame]]:
     if probe.images:
         yield from _decode_images(probe, first)
         return
+    if probe.container == ANIMATED_WEBP:
+        yield from _decode_animation(probe, first)
+        return
     following = first
     with suppress(av.FFmpegError):  # a damaged frame; frame threads do not recover from it
         for ordinal, frame in _decode_from(probe, first, careful=False):
@@ -299,13 +303,11 @@ def _frames(
 
 
 def _decode_images(probe: Probe, first: int) -> Iterator[tuple[int, av.VideoFrame]]:
-    from PIL import Image, ImageOps
-
+    white = white_of(probe)
     for ordinal, file in enumerate(probe.images[first:], start=first):
         try:
-            with Image.open(file) as image:
-                rgb = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-        except OSError:
+            rgb = read_picture(file, white=white)
+        except (NotAVideo, NotWritable):
             continue  # reported as lost
         if rgb.shape[:2] != (probe.upright_height, probe.upright_width):
             height, width = rgb.shape[:2]
@@ -314,7 +316,14 @@ def _decode_images(probe: Probe, first: int) -> Iterator[tuple[int, av.VideoFram
                 f" {probe.upright_width}x{probe.upright_height}",
                 hint="all images of a clip must have one size",
             )
-        yield ordinal, av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")
+        yield ordinal, av.VideoFrame.from_ndarray(rgb, format="rgb24")
+
+
+def _decode_animation(probe: Probe, first: int) -> Iterator[tuple[int, av.VideoFrame]]:
+    """Its frames build on one another: all are decoded, from the beginning."""
+    for ordinal, rgb in enumerate(read_animation(probe.path)):
+        if ordinal >= first:
+            yield ordinal, av.VideoFrame.from_ndarray(rgb, format="rgb24")
 
 
 class _Upright:
