@@ -290,7 +290,11 @@ class _Job:
         if not failed:
             shutil.rmtree(self.work, ignore_errors=True)
         return Outcome(
-            self.folder, self.record, made, kept, failed,
+            self.folder,
+            self.record,
+            made,
+            kept,
+            failed,
             warnings=[*(self.footage.notes if self.footage else ()), *_warnings(self.record)],
         )
 
@@ -330,6 +334,7 @@ class _Job:
             rate=plan.rate, count=len(plan), geometry=geometry, sources=plan.sources,
             source_frames=self.footage.frames,
             upright=(self.footage.upright_width, self.footage.upright_height),
+            names=tuple(file.name for file in self.footage.images),
         )  # fmt: skip
 
     def _context_of(self, record: ClipRecord) -> ClipContext:
@@ -349,6 +354,7 @@ class _Job:
             name=record.source.name, width=frames.width, height=frames.height, rate=store.rate,
             count=frames.count, geometry=geometry, sources=sources,
             source_frames=record.source.frames, upright=upright,
+            names=tuple(file.name for file in self.footage.images) if self.footage else (),
         )  # fmt: skip
 
     @staticmethod

@@ -15,7 +15,15 @@ from typing import Annotated, Any, Literal, TypeGuard, TypeVar, cast, get_args
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from v2v.errors import ConfigError
@@ -90,6 +98,15 @@ class SegmentationSettings(Config):
     labels: Path | None
     classes: Literal["cityscapes", "voc"] | tuple[str, ...]
     void: tuple[int, ...] | None
+    numbering: Literal["auto", "ids", "trainids", "mask"]
+
+    @model_serializer(mode="wrap")
+    def _as_recorded(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Stores made before the key existed record the same settings as ones made now."""
+        values: dict[str, Any] = plain(self)
+        if self.numbering == "auto":
+            values.pop("numbering", None)
+        return values
 
 
 class FlowSettings(Config):

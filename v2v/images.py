@@ -65,13 +65,21 @@ class ImageInfo:
 class LabelImage:
     """The numbers in a label map, unscaled.
 
-    `values` are int64 ids [H, W], or the colours of a colour-coded map, uint8 [H, W, 3]. `deep`
-    says whether the file holds more than 8 bits a value, `lossy` whether its format changes values.
+    `values` are int64 [H, W], or [H, W, 3] of a colour image. `deep` says whether the file holds
+    more than 8 bits a value, `lossy` whether its format changes values.
     """
 
-    values: NDArray[Any]
+    values: NDArray[np.int64]
     deep: bool
     lossy: bool
+
+    @property
+    def grey(self) -> NDArray[np.int64] | None:
+        """[H, W] the one value of all channels; None where the image has colours."""
+        if self.values.ndim == 2:
+            return self.values
+        equal = (self.values[..., :1] == self.values).all()
+        return self.values[..., 0] if equal else None
 
 
 def inspect_image(path: Path) -> ImageInfo:
@@ -124,14 +132,13 @@ def has_transparency(path: Path) -> bool:
 
 
 def read_labels(path: Path) -> LabelImage:
-    """The ids, or the colours, of a label map. Transparency is left aside.
+    """The ids, or the colours, of a label map of any depth. Transparency is ignored.
 
-    Grey, palette, float (whole numbers) and 16-bit images hold ids, and so do colour images whose
-    channels are all equal. Raises `NotAVideo`, `NotWritable` (no permission to read).
+    Raises `NotAVideo`, `NotWritable` (no permission to read).
     """
     with _opened(path) as image:
         lossy = image.format in LOSSY or (image.format == "WEBP" and _is_lossy_webp(path))
-        deep = _is_deep(image) or image.mode[0] in "IF"
+        deep = _is_deep(image) or image.mode.startswith("I")
         if _is_deep(image):
             values = _deep_values(path)
         elif image.mode in ("LA", "PA"):
@@ -148,11 +155,6 @@ def read_labels(path: Path) -> LabelImage:
                 hint="save label ids as whole numbers in 8-bit or 16-bit grey PNG",
             )
         values = np.clip(values, -(2.0**53), 2.0**53)
-    if values.ndim == 3 and (values[..., :1] == values).all():
-        values = values[..., 0]
-    if values.ndim == 3:
-        colours = values if values.dtype == np.uint8 else _from_16_bits(values)
-        return LabelImage(colours, deep, lossy)
     return LabelImage(values.astype(np.int64), deep, lossy)
 
 

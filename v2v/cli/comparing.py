@@ -27,8 +27,10 @@ fitted to it, and what was done is said.
     v2v compare a.mp4 b.mp4 --label "one hour" --label "two hours" --longest --sound 2
 """
 
-Start = Annotated[float | None, time_option("--start", "First moment to show.")]
-End = Annotated[float | None, time_option("--end", "Where to stop.")]
+Start = Annotated[
+    float | None, time_option("--start", "First moment to show, in seconds or hh:mm:ss.")
+]
+End = Annotated[float | None, time_option("--end", "Where to stop, in seconds or hh:mm:ss.")]
 Labels = Annotated[
     list[str] | None, typer.Option("--label", "-l", help="One a clip. [default: file names]")
 ]

@@ -74,8 +74,12 @@ def preprocess(
     fps: Annotated[
         str | None, typer.Option(help="Frames per second, e.g. 25 or 29.97. [default: as filmed]")
     ] = None,
-    start: Annotated[float | None, time_option("--start", "First moment to keep.")] = None,
-    end: Annotated[float | None, time_option("--end", "Where to stop.")] = None,
+    start: Annotated[
+        float | None, time_option("--start", "First moment to keep, in seconds or hh:mm:ss.")
+    ] = None,
+    end: Annotated[
+        float | None, time_option("--end", "Where to stop, in seconds or hh:mm:ss.")
+    ] = None,
     crop: Annotated[
         str | None,
         typer.Option(help="none, person or face: a box held still over the clip. [default: none]"),

@@ -23,8 +23,10 @@ OutputFile = Annotated[
     Path | None,
     typer.Option("--output", "-o", help="The video. [default: SOURCE-MODEL.mp4]"),
 ]
-Start = Annotated[float | None, time_option("--start", "First moment to render.")]
-End = Annotated[float | None, time_option("--end", "Where to stop.")]
+Start = Annotated[
+    float | None, time_option("--start", "First moment to render, in seconds or hh:mm:ss.")
+]
+End = Annotated[float | None, time_option("--end", "Where to stop, in seconds or hh:mm:ss.")]
 Size = Annotated[
     str | None,
     typer.Option(help="Shorter side in pixels, or WIDTHxHEIGHT. [default: the model's own]"),
@@ -153,7 +155,9 @@ def reenact(
     ] = None,
     neutral: Annotated[
         float | None,
-        time_option("--neutral", "The source's neutral moment. [default: found]"),
+        time_option(
+            "--neutral", "The source's neutral moment, in seconds or hh:mm:ss. [default: found]"
+        ),
     ] = None,
     start: Start = None,
     end: End = None,
@@ -276,8 +280,8 @@ def predict_frames(
         float | None,
         time_option(
             "--at",
-            "The moment to predict from. [default: the end; with --compare so many frames before"
-            " it]",
+            "The moment to predict from, in seconds or hh:mm:ss. [default: the end; with --compare"
+            " so many frames before it]",
         ),
     ] = None,
     compare: Annotated[

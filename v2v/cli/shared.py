@@ -65,7 +65,7 @@ def time_option(name: str, help: str) -> Any:
                 f"{name} {text} is not a time", hint=f"accepted: {TIME_FORMS}"
             ) from None
 
-    return typer.Option(name, parser=parse, metavar="TIME", help=f"{help} Seconds or hh:mm:ss.")
+    return typer.Option(name, parser=parse, metavar="TIME", help=help)
 
 
 def report_errors(results: list[ClipResult]) -> None:
