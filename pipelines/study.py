@@ -44,7 +44,7 @@ from pipelines.mark import TAG, Mark
 from v2v import __version__
 from v2v.data.probe import VIDEO_SUFFIXES
 from v2v.errors import MediaNotFound, NotWritable, UsageError, writing
-from v2v.files import is_hidden, visible_files
+from v2v.listing import is_hidden, visible_files
 from v2v.progress import Reporter, Silent
 
 QUESTION = "Which looks more real?"

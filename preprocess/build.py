@@ -52,7 +52,7 @@ from v2v.errors import (
     V2VError,
     writing,
 )
-from v2v.files import is_hidden
+from v2v.listing import is_hidden
 from v2v.progress import Reporter, Silent
 
 WORK = ".work"
@@ -535,6 +535,8 @@ class _Worker(threading.Thread):
                 self.report.finish(self.name)
         except V2VError as error:
             self.error = error
+            for partial in self.folder.glob(".*.partial"):
+                shutil.rmtree(partial, ignore_errors=True)
         except BaseException as error:
             self.crash = error
         finally:

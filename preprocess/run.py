@@ -19,8 +19,8 @@ from v2v.config import PreprocessSettings
 from v2v.data.probe import VIDEO_SUFFIXES, image_files
 from v2v.data.store import CLIP_FILE
 from v2v.errors import MediaNotFound, UsageError, V2VError
-from v2v.files import is_hidden, natural_key, visible_files
 from v2v.images import animation_kind
+from v2v.listing import is_hidden, natural_key, visible_files
 from v2v.native import prepare_process
 from v2v.progress import Relayed, Reporter
 from v2v.signals import load_signal, signal_names

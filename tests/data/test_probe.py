@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from v2v.data.probe import STANDARD_RATES, _rate, image_files, probe
 from v2v.errors import MediaNotFound, NotAVideo
-from v2v.files import natural_key
+from v2v.listing import natural_key
 
 X264 = ("-c:v", "libx264", "-pix_fmt", "yuv420p", "-preset", "ultrafast")
 

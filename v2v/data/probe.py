@@ -20,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from v2v.errors import MediaNotFound, NotAVideo, NotWritable, V2VError
-from v2v.files import visible_files
 from v2v.images import (
     animation_durations,
     animation_kind,
@@ -28,6 +27,7 @@ from v2v.images import (
     has_transparency,
     inspect_image,
 )
+from v2v.listing import visible_files
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 VIDEO_SUFFIXES = frozenset(

@@ -32,7 +32,7 @@ from v2v.checkpoint import (
     save_checkpoint,
 )
 from v2v.errors import CheckpointInvalid, RunConflict, writing
-from v2v.files import is_hidden
+from v2v.listing import is_hidden
 from v2v.training.settings import OPERATIONAL, TrainSettings
 
 FORMAT = 1
