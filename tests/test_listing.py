@@ -42,8 +42,8 @@ def test_digits_that_are_no_numbers_are_text() -> None:
     ordered = sorted((Path(f"{name}.png") for name in names), key=natural_key)
     assert [p.stem for p in ordered if p.stem.isascii()] == ["01", "1", "2", "10", "9" * 200, "a2"]
     assert ordered.index(Path("1²2.png")) < ordered.index(Path("1²10.png"))
-    assert ordered.index(Path("2.png")) < ordered.index(Path("٣.png")) < ordered.index(
-        Path("10.png")
+    assert (
+        ordered.index(Path("2.png")) < ordered.index(Path("٣.png")) < ordered.index(Path("10.png"))
     ), "decimal digits of other scripts are numbers"
     shuffled = random.Random(0).sample(ordered, len(ordered))
     assert sorted(shuffled, key=natural_key) == ordered, "not even 1 and 01 depend on the disk"
