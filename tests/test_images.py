@@ -366,6 +366,12 @@ def test_an_animation_s_pauses_are_kept(tmp_path: Path) -> None:
     assert places(path) == [0, 4, 8, 8, 8, 8, 12, 16, 20]
 
 
+def test_slides_are_shown_once_a_second(tmp_path: Path) -> None:
+    seen = probe(animate(tmp_path / "a.webp", [12_000, 12_000], kind="WEBP"))
+    assert seen.rate == 1 and seen.variable_rate
+    assert len(plan_frames(seen)) == 13
+
+
 def test_whole_milliseconds_stand_for_a_usual_rate(tmp_path: Path) -> None:
     path = animate(tmp_path / "a.webp", [41, 42, 42] * 4, kind="WEBP")
     assert probe(path).rate == 24 and not probe(path).variable_rate

@@ -338,9 +338,11 @@ def _probe_animated_webp(path: Path) -> Probe:
 
 def _animation_rate(pts: NDArray[np.int64], durations: list[int]) -> tuple[Fraction, bool]:
     """The rate that whole milliseconds stand for: 41, 42, 42 are 24 frames a second."""
+    measured = Fraction(1000 * (len(pts) - 1), int(pts[-1]))
+    if measured < Fraction(1, 10):  # slides
+        return Fraction(1), True
     if len(set(durations)) == 1:
         return Fraction(1000, durations[0]), False
-    measured = Fraction(1000 * (len(pts) - 1), int(pts[-1]))
     rate, variable = _rate(pts, Fraction(1, 1000), _standard(float(measured)))
     if variable:
         exact, varies = _rate(pts, Fraction(1, 1000), measured.limit_denominator(1001))
