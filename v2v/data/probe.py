@@ -325,6 +325,8 @@ def _probe_images(path: Path, files: list[Path]) -> Probe:
 def _probe_animated_webp(path: Path) -> Probe:
     image = inspect_image(path)
     durations = animation_durations(path)
+    if len(durations) < 2:
+        raise NotAVideo(f"{path} is cut off", hint="export the animation again")
     pts = np.cumsum([0, *durations[:-1]], dtype=np.int64)
     rate, variable = _animation_rate(pts, durations)
     return Probe(
