@@ -16,7 +16,6 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from pipelines.model import Look, Trained
@@ -24,7 +23,8 @@ from pipelines.rendering import Drive, Rendering
 from pipelines.source import Source, open_source
 from v2v.data.store import CLIP_FILE, ClipStore, frames_to_tensor
 from v2v.data.transforms import Placement
-from v2v.errors import LabelsMismatch, MediaNotFound, UnknownName, UsageError
+from v2v.errors import LabelsMismatch, MediaError, MediaNotFound, UnknownName, UsageError
+from v2v.images import float_white, read_picture
 from v2v.progress import Reporter, Silent
 from v2v.signals import Track
 from v2v.signals.segmentation import CITYSCAPES, VOID, LabelTrack
@@ -85,6 +85,7 @@ class LabelToVideo:
         source = self._open(labels, start, end, fps, look, report)
         table = self._table(replace or {})
         notes = self._unseen(source, table, report)
+        notes += source.store.record.signals[SIGNAL].warnings
         placement = Placement.plain(source.size, self.trained.size)
         if (kept := _kept(source.size, self.trained.size)) < 0.98:
             notes.append(
@@ -294,10 +295,9 @@ def _kept(source: tuple[int, int], size: tuple[int, int]) -> float:
 def _picture(path: Path, size: tuple[int, int]) -> Tensor:
     """[3, H, W] in [-1, 1], the middle of a picture."""
     try:
-        with Image.open(path) as image:
-            rgb = np.array(image.convert("RGB"))
-    except OSError as error:
-        raise UsageError(f"{path} is not a picture that can be read", hint=None) from error
+        rgb: NDArray[np.uint8] = read_picture(path, white=float_white([path]))
+    except MediaError as error:
+        raise UsageError(error.message, hint=error.hint) from error
     if min(rgb.shape[:2]) < 16:
         raise UsageError(f"{path} is too small for a style", hint="16 pixels are the least")
     source = (rgb.shape[0], rgb.shape[1])

@@ -42,8 +42,9 @@ from pipelines.compare import (
 )
 from pipelines.mark import TAG, Mark
 from v2v import __version__
-from v2v.data.probe import VIDEO_SUFFIXES, natural_key
+from v2v.data.probe import VIDEO_SUFFIXES
 from v2v.errors import MediaNotFound, NotWritable, UsageError, writing
+from v2v.listing import is_hidden, visible_files
 from v2v.progress import Reporter, Silent
 
 QUESTION = "Which looks more real?"
@@ -261,7 +262,7 @@ def _check_home(home: Path, overwrite: bool) -> None:
         return
     if not home.is_dir():
         raise NotWritable(f"{home} is a file", hint="name a folder, such as -o study")
-    if not any(home.iterdir()):
+    if all(map(is_hidden, home.iterdir())):
         return
     if not (home / KEY_FILE).is_file() or not (home / PAGE_FILE).is_file():
         raise UsageError(f"{home} holds other things", hint="choose another --output")
@@ -313,8 +314,7 @@ def _clips_in(folder: Path) -> dict[str, Path]:
         raise MediaNotFound(
             f"no such folder: {folder}", hint="with --pairs, give one folder of clips a method"
         )
-    files = [file for file in folder.iterdir() if file.suffix.lower() in VIDEO_SUFFIXES]
-    return {file.stem: file for file in sorted(files, key=natural_key) if file.is_file()}
+    return {file.stem: file for file in visible_files(folder, VIDEO_SUFFIXES)}
 
 
 def _size(clip: Footage, height: int | None) -> tuple[int, int]:
@@ -587,7 +587,8 @@ def _count(given: Iterable[Answers], key: Key, contents: Sequence[str]) -> tuple
 def _files(given: Sequence[str | Path]) -> list[Path]:
     found: list[Path] = []
     for one in map(Path, given):
-        found += sorted(one.glob("*.json")) if one.is_dir() else [one]
+        inside = (file for file in one.glob("*.json") if not is_hidden(file))
+        found += sorted(inside) if one.is_dir() else [one]
     if not found:
         raise UsageError(
             "there are no answers to count",

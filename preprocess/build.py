@@ -52,6 +52,7 @@ from v2v.errors import (
     V2VError,
     writing,
 )
+from v2v.listing import is_hidden
 from v2v.progress import Reporter, Silent
 
 WORK = ".work"
@@ -133,7 +134,8 @@ class _locked:  # noqa: N801 - used as a statement
     def __init__(self, folder: Path) -> None:
         if folder.exists() and not folder.is_dir():
             raise NotWritable(f"{folder} is a file, not a folder", hint="choose another --output")
-        foreign = folder.is_dir() and any(folder.iterdir()) and not (folder / ".lock").exists()
+        strangers = folder.is_dir() and not all(map(is_hidden, folder.iterdir()))
+        foreign = strangers and not (folder / ".lock").exists()
         if foreign and not (folder / CLIP_FILE).exists():
             raise StoreConflict(
                 f"{folder} exists and is not a clip store", hint="choose another --output"
@@ -288,7 +290,12 @@ class _Job:
         if not failed:
             shutil.rmtree(self.work, ignore_errors=True)
         return Outcome(
-            self.folder, self.record, made, kept, failed, warnings=_warnings(self.record)
+            self.folder,
+            self.record,
+            made,
+            kept,
+            failed,
+            warnings=_warnings(self.record),
         )
 
     def _plan(self) -> GrowingFrames:
@@ -327,6 +334,7 @@ class _Job:
             rate=plan.rate, count=len(plan), geometry=geometry, sources=plan.sources,
             source_frames=self.footage.frames,
             upright=(self.footage.upright_width, self.footage.upright_height),
+            names=tuple(file.name for file in self.footage.images),
         )  # fmt: skip
 
     def _context_of(self, record: ClipRecord) -> ClipContext:
@@ -346,6 +354,7 @@ class _Job:
             name=record.source.name, width=frames.width, height=frames.height, rate=store.rate,
             count=frames.count, geometry=geometry, sources=sources,
             source_frames=record.source.frames, upright=upright,
+            names=tuple(file.name for file in self.footage.images) if self.footage else (),
         )  # fmt: skip
 
     @staticmethod
@@ -525,6 +534,8 @@ class _Worker(threading.Thread):
                 self.report.finish(self.name)
         except V2VError as error:
             self.error = error
+            for partial in self.folder.glob(".*.partial"):
+                shutil.rmtree(partial, ignore_errors=True)
         except BaseException as error:
             self.crash = error
         finally:

@@ -99,7 +99,7 @@ def _facts(path: Path, source: Probe, plan: FramePlan, store: ClipStore | None, 
         audio=sound,
         hdr=source.hdr,
         lost=len(store.record.frames.lost) if store else lost,
-        notes=record.notes if record else source.notes,
+        notes=source.notes or (record.notes if record else ()),
     )
 
 

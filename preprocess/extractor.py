@@ -40,7 +40,8 @@ class ClipContext:
 
     `sources[k]` is the ordinal of the source frame that frame k was made from, of `source_frames`;
     None where that is not known, because a part of some footage that is gone was taken. `geometry`
-    says how the frame was cut from the upright source, `upright` its width and height.
+    says how the frame was cut from the upright source, `upright` its width and height. `names` are
+    the files of a folder of images, empty for video.
     """
 
     name: str
@@ -52,6 +53,7 @@ class ClipContext:
     sources: NDArray[np.int64] | None
     source_frames: int
     upright: tuple[int, int]
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -289,9 +289,9 @@ def _advice(seen: FootageReport) -> Iterator[str]:
         yield f"the footage has {cuts}; fine, training will not cross them"
     if facts.variable_rate:
         yield f"the frame rate varies; preprocessing lays the frames on {facts.fps:.4g} fps"
+    yield from facts.notes
     if facts.lost:
         yield f"{facts.lost} frames cannot be decoded and are held over; export the file again"
-    yield from facts.notes
     if seen.camera.state == "moving" and (person or face):
         yield (
             f"the camera moves in {seen.camera.moving:.0%} of the samples: put it on a tripod, or"

@@ -16,9 +16,11 @@ import cv2
 
 from preprocess.build import Outcome, default_folder, preprocess
 from v2v.config import PreprocessSettings
-from v2v.data.probe import VIDEO_SUFFIXES, image_files, natural_key
+from v2v.data.probe import VIDEO_SUFFIXES, image_files
 from v2v.data.store import CLIP_FILE
 from v2v.errors import MediaNotFound, UsageError, V2VError
+from v2v.images import animation_kind
+from v2v.listing import is_hidden, natural_key, visible_files
 from v2v.native import prepare_process
 from v2v.progress import Relayed, Reporter
 from v2v.signals import load_signal, signal_names
@@ -96,7 +98,8 @@ def expand_inputs(given: list[str], output: Path | None) -> list[ClipJob]:
     for item in given:
         path = Path(item)
         if not path.exists() and glob.has_magic(item):
-            matches = sorted((Path(p) for p in glob.glob(item, recursive=True)), key=natural_key)
+            found = (Path(p) for p in glob.glob(item, recursive=True))
+            matches = sorted((p for p in found if not is_hidden(p)), key=natural_key)
             if not matches:
                 raise MediaNotFound(f"nothing matches {item}", hint="check the pattern")
             for match in matches:
@@ -127,12 +130,14 @@ def expand_inputs(given: list[str], output: Path | None) -> list[ClipJob]:
 def _inside(path: Path) -> list[Path]:
     if not path.is_dir() or (path / CLIP_FILE).is_file():
         return [path]
-    stores = sorted((p.parent for p in path.glob(f"*/{CLIP_FILE}")), key=natural_key)
-    videos = sorted(
-        (p for p in path.iterdir() if p.suffix.lower() in VIDEO_SUFFIXES and p.is_file()),
-        key=natural_key,
-    )
-    if image_files(path) and not videos:
+    found = (p.parent for p in path.glob(f"*/{CLIP_FILE}"))
+    stores = sorted((p for p in found if not is_hidden(p)), key=natural_key)
+    videos = visible_files(path, VIDEO_SUFFIXES)
+    images = image_files(path)
+    if images and animation_kind(images[0]):  # a folder of animations, such as ComfyUI's output
+        animations = [p for p in images if animation_kind(p)]
+        videos = sorted([*videos, *animations], key=natural_key)
+    if images and not videos:
         return [path]
     if not videos and not stores:
         raise MediaNotFound(

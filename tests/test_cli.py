@@ -20,10 +20,11 @@ from v2v.data.store import ClipStore
 from v2v.data.video import VideoWriter
 
 
-def v2v(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def v2v(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "v2v", *arguments], cwd=cwd, capture_output=True, text=True
-    )
+        [sys.executable, "-m", "v2v", *arguments], cwd=cwd, capture_output=True, text=True,
+        env=os.environ | environment,
+    )  # fmt: skip
 
 
 def film(path: Path, count: int = 12) -> Path:
@@ -70,9 +71,11 @@ def test_several_clips_with_workers_and_json(tmp_path: Path) -> None:
 
 
 def test_the_table_says_where_to_look(tmp_path: Path) -> None:
+    """On a terminal of any encoding: the header's dots are not in this one."""
     film(tmp_path / "a.mp4")
-    run = v2v("preprocess", "a.mp4", "-S", "flow", cwd=tmp_path)
+    run = v2v("preprocess", "a.mp4", "-S", "flow", cwd=tmp_path, PYTHONIOENCODING="iso-8859-1")
     assert run.returncode == 0, run.stderr
+    assert "signals on ? of the frames" in run.stdout
     for part in ("12", "96x64", "flow 92%", "preview.mp4", "too few to train"):
         assert part in run.stdout
     assert "flow" in run.stderr and "12/12" in run.stderr  # the progress bars
@@ -112,6 +115,20 @@ def test_mistakes_are_told_in_words(
     assert "Traceback" not in said
     for word in words:
         assert word in said
+
+
+def test_a_folder_with_modules_of_the_same_names(tmp_path: Path) -> None:
+    """The installed command imports its own, not what lies in the working directory."""
+    command = Path(sys.executable).with_name("v2v")
+    if not command.exists():
+        pytest.skip("the command is not installed")
+    (tmp_path / "preprocess.py").write_text("raise SystemExit('the user's own')")
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "preprocess.yaml").write_text("frames: [")
+    run = subprocess.run(
+        [command, "preprocess", "missing.mp4"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert run.returncode == 1 and "no such file: missing.mp4" in run.stderr
 
 
 def test_ctrl_c_stops_at_once_and_the_next_run_goes_on(tmp_path: Path) -> None:

@@ -15,10 +15,19 @@ from typing import Annotated, Any, Literal, TypeGuard, TypeVar, cast, get_args
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from v2v.errors import ConfigError
+from v2v.timecode import parse_rate, parse_time
 
 
 class Config(BaseModel):
@@ -33,17 +42,7 @@ class Config(BaseModel):
 
 
 def _rate(value: Any) -> Any:
-    """Frame rates as people write them: 30, 29.97, 30000/1001."""
-    if value is None or isinstance(value, Fraction):
-        return value
-    try:
-        rate = Fraction(str(value))
-    except (ValueError, ZeroDivisionError):
-        rate = Fraction(0)
-    if rate <= 0:
-        raise ValueError("give a frame rate such as 25, 29.97 or 30000/1001")
-    ntsc = Fraction(round(rate * 1001 / 1000) * 1000, 1001)
-    return ntsc if abs(rate - ntsc) < Fraction(1, 200) and rate.denominator > 1 else rate
+    return value if value is None or isinstance(value, Fraction) else parse_rate(value)
 
 
 def _size(value: Any) -> Any:
@@ -60,7 +59,7 @@ def _switch(value: Any) -> Any:
 Switch = Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)]
 Unit = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
-Seconds = Annotated[float, Field(ge=0)]
+Seconds = Annotated[float, BeforeValidator(parse_time)]
 
 
 class FrameSettings(Config):
@@ -99,6 +98,15 @@ class SegmentationSettings(Config):
     labels: Path | None
     classes: Literal["cityscapes", "voc"] | tuple[str, ...]
     void: tuple[int, ...] | None
+    numbering: Literal["auto", "ids", "trainids", "mask"]
+
+    @model_serializer(mode="wrap")
+    def _as_recorded(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Stores made before the key existed record the same settings as ones made now."""
+        values: dict[str, Any] = plain(self)
+        if self.numbering == "auto":
+            values.pop("numbering", None)
+        return values
 
 
 class FlowSettings(Config):

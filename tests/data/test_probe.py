@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from v2v.data.probe import image_files, natural_key, probe
+from v2v.data.probe import image_files, probe
 from v2v.data.timing import STANDARD_RATES, rate_of
 from v2v.errors import MediaNotFound, NotAVideo
+from v2v.listing import natural_key
 
 X264 = ("-c:v", "libx264", "-pix_fmt", "yuv420p", "-preset", "ultrafast")
 

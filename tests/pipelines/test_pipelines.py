@@ -574,7 +574,7 @@ def test_prediction_by_command(predicting, command):
         (["train", "--task", "predict", "-d", "a", "--size", "64"], UsageError, "--size"),
         (["run", "--target", "no.mp4", "--source", "a"], MediaNotFound, "no.mp4"),
         (["run", "--target", "a", "--source", "a", "--task", "cat"], UnknownName, "pose"),
-        (["transfer", "--source", "a", "-m", "b", "--start", "nan"], UsageError, "no moment"),
+        (["transfer", "--source", "a", "-m", "b", "--start", "nan"], UsageError, "is not a time"),
         (["transfer", "--source", "a", "-m", ""], UsageError, "is empty"),
         (["transfer", "--source", "a", "-m", "b", "--device", "cpu:x"], UsageError, "cpu:x"),
         (["transfer", "--source", "a", "-m", "b", "-o", "notes.mp4/o.mp4"], NotWritable, "notes"),

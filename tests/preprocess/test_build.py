@@ -71,6 +71,34 @@ def blank(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def test_what_was_done_to_the_footage_is_said(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for number in range(3):
+        Image.new("RGBA", (32, 32), (200, 90, 10, 128)).save(tmp_path / "images" / f"{number}.png")
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / ".DS_Store").touch()  # the folder was looked at: it is as good as empty
+    for _ in range(2):
+        done = preprocess(tmp_path / "images", ["flow"], settings(), output=tmp_path / "store")
+        assert any("composed over black" in warning for warning in done.warnings)
+    shown = next(read_stored(tmp_path / "store" / "frames.mp4"))
+    assert np.abs(shown.mean(axis=(0, 1)) - (100, 45, 5)).max() < 4
+
+
+def test_a_refused_label_map_leaves_no_half_part(tmp_path: Path) -> None:
+    for kind in ("images", "labels"):
+        (tmp_path / kind).mkdir()
+        for number in range(4):
+            Image.new("L", (32, 32), 7).save(tmp_path / kind / f"{number}.png")
+    (tmp_path / "labels" / "3.png").write_bytes(b"")
+    chosen = settings(
+        segmentation__labels=str(tmp_path / "labels"), segmentation__backend="labels",
+        segmentation__void=[0],
+    )  # fmt: skip
+    done = preprocess(tmp_path / "images", ["segmentation"], chosen, output=tmp_path / "store")
+    assert "3.png is not an image" in done.failed["segmentation"].message
+    assert not list((tmp_path / "store").rglob("*.partial"))
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.is_file()}
 

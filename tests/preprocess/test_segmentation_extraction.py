@@ -6,7 +6,9 @@ import shutil
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -15,7 +17,7 @@ from PIL import Image
 
 from preprocess import segmentation as extraction
 from preprocess.extractor import ClipContext
-from preprocess.segmentation import LICENSE_PLATE, Extractor
+from preprocess.segmentation import LICENSE_PLATE, Extractor, pair_names
 from v2v import weights
 from v2v.config import PreprocessSettings, load_config
 from v2v.data.store import ClipStore
@@ -62,9 +64,20 @@ def save(folder: Path, maps: Maps, kind: str, *, name: str = "{:d}.png") -> Path
             image = Image.fromarray(COLOURS[one]).convert("RGBA")
         elif kind == "instance":
             image = Image.fromarray(instances_of(one))
+        elif kind == "three channels":
+            image = Image.fromarray(np.dstack([one] * 3))
+        elif kind == "opacity":
+            opacity = np.where(one == SKY, 0, 255).astype(np.uint8)
+            image = Image.fromarray(np.dstack([one, opacity]))
+        elif kind == "float":
+            image = Image.fromarray(one.astype(np.float32))
+        elif kind == "deep channels":
+            image = Image.fromarray(one)  # and written again below
         else:
             image = Image.fromarray(one)
         image.save(folder / name.format(t))
+        if kind == "deep channels":
+            cv2.imwrite(str(folder / name.format(t)), np.dstack([instances_of(one)] * 3))
     return folder
 
 
@@ -103,13 +116,18 @@ def read(chosen: PreprocessSettings, clip: ClipContext) -> dict[str, NDArray[np.
 # ---------------------------------------------------------------- forms
 
 
-@pytest.mark.parametrize("kind", ["grey", "palette", "colour", "colour-alpha", "instance"])
+FORMS = ["grey", "palette", "colour", "colour-alpha", "instance", "three channels", "opacity",
+         "float", "deep channels"]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", FORMS)
 def test_all_forms_give_the_same_labels(tmp_path: Path, kind: str) -> None:
-    found = read(settings(save(tmp_path / kind, truth(), kind)), context())
+    suffix = "{:d}.tif" if kind == "float" else "{:d}.png"
+    found = read(settings(save(tmp_path / kind, truth(), kind, name=suffix)), context())
     np.testing.assert_array_equal(found["segmentation.mkv"], truth())
     assert found["segmentation.mkv"].dtype == np.uint8
-    assert ("instances.mkv" in found) == (kind == "instance")
-    if kind == "instance":
+    assert ("instances.mkv" in found) == (kind in ("instance", "deep channels"))
+    if "instances.mkv" in found:
         assert found["instances.mkv"].dtype == np.uint16
         np.testing.assert_array_equal(found["instances.mkv"], instances_of(truth()))
     np.testing.assert_array_equal(found["pixels"].sum(axis=1), HEIGHT * WIDTH)
@@ -159,7 +177,150 @@ def test_classes_of_one_s_own(tmp_path: Path, classes: object) -> None:
     assert len(extractor.segmenter.palette) == len(extractor.segmenter.classes)
 
 
+# ---------------------------------------------------------------- numberings
+
+TRAIN_IDS = {7: 0, 23: 10, 24: 11, 26: 13}  # road, sky, person, car
+
+
+def as_train_ids(maps: Maps) -> Maps:
+    numbers = np.zeros_like(maps)
+    for label, number in TRAIN_IDS.items():
+        numbers[maps == label] = number
+    numbers[:, -2:] = 255
+    return numbers
+
+
+def test_cityscapes_train_ids_are_recognised_and_said(tmp_path: Path) -> None:
+    wanted = truth()
+    wanted[:, -2:] = VOID
+    folder = save(tmp_path / "maps", as_train_ids(truth()), "grey")
+    for numbering in ("auto", "trainids"):
+        chosen = settings(folder, numbering=numbering)
+        np.testing.assert_array_equal(read(chosen, context())["segmentation.mkv"], wanted)
+        extractor = Extractor(chosen, context())
+        assert extractor.segmenter.classes == tuple(NAMES)
+        said = " ".join(extractor.segmenter.warnings)  # type: ignore[attr-defined]
+        assert ("train ids, 255 as void" in said) == (numbering == "auto")
+    as_ids = read(settings(folder, numbering="ids"), context())["segmentation.mkv"]
+    assert (as_ids[:, -1] == LICENSE_PLATE).all()
+    void = read(settings(folder, void=[255]), context())["segmentation.mkv"]
+    assert set(np.unique(void)) == {0, 10, 11, 13, VOID}, "what is stated is not guessed"
+
+
+@pytest.mark.parametrize("kind", ["grey", "three channels"])
+@pytest.mark.parametrize("classes", ["cityscapes", ["nothing", "dancer"]])
+def test_masks_are_recognised_and_said(tmp_path: Path, kind: str, classes: object) -> None:
+    mask = (truth() == PERSON).astype(np.uint8)
+    chosen = settings(save(tmp_path / "maps", mask * 255, kind), classes=classes)
+    np.testing.assert_array_equal(read(chosen, context())["segmentation.mkv"], mask)
+    extractor = Extractor(chosen, context())
+    named = ("background", "person") if classes == "cityscapes" else ("nothing", "dancer")
+    assert extractor.segmenter.classes == named
+    assert f"255 as {named[1]}" in extractor.segmenter.warnings[0]  # type: ignore[attr-defined]
+
+
+def test_a_mask_has_two_values_and_two_classes(tmp_path: Path) -> None:
+    soft = np.full((COUNT, HEIGHT, WIDTH), 128, np.uint8)
+    folder = save(tmp_path / "maps", soft, "grey")
+    with pytest.raises(LabelsMismatch, match=r"the value 128, which is no value of a mask"):
+        read(settings(folder, numbering="mask"), context())
+    with pytest.raises(LabelsMismatch, match=r"the value 128, which is no train id"):
+        read(settings(folder, numbering="trainids"), context())
+    with pytest.raises(UsageError, match="two classes, 3 are named"):
+        Extractor(settings(folder, numbering="mask", classes=["a", "b", "c"]), context())
+    with pytest.raises(UsageError, match="needs Cityscapes' classes"):
+        Extractor(settings(folder, numbering="trainids", classes="voc"), context())
+
+
+def test_low_ids_stay_ids_and_what_else_they_may_be_is_said(tmp_path: Path) -> None:
+    maps = as_train_ids(truth())
+    maps[maps == 255] = 0
+    chosen = settings(save(tmp_path / "maps", maps, "grey"))
+    np.testing.assert_array_equal(read(chosen, context())["segmentation.mkv"], maps)
+    extractor = Extractor(chosen, context())
+    assert "numbering=trainids" in extractor.segmenter.warnings[0]  # type: ignore[attr-defined]
+
+
+def test_the_numbering_is_recorded_where_it_is_stated_only(tmp_path: Path) -> None:
+    """Stores made before the key existed have the same settings: nothing is extracted again."""
+    plain = settings(tmp_path).segmentation.model_dump(mode="json")
+    assert "numbering" not in plain
+    stated = settings(tmp_path, numbering="mask").segmentation.model_dump(mode="json")
+    assert stated == plain | {"numbering": "mask"}
+
+
+def test_grey_classes_of_colour_maps_are_colours(tmp_path: Path) -> None:
+    building = NAMES.index("building")
+    maps = truth()
+    maps[2] = building  # (70, 70, 70) throughout
+    found = read(settings(save(tmp_path / "maps", maps, "colour")), context())
+    np.testing.assert_array_equal(found["segmentation.mkv"], maps)
+
+
+# ---------------------------------------------------------------- which map goes with which image
+
+
+def test_maps_and_images_are_paired_by_their_numbers() -> None:
+    labels = [Path(f"{n}_gtFine.png") for n in (10, 2, 3)]
+    images = [f"a_{n:04}_leftImg8bit.png" for n in (2, 3, 10)]
+    paired, said = pair_names(images, labels)
+    assert [p.name for p in paired] == ["2_gtFine.png", "3_gtFine.png", "10_gtFine.png"]
+    assert said is None
+
+
+def test_shifted_names_are_paired_by_order_and_that_is_said(tmp_path: Path) -> None:
+    folder = save(tmp_path / "maps", truth(), "grey", name="frame_{:04d}.png")
+    names = tuple(f"frame_{n:04}.png" for n in range(1, COUNT + 1))
+    clip = replace(context(), names=names)
+    np.testing.assert_array_equal(read(settings(folder), clip)["segmentation.mkv"], truth())
+    extractor = Extractor(settings(folder), clip)
+    said = extractor.segmenter.warnings[0]  # type: ignore[attr-defined]
+    assert "paired by order, frame_0001.png with frame_0000.png" in said
+
+
+@pytest.mark.parametrize("names", [(), ("a.png", "b.png"), ("1_2.png", "2_3.png")])
+def test_names_that_cannot_be_compared_are_paired_by_order(names: tuple[str, ...]) -> None:
+    labels = [Path("5.png"), Path("6.png")]
+    assert pair_names(names, labels) == (labels, None)
+
+
 # ---------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize(("name", "options"), [("{:d}.jpg", {}), ("{:d}.webp", {"quality": 80})])
+def test_lossy_maps_are_refused(tmp_path: Path, name: str, options: dict[str, int]) -> None:
+    folder = tmp_path / "maps"
+    folder.mkdir()
+    for t, one in enumerate(truth()):
+        Image.fromarray(one).convert("RGB").save(folder / name.format(t), **options)  # type: ignore[arg-type]
+    message = r"0\.\w+ is compressed with loss, .* \d+ different values were found"
+    with pytest.raises(LabelsMismatch, match=message) as caught:
+        Extractor(settings(folder), context())
+    assert "PNG" in str(caught.value.hint)
+
+
+def test_lossless_webp_holds_labels(tmp_path: Path) -> None:
+    folder = tmp_path / "maps"
+    folder.mkdir()
+    for t, one in enumerate(truth()):
+        Image.fromarray(np.dstack([one] * 3)).save(folder / f"{t}.webp", lossless=True)
+    np.testing.assert_array_equal(read(settings(folder), context())["segmentation.mkv"], truth())
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.full((HEIGHT, WIDTH), 300, np.uint16), "label id 300; 35 classes are known"),
+        (np.full((HEIGHT, WIDTH), -1, np.int32), "label id -1; 35 classes are known|value -1"),
+        (np.full((HEIGHT, WIDTH), 70000, np.int32), "value 70000; label and instance ids are"),
+        (np.full((HEIGHT, WIDTH), 7.5, np.float32), "fractions where label ids"),
+    ],
+)
+def test_numbers_that_are_no_ids(tmp_path: Path, values: NDArray[Any], message: str) -> None:
+    folder = save(tmp_path / "maps", truth(), "grey", name="{:d}.tif")
+    Image.fromarray(values).save(folder / "1.tif")
+    with pytest.raises(LabelsMismatch, match=message):
+        read(settings(folder), context())
 
 
 def bad_size(folder: Path) -> None:

@@ -5,6 +5,7 @@ Heavy imports are inside the functions, so that `v2v --help` is instant.
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import Annotated
 
@@ -87,6 +88,10 @@ def main() -> None:
     import os
     import signal
 
+    for stream in (sys.stdout, sys.stderr):
+        # Names and texts need not fit the terminal's encoding: no work ends in an error for that.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     stopping = False
 
     def stop(*_: object) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from v2v.cli.rendering import Codec, Crf, Overwrite
-from v2v.cli.shared import AsJson, Quiet, console, progress
+from v2v.cli.shared import AsJson, Quiet, console, progress, time_option
 from v2v.errors import UsageError
 from v2v.native import prepare_process
 
@@ -27,8 +27,10 @@ fitted to it, and what was done is said.
     v2v compare a.mp4 b.mp4 --label "one hour" --label "two hours" --longest --sound 2
 """
 
-Start = Annotated[float | None, typer.Option(help="First moment to show, in seconds.")]
-End = Annotated[float | None, typer.Option(help="Where to stop, in seconds.")]
+Start = Annotated[
+    float | None, time_option("--start", "First moment to show, in seconds or hh:mm:ss.")
+]
+End = Annotated[float | None, time_option("--end", "Where to stop, in seconds or hh:mm:ss.")]
 Labels = Annotated[
     list[str] | None, typer.Option("--label", "-l", help="One a clip. [default: file names]")
 ]

@@ -17,6 +17,7 @@ from v2v.cli.shared import (
     print_outcomes,
     progress,
     report_errors,
+    time_option,
 )
 from v2v.errors import UnknownName, V2VError
 from v2v.native import prepare_process
@@ -73,8 +74,12 @@ def preprocess(
     fps: Annotated[
         str | None, typer.Option(help="Frames per second, e.g. 25 or 29.97. [default: as filmed]")
     ] = None,
-    start: Annotated[float | None, typer.Option(help="First moment to keep, in seconds.")] = None,
-    end: Annotated[float | None, typer.Option(help="Where to stop, in seconds.")] = None,
+    start: Annotated[
+        float | None, time_option("--start", "First moment to keep, in seconds or hh:mm:ss.")
+    ] = None,
+    end: Annotated[
+        float | None, time_option("--end", "Where to stop, in seconds or hh:mm:ss.")
+    ] = None,
     crop: Annotated[
         str | None,
         typer.Option(help="none, person or face: a box held still over the clip. [default: none]"),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from v2v.cli.shared import AsJson, Quiet, console, parse_size, progress
+from v2v.cli.shared import AsJson, Quiet, console, parse_size, progress, time_option
 from v2v.errors import UsageError
 from v2v.native import prepare_process
 
@@ -23,8 +23,10 @@ OutputFile = Annotated[
     Path | None,
     typer.Option("--output", "-o", help="The video. [default: SOURCE-MODEL.mp4]"),
 ]
-Start = Annotated[float | None, typer.Option(help="First moment to render, in seconds.")]
-End = Annotated[float | None, typer.Option(help="Where to stop, in seconds.")]
+Start = Annotated[
+    float | None, time_option("--start", "First moment to render, in seconds or hh:mm:ss.")
+]
+End = Annotated[float | None, time_option("--end", "Where to stop, in seconds or hh:mm:ss.")]
 Size = Annotated[
     str | None,
     typer.Option(help="Shorter side in pixels, or WIDTHxHEIGHT. [default: the model's own]"),
@@ -153,7 +155,9 @@ def reenact(
     ] = None,
     neutral: Annotated[
         float | None,
-        typer.Option(help="The source's neutral moment in seconds. [default: found]"),
+        time_option(
+            "--neutral", "The source's neutral moment, in seconds or hh:mm:ss. [default: found]"
+        ),
     ] = None,
     start: Start = None,
     end: End = None,
@@ -274,9 +278,10 @@ def predict_frames(
     frames: Annotated[int, typer.Option("--frames", "-n", help="How many.")] = 30,
     at: Annotated[
         float | None,
-        typer.Option(
-            help="The moment to predict from, in seconds. [default: the end; with --compare so"
-            " many frames before it]"
+        time_option(
+            "--at",
+            "The moment to predict from, in seconds or hh:mm:ss. [default: the end; with --compare"
+            " so many frames before it]",
         ),
     ] = None,
     compare: Annotated[

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from v2v.errors import UsageError, V2VError
+from v2v.timecode import TIME_FORMS, parse_time
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -49,6 +50,22 @@ def parse_size(text: str | None) -> Any:
             f"--size {text} is not a size", hint="write 512 for the shorter side, or 512x768"
         )
     return int(parts[0]) if len(parts) == 1 else [int(p) for p in parts]
+
+
+def time_option(name: str, help: str) -> Any:
+    """An option for a moment of footage: seconds, mm:ss or hh:mm:ss."""
+
+    def parse(text: Any) -> float | None:
+        if text is None:
+            return None
+        try:
+            return parse_time(text)
+        except ValueError:
+            raise UsageError(
+                f"{name} {text} is not a time", hint=f"accepted: {TIME_FORMS}"
+            ) from None
+
+    return typer.Option(name, parser=parse, metavar="TIME", help=help)
 
 
 def report_errors(results: list[ClipResult]) -> None:

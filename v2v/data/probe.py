@@ -8,7 +8,6 @@ decoding) and every later decision, which frame goes where, rests on that list o
 from __future__ import annotations
 
 import hashlib
-import re
 import struct
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -31,14 +30,24 @@ from v2v.data.media import (
 from v2v.data.timing import (
     ASSUMED_RATE,
     SLIDE_RATE,
+    SLOWEST,
     Packets,
     Ticks,
     Timeline,
     believable,
     rate_of,
+    standard_rate,
     timeline,
 )
-from v2v.errors import MediaNotFound, NotAVideo
+from v2v.errors import MediaNotFound, NotAVideo, NotWritable, V2VError
+from v2v.images import (
+    animation_durations,
+    animation_kind,
+    float_white,
+    has_transparency,
+    inspect_image,
+)
+from v2v.listing import visible_files
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 VIDEO_SUFFIXES = frozenset(
@@ -51,6 +60,8 @@ WIDEST = 65_536  # pixels a side; what is larger is a damaged header
 SLIDES = Fraction(1, 600)  # frames a second; slower footage has a damaged header
 TS_DISCONT = 0x200  # libav's flag of formats whose clock may be set within a file
 LOOK_AHEAD = 48  # frames decoded to see whether their times are in the order of decoding
+ANIMATED_WEBP = "animated webp"  # the container's name: libav reads only the first frame of it
+TRANSPARENCY_SAMPLES = 8  # images of a folder that are looked through for transparent pixels
 
 
 @dataclass(frozen=True)
@@ -134,9 +145,11 @@ class Probe:
 
 
 def probe(path: str | Path) -> Probe:
-    """Read what `path` is: a video file, a still image, or a folder of images.
+    """Read what `path` is: a video file, a still image, an animation, or a folder of images.
 
-    Raises `MediaNotFound`, `NotAVideo`.
+    Of images the content decides: an APNG named .png is an animation.
+
+    Raises `MediaNotFound`, `NotAVideo`, `NotWritable` (no permission to read).
     """
     path = Path(path)
     if not path.exists():
@@ -145,7 +158,10 @@ def probe(path: str | Path) -> Probe:
         return _probe_images(path, image_files(path))
     if path.is_file() and path.stat().st_size == 0:
         raise NotAVideo(f"{path} is empty (0 bytes)", hint="copy or export the footage again")
-    if path.suffix.lower() in IMAGE_SUFFIXES:
+    animation = animation_kind(path)
+    if animation == "webp":
+        return _probe_animated_webp(path)
+    if path.suffix.lower() in IMAGE_SUFFIXES and animation is None:
         return _probe_images(path, [path])
     with open_media(path) as container:
         return _probe_container(path, container)
@@ -325,50 +341,93 @@ def _audio(container: Any, jumps: tuple[float, ...], notes: list[str]) -> Audio 
 
 
 def _probe_images(path: Path, files: list[Path]) -> Probe:
-    from PIL import Image
-
     if not files:
         raise NotAVideo(
             f"{path} holds no images and is not a video",
             hint="give a video file, or a folder of frames (PNG, JPEG) named in order",
         )
-    try:
-        with Image.open(files[0]) as image:
-            width, height = image.size
-            mode = image.mode
-            if image.getexif().get(0x0112, 1) >= 5:  # EXIF orientation, the transposing half
-                width, height = height, width
-    except OSError as error:
+    if path.is_dir() and animation_kind(files[0]):
         raise NotAVideo(
-            f"{files[0]} is not an image that can be read", hint="save it again as PNG or JPEG"
-        ) from error
+            f"{path} holds animations, such as {files[0].name}, not the frames of one clip",
+            hint="give the animations themselves",
+        )
+    first, failed = None, None
+    for file in files:  # frames that cannot be read are lost; any other says what the clip is
+        try:
+            first = inspect_image(file)
+            break
+        except V2VError as error:
+            failed = failed or error
+    if first is None:
+        assert failed is not None
+        raise failed
+    step = -(-len(files) // TRANSPARENCY_SAMPLES)
     return Probe(
-        path=path, container="images", codec=files[0].suffix[1:].lower(), pixel_format=mode,
-        width=width, height=height, upright_width=width, upright_height=height,
-        orientation=(1, 0, 0, 1), pixel_aspect=Fraction(1), rate=DEFAULT_IMAGE_RATE,
-        variable_rate=False, pts=np.arange(len(files), dtype=np.int64),
+        path=path, container="images", codec=files[0].suffix[1:].lower(), pixel_format=first.mode,
+        width=first.width, height=first.height, upright_width=first.width,
+        upright_height=first.height, orientation=(1, 0, 0, 1), pixel_aspect=Fraction(1),
+        rate=DEFAULT_IMAGE_RATE, variable_rate=False, pts=np.arange(len(files), dtype=np.int64),
         time_base=1 / DEFAULT_IMAGE_RATE, timestamps_known=True, matrix=0, transfer=2,
-        full_range=True, audio=None, images=tuple(files),
+        full_range=True, audio=None, images=tuple(files), notes=_transparency(files[::step]),
     )  # fmt: skip
+
+
+def _probe_animated_webp(path: Path) -> Probe:
+    image = inspect_image(path)
+    durations = animation_durations(path)
+    if len(durations) < 2:
+        raise NotAVideo(f"{path} is cut off", hint="export the animation again")
+    pts = np.cumsum([0, *durations[:-1]], dtype=np.int64)
+    rate, variable = _animation_rate(pts, durations)
+    return Probe(
+        path=path, container=ANIMATED_WEBP, codec="webp", pixel_format=image.mode,
+        width=image.width, height=image.height, upright_width=image.width,
+        upright_height=image.height, orientation=(1, 0, 0, 1), pixel_aspect=Fraction(1), rate=rate,
+        variable_rate=variable, pts=pts, time_base=Fraction(1, 1000), timestamps_known=True,
+        matrix=0, transfer=2, full_range=True, audio=None, notes=_transparency([path]),
+    )  # fmt: skip
+
+
+def _animation_rate(pts: NDArray[np.int64], durations: list[int]) -> tuple[Fraction, bool]:
+    """The rate that whole milliseconds stand for: 41, 42, 42 are 24 frames a second."""
+    measured = Fraction(1000 * (len(pts) - 1), int(pts[-1]))
+    if measured < SLOWEST:
+        return SLIDE_RATE, True
+    if len(set(durations)) == 1:
+        return Fraction(1000, durations[0]), False
+    return rate_of(pts, Fraction(1, 1000), standard_rate(float(measured)))
+
+
+def _transparency(files: list[Path]) -> tuple[str, ...]:
+    for file in files:
+        with suppress(V2VError):
+            if has_transparency(file):
+                return ("it has transparent parts: they are composed over black",)
+    return ()
+
+
+def white_of(probe: Probe) -> float:
+    """The value of white in the footage's images, see `float_white`."""
+    return float_white(probe.images) if probe.pixel_format == "F" else 1.0
 
 
 def image_files(folder: Path) -> list[Path]:
     """The images directly inside `folder`, in the order of their names (2 before 10)."""
-    files = [f for f in folder.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES and f.is_file()]
-    return sorted(files, key=natural_key)
+    return visible_files(folder, IMAGE_SUFFIXES)
 
 
 def hash_files(files: list[Path]) -> str:
-    """SHA-256 of the files' names and contents."""
+    """SHA-256 of the files' names and contents. Raises `NotWritable` (no permission to read)."""
     digest = hashlib.sha256()
     for path in files:
-        digest.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+        try:
+            with open(path, "rb") as file:
+                content = hashlib.file_digest(file, "sha256").digest()
+        except PermissionError as error:
+            raise NotWritable(f"no permission to read {path}", hint=None) from error
+        # Names need not be valid text: the bytes of those that are not are kept.
+        digest.update(path.name.encode("utf-8", "surrogateescape") + b"\0" + content)
     return digest.hexdigest()
-
-
-def natural_key(path: Path) -> tuple[object, ...]:
-    parts = re.split(r"(\d+)", path.name.lower())
-    return tuple((1, int(p), "") if p.isdigit() else (0, 0, p) for p in parts)
 
 
 def _similar(path: Path) -> str | None:

@@ -279,23 +279,31 @@ def rate_of(pts: Ticks, time_base: Fraction, average: Fraction) -> tuple[Fractio
         return average, False
     times = (pts - pts[0]) * float(time_base)
     measured = (len(pts) - 1) / times[-1]
-    for rate in (average, _standard(measured)):
-        drift = np.abs(times * float(rate) - np.arange(len(pts)))
-        if drift.max() < 0.5:
-            return rate, False
+    exact = Fraction(measured).limit_denominator(1001)
+    drifts = {
+        rate: float(np.abs(times * float(rate) - np.arange(len(pts))).max())
+        for rate in (average, standard_rate(measured), exact)
+    }
+    fitting = [rate for rate, drift in drifts.items() if drift < 0.5]
+    if fitting:
+        # A header that is a little off runs away from the frames; unevenness does so at any rate.
+        rounding = float(time_base * fitting[0]) + 0.01
+        off = drifts[fitting[0]] > 4 * max(drifts[exact], rounding)
+        return (exact if off else fitting[0]), False
     # The shortest common interval keeps most moments; screen recordings have long pauses. The mean
     # around the median undoes the rounding of clocks that tick in milliseconds.
     steps = np.sort(np.diff(times))
     typical = steps[(len(steps) - 1) // 2]
     common = steps[np.abs(steps - typical) <= max(typical / 4, float(time_base))]
-    return _standard(1 / float(common.mean())), True
+    return standard_rate(1 / float(common.mean())), True
 
 
 def believable(rate: Fraction | None) -> bool:
     return rate is not None and SLOWEST <= rate <= FASTEST
 
 
-def _standard(rate: float) -> Fraction:
+def standard_rate(rate: float) -> Fraction:
+    """The usual rate nearest to one that was measured, or the fraction that it is."""
     nearest = min(STANDARD_RATES, key=lambda r: abs(float(r) / rate - 1))
     if abs(float(nearest) / rate - 1) < 0.01:
         return nearest

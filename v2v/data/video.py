@@ -31,9 +31,10 @@ from v2v.data.media import (
     picture_stream,
     sound_stream,
 )
-from v2v.data.probe import Audio, Probe
+from v2v.data.probe import ANIMATED_WEBP, Audio, Probe, white_of
 from v2v.data.timing import FASTEST, SLOWEST, ContinuousClock
-from v2v.errors import BrokenStream, NotAVideo, UsageError, writing
+from v2v.errors import BrokenStream, NotAVideo, NotWritable, UsageError, writing
+from v2v.images import read_animation, read_picture
 
 BT709, SMPTE170M = 1, 6  # ITU-T H.273 matrix coefficients
 MOST_FRAMES = 1 << 22  # of a clip: 39 hours at 30 a second
@@ -306,6 +307,9 @@ def _decode(probe: Probe, first: int) -> Iterator[Numbered]:
     if probe.images:
         yield from _decode_images(probe, first)
         return
+    if probe.container == ANIMATED_WEBP:
+        yield from _decode_animation(probe, first)
+        return
     following = first
     with suppress(av.FFmpegError):  # a damaged frame; frame threads do not recover from it
         for ordinal, frame in _decode_from(probe, first, careful=False):
@@ -383,13 +387,11 @@ def _frames(
 
 
 def _decode_images(probe: Probe, first: int) -> Iterator[tuple[int, av.VideoFrame]]:
-    from PIL import Image, ImageOps
-
+    white = white_of(probe)
     for ordinal, file in enumerate(probe.images[first:], start=first):
         try:
-            with Image.open(file) as image:
-                rgb = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-        except OSError:
+            rgb = read_picture(file, white=white)
+        except (NotAVideo, NotWritable):
             continue  # reported as lost
         if rgb.shape[:2] != (probe.upright_height, probe.upright_width):
             height, width = rgb.shape[:2]
@@ -398,7 +400,14 @@ def _decode_images(probe: Probe, first: int) -> Iterator[tuple[int, av.VideoFram
                 f" {probe.upright_width}x{probe.upright_height}",
                 hint="all images of a clip must have one size",
             )
-        yield ordinal, av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")
+        yield ordinal, av.VideoFrame.from_ndarray(rgb, format="rgb24")
+
+
+def _decode_animation(probe: Probe, first: int) -> Iterator[tuple[int, av.VideoFrame]]:
+    """Its frames build on one another: all are decoded, from the beginning."""
+    for ordinal, rgb in enumerate(read_animation(probe.path)):
+        if ordinal >= first:
+            yield ordinal, av.VideoFrame.from_ndarray(rgb, format="rgb24")
 
 
 class _Upright:

@@ -35,6 +35,8 @@ CITYSCAPES: dict[str, tuple[int, int, int]] = {  # name: the data set's colour, 
     "caravan": (0, 0, 90), "trailer": (0, 0, 110), "train": (0, 80, 100),
     "motorcycle": (0, 0, 230), "bicycle": (119, 11, 32), "license plate": (0, 0, 142),
 }  # fmt: skip
+# The ids that Cityscapes' train ids 0 to 18 stand for; its train id 255 is void.
+CITYSCAPES_TRAIN_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 VOC = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair",
     "cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa",

@@ -32,6 +32,7 @@ from v2v.checkpoint import (
     save_checkpoint,
 )
 from v2v.errors import CheckpointInvalid, RunConflict, writing
+from v2v.listing import is_hidden
 from v2v.training.settings import OPERATIONAL, TrainSettings
 
 FORMAT = 1
@@ -77,7 +78,7 @@ class RunFolder:
     def begin(self, settings: TrainSettings, stores: list[str]) -> None:
         """Make the folder, or check that it is of the same run. Raises `RunConflict`."""
         if not self.exists:
-            strangers = [p.name for p in self.folder.iterdir() if p.name != ".lock"]
+            strangers = [p.name for p in self.folder.iterdir() if not is_hidden(p)]
             if strangers:
                 raise RunConflict(
                     f"{self.folder} is not empty and no run of v2v (it has {strangers[0]})",
