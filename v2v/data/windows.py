@@ -713,10 +713,11 @@ class _Reader:
 
     def flow(self, draw: Draw) -> NDArray[np.uint16]:
         """Packed flow of all frames that the window spans, whatever its stride."""
-        path = self.stores[draw.clip].folder / "flow.mkv"
+        store = self.stores[draw.clip]
+        store.check_signal("flow")
 
         def read(start: int, stop: int) -> Any:
-            return read_range(path, start, stop, pixel_format="gray16le")
+            return read_range(store.folder / "flow.mkv", start, stop, pixel_format="gray16le")
 
         found = [
             block[max(draw.start - start, 0) : draw.stop - start]
