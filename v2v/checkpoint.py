@@ -185,7 +185,7 @@ def load_model(path: str | Path, *, device: torch.device | str = "cpu") -> Model
         ) from error
     if record.active is not None:
         generator.active = record.active  # type: ignore[assignment]
-    multiple = getattr(generator, "multiple", 1)
+    multiple = getattr(generator, "multiple", 1) if hasattr(generator, "active") else 1
     if record.height % multiple or record.width % multiple:
         raise CheckpointInvalid(
             f"{folder / MODEL_FILE}: height and width must be multiples of {multiple}, not"

@@ -18,12 +18,13 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
 
-from v2v.errors import V2VError
+from v2v.errors import UsageError, V2VError
 
 MOST_BYTES = 64 << 20  # of a record: a clip of 100 hours with a shot in each second has 4 MB
 MOST_LINE = 1 << 20  # bytes, of files of many records
 MOST_FRAMES = 1 << 31
 MOST_SIDE = 1 << 16  # pixels
+MOST_NAME = 200  # bytes; files beside the folder have longer names
 SHOWN = 60  # characters of a wrong value
 
 RecordT = TypeVar("RecordT", bound=BaseModel)
@@ -80,22 +81,39 @@ FileName = Annotated[str, AfterValidator(_file_name)]
 Plain = Annotated[dict[str, Any], AfterValidator(_finite)]  # free content, of finite numbers
 
 
+def check_name(name: str, option: str = "--name") -> str:
+    """A name that becomes a folder's: one plain path component. Raises `UsageError`."""
+    plain = (
+        name.isprintable()  # neither control characters nor half of an encoding
+        and name.strip() == name
+        and not name.startswith((".", "-"))
+        and not set(name) & set("/\\")
+    )
+    if not name or not plain or len(name.encode("utf-8")) > MOST_NAME:
+        raise UsageError(
+            f"{option} {shown(name)} cannot name a folder",
+            hint=f"give 1 to {MOST_NAME} letters, digits and signs without / and \\, the first of"
+            " them neither a dot nor a dash",
+        )
+    return name
+
+
 def read_text(
     path: Path, error: type[V2VError], *, hint: str, most: int = MOST_BYTES
 ) -> str:  # fmt: skip
     """A UTF-8 file of at most `most` bytes. Raises `error`."""
     try:
         if not path.is_file():
-            raise error(f"{path} is not a file", hint=hint)
+            raise error(f"cannot read {path}: it is not a file", hint=hint)
         with open(path, "rb") as file:
             raw = file.read(most + 1)
         if len(raw) > most:
             raise error(f"{path} is too large: {most >> 20} MiB are accepted", hint=hint)
         return raw.decode("utf-8")
     except UnicodeDecodeError as problem:
-        raise error(f"{path} is not UTF-8 text: {problem}", hint=hint) from problem
+        raise error(f"cannot read {path}: it is not UTF-8 text ({problem})", hint=hint) from problem
     except OSError as problem:
-        raise error(f"{path} cannot be read: {problem.strerror}", hint=hint) from problem
+        raise error(f"cannot read {path}: {problem.strerror}", hint=hint) from problem
 
 
 def parse(text: str, where: object, error: type[V2VError], *, hint: str) -> dict[str, Any]:
@@ -154,9 +172,9 @@ def read_lines(
                     text = raw.decode("utf-8").rstrip("\r\n")
                     yield text, validate(model, text, where, error, hint=hint)
     except UnicodeDecodeError as problem:
-        raise error(f"{path} is not UTF-8 text: {problem}", hint=hint) from problem
+        raise error(f"cannot read {path}: it is not UTF-8 text ({problem})", hint=hint) from problem
     except OSError as problem:
-        raise error(f"{path} cannot be read: {problem.strerror}", hint=hint) from problem
+        raise error(f"cannot read {path}: {problem.strerror}", hint=hint) from problem
 
 
 def explain(error: ValidationError) -> str:

@@ -51,6 +51,7 @@ from v2v.errors import (
     UsageError,
     V2VError,
 )
+from v2v.native import cores
 from v2v.signals import Track, load_signal
 from v2v.signals._landmarks import planes
 from v2v.signals.flow import FlowTrack, unpack
@@ -853,6 +854,7 @@ def loader(
     # Never a fork: threads of decoders and of torch do not survive one.
     context = get_context("forkserver")
     context.set_forkserver_preload(["v2v.data.windows"])
+    workers = min(workers, max(cores(), 1))  # more of them only wait for one another
     prepared = DataLoader(
         _Jobs(windows), batch_size=None, sampler=_Stream(jobs), num_workers=workers,
         multiprocessing_context=context, collate_fn=_unchanged, worker_init_fn=_start_worker,

@@ -82,9 +82,11 @@ from v2v.training.stopping import Stopping
 
 __all__ = ["Outcome", "PredictSettings", "Predictor", "load_predictor", "train_predictor"]
 
-Count = Annotated[int, Field(ge=1)]
-Weight = Annotated[float, Field(ge=0)]
-Lengths = Annotated[tuple[Count, ...], Field(min_length=1)]
+Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
+Size = Annotated[int, Field(ge=1, le=4096)]
+Weight = Annotated[float, Field(ge=0, le=1e6)]
+LearningRate = Annotated[float, Field(gt=0, le=1)]
+Lengths = Annotated[tuple[Annotated[int, Field(ge=1, le=1024)], ...], Field(min_length=1)]
 Part = Annotated[float, Field(ge=0, lt=1)]
 PIECE = 64  # label maps that are read together
 MAX_VALIDATED = 24  # windows that a score is the mean of, about
@@ -93,15 +95,15 @@ MEASURED = 150  # frames of a shot that errors are measured on
 
 class PointSettings(Config):
     steps: Count
-    past: Annotated[int, Field(ge=LEAST)]
-    components: Count
+    past: Annotated[int, Field(ge=LEAST, le=1024)]
+    components: Size
     variance: Unit
-    hidden: Count
+    hidden: Size
     dropout: Part
     damping: Annotated[float, Field(gt=0, lt=1)]
     lengths: Lengths
-    batch: Count
-    rate: Positive
+    batch: Size
+    rate: LearningRate
     weight_decay: Weight
     noise: Weight
     shift: Weight
@@ -110,12 +112,12 @@ class PointSettings(Config):
 
 class LabelSettings(Config):
     steps: Count
-    size: Annotated[int, Field(ge=32)]
-    width: Count
-    embedding: Count
+    size: Annotated[int, Field(ge=32, le=4096)]
+    width: Annotated[int, Field(ge=1, le=1024)]
+    embedding: Annotated[int, Field(ge=1, le=1024)]
     lengths: Lengths
-    batch: Count
-    rate: Positive
+    batch: Size
+    rate: LearningRate
     weight_decay: Weight
     balance: Unit
     flow: Weight
