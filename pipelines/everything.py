@@ -25,6 +25,7 @@ from v2v.data.probe import probe
 from v2v.data.store import CLIP_FILE, ClipStore
 from v2v.errors import MediaError, RunConflict, UnknownName, UsageError
 from v2v.progress import Reporter, Silent
+from v2v.records import check_name
 from v2v.training.settings import TrainSettings
 
 TASKS = ("pose", "face")
@@ -84,7 +85,7 @@ def run(
     # All that can be refused is refused before hours are spent.
     values = {"data.size": size, "budget.minutes": minutes}
     chosen = load_config(TrainSettings, "train", f"train-{task}", overrides=settings, values=values)
-    folder = runs / (name or default_folder(target).name)
+    folder = runs / check_name(default_folder(target).name if name is None else name)
     path = output or Path(f"{default_folder(source).name}-{folder.name}.mp4")
     video = Output(path, compare=compare, size=render_size, overwrite=True)
     video.check()

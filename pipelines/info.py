@@ -10,19 +10,58 @@ from pipelines.mark import read_mark
 from v2v.checkpoint import MODEL_FILE, load_model
 from v2v.data.probe import probe
 from v2v.data.store import CLIP_FILE, ClipStore
+from v2v.errors import UsageError
+from v2v.progress import Reporter, Silent
+from v2v.signals import signal_names
+from v2v.training.predictor import load_predictor
 
 
-def describe(path: str | Path) -> dict[str, Any]:
-    """Facts by name, for people and programs. Raises what opening raises."""
+def describe(
+    path: str | Path, *, verify: bool = False, report: Reporter | None = None
+) -> dict[str, Any]:
+    """Facts by name, for people and programs. Raises what opening raises.
+
+    Args:
+        verify: whether to compare every file of a store with its hash, and to look for a model's
+            predictor too. A model's own files are always read whole.
+    """
     from pipelines.model import RUNS
 
     place = Path(path)
     if (place / CLIP_FILE).is_file():
-        return _store(ClipStore.open(place))
+        store = ClipStore.open(place)
+        return _store(store) | (_verified(store, report or Silent()) if verify else {})
     for folder in (place, RUNS / path):
         if (folder / MODEL_FILE).is_file() or (folder / "model" / MODEL_FILE).is_file():
-            return _model(folder)
+            return _model(folder) | (_checked(folder) if verify else {})
+    if verify:
+        raise UsageError(
+            f"{path} cannot be verified: it is neither a clip store nor a model",
+            hint="v2v doctor VIDEO says what is wrong with footage",
+        )
     return _video(place)
+
+
+def _verified(store: ClipStore, report: Reporter) -> dict[str, Any]:
+    """Every file against its hash, every header against the record."""
+    store.verify(report=report)
+    store.check_frames()
+    for signal in store.signals:
+        if signal in signal_names():
+            store.check_signal(signal)
+    files = store.record.files
+    size = sum(file.bytes for file in files.values())
+    return {"verified": f"{len(files)} files, {size / 1e6:.1f} MB: all as they were written"}
+
+
+def _checked(folder: Path) -> dict[str, Any]:
+    """That the weights fit and are finite was checked when they were loaded."""
+    run = folder.parent if (folder / MODEL_FILE).is_file() else folder
+    checked = ["the model"]
+    if (run / "predictor").exists():
+        load_predictor(run / "predictor")
+        checked.append("its predictor")
+    return {"verified": f"{' and '.join(checked)}: weights complete and finite"}
 
 
 def _video(path: Path) -> dict[str, Any]:

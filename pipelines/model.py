@@ -136,10 +136,9 @@ class Trained:
     def placement(self, clip: int) -> Placement:
         """Where the pixels of a clip that it was trained on are in its frames."""
         use, record = self.model.record.clips[clip], self.model.record
-        augment = record.training.get("settings", {}).get("augment", {})
         source = (use.height, use.width)
         # As training saw it, rounding and all.
-        grain = grain_of(source, self.size, augment.get("scale", [1.0, 1.0])[1])
+        grain = grain_of(source, self.size, record.zoom)
         return Placement.plain(source, self.size, grain=grain)
 
     def remembered(self, clip: int, signal: str, kind: str = "points") -> NDArray[np.float32]:

@@ -12,7 +12,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +77,8 @@ class Source:
 
     def pictures(self, first: int = 0) -> Iterator[Picture]:
         """Its frames from the given one on, as stored."""
-        path = self.store.folder / "frames.mp4"
-        return islice(read_stored(path, first=self.start + first), len(self) - first)
+        path = self.store.check_frames()
+        return read_stored(path, first=self.start + first, count=len(self) - first)
 
 
 def open_source(
@@ -114,6 +113,7 @@ def open_source(
     missing = [name for name in signals if name not in store.signals]
     if missing:
         store = _made(store.folder, missing, report=report)
+    store.verify(signals, again=False, report=report)
     return _range(store, start, end)
 
 

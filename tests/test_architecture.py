@@ -29,13 +29,19 @@ LAYERS = (
         "v2v.listing",
         "v2v.images",
         "v2v.timecode",
+        "v2v.records",
         "v2v.warp",
         "v2v.weights",
         "v2v.progress",
         "v2v.native",
         "v2v.installation",
     ),
-    ("v2v.data", "v2v.data.probe", "v2v.data.video"),  # files and pictures, no signals
+    (
+        "v2v.data",
+        "v2v.data.probe",
+        "v2v.data.verified",
+        "v2v.data.video",
+    ),  # files and pictures, no signals
     ("v2v.signals",),
     ("v2v.data.store", "v2v.models", "v2v.losses"),
     ("v2v.data.plate", "v2v.data.transforms", "v2v.data.windows"),

@@ -14,8 +14,10 @@ from safetensors.torch import save_file
 from v2v.checkpoint import (
     FORMAT,
     Checkpoint,
+    ClipUse,
     Model,
     ModelRecord,
+    SignalUse,
     load_checkpoint,
     load_model,
     read_tensors,
@@ -34,11 +36,17 @@ def model() -> Model:
     torch.manual_seed(0)
     generator = build_generator(**ARCHITECTURE)
     generator.active = 1  # type: ignore[assignment]
-    record = ModelRecord(
-        format=FORMAT, tool="v2v test", task="pose", signals=(), height=32, width=32,
-        generator=ARCHITECTURE, active=1, clips=(), training={"steps": 3},
+    clip = ClipUse(
+        name="a", source="a.mp4", sha256="0" * 64, fps="25", frames=9, trained=(0, 8), width=64,
+        height=64, still=True,
     )  # fmt: skip
-    return Model(record, generator, {0: torch.rand(4, 32, 32)}, {"0.pose.points": torch.rand(2, 3)})
+    record = ModelRecord(
+        format=FORMAT, tool="v2v test", task="pose", height=32, width=32,
+        signals=(SignalUse(name="pose", channels=3, spec={}),),
+        generator=ARCHITECTURE, active=1, clips=(clip,), training={"steps": 3},
+    )  # fmt: skip
+    statistics = {"0.frames": torch.tensor([0, 5]), "0.pose.points": torch.rand(2, 75, 3)}
+    return Model(record, generator, {0: torch.rand(4, 32, 32)}, statistics)
 
 
 def checkpoint(step: int = 7) -> Checkpoint:
@@ -81,7 +89,7 @@ def test_a_model_that_says_otherwise_what_it_sees_of_the_past_is_refused(
 def test_a_model_with_a_plate_is_loaded_where_it_says_what_it_sees(tmp_path: Path) -> None:
     traits = {**ARCHITECTURE, "plate": True, "past": "frames"}
     record = model().record.model_copy(update={"generator": traits})
-    save_model(tmp_path / "model", Model(record, build_generator(**traits)))
+    save_model(tmp_path / "model", Model(record, build_generator(**traits), model().plates))
     assert load_model(tmp_path / "model").record == record
 
 
@@ -124,7 +132,7 @@ def test_weights_of_another_network(tmp_path: Path) -> None:
     save_model(tmp_path / "model", model())
     path = tmp_path / "model" / "model.json"
     record = json.loads(path.read_text())
-    record["generator"]["channels"] = 5
+    record["generator"]["preset"] = "base"
     path.write_text(json.dumps(record))
     with pytest.raises(CheckpointInvalid, match="other weights than its description"):
         load_model(tmp_path / "model")

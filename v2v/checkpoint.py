@@ -24,32 +24,44 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Annotated, Any, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import Field, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from v2v.errors import CheckpointInvalid, writing
-from v2v.models import build_generator
+from v2v.models import build_generator, check_generator
+from v2v.records import (
+    Checked,
+    Count,
+    Frames,
+    Plain,
+    Rate,
+    Record,
+    RecordT,
+    Side,
+    explain,
+    read_record,
+    shown,
+)
+from v2v.signals import load_signal
+from v2v.signals._base import check_values
 
 FORMAT = 1
 MODEL_FILE = "model.json"
 CHECKPOINT_FILE = "checkpoint.json"
-
-
-class Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+MOST_PIXELS = 1 << 25  # of a model's frames: 7680x4320
 
 
 class SignalUse(Record):
     """A signal that the model is driven by."""
 
     name: str
-    channels: int
-    spec: dict[str, Any]  # what a reader must know, e.g. classes
+    channels: Annotated[int, Field(ge=1, le=1024)]
+    spec: Plain  # what a reader must know, e.g. classes
 
 
 class ClipUse(Record):
@@ -58,12 +70,21 @@ class ClipUse(Record):
     name: str
     source: str  # file name of the footage
     sha256: str
-    fps: str
-    frames: int
-    trained: tuple[int, int]  # first frame and end (excluded); the rest was held out
-    width: int  # of its stored frames
-    height: int
+    fps: Rate
+    frames: Frames
+    trained: tuple[Count, Count]  # first frame and end (excluded); the rest was held out
+    width: Side  # of its stored frames
+    height: Side
     still: bool  # whether the camera stands still, so that there is a plate
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if not self.trained[0] <= self.trained[1] <= self.frames:
+            raise ValueError(f"trained must be a range of the {self.frames} frames")
+        return self
+
+
+Pixels = Annotated[int, Field(ge=8, le=8192)]
 
 
 class ModelRecord(Record):
@@ -72,14 +93,51 @@ class ModelRecord(Record):
     format: int
     tool: str
     task: str
-    signals: tuple[SignalUse, ...]
-    height: int
-    width: int
-    generator: dict[str, Any]  # name and arguments, for `build_generator`
-    active: int | None  # scales in use, of generators that grow
+    signals: Annotated[tuple[SignalUse, ...], Field(min_length=1)]
+    height: Pixels
+    width: Pixels
+    generator: Plain  # name and arguments, for `build_generator`
+    active: Annotated[int, Field(ge=1, le=6)] | None  # scales in use, of generators that grow
     clips: tuple[ClipUse, ...]
-    training: dict[str, Any]  # steps, minutes, settings
+    training: Plain  # steps, minutes, settings
     synthetic: str = "Frames rendered by this model are synthetic. Say so where you publish them."
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        check_generator(self.generator)
+        name, channels = self.generator.get("name"), self.generator.get("channels")
+        if not isinstance(name, str):
+            raise ValueError("generator needs a name")
+        total = sum(use.channels for use in self.signals)
+        if channels != total:
+            raise ValueError(f"generator takes {channels} channels, the signals have {total}")
+        scales = self.generator.get("scales")
+        if self.active is not None and isinstance(scales, int) and self.active > scales:
+            raise ValueError(f"active is {self.active}, the generator has {scales} scale(s)")
+        if self.height * self.width > MOST_PIXELS:
+            raise ValueError(f"frames of {self.width}x{self.height} are too large")
+        for use in self.signals:
+            classes = use.spec.get("classes", [])
+            if not isinstance(classes, list | tuple) or not all(
+                isinstance(name, str) for name in classes
+            ):
+                raise ValueError(f"classes of {use.name} must be names")
+        _ = self.zoom
+        return self
+
+    @property
+    def zoom(self) -> float:
+        """The largest zoom of its training windows."""
+        value: Any = self.training
+        for key in ("settings", "augment", "scale"):
+            value = value.get(key, {}) if isinstance(value, dict) else None
+        if value == {}:
+            return 1.0
+        if isinstance(value, list | tuple) and len(value) == 2:
+            largest = value[1]
+            if isinstance(largest, int | float) and 1 <= largest <= 4:
+                return float(largest)
+        raise ValueError("training.settings.augment.scale must be two numbers from 1 to 4")
 
 
 @dataclass(frozen=True)
@@ -118,36 +176,126 @@ def load_model(path: str | Path, *, device: torch.device | str = "cpu") -> Model
     folder = Path(path)
     if not (folder / MODEL_FILE).is_file() and (folder / "model" / MODEL_FILE).is_file():
         folder = folder / "model"
-    data = read_json(folder / MODEL_FILE, what="a model")
-    check_format(folder, data)
+    record = read_model_record(folder)
     try:
-        record = ModelRecord.model_validate(data)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(str(p) for p in problem["loc"])
+        generator = build_generator(**record.generator)
+    except (TypeError, ValueError) as error:  # of an installed package
         raise CheckpointInvalid(
-            f"{folder / MODEL_FILE}: {where}: {problem['msg']}", hint="train the model again"
+            f"{folder / MODEL_FILE}: generator: {_first_line(error)}", hint="train the model again"
         ) from error
-    past = record.generator.get("past")
-    # It was a flag; before that there was none, and a plate was shown only where it is known.
-    if isinstance(past, bool) or (past is None and record.generator.get("plate")):
-        raise CheckpointInvalid(
-            f"{folder} is of an earlier v2v: its generator said otherwise what it sees of the past",
-            hint="train it again",
-        )
-    generator = build_generator(**record.generator)
     if record.active is not None:
         generator.active = record.active  # type: ignore[assignment]
+    multiple = getattr(generator, "multiple", 1) if hasattr(generator, "active") else 1
+    if record.height % multiple or record.width % multiple:
+        raise CheckpointInvalid(
+            f"{folder / MODEL_FILE}: height and width must be multiples of {multiple}, not"
+            f" {record.height} and {record.width}",
+            hint="train the model again",
+        )
     load_weights(generator, read_tensors(folder / "generator.safetensors"), folder)
     plates, statistics = folder / "plates.safetensors", folder / "statistics.safetensors"
     return Model(
         record=record,
         generator=generator.to(device).eval(),
-        plates={int(k): v.to(device) for k, v in read_tensors(plates).items()}
-        if plates.exists()
-        else {},
-        statistics=read_tensors(statistics) if statistics.exists() else {},
+        plates={clip: plate.to(device) for clip, plate in _read_plates(plates, record).items()},
+        statistics=_read_statistics(statistics, record),
     )
+
+
+def read_model_record(folder: Path) -> ModelRecord:
+    """model.json of a model folder. Raises `CheckpointInvalid`."""
+
+    def check(data: dict[str, Any]) -> None:
+        check_format(folder, data)
+        generator = data.get("generator")
+        said = generator if isinstance(generator, dict) else {}
+        past = said.get("past")
+        # It was a flag; before that there was none, and a plate was shown only where it is known.
+        if isinstance(past, bool) or (past is None and said.get("plate")):
+            raise CheckpointInvalid(
+                f"{folder} is of an earlier v2v: its generator said otherwise what it sees of the"
+                " past",
+                hint="train it again",
+            )
+
+    return read_saved(folder / MODEL_FILE, ModelRecord, "a model", check, "train the model again")
+
+
+def _read_plates(path: Path, record: ModelRecord) -> dict[int, Tensor]:
+    """The background of each clip. Raises `CheckpointInvalid` where one is missing or odd."""
+    found: dict[int, Tensor] = {}
+    if _is_there(path):
+        for key, plate in read_tensors(path).items():
+            shape = [4, record.height, record.width]
+            if not key.isdecimal() or list(plate.shape) != shape or plate.dtype != torch.float32:
+                raise CheckpointInvalid(
+                    f"{path}: {key!r} is {plate.dtype} {list(plate.shape)}, expected a clip's"
+                    f" number and float32 {shape}",
+                    hint=RESTORE,
+                )
+            found[int(key)] = plate
+    needed = range(len(record.clips)) if record.generator.get("plate") else range(0)
+    if not set(needed) <= set(found):
+        raise CheckpointInvalid(f"{path} lacks the background of a clip", hint=RESTORE)
+    return found
+
+
+def _read_statistics(path: Path, record: ModelRecord) -> dict[str, Tensor]:
+    """What the model remembers of its footage. Raises `CheckpointInvalid` for anything else."""
+    if not _is_there(path):
+        return {}
+    found = read_tensors(path, missing=True)
+    for key, value in found.items():
+        problem = _statistic_problem(key, value, found, record)
+        if problem:
+            raise CheckpointInvalid(f"{path}: {key} {problem}", hint=RESTORE)
+    return found
+
+
+def _statistic_problem(
+    key: str, value: Tensor, found: Mapping[str, Tensor], record: ModelRecord
+) -> str | None:
+    """What is wrong with a tensor that a model remembers; see `training.prepare`."""
+    whole = not value.is_floating_point() or bool(torch.isfinite(value).all())
+    if key.startswith("clusters."):
+        if not key.removeprefix("clusters.").isdecimal() or value.ndim != 2 or not len(value):
+            return f"is {list(value.shape)}, expected rows of features of a class"
+        return None if whole else "has values that are not finite"
+    clip, _, name = key.partition(".")
+    if not clip.isdecimal() or int(clip) >= len(record.clips):
+        return f"is of no clip; the model has {len(record.clips)}"
+    if name == "frames":
+        frames = record.clips[int(clip)].frames
+        steps = torch.diff(value) if value.ndim == 1 else value
+        if value.dtype != torch.int64 or value.ndim != 1 or not len(value):
+            return f"is {value.dtype} {list(value.shape)}, expected numbers of frames"
+        if value[0] < 0 or value[-1] >= frames or bool((steps <= 0).any()):
+            return f"must increase, from 0 to {frames}"
+        return None
+    if name == "style":
+        if value.ndim != 3 or value.shape[0] != 3 or value.dtype != torch.float32 or not whole:
+            return f"is {value.dtype} {list(value.shape)}, expected a finite picture [3, H, W]"
+        return None
+    signal, _, kind = name.partition(".")
+    if signal not in [use.name for use in record.signals]:
+        return "is of no signal of the model"
+    if kind == "share":
+        if list(value.shape) != [256] or not whole or value.dtype != torch.float32:
+            return f"is {value.dtype} {list(value.shape)}, expected 256 finite shares"
+        if bool((value < 0).any()) or float(value.sum()) <= 0:
+            return "must be shares from 0 to 1, not all 0"
+        return None
+    frames_of = found.get(f"{clip}.frames")
+    rows = len(frames_of) if frames_of is not None else len(value)
+    layout = getattr(load_signal(signal), "layout", {})
+    shape = layout.get(kind, ("", tuple(value.shape[1:])))[1]
+    if tuple(value.shape) != (rows, *shape) or value.dtype != torch.float32 or not rows:
+        return f"is {value.dtype} {list(value.shape)}, expected float32 {[rows, *shape]}"
+    try:
+        check_values(kind, value.numpy())
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 @dataclass(frozen=True)
@@ -157,6 +305,13 @@ class Checkpoint:
     progress: dict[str, Any]  # plain data: step, window, stage, time, learning rate
     modules: Mapping[str, dict[str, Tensor]]  # name -> state dict
     optimisers: Mapping[str, dict[str, Any]]
+
+
+class CheckpointRecord(Record):
+    """checkpoint.json. What `progress` holds is validated by whoever goes on from it."""
+
+    format: int
+    progress: Plain
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
@@ -175,8 +330,10 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
 
 def load_checkpoint(folder: Path) -> Checkpoint:
     """Read a checkpoint folder. Raises `CheckpointInvalid`."""
-    data = read_json(folder / CHECKPOINT_FILE, what="a checkpoint")
-    check_format(folder, data)
+    record = read_saved(
+        folder / CHECKPOINT_FILE, CheckpointRecord, "a checkpoint",
+        lambda data: check_format(folder, data), DAMAGED,
+    )  # fmt: skip
     modules: dict[str, dict[str, Tensor]] = {}
     for key, value in read_tensors(folder / "weights.safetensors").items():
         name, _, rest = key.partition("/")
@@ -193,14 +350,36 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         raise CheckpointInvalid(
             f"{path} cannot be read: {_first_line(error)}", hint=DAMAGED
         ) from error
-    return Checkpoint(data["progress"], modules, optimisers)
+    if not isinstance(optimisers, dict):
+        raise CheckpointInvalid(f"{path} holds no optimisers", hint=DAMAGED)
+    return Checkpoint(record.progress, modules, optimisers)
+
+
+def as_progress(model: type[RecordT], progress: dict[str, Any], where: Path) -> RecordT:
+    """What a checkpoint says of where training stands, validated. Raises `CheckpointInvalid`."""
+    try:
+        return model.model_validate(progress, strict=True)
+    except ValidationError as error:
+        raise CheckpointInvalid(f"{where}: progress.{explain(error)}", hint=DAMAGED) from error
 
 
 DAMAGED = "delete this checkpoint's folder; the run goes on from the one before"
+RESTORE = "restore the file, or train the model again"
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """A safetensors file. Raises `CheckpointInvalid`, also for a pickle under any name."""
+def _is_there(path: Path) -> bool:
+    """Whether there is anything of that name, be it a folder or a link to nowhere."""
+    return os.path.lexists(path)
+
+
+def read_tensors(path: Path, *, missing: bool = False) -> dict[str, Tensor]:
+    """A safetensors file of finite values.
+
+    Args:
+        missing: whether NaN may stand for what is missing.
+
+    Raises `CheckpointInvalid`, also for a pickle under any name.
+    """
     if not path.is_file():
         raise CheckpointInvalid(f"{path} is missing", hint=DAMAGED)
     with open(path, "rb") as file:
@@ -213,15 +392,30 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         )
     try:
         tensors: dict[str, Tensor] = load_file(path)
-        return tensors
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise CheckpointInvalid(
             f"{path} cannot be read: {_first_line(error)}", hint=DAMAGED
         ) from error
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not _finite(tensor, missing):
+            raise CheckpointInvalid(
+                f"{path}: {name} has values that are {'' if missing else 'NaN or '}infinite",
+                hint="restore the file, or train again: such a model renders nothing",
+            )
+    return tensors
+
+
+def _finite(tensor: Tensor, missing: bool) -> bool:
+    return not bool(tensor.isinf().any() if missing else (~tensor.isfinite()).any())
 
 
 def load_weights(module: nn.Module, state: dict[str, Tensor], where: Path) -> None:
     """Raises `CheckpointInvalid` where the tensors are not this module's."""
+    for name, own in module.state_dict().items():
+        if name in state and state[name].dtype != own.dtype:
+            raise CheckpointInvalid(
+                f"{where}: {name} is {state[name].dtype}, expected {own.dtype}", hint=RESTORE
+            )
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
@@ -231,6 +425,38 @@ def load_weights(module: nn.Module, state: dict[str, Tensor], where: Path) -> No
             hint="another version of v2v trained it, or files were mixed up: train it again, or"
             " restore them",
         ) from error
+
+
+def load_optimiser(optimiser: Any, state: object, where: Path) -> None:
+    """Take over the moments of an optimiser, not its settings: those are the run's.
+
+    Raises `CheckpointInvalid` where they do not belong to its parameters, or are not finite.
+    """
+    inner = getattr(optimiser, "optimizer", optimiser)  # Fabric's wrapper hides it
+    settings = [{k: v for k, v in g.items() if k != "params"} for g in inner.param_groups]
+    problem: str | None = None
+    try:
+        inner.load_state_dict(state)
+    except Exception as error:  # torch trusts the structure: any error of plain Python
+        problem = _first_line(error)
+    else:
+        for group, own in zip(inner.param_groups, settings, strict=True):
+            group.update(own)
+        known = {id(p) for group in inner.param_groups for p in group["params"]}
+        for parameter, moments in inner.state.items():
+            if id(parameter) not in known or set(moments) != {"step", "exp_avg", "exp_avg_sq"}:
+                problem = "it holds more than Adam's moments"
+                break
+            shapes = ((), parameter.shape, parameter.shape)
+            for name, shape in zip(("step", "exp_avg", "exp_avg_sq"), shapes, strict=True):
+                value = moments[name]
+                fits = isinstance(value, Tensor) and value.shape == shape
+                if not fits or not _finite(value, missing=False):
+                    problem = f"{name} is not finite or of another shape"
+    if problem is not None:
+        raise CheckpointInvalid(
+            f"{where / 'optimisers.pt'} does not fit its networks: {problem}", hint=DAMAGED
+        )
 
 
 def plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -309,28 +535,25 @@ def write_json(path: Path, data: dict[str, Any]) -> None:
     path.write_text(json.dumps(data, indent=1) + "\n", "utf-8")
 
 
-def read_json(path: Path, *, what: str) -> dict[str, Any]:
+def read_saved(
+    path: Path, model: type[RecordT], what: str, check: Checked, hint: str
+) -> RecordT:  # fmt: skip
+    """A record of something trained. Raises `CheckpointInvalid`; `what` it is where it is none."""
     if not path.is_file():
         raise CheckpointInvalid(
             f"{path.parent} is not {what}: it has no {path.name}",
             hint="give a run folder such as runs/b, or train one: v2v train --help",
         )
-    try:
-        data = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise CheckpointInvalid(f"{path} is not valid: {error}", hint=DAMAGED) from error
-    if not isinstance(data, dict):
-        raise CheckpointInvalid(f"{path} is not valid: an object is wanted", hint=DAMAGED)
-    return data
+    return read_record(path, model, CheckpointInvalid, hint=hint, check=check)
 
 
 def check_format(folder: Path, data: dict[str, Any]) -> None:
     version = data.get("format")
-    if version != FORMAT:
+    if version != FORMAT or not isinstance(version, int):
         age = "a newer" if isinstance(version, int) and version > FORMAT else "another"
         raise CheckpointInvalid(
-            f"{folder} was written by {age} version of v2v (format {version}, this one reads"
-            f" {FORMAT})",
+            f"{folder} was written by {age} version of v2v (format {shown(version)}, this one"
+            f" reads {FORMAT})",
             hint="use the version that wrote it, or train again",
         )
 

@@ -13,6 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeGuard, TypeVar, cast, get_args
 
+import yaml  # type: ignore[import-untyped]
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import (
@@ -24,16 +25,16 @@ from pydantic import (
     ValidationError,
     model_serializer,
 )
-from yaml import YAMLError  # type: ignore[import-untyped]
 
 from v2v.errors import ConfigError
+from v2v.records import read_text
 from v2v.timecode import parse_rate, parse_time
 
 
 class Config(BaseModel):
     """Base of all configs: immutable, unknown keys refused. Defaults live in the YAML files."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     def fingerprint(self) -> str:
         """A short hash of all values: the same settings, the same fingerprint."""
@@ -47,7 +48,8 @@ def _rate(value: Any) -> Any:
 
 def _size(value: Any) -> Any:
     if isinstance(value, str) and "x" in value.lower():
-        return tuple(int(v) if v.isdigit() else v for v in value.lower().split("x"))
+        parts = value.lower().split("x")
+        return tuple(int(v) if v.isascii() and v.isdigit() and len(v) < 9 else v for v in parts)
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -60,6 +62,7 @@ Switch = Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)]
 Unit = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Seconds = Annotated[float, BeforeValidator(parse_time)]
+Duration = Annotated[float, Field(ge=0, le=1e9)]
 
 
 class FrameSettings(Config):
@@ -138,6 +141,52 @@ class PreprocessSettings(Config):
 
 
 ConfigT = TypeVar("ConfigT", bound=Config)
+MOST_BYTES = 1 << 20  # of a YAML file
+MOST_NODES = 20_000  # values in it, with aliases written out
+MOST_LEVELS = 32
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file of settings as plain data: one document, a mapping, of limited size.
+
+    Raises `ConfigError` for everything else, e.g. aliases that repeat one another a million times.
+    """
+    text = read_text(path, ConfigError, hint="save it as UTF-8 text", most=MOST_BYTES)
+    try:
+        levels = 0
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):  # not recursive, unlike the rest
+            levels += isinstance(event, yaml.CollectionStartEvent)
+            levels -= isinstance(event, yaml.CollectionEndEvent)
+            if levels > MOST_LEVELS:
+                raise ConfigError(
+                    f"cannot read {path}: it is nested more than {MOST_LEVELS} levels deep"
+                )
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        if node is not None and _nodes(node, {}) > MOST_NODES:
+            raise ConfigError(
+                f"cannot read {path}: it has more than {MOST_NODES} values, aliases written out"
+            )
+        plain = OmegaConf.to_container(OmegaConf.create(text), resolve=False) if node else {}
+    except RecursionError:
+        raise ConfigError(f"cannot read {path}: an alias stands within its own value") from None
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError) as error:
+        raise ConfigError(f"cannot read {path}: {_reason(error)}") from error
+    if not isinstance(plain, dict):
+        raise ConfigError(f"cannot read {path}: expected settings such as frames: {{size: 256}}")
+    return cast(dict[str, Any], plain)
+
+
+def _nodes(node: Any, known: dict[int, int]) -> int:
+    """The values below a YAML node, aliases counted as often as they are used."""
+    if id(node) not in known:
+        parts = node.value if isinstance(node.value, list) else []
+        inner = [p for part in parts for p in (part if isinstance(part, tuple) else (part,))]
+        known[id(node)] = 1 + sum(_nodes(part, known) for part in inner)
+    return known[id(node)]
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).partition("\n    full_key")[0].split())
 
 
 def load_config(
@@ -164,7 +213,7 @@ def load_config(
             if not file.is_file():
                 raise ConfigError(f"no such config file: {file}", hint=None)
             given = str(file)
-            merged = cast(Any, OmegaConf.merge(merged, OmegaConf.load(file)))
+            merged = cast(Any, OmegaConf.merge(merged, OmegaConf.create(load_yaml(file))))
         for override in overrides or []:
             key, separator, _ = override.partition("=")
             if not separator or not key:
@@ -179,9 +228,10 @@ def load_config(
             if value is not None:
                 OmegaConf.update(merged, key, value, force_add=True)
         plain = OmegaConf.to_container(merged, resolve=True)
-    except (OmegaConfBaseException, YAMLError, OSError, ValueError, TypeError) as error:
-        reason = str(error).partition("\n    full_key")[0]
-        raise ConfigError(f"cannot read {given}: {reason}", hint=None) from error
+    except RecursionError as error:
+        raise ConfigError(f"cannot read {given}: it refers to itself") from error
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError) as error:
+        raise ConfigError(f"cannot read {given}: {_reason(error)}") from error
     try:
         return schema.model_validate(plain)
     except ValidationError as error:

@@ -10,10 +10,10 @@ still has a real frame to be compared with, and none of training is touched.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,12 +23,20 @@ from numpy.typing import NDArray
 from pipelines.model import Trained
 from pipelines.source import open_source
 from v2v.checkpoint import ClipUse
-from v2v.data.store import CLIP_FILE, ClipStore
+from v2v.data.store import CLIP_FILE, ClipRecord, ClipStore, read_record
 from v2v.data.transforms import Placement, grain_of
-from v2v.errors import MediaNotFound, SignalMissing, StoreConflict, StoreError, UsageError
+from v2v.errors import (
+    MediaNotFound,
+    RunConflict,
+    SignalMissing,
+    StoreConflict,
+    StoreError,
+    UsageError,
+)
 from v2v.evaluation.registry import Picture
 from v2v.progress import Reporter
 from v2v.signals import Track, load_signal
+from v2v.training.run import read_run
 
 LEAST = 2  # frames: below, nothing moves
 LEAST_TO_REPEAT = 8  # frames that are worth running over again
@@ -134,26 +142,32 @@ def training_clips(trained: Trained) -> list[ClipStore]:
 
 
 def find_store(trained: Trained, use: ClipUse) -> ClipStore | None:
-    """The store of a clip that the model was trained on: where training found it, or in data/."""
+    """The store of a clip that the model was trained on.
+
+    Looked for where training found it, in data/, and under other names in both: it is known by
+    the hash of its footage.
+    """
     try:
-        run = json.loads((trained.folder.parent / "run.json").read_text("utf-8"))
-        places = [Path(str(place)) for place in run.get("data", [])]
-    except (OSError, ValueError, AttributeError):
+        places = [Path(place) for place in read_run(trained.folder.parent).data]
+    except RunConflict:  # a model that was carried here without its run
         places = []
-    for place in [*places, Path("data") / use.name]:
-        if not (place / CLIP_FILE).is_file():
-            continue
+    places.append(Path("data") / use.name)
+    homes = dict.fromkeys(place.parent for place in places)
+    beside = (path.parent for home in homes for path in sorted(home.glob(f"*/{CLIP_FILE}")))
+    for place in chain(places, beside):
         try:
-            store = ClipStore.open(place)
+            if _is_of(read_record(place), use):
+                return ClipStore.open(place)
         except StoreError:
             continue
-        if _is(store, use):
-            return store
     return None
 
 
 def _is(store: ClipStore, use: ClipUse) -> bool:
-    record = store.record
+    return _is_of(store.record, use)
+
+
+def _is_of(record: ClipRecord, use: ClipUse) -> bool:
     return (record.source.sha256, record.frames.count) == (use.sha256, use.frames)
 
 

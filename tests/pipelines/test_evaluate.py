@@ -57,7 +57,7 @@ def trained_on(
     data = json.loads(path.read_text())
     data["clips"][0] |= {"trained": [0, trained], "name": store.name}
     path.write_text(json.dumps(data))
-    (run / "run.json").write_text(json.dumps({"data": [str(store)]}))
+    (run / "run.json").write_text(json.dumps({"format": 1, "tool": "test", "data": [str(store)]}))
     return run
 
 

@@ -72,7 +72,7 @@ def assert_same(first: dict[str, Any], second: dict[str, Any]) -> None:
 
 
 def losses(folder: Path) -> list[Any]:
-    return [(e["step"], e["losses"]) for e in RunFolder(folder).entries()]
+    return [(e.step, e.losses) for e in RunFolder(folder).entries()]
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def test_a_killed_run_goes_on_bit_for_bit(
 
 def test_the_stages_were_all_there(straight: Path) -> None:
     """What the tests above rest on: sizes and lengths did grow."""
-    seen = {(tuple(e["size"]), e["length"]) for e in RunFolder(straight).entries()}
+    seen = {(e.size, e.length) for e in RunFolder(straight).entries()}
     assert {size for size, _ in seen} == {(32, 32), (64, 64)} or len(seen) >= 4, seen
 
 
@@ -356,7 +356,7 @@ def test_numbers_that_are_none_take_the_run_back_and_slow_it(
     end = final(tmp_path / "run")
     assert end["progress"]["slower"] == 0.5
     assert all(v.isfinite().all() for v in end.values() if torch.is_tensor(v))
-    steps = [e["step"] for e in RunFolder(tmp_path / "run").entries()]
+    steps = [e.step for e in RunFolder(tmp_path / "run").entries()]
     assert steps == sorted(set(steps)), "the log forgets what was taken back"
 
 

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
-from v2v.errors import UsageError
+from v2v.errors import RunConflict, UsageError
 from v2v.training.plot import RATE, Curves, _by_group, _by_loss, plot, read_curves, smoothed
 
 
@@ -130,8 +130,8 @@ def test_a_picture_comes(tmp_path: Path, names: list[str], minutes: bool) -> Non
     assert [p.name for p in path.parent.iterdir()] == ["curves.png"]  # nothing half-made
 
 
-def test_a_single_entry_and_no_numbers_are_drawn_too(tmp_path: Path) -> None:
-    folder = write_log(tmp_path / "b", count=1, l1=math.nan)
+def test_a_single_entry_is_drawn_too(tmp_path: Path) -> None:
+    folder = write_log(tmp_path / "b", count=1)
     assert plot([folder], tmp_path / "curves.png").stat().st_size > 1000
 
 
@@ -158,10 +158,12 @@ def test_a_log_without_entries(tmp_path: Path, text: str) -> None:
         plot([tmp_path], tmp_path / "curves.png")
 
 
-@pytest.mark.parametrize("text", ['{"step": 1}\n', "[1, 2]\n", '{"step": "x", "minutes": 0}\n'])
+@pytest.mark.parametrize(
+    "text", ['{"step": 1}\n', "[1, 2]\n", '{"step": "x", "minutes": 0}\n', '{"step": NaN}\n']
+)
 def test_a_log_of_something_else(tmp_path: Path, text: str) -> None:
     (tmp_path / "log.jsonl").write_text(text)
-    with pytest.raises(UsageError, match="not a log of v2v"):
+    with pytest.raises(RunConflict, match=r"log\.jsonl, line 1"):
         plot([tmp_path], tmp_path / "curves.png")
 
 

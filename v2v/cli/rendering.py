@@ -425,6 +425,10 @@ def print_rendered(
 
 def info(
     path: Annotated[str, typer.Argument(help="A video, a clip store, a run or a model.")],
+    verify: Annotated[
+        bool,
+        typer.Option("--verify", help="Compare every file of a store or a model with its record."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Say what a file is: a rendered video and what made it, a clip store, a model.
@@ -434,10 +438,13 @@ def info(
         v2v info out.mp4
 
         v2v info runs/b
+
+        v2v info data/dance --verify
     """
     from pipelines.info import describe
 
-    found = describe(path)
+    with progress(as_json or not verify) as report:
+        found = describe(path, verify=verify, report=report)
     if as_json:
         import json
 

@@ -80,13 +80,14 @@ def train(
 ) -> None:
     prepare_process()
     from v2v.config import load_config
+    from v2v.records import check_name
     from v2v.training.settings import TASKS, TrainSettings
 
     if task not in (*TASKS, PREDICT):
         raise UnknownName.among("task", task, (*TASKS, PREDICT))
     if steps is not None and minutes is not None:
         raise UsageError("--steps and --minutes are both given", hint="one of them is the budget")
-    folder = runs / (name or data[0].resolve().name)
+    folder = runs / check_name(data[0].resolve().name if name is None else name)
     if task == PREDICT:
         for option, given in (("--size", size), ("--devices", devices), ("--dry-run", dry_run)):
             if given:
@@ -109,7 +110,8 @@ def train(
     if dry_run:
         from v2v.training.estimate import estimate
 
-        plan = estimate(settings, data)
+        with progress(quiet or as_json or _is_helper_process()) as report:
+            plan = estimate(settings, data, report)
         if _is_helper_process():
             return
         if as_json:

@@ -16,16 +16,20 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, model_validator
 
-from v2v.data.video import read_range
+from v2v import records
+from v2v.data import verified
+from v2v.data.video import check_stored, read_range
 from v2v.errors import (
     SignalMissing,
     StoreDamaged,
@@ -34,76 +38,78 @@ from v2v.errors import (
     UsageError,
     writing,
 )
-from v2v.signals import Track, load_signal
+from v2v.progress import Reporter, Silent
+from v2v.records import (
+    MOST_SIDE,
+    Bytes,
+    Count,
+    FileName,
+    Frames,
+    Plain,
+    Rate,
+    Record,
+    Share,
+    Side,
+)
+from v2v.signals import Track, load_signal, signal_names
 
 if TYPE_CHECKING:
     import torch
 
 SCHEMA = 1
 CLIP_FILE = "clip.json"
+LARGE = 1 << 30  # bytes whose comparison with hashes is worth a progress bar
 
 
-def _rate(value: str) -> str:
-    try:
-        positive = Fraction(value) > 0
-    except (ValueError, ZeroDivisionError):
-        positive = False
-    if not positive:
-        raise ValueError("a rate such as 25 or 30000/1001 is wanted")
-    return value
-
-
-def _file_name(value: str) -> str:
-    if Path(value).name != value:
-        raise ValueError("a file inside the store is wanted, without folders")
-    return value
-
-
-Count = Annotated[int, Field(ge=1)]
-Rate = Annotated[str, AfterValidator(_rate)]
-FileName = Annotated[str, AfterValidator(_file_name)]
-
-
-class Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class FileRecord(Record):
-    bytes: int
-    sha256: str
+    bytes: Bytes
+    sha256: Digest
 
 
 class SourceRecord(Record):
     name: str
     sha256: str
-    bytes: int
+    bytes: Bytes
     modified_ns: int
     container: str
     codec: str
     pixel_format: str
-    width: int
-    height: int
+    width: Side
+    height: Side
     rotation: int
     pixel_aspect: str
     fps: Rate
     variable_rate: bool
-    frames: int
-    duration: float
-    audio: dict[str, Any] | None
+    frames: Count
+    duration: Annotated[float, Field(ge=0)]
+    audio: Plain | None
     notes: tuple[str, ...] = ()  # what was repaired or decided when it was read
 
 
 class FramesRecord(Record):
-    width: Count
-    height: Count
+    width: Side
+    height: Side
     fps: Rate
-    count: Count
+    count: Frames
     start: float  # seconds of the source at which frame 0 stands
     box: tuple[int, int, int, int]  # x, y, width, height in upright source pixels
     shots: tuple[int, ...]  # the first frame of each shot; 0 is always one
     lost: tuple[int, ...]  # frames that the footage had not, held over from the one before
-    settings: dict[str, Any]
+    settings: Plain
     file: FileRecord
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        """Shots begin at 0 and follow one another within the clip, as do lost frames."""
+        inside = all(0 <= frame < self.count for frame in (*self.shots, *self.lost))
+        if self.shots[:1] != (0,) or not _increasing(self.shots) or not inside:
+            raise ValueError(f"shots and lost frames must increase, from 0 to {self.count}")
+        if min(self.box[:2]) < 0 or min(self.box[2:]) < 1 or max(self.box) > MOST_SIDE:
+            raise ValueError("the box must lie within the source")
+        return self
 
 
 class AudioRecord(Record):
@@ -114,12 +120,12 @@ class AudioRecord(Record):
 
 
 class SignalRecord(Record):
-    spec: dict[str, Any]  # what a reader must know, e.g. classes
+    spec: Plain  # what a reader must know, e.g. classes
     backend: str
     version: str
-    settings: dict[str, Any]
-    coverage: float  # share of frames that have the signal
-    measured: dict[str, Any] = {}  # e.g. jitter before and after
+    settings: Plain
+    coverage: Share  # of frames that have the signal
+    measured: Plain = {}  # e.g. jitter before and after
     warnings: tuple[str, ...] = ()
     files: dict[FileName, FileRecord]
 
@@ -131,6 +137,13 @@ class ClipRecord(Record):
     frames: FramesRecord
     audio: AudioRecord | None = None
     signals: dict[str, SignalRecord] = {}
+
+    @model_validator(mode="after")
+    def _specs(self) -> Self:
+        for name, signal in self.signals.items():
+            if name in signal_names():  # else it is of a package that is not installed
+                load_signal(name).check_spec(signal.spec)
+        return self
 
     @property
     def files(self) -> dict[str, FileRecord]:
@@ -152,29 +165,30 @@ def read_record(folder: Path) -> ClipRecord:
             f"{folder} is not a clip store: it {kind}",
             hint="make one with: v2v preprocess VIDEO --signal pose",
         )
-    try:
-        data = json.loads(path.read_text("utf-8"))
-        version = data["schema_version"]
-    except (ValueError, KeyError, TypeError) as error:
+    return records.read_record(
+        path, ClipRecord, StoreDamaged, hint="undo the edit, or make the store again with"
+        " --overwrite", check=lambda data: _check_schema(folder, data),
+    )  # fmt: skip
+
+
+def _check_schema(folder: Path, data: dict[str, Any]) -> None:
+    if "schema_version" not in data:
         raise StoreDamaged(
-            f"{path} is not valid: {error}", hint="make the store again with --overwrite"
-        ) from error
-    if version != SCHEMA:
-        age = "a newer" if isinstance(version, int) and version > SCHEMA else "another"
+            f"{folder / CLIP_FILE}: schema_version: field required",
+            hint="make the store again with --overwrite",
+        )
+    version = data["schema_version"]
+    if version != SCHEMA or not isinstance(version, int):
+        newer = isinstance(version, int) and version > SCHEMA
         raise StoreSchemaError(
-            f"{folder} was written by {age} version of v2v (schema {version}, this one reads"
-            f" {SCHEMA})",
+            f"{folder} was written by {'a newer' if newer else 'another'} version of v2v (schema"
+            f" {records.shown(version)}, this one reads {SCHEMA})",
             hint="update v2v, or make the store again with --overwrite",
         )
-    try:
-        return ClipRecord.model_validate(data)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(str(p) for p in problem["loc"])
-        raise StoreDamaged(
-            f"{path}: {where}: {problem['msg']}",
-            hint="undo the edit, or make the store again with --overwrite",
-        ) from error
+
+
+def _increasing(numbers: tuple[int, ...]) -> bool:
+    return all(a < b for a, b in pairwise(numbers))
 
 
 def write_record(folder: Path, record: ClipRecord) -> None:
@@ -224,6 +238,7 @@ class ClipStore:
         self.folder = folder
         self.record = record
         self._reader: Any = None
+        self._checked: set[str] = set()  # the parts whose shape was compared with the record
 
     @classmethod
     def open(cls, path: str | Path) -> ClipStore:
@@ -237,14 +252,39 @@ class ClipStore:
             _check_file(folder / name, file)
         return cls(folder, record)
 
-    def verify(self) -> None:
-        """Compare every file with its hash. Raises `StoreDamaged`."""
-        for name, file in self.record.files.items():
-            _check_file(self.folder / name, file)
-            if file_record(self.folder / name) != file:
-                raise StoreDamaged(
-                    f"{self.folder / name} is not the file that was written", hint=_REMAKE
-                )
+    def verify(
+        self, signals: Iterable[str] | None = None, *, report: Reporter | None = None,
+        again: bool = True,
+    ) -> None:  # fmt: skip
+        """Compare files with their hashes. Raises `StoreDamaged`.
+
+        SHA-256 takes about a second for a gigabyte, so what training and rendering are about to
+        read is compared each time; a large file that did not change since is not read `again`.
+
+        Args:
+            signals: whose files, beside frames and sound; by default all.
+            again: whether to read files that were compared before and did not change since.
+        """
+        files = self.record.files
+        if signals is not None:
+            unused = set(self.record.signals) - set(signals)
+            for name in unused:
+                for unread in self.record.signals[name].files:
+                    files.pop(unread, None)
+        report = report or Silent()
+        large = sum(file.bytes for file in files.values()) > LARGE
+        if large:
+            report.start("verify", len(files))
+        for name, file in files.items():
+            path = self.folder / name
+            _check_file(path, file)
+            if (again or not verified.known(path, file.sha256)) and file_record(path) != file:
+                raise StoreDamaged(f"{path} is not the file that was written", hint=_REMAKE)
+            verified.remember(path, file.sha256)
+            if large:
+                report.advance("verify")
+        if large:
+            report.finish("verify")
 
     def __len__(self) -> int:
         return self.record.frames.count
@@ -287,26 +327,47 @@ class ClipStore:
         return self.folder / self.record.audio.name if self.record.audio else None
 
     def frames(self, start: int = 0, stop: int | None = None) -> NDArray[np.uint8]:
-        """Frames `start` to `stop`, RGB uint8 [T, H, W, 3]."""
+        """Frames `start` to `stop`, RGB uint8 [T, H, W, 3]. Raises `StoreDamaged`."""
         start, stop = self._range(start, stop)
-        path = self.folder / "frames.mp4"
+        path = self.check_frames()
         if self._reader is None:
-            import decord
-
-            # One thread a reader: parallelism is in the workers.
-            self._reader = decord.VideoReader(str(path), num_threads=1)
-            # Decord counts channels by the bytes of a row, and takes padding (at widths of 96 and
-            # 144, for example) for a fourth: such clips are read by PyAV.
-            if self._reader[0].shape[2] != 3:
-                self._reader = False
+            self._reader = _open_reader(path)
         if self._reader is False:
             return read_range(path, start, stop)
-        frames: NDArray[np.uint8] = self._reader.get_batch(range(start, stop)).asnumpy()
+        try:
+            frames: NDArray[np.uint8] = self._reader.get_batch(range(start, stop)).asnumpy()
+        except (RuntimeError, IndexError, ValueError) as error:  # decord's own is a RuntimeError
+            raise _undecodable(path, error) from error
         return frames
 
+    def check_frames(self) -> Path:
+        """frames.mp4, once its header was compared with the record. Raises `StoreDamaged`."""
+        path, frames = self.folder / "frames.mp4", self.record.frames
+        if "frames" not in self._checked:
+            check_stored(path, width=frames.width, height=frames.height, frames=frames.count)
+            self._checked.add("frames")
+        return path
+
     def track(self, signal: str, start: int = 0, stop: int | None = None) -> Track:
-        """Frames `start` to `stop` of a signal. Raises `SignalMissing`, `UnknownName`."""
+        """Frames `start` to `stop` of a signal.
+
+        Raises `SignalMissing`, `UnknownName`, `StoreDamaged`.
+        """
         start, stop = self._range(start, stop)
+        self.check_signal(signal)
+        frames = self.record.frames
+        return load_signal(signal).read(
+            self.folder, self.record.signals[signal].spec, start, stop,
+            width=frames.width, height=frames.height,
+        )  # fmt: skip
+
+    def check_signal(self, signal: str) -> None:
+        """Compare the headers of a signal's files with the record, once.
+
+        Raises `SignalMissing`, `UnknownName`, `StoreDamaged`.
+        """
+        if signal in self._checked:
+            return
         definition = load_signal(signal)
         if signal not in self.record.signals:
             raise SignalMissing(
@@ -314,10 +375,11 @@ class ClipStore:
                 hint=f"add it with: v2v preprocess {self.folder} --signal {signal}",
             )
         frames = self.record.frames
-        return definition.read(
-            self.folder, self.record.signals[signal].spec, start, stop,
+        definition.check_files(
+            self.folder, self.record.signals[signal].spec, frames=len(self),
             width=frames.width, height=frames.height,
         )  # fmt: skip
+        self._checked.add(signal)
 
     def window(
         self,
@@ -366,6 +428,25 @@ def frames_to_tensor(frames: NDArray[np.uint8], height: int, width: int) -> torc
             tensor, (height, width), mode="bilinear", align_corners=False, antialias=True
         )
     return tensor
+
+
+def _open_reader(path: Path) -> Any:
+    """A decord reader; False where it cannot read this width."""
+    import decord
+
+    try:
+        # One thread a reader: parallelism is in the workers.
+        reader = decord.VideoReader(str(path.resolve()), num_threads=1)
+        # Decord counts channels by the bytes of a row, and takes padding (at widths of 96 and
+        # 144, for example) for a fourth: such clips are read by PyAV.
+        return reader if reader[0].shape[2] == 3 else False
+    except (RuntimeError, IndexError, ValueError) as error:
+        raise _undecodable(path, error) from error
+
+
+def _undecodable(path: Path, error: Exception) -> StoreDamaged:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return StoreDamaged(f"{path} cannot be decoded: {reason}", hint=_REMAKE)
 
 
 _REMAKE = "restore the file, or run `v2v preprocess` on the store with --overwrite"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import chain, islice
@@ -33,7 +33,15 @@ from v2v.data.media import (
 )
 from v2v.data.probe import ANIMATED_WEBP, Audio, Probe, white_of
 from v2v.data.timing import FASTEST, SLOWEST, ContinuousClock
-from v2v.errors import BrokenStream, NotAVideo, NotWritable, UsageError, writing
+from v2v.errors import (
+    BrokenStream,
+    MediaError,
+    NotAVideo,
+    NotWritable,
+    StoreDamaged,
+    UsageError,
+    writing,
+)
 from v2v.images import read_animation, read_picture
 
 BT709, SMPTE170M = 1, 6  # ITU-T H.273 matrix coefficients
@@ -1034,31 +1042,96 @@ class PixelReader:
         return self.convert.reformat(frame, format=self.pixel_format).to_ndarray()
 
 
-def read_stored(path: Path, *, first: int = 0, pixel_format: str = "rgb24") -> Iterator[Array]:
-    """Frames of a file that `v2v` wrote, in order from frame `first` on.
+STORED = {".mp4": "mp4", ".mkv": "matroska"}  # containers of what v2v writes
+_UNREADABLE = "restore the file, or make it again with --overwrite"
 
-    Its frames stand at 0, 1, 2, ... of the constant rate, so a seek is exact.
+
+def read_stored(
+    path: Path, *, first: int = 0, count: int | None = None, pixel_format: str = "rgb24"
+) -> Iterator[Array]:
+    """Frames of a file that `v2v` wrote, in order from frame `first` on: `count`, or all.
+
+    Its frames stand at 0, 1, 2, ... of the constant rate, so a seek is exact. Raises
+    `StoreDamaged` where it cannot be read or has fewer frames.
     """
     pixels = PixelReader(pixel_format)
-    for frame in stored_frames(path, first=first):
+    found = 0
+    for frame in islice(stored_frames(path, first=first), count):
+        found += 1
         yield pixels(frame)
+    if count is not None and found < count:
+        raise StoreDamaged(
+            f"{path} ends after frame {first + found}: frames {first} to {first + count} were"
+            " expected",
+            hint=_UNREADABLE,
+        )
 
 
 def read_range(path: Path, start: int, stop: int, *, pixel_format: str = "rgb24") -> Array:
-    """Frames `start` to `stop` (excluded) of a file that `v2v` wrote, stacked along time."""
-    frames = islice(read_stored(path, first=start, pixel_format=pixel_format), stop - start)
-    return np.stack(list(frames))
+    """Frames `start` to `stop` (excluded) of a file that `v2v` wrote, stacked along time.
+
+    Raises `StoreDamaged` where it cannot be read, has fewer frames, or frames of several sizes.
+    """
+    frames = list(read_stored(path, first=start, count=stop - start, pixel_format=pixel_format))
+    if any(frame.shape != frames[0].shape for frame in frames):
+        raise StoreDamaged(f"{path} changes its size on the way", hint=_UNREADABLE)
+    return np.stack(frames)
 
 
 def stored_frames(path: Path, *, first: int = 0) -> Iterator[av.VideoFrame]:
-    with open_media(path) as container:
-        video = container.streams.video[0]
+    """As `read_stored`, in the pixel format of the file."""
+    with _open_stored(path) as (container, video):
         video.thread_type = "AUTO"
-        rate, clock = video.average_rate, video.time_base
-        assert rate is not None and clock is not None, path
+        rate, clock = _clock(path, video)
         if first:
             # Half a frame ahead, for containers whose clock rounds (Matroska: milliseconds).
             container.seek(int((first + Fraction(1, 2)) / rate / clock), stream=video)
         for frame in container.decode(video):
             if round((frame.pts or 0) * clock * rate) >= first:
                 yield frame
+
+
+def check_stored(path: Path, *, width: int, height: int, frames: int) -> None:
+    """Compare the header of a file that `v2v` wrote with its record; nothing is decoded.
+
+    Raises `StoreDamaged` where the file is not a video, or one of another size or length.
+    """
+    with _open_stored(path) as (container, video):
+        rate, clock = _clock(path, video)
+        found = video.frames
+        if not found:  # Matroska says how long it lasts instead
+            seconds = video.duration * clock if video.duration else container.duration or 0
+            seconds = seconds if video.duration else Fraction(int(seconds), av.time_base)
+            found = round(seconds * rate)
+        if (video.width, video.height, found) != (width, height, frames):
+            raise StoreDamaged(
+                f"{path} is another video than its record describes: {found} frames of"
+                f" {video.width}x{video.height} instead of {frames} of {width}x{height}",
+                hint=_UNREADABLE,
+            )
+
+
+def _clock(path: Path, video: Any) -> tuple[Fraction, Fraction]:
+    """Frames per second and seconds of a tick."""
+    if not video.average_rate or not video.time_base:
+        raise StoreDamaged(f"{path} has no frame rate", hint=_UNREADABLE)
+    return video.average_rate, video.time_base
+
+
+@contextmanager
+def _open_stored(path: Path) -> Iterator[tuple[Any, Any]]:
+    """The container and its video stream: a local file, in a container that `v2v` writes.
+
+    Raises `StoreDamaged` for all else, also while frames are decoded.
+    """
+    if not path.is_file():
+        what = "a folder" if path.is_dir() else "not a file" if path.is_symlink() else "missing"
+        raise StoreDamaged(f"{path} is {what}, expected a video", hint=_UNREADABLE)
+    try:
+        with open_media(path, format=STORED.get(path.suffix)) as container:
+            if not container.streams.video:
+                raise StoreDamaged(f"{path} has no picture", hint=_UNREADABLE)
+            yield container, container.streams.video[0]
+    except (MediaError, av.FFmpegError, OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise StoreDamaged(f"{path} cannot be read: {reason}", hint=_UNREADABLE) from error

@@ -51,6 +51,7 @@ from v2v.errors import (
     UsageError,
     V2VError,
 )
+from v2v.native import cores
 from v2v.signals import Track, load_signal
 from v2v.signals._landmarks import planes
 from v2v.signals.flow import FlowTrack, unpack
@@ -713,10 +714,11 @@ class _Reader:
 
     def flow(self, draw: Draw) -> NDArray[np.uint16]:
         """Packed flow of all frames that the window spans, whatever its stride."""
-        path = self.stores[draw.clip].folder / "flow.mkv"
+        store = self.stores[draw.clip]
+        store.check_signal("flow")
 
         def read(start: int, stop: int) -> Any:
-            return read_range(path, start, stop, pixel_format="gray16le")
+            return read_range(store.folder / "flow.mkv", start, stop, pixel_format="gray16le")
 
         found = [
             block[max(draw.start - start, 0) : draw.stop - start]
@@ -852,6 +854,7 @@ def loader(
     # Never a fork: threads of decoders and of torch do not survive one.
     context = get_context("forkserver")
     context.set_forkserver_preload(["v2v.data.windows"])
+    workers = min(workers, max(cores(), 1))  # more of them only wait for one another
     prepared = DataLoader(
         _Jobs(windows), batch_size=None, sampler=_Stream(jobs), num_workers=workers,
         multiprocessing_context=context, collate_fn=_unchanged, worker_init_fn=_start_worker,

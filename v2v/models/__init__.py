@@ -23,6 +23,21 @@ def generator_names() -> tuple[str, ...]:
     return ("sequential", *BASELINES, *sorted(found))
 
 
+def check_generator(architecture: dict[str, Any]) -> None:
+    """Compare a record's arguments of one of our own generators with what they may be.
+
+    Raises pydantic's `ValidationError`: wrong types, unknown arguments, sizes that no memory holds.
+    """
+    if architecture.get("name") == "sequential":
+        from v2v.models.generator import GeneratorArguments
+
+        GeneratorArguments.model_validate(architecture, strict=True)
+    elif architecture.get("name") in BASELINES:
+        from v2v.models.baselines import BaselineArguments
+
+        BaselineArguments.model_validate(architecture, strict=True)
+
+
 def build_generator(name: str, **architecture: Any) -> nn.Module:
     """The generator of that name from what a model's record says of it.
 

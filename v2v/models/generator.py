@@ -20,11 +20,11 @@ Shapes: B clips, C channels of the signals, P past frames (2), K scales; H, W th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from v2v.config import Config, Switch
@@ -45,6 +45,7 @@ from v2v.warp import carried, moved, resize_flow
 STRIDE = 4  # pixels of a side that the stem folds into channels
 CORE_STRIDE = 2 * STRIDE  # the core works here: sizes at the smallest scale are multiples of it
 EMBEDDED = 8  # channels that signals with more (one-hot labels) are folded to, pixel by pixel
+MOST_CHANNELS = 1024  # of the signals together
 STYLE = 64  # length of the style vector
 FLOW_UNIT = 8.0  # pixels: a head's output of 1
 LATITUDE = 0.02  # see `_within`
@@ -92,6 +93,31 @@ class GeneratorSettings(Config):
     prior: Switch  # foreground and background each by a part of its own
     style: Literal["auto", "none", "clip", "encoded"]
     handles: Switch  # whether flow begins with how the signals' points move
+
+
+class GeneratorArguments(Config):
+    """What a model's record says of its generator: the arguments of `SequentialGenerator`."""
+
+    name: Literal["sequential"]
+    channels: Annotated[int, Field(ge=1, le=MOST_CHANNELS)]
+    preset: Literal["mobile", "base", "large"]
+    scales: Annotated[int, Field(ge=1, le=6)]
+    sequential: bool = True
+    compose: Compose = "condition"
+    past: Past = "frames"
+    plate: bool = False
+    prior: bool = False
+    style: Literal["none", "clip", "encoded"] = "none"
+    clips: Annotated[int, Field(ge=1, le=10_000)] = 1
+    handles: bool = False
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.plate and self.prior:
+            raise ValueError("plate and prior exclude each other")
+        if self.sequential and self.compose == "none" and self.past != "frames":
+            raise ValueError("without compose, past must be frames")
+        return self
 
 
 class Heads(nn.Module):

@@ -14,16 +14,38 @@ H height, W width. The newest of the past stands last.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor, nn
 
+from v2v.config import Config
 from v2v.models.blocks import ResidualBlock, conv, zeroed
 from v2v.types import Tensors
 from v2v.warp import resize_flow, warp
+
+
+class PointArguments(Config):
+    """What a predictor's record says of a `PointPredictor`: its arguments."""
+
+    length: Annotated[int, Field(ge=3, le=4096)]
+    past: Annotated[int, Field(ge=2, le=1024)] = 16
+    hidden: Annotated[int, Field(ge=1, le=4096)] = 48
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    damping: Annotated[float, Field(gt=0, lt=1)] = 0.7
+
+
+class LabelArguments(Config):
+    """What a predictor's record says of a `LabelPredictor`: its arguments."""
+
+    channels: Annotated[int, Field(ge=2, le=256)]
+    width: Annotated[int, Field(ge=1, le=1024)] = 32
+    embedding: Annotated[int, Field(ge=1, le=1024)] = 8
+
 
 Floats = NDArray[np.float32]
 SAMPLE = 4096  # frames that a shape code is fitted to

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import struct
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -9,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Self
-from zipfile import ZIP_STORED, BadZipFile, ZipFile, ZipInfo
+from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,6 +100,17 @@ class Signal(ABC):
     name: ClassVar[str]
     files: ClassVar[tuple[str, ...]]  # written by the extractor; the first is always there
 
+    def check_spec(self, spec: dict[str, Any]) -> None:  # noqa: B027 - not every signal has one
+        """Raise `ValueError` where `spec` lacks what `read` and `channels` take from it."""
+
+    def check_files(  # noqa: B027
+        self, folder: Path, spec: dict[str, Any], *, frames: int, width: int, height: int
+    ) -> None:
+        """Raise `StoreDamaged` where the files' headers do not fit a clip of so many frames.
+
+        Called once for a store, before `read`.
+        """
+
     @abstractmethod
     def read(
         self, folder: Path, spec: dict[str, Any], start: int, stop: int, *, width: int, height: int
@@ -144,22 +157,79 @@ def import_own_or_installed(package: str, name: str, entries: dict[str, Any]) ->
     return entries[name].load()
 
 
+Kind = tuple[str, tuple[int, ...]]  # dtype, and the shape after the frames
+Layout = dict[str, Kind]  # of each array of a signal; `points` are x, y, score
+
+
+def check_arrays(path: Path, layout: Layout, frames: int) -> None:
+    """Compare the arrays' headers in an npz file with their layout; no content is read.
+
+    Raises `StoreDamaged` for other names, dtypes, shapes or numbers of frames.
+    """
+    with _reading(path) as archive:
+        for name in layout:
+            found = len(archive(name, layout[name]))
+            if found != frames:
+                raise ValueError(f"{name} has {found} frames, the clip has {frames}")
+
+
 def read_arrays(
-    path: Path, names: tuple[str, ...], start: int, stop: int
+    path: Path, layout: Layout | Sequence[str], start: int, stop: int
 ) -> dict[str, NDArray[Any]]:
     """Rows `start` to `stop` of arrays in an npz file, without reading the others.
 
-    Raises `StoreDamaged` where the file is not what it should be.
+    Args:
+        layout: the arrays' names, and what they must be where that is known.
+
+    Raises `StoreDamaged` where the file is not what it should be: another layout, infinity, or a
+    score that is not from 0 to 1. NaN is what is missing.
     """
+    kinds = layout if isinstance(layout, dict) else dict.fromkeys(layout)
+    with _reading(path) as archive:
+        arrays = {name: np.array(archive(name, kind)[start:stop]) for name, kind in kinds.items()}
+        for name, values in arrays.items():
+            if len(values) != stop - start:
+                raise ValueError(f"{name} has no frames {start} to {stop}")
+            check_values(name, values)
+        return arrays
+
+
+def check_values(name: str, values: NDArray[Any]) -> None:
+    """Raise `ValueError` for infinity, and for scores of `points` that are not from 0 to 1."""
+    if values.dtype.kind != "f":
+        return
+    if np.isinf(values).any():
+        raise ValueError(f"{name} has infinite values")
+    if name == "points":
+        with np.errstate(invalid="ignore"):
+            if ((values[..., 2] < 0) | (values[..., 2] > 1)).any():
+                raise ValueError(f"{name} has scores that are not from 0 to 1")
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[Callable[[str, Kind | None], NDArray[Any]]]:
+    """An npz file as a function from a name and what it must be to the mapped array."""
     try:
         with open(path, "rb") as file, ZipFile(file) as archive:
-            return {
-                name: np.array(_mapped(path, file, archive.getinfo(f"{name}.npy"))[start:stop])
-                for name in names
-            }
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+
+            def mapped(name: str, kind: Kind | None) -> NDArray[Any]:
+                array = _mapped(path, file, archive.getinfo(f"{name}.npy"))
+                if kind is None:
+                    return array
+                if array.dtype != kind[0] or array.shape[1:] != kind[1] or not array.ndim:
+                    raise ValueError(
+                        f"{name} is {array.dtype} {list(array.shape)}, expected {kind[0]}"
+                        f" [frames{''.join(f', {n}' for n in kind[1])}]"
+                    )
+                return array
+
+            yield mapped
+    except StoreDamaged:
+        raise
+    except Exception as error:  # zipfile, numpy's header parser and mmap fail in many ways
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise StoreDamaged(
-            f"{path} cannot be read ({error})",
+            f"{path} cannot be read ({reason})",
             hint="delete the file and run `v2v preprocess` on the store again",
         ) from error
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from v2v.signals import _landmarks as marks
-from v2v.signals._base import Signal, Track, read_arrays
+from v2v.signals._base import Layout, Signal, Track, check_arrays, read_arrays
 from v2v.signals._face_topology import mirror
 from v2v.signals._landmarks import Colour, Landmarks
 
@@ -422,12 +422,21 @@ def _distances(points: NDArray[np.float32], height: int, width: int) -> NDArray[
 class Face(Signal):
     name: ClassVar[str] = "face"
     files: ClassVar[tuple[str, ...]] = ("face.npz",)
+    layout: ClassVar[Layout] = {
+        "points": ("float32", (POINTS, 3)), "depth": ("float32", (POINTS,)),
+        "filled": ("bool", ()), "rotation": ("float32", (3, 3)),
+        "translation": ("float32", (2,)), "scale": ("float32", ()),
+    }  # fmt: skip
+
+    def check_files(
+        self, folder: Path, spec: dict[str, Any], *, frames: int, width: int, height: int
+    ) -> None:
+        check_arrays(folder / self.files[0], self.layout, frames)
 
     def read(
         self, folder: Path, spec: dict[str, Any], start: int, stop: int, *, width: int, height: int
     ) -> FaceTrack:
-        names = ("points", "depth", "filled", "rotation", "translation", "scale")
-        arrays = read_arrays(folder / self.files[0], names, start, stop)
+        arrays = read_arrays(folder / self.files[0], self.layout, start, stop)
         return FaceTrack(**arrays, width=width, height=height)
 
     def channels(self, spec: dict[str, Any]) -> int:

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from v2v.data.video import read_range
+from v2v.data.video import check_stored, read_range
 from v2v.signals._base import Signal, Track
 
 if TYPE_CHECKING:
@@ -116,6 +116,21 @@ def draw_flow(
 class Flow(Signal):
     name: ClassVar[str] = "flow"
     files: ClassVar[tuple[str, ...]] = ("flow.mkv",)
+
+    def check_spec(self, spec: dict[str, Any]) -> None:
+        grid = spec.get("grid")
+        if not (
+            isinstance(grid, list | tuple)
+            and len(grid) == 2
+            and all(type(side) is int and 0 < side < 1 << 16 for side in grid)
+        ):
+            raise ValueError("flow needs a grid: its width and height in pixels")
+
+    def check_files(
+        self, folder: Path, spec: dict[str, Any], *, frames: int, width: int, height: int
+    ) -> None:
+        columns, rows = spec["grid"]
+        check_stored(folder / self.files[0], width=columns, height=3 * rows, frames=frames)
 
     def read(
         self, folder: Path, spec: dict[str, Any], start: int, stop: int, *, width: int, height: int

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from v2v.signals import _landmarks as marks
-from v2v.signals._base import Signal, Track, read_arrays
+from v2v.signals._base import Layout, Signal, Track, check_arrays, read_arrays
 from v2v.signals._landmarks import Colour, Landmarks
 
 if TYPE_CHECKING:
@@ -298,11 +298,20 @@ _JOINTS = tuple(
 class Pose(Signal):
     name: ClassVar[str] = "pose"
     files: ClassVar[tuple[str, ...]] = ("pose.npz",)
+    layout: ClassVar[Layout] = {
+        "points": ("float32", (len(NAMES), 3)),
+        "filled": ("bool", (len(NAMES),)),
+    }
+
+    def check_files(
+        self, folder: Path, spec: dict[str, Any], *, frames: int, width: int, height: int
+    ) -> None:
+        check_arrays(folder / self.files[0], self.layout, frames)
 
     def read(
         self, folder: Path, spec: dict[str, Any], start: int, stop: int, *, width: int, height: int
     ) -> PoseTrack:
-        arrays = read_arrays(folder / self.files[0], ("points", "filled"), start, stop)
+        arrays = read_arrays(folder / self.files[0], self.layout, start, stop)
         return PoseTrack(**arrays, width=width, height=height)
 
     def channels(self, spec: dict[str, Any]) -> int:

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from v2v.data.video import read_range
+from v2v.data.video import check_stored, read_range
 from v2v.signals._base import Signal, Track
 
 if TYPE_CHECKING:
@@ -156,6 +156,30 @@ class LabelTrack(Track):
 class Segmentation(Signal):
     name: ClassVar[str] = "segmentation"
     files: ClassVar[tuple[str, ...]] = ("segmentation.mkv", "instances.mkv")
+
+    def check_spec(self, spec: dict[str, Any]) -> None:
+        classes, palette = spec.get("classes"), spec.get("palette")
+        if not (
+            isinstance(classes, list | tuple)
+            and 0 < len(classes) <= VOID
+            and all(isinstance(name, str) for name in classes)
+        ):
+            raise ValueError(f"segmentation needs classes: 1 to {VOID} names")
+        if not (
+            isinstance(palette, list | tuple)
+            and len(palette) == len(classes)
+            and all(isinstance(c, list | tuple) and len(c) == 3 for c in palette)
+            and all(type(value) is int and 0 <= value < 256 for c in palette for value in c)
+        ):
+            raise ValueError("segmentation needs a palette: a colour of 3 bytes for each class")
+        if not isinstance(spec.get("instances"), bool):
+            raise ValueError("segmentation needs instances: true or false")
+
+    def check_files(
+        self, folder: Path, spec: dict[str, Any], *, frames: int, width: int, height: int
+    ) -> None:
+        for name in self.files[: 1 + spec["instances"]]:
+            check_stored(folder / name, width=width, height=height, frames=frames)
 
     def read(
         self, folder: Path, spec: dict[str, Any], start: int, stop: int, *, width: int, height: int

@@ -1,7 +1,9 @@
 """`v2v train --dry-run`: what would be trained, and what it costs, without writing anything.
 
-Sizes, parameters and multiply-adds are counted. Time and memory are measured: one window of the
-last stage, which costs the most, is really trained, on the machine that would do the rest.
+Sizes, parameters and multiply-adds are counted. Time and memory are measured: updates of the last
+stage, which costs the most, are really made, on the machine that would do the rest. That is
+bounded: where an update of the last stage would take too long, an earlier stage is measured, and
+the rest follows from the number of pixels.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from v2v.models.generator import multiply_adds
-from v2v.progress import Silent
+from v2v.progress import Reporter, Silent
 from v2v.training.loop import Trainer, launch, with_budget
 from v2v.training.prepare import Plan, open_windows, plan_run
 from v2v.training.schedule import Stage
@@ -33,6 +35,7 @@ class StageCost:
     minutes: float
     updates: int
     multiply_adds: int  # of the generator, for one frame
+    measured: bool  # whether its time was; else it follows from another stage's
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,9 @@ class Estimate:
     stages: tuple[StageCost, ...]
     device: str
     precision: str
-    gigabytes: float  # peak memory of a window of the last stage
+    gigabytes: float  # peak memory of a window of the measured stage
     seconds: float  # an update of the last stage
+    trials: int  # updates that were measured
 
     @property
     def minutes(self) -> float:
@@ -61,11 +65,13 @@ class Estimate:
             "critics": self.plan.critics, "parameters": self.parameters,
             "device": self.device, "precision": self.precision,
             "peak_memory_gb": round(self.gigabytes, 2),
-            "seconds_an_update": round(self.seconds, 4), "minutes": round(self.minutes, 1),
+            "seconds_an_update": round(self.seconds, 4), "updates_measured": self.trials,
+            "minutes": round(self.minutes, 1),
             "stages": [
                 {
                     **cost.stage.as_json(), "minutes": round(cost.minutes, 2),
                     "updates": cost.updates, "multiply_adds_a_frame": cost.multiply_adds,
+                    "measured": cost.measured,
                 }
                 for cost in self.stages
             ],
@@ -96,12 +102,37 @@ class Estimate:
             f" peak memory {self.gigabytes:.1f} GB, {self.minutes:.0f} minutes in all",
             highlight=False, soft_wrap=True,
         )  # fmt: skip
+        number = next(i for i, cost in enumerate(self.stages, 1) if cost.measured)
+        rest = (
+            "the time of the other stages follows from their pixels" if number == len(self.stages)
+            else "time at full size follows from the pixels, and it takes more memory there"
+        )  # fmt: skip
+        if len(self.stages) == 1:
+            rest = "there is no other"
+        console.print(
+            f"measured: {self.trials} update(s) of stage {number}; {rest}",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
         for note in self.plan.notes:
             console.print(note, highlight=False, soft_wrap=True)
 
 
+BUDGET = 20.0  # seconds that measuring takes, beside the first update of a stage
+
+
+class _Deadline:
+    """As `Stopping`: asks to leave a window once the time is over."""
+
+    def __init__(self, seconds: float) -> None:
+        self.end = time.monotonic() + seconds
+
+    @property
+    def asked(self) -> bool:
+        return time.monotonic() > self.end
+
+
 class Standing:
-    """A run that stands in its last and costliest stage, to be tried."""
+    """A run that stands in one of its stages, to be tried; at first in the last and costliest."""
 
     def __init__(self, settings: TrainSettings, clips: list[Path]) -> None:
         self.settings = with_budget(settings)
@@ -109,33 +140,83 @@ class Standing:
         self.windows = open_windows(self.settings, clips)
         self.plan = plan_run(self.settings, self.windows, world=self.fabric.world_size)
         self.trainer = Trainer(self.fabric, self.settings, self.windows, self.plan, Silent())
-        self.trainer.progress.stage = len(self.plan.schedule) - 1
-        self.stage = self.trainer.enter_stage()
+        self.enter(len(self.plan.schedule) - 1)
+
+    def enter(self, number: int) -> None:
+        """Stand in a stage; a window that was left is forgotten."""
+        self.number = number
+        progress = self.trainer.progress
+        progress.stage, progress.frame, self.trainer.left = number, 0, []
+        self.stage = self.trainer.apply_stage()
         self._batches = self.trainer.batches(self.stage)
 
-    def update(self) -> float:
-        """Seconds of an update, over those of one window. The first ones warm up."""
+    def update(self, *, within: float | None = None) -> float:
+        """Seconds of an update, over those of one window. The first ones warm up.
+
+        Args:
+            within: seconds after which the window is left, once an update is made.
+        """
         batch = next(self._batches)
         on_gpu = self.fabric.device.type == "cuda"
+        deadline: Any = None if within is None else _Deadline(within)
         _settle(on_gpu)
         begin, before = time.perf_counter(), self.trainer.progress.step
-        self.trainer.window(batch)
+        self.trainer.window(batch, deadline)
         _settle(on_gpu)
-        return (time.perf_counter() - begin) / (self.trainer.progress.step - before)
+        self.updates = self.trainer.progress.step - before
+        self.trainer.progress.frame, self.trainer.left = 0, []
+        return (time.perf_counter() - begin) / self.updates
+
+    def measure(self, report: Reporter, budget: float = BUDGET) -> float:
+        """Seconds of an update, in the last stage that can be tried within the budget."""
+        last = len(self.plan.schedule) - 1
+        # Processes have to agree; and a GPU is quick at all sizes.
+        if self.fabric.world_size == 1 and self.fabric.device.type == "cpu" and last:
+            self._announce(report, 0)
+            self.enter(0)
+            self.update(within=0)
+            first, small = self.update(within=0), self._rendered(self.plan.schedule[0])
+            affordable = [
+                number
+                for number, stage in enumerate(self.plan.schedule)
+                if first * self._rendered(stage) / small * self._inseparable(stage) < budget / 2
+            ]
+            self.enter(affordable[-1] if affordable else 0)
+        self._announce(report, self.number)
+        bounded = self.fabric.world_size == 1
+        if not bounded:
+            self.update()  # warms up
+            return self.update()
+        begin = time.monotonic()
+        warming = self.update(within=0)
+        left = budget - (time.monotonic() - begin)
+        return self.update(within=left) if left > warming else warming
+
+    def _announce(self, report: Reporter, number: int) -> None:
+        stage, of = self.plan.schedule[number], len(self.plan.schedule)
+        report.note(f"measuring updates of stage {number + 1} of {of}: {stage}")
+
+    def _rendered(self, stage: Stage) -> int:
+        """Pixels that an update renders: losses, critics and generator all grow with them."""
+        chunk = min(self.settings.loop.chunk, stage.length)
+        return stage.height * stage.width * stage.batch * chunk
+
+    def _inseparable(self, stage: Stage) -> int:
+        """Chunks of a window that are rendered before it can be left."""
+        if self.settings.loop.updates == "chunk":
+            return 1
+        return -(-stage.length // self.settings.loop.chunk)
 
     def stages(self, seconds: float) -> list[StageCost]:
-        """What every stage costs where an update of the last one takes so many seconds."""
-        settings, schedule, last = self.settings, self.plan.schedule, self.stage
+        """What every stage costs where an update of this one takes so many seconds."""
+        settings, schedule = self.settings, self.plan.schedule
         macs = [_macs(self.trainer, stage) for stage in schedule]
         ends = [0.0, *(stage.until for stage in schedule)]
         shares = [end - begin for begin, end in pairwise(ends)]
+        most = self._rendered(self.stage)
         costs = []
-        for stage, share, count in zip(schedule, shares, macs, strict=True):
-            # Losses, critics and generator all grow with the number of pixels rendered.
-            chunk = min(settings.loop.chunk, stage.length)
-            rendered = stage.height * stage.width * stage.batch * chunk
-            most = last.height * last.width * last.batch * min(settings.loop.chunk, last.length)
-            update = max(seconds * rendered / most, 0.05 * seconds)
+        for number, (stage, share, count) in enumerate(zip(schedule, shares, macs, strict=True)):
+            update = max(seconds * self._rendered(stage) / most, 0.05 * seconds)
             if settings.budget.steps is not None:
                 updates = round(settings.budget.steps * share)
                 minutes = updates * update / 60
@@ -143,16 +224,25 @@ class Standing:
                 assert settings.budget.minutes is not None
                 minutes = settings.budget.minutes * share
                 updates = round(minutes * 60 / update)
-            costs.append(StageCost(stage, minutes, updates, count))
+            costs.append(StageCost(stage, minutes, updates, count, number == self.number))
         return costs
 
 
-def estimate(settings: TrainSettings, clips: list[Path]) -> Estimate:
-    """Plan a run and try its costliest stage. Raises what training would raise at its start."""
+def estimate(
+    settings: TrainSettings, clips: list[Path], report: Reporter | None = None
+) -> Estimate:
+    """Plan a run and try its costliest stage, or the costliest that can be tried in half a minute.
+
+    Raises what training would raise at its start.
+    """
+    report = report or Silent()
+    report.note("opening the clips, building the networks")
     run = Standing(settings, clips)
-    run.update()  # warms up
-    seconds = run.update()
+    seconds = run.measure(report)
+    trials = run.updates
+    report.note("counting multiply-adds")
     costs = run.stages(seconds)  # before the memory is read
+    full = run._rendered(run.plan.schedule[-1]) / run._rendered(run.stage)
     trainer, device = run.trainer, run.fabric.device
     return Estimate(
         task=run.settings.task, clips=tuple(clip.name for clip in run.windows.clips),
@@ -163,7 +253,7 @@ def estimate(settings: TrainSettings, clips: list[Path]) -> Estimate:
         },
         stages=tuple(costs), device=_device_name(device),
         precision=str(run.fabric._precision.precision), gigabytes=_peak(device.type == "cuda"),
-        seconds=seconds,
+        seconds=seconds * full, trials=trials,
     )  # fmt: skip
 
 

@@ -23,19 +23,28 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from v2v.ahead import ahead
-from v2v.checkpoint import Checkpoint, Model, load_weights, save_model
+from v2v.checkpoint import (
+    DAMAGED,
+    Checkpoint,
+    Model,
+    as_progress,
+    load_optimiser,
+    load_weights,
+    save_model,
+)
 from v2v.data.transforms import PastCorruption, corrupt_past
 from v2v.data.windows import Windows, loader
-from v2v.errors import OutOfMemory, RunConflict, TrainingDiverged, V2VError
+from v2v.errors import CheckpointInvalid, OutOfMemory, RunConflict, TrainingDiverged, V2VError
 from v2v.models import build_generator
 from v2v.models.augment import draw
 from v2v.models.baselines.pix2pixhd import Clusters, FeatureEncoder, cluster_features
@@ -43,8 +52,9 @@ from v2v.models.discriminators import Discriminators, Judgement, frozen, with_re
 from v2v.models.rollout import rollout
 from v2v.native import cores, cpu_has_bf16
 from v2v.progress import Reporter, Silent
+from v2v.records import Count, Record
 from v2v.training.objective import Objective, Rendered
-from v2v.training.prepare import Plan, describe_model, open_windows, plan_run
+from v2v.training.prepare import Plan, describe_model, files_used, open_windows, plan_run
 from v2v.training.preview import write_preview
 from v2v.training.run import RunFolder
 from v2v.training.schedule import Stage, stage_at
@@ -72,12 +82,37 @@ class Progress:
     accumulate: int = 1  # parts of a batch; raised when memory runs out
     recompute: bool = False
 
+    @classmethod
+    def read(cls, saved: dict[str, Any], where: Path) -> tuple[Progress, int]:
+        """From a checkpoint, with how often weights were averaged. Raises `CheckpointInvalid`."""
+        values = as_progress(SavedProgress, saved, where).model_dump()
+        averaged = values.pop("averaged")
+        return cls(**values), averaged
+
     def share(self, budget: Budget) -> float:
         """Of the budget, that is used up."""
         if budget.steps is not None:
             return self.step / budget.steps
         assert budget.minutes is not None
         return self.seconds / 60 / budget.minutes
+
+
+class SavedProgress(Record):
+    """What a checkpoint says of it. Fields that other versions add are passed over."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    averaged: Count
+    step: Count = 0
+    window: Count = 0
+    frame: Annotated[int, Field(ge=0, le=256)] = 0
+    stage: Annotated[int, Field(ge=0, le=10_000)] = 0
+    seconds: Annotated[float, Field(ge=0, le=1e10)] = 0.0
+    slower: Annotated[float, Field(gt=0, le=1)] = 1.0
+    rollbacks: Annotated[int, Field(ge=0, le=ROLLBACKS)] = 0
+    chunk: Annotated[int, Field(ge=1, le=8)] = 1
+    accumulate: Annotated[int, Field(ge=1, le=1 << 20)] = 1
+    recompute: bool = False
 
 
 @dataclass(frozen=True)
@@ -188,7 +223,7 @@ def train(
     settings = with_budget(settings)
 
     # Data.
-    windows = open_windows(settings, clips)
+    windows = open_windows(settings, clips, report if first else None)
     plan = plan_run(settings, windows, world=fabric.world_size)
     notes = [*windows.notes, *plan.notes]
 
@@ -198,7 +233,7 @@ def train(
         if first:
             if overwrite:
                 run.clear()
-            run.begin(settings, [str(clip) for clip in clips])
+            run.begin(settings, clips, files_used(settings, windows))
             for note in notes:
                 report.note(note)
         fabric.barrier()
@@ -640,25 +675,51 @@ class Trainer:
         run.save(Checkpoint(progress, modules, optimisers), keep=self.settings.output.keep)
 
     def restore(self, checkpoint: Checkpoint, where: Path) -> None:
-        progress = dict(checkpoint.progress)
-        self.ema.n_averaged.fill_(progress.pop("averaged"))
-        known = {f.name for f in fields(Progress)}
-        self.progress = Progress(**{k: v for k, v in progress.items() if k in known})
+        """Go on where a checkpoint stands. Raises `CheckpointInvalid`."""
+        self.progress, averaged = Progress.read(checkpoint.progress, where)
+        if self.progress.stage >= len(self.plan.schedule):
+            raise CheckpointInvalid(
+                f"{where}: progress.stage is {self.progress.stage}, the run has"
+                f" {len(self.plan.schedule)}",
+                hint=DAMAGED,
+            )
+        self.ema.n_averaged.fill_(averaged)
         modules = {
             "generator": self.generator, "ema": self.ema.module, "critics": self.critics,
         }  # fmt: skip
         for name, module in modules.items():
             load_weights(module, dict(checkpoint.modules.get(name, {})), where)
-        self.g_adam.load_state_dict(checkpoint.optimisers["g"])
-        self.d_adam.load_state_dict(checkpoint.optimisers["d"])
-        left = sum(name.startswith("window.") for name in checkpoint.modules)
+        load_optimiser(self.g_adam, checkpoint.optimisers.get("g"), where)
+        load_optimiser(self.d_adam, checkpoint.optimisers.get("d"), where)
         self.left = [
-            {k: v.to(self.fabric.device) for k, v in checkpoint.modules[f"window.{i}"].items()}
-            for i in range(left)
+            {k: v.to(self.fabric.device) for k, v in part.items()}
+            for part in self._left(checkpoint, where)
         ]
-        if not self.left or self.fabric.world_size > 1:  # several processes have other shares
+        if not self.left:
             self.progress.frame, self.left = 0, []
         self.apply_stage()
+
+    def _left(self, checkpoint: Checkpoint, where: Path) -> list[dict[str, Tensor]]:
+        """Each part's history of a window that was left half done. Raises `CheckpointInvalid`."""
+        parts = [n for n in checkpoint.modules if n.startswith("window.")]
+        if not parts or self.fabric.world_size > 1:  # several processes have other shares
+            return []
+        stage = self.stage()
+        batch = stage.batch // self.fabric.world_size
+        rows = torch.arange(batch).chunk(min(self.progress.accumulate, batch))
+        found = [checkpoint.modules.get(f"window.{i}", {}) for i in range(len(rows))]
+        names = {"fake", *(f.name for f in fields(GeneratorState))}
+        size = (stage.height, stage.width)
+        for part, row in zip(found, rows, strict=True):
+            fits = set(part) == names and all(len(v) == len(row) for v in part.values())
+            if not fits or any(part[n].shape[-2:] != size for n in ("fake", "frames", "signals")):
+                fits = False
+            if not fits or len(parts) != len(rows) or self.progress.frame >= stage.length:
+                raise CheckpointInvalid(
+                    f"{where}: the window that was left half done is not one of this run's",
+                    hint=DAMAGED,
+                )
+        return found
 
     def roll_back(self, run: RunFolder, report: Reporter) -> None:
         """Go on from the last good checkpoint, slower. Raises `TrainingDiverged` in the end."""

@@ -54,31 +54,30 @@ class Curves:
 
 
 def read_curves(folder: Path, *, minutes: bool = False) -> Curves:
-    """A run's curves. Raises `UsageError` where the folder is no run, or has logged nothing."""
+    """A run's curves.
+
+    Raises `UsageError` where the folder is no run or has logged nothing, `RunConflict` where its
+    log is damaged.
+    """
     path = folder / "log.jsonl"
     if not path.is_file():
         kind = "has no log.jsonl" if folder.is_dir() else "does not exist"
         raise UsageError(f"{folder} is not a run: it {kind}", hint="give a folder such as runs/b")
     series: dict[str, tuple[list[float], list[float]]] = {}
     stages: list[Stretch] = []
-    last_stage, at = None, 0.0
-    try:
-        for entry in read_log(path):
-            before, at = at, float(entry["minutes" if minutes else "step"])
-            if entry["stage"] != last_stage:
-                width, height = entry["size"]
-                # It began somewhere after the last entry of the stage before.
-                stages.append(Stretch(before, f"{width}x{height} x{entry['length']}"))
-                last_stage = entry["stage"]
-            for name, value in {**entry["losses"], RATE: entry["rate"]}.items():
-                places, values = series.setdefault(name, ([], []))
-                places.append(at)
-                values.append(float(value))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UsageError(
-            f"{path} is not a log of v2v: {type(error).__name__} {error}",
-            hint="give the folder of a run that v2v train wrote",
-        ) from error
+    last_stage: int | None = None
+    at = 0.0
+    for _, entry in read_log(path):
+        before, at = at, float(entry.minutes if minutes else entry.step)
+        if entry.stage != last_stage:
+            width, height = entry.size
+            # It began somewhere after the last entry of the stage before.
+            stages.append(Stretch(before, f"{width}x{height} x{entry.length}"))
+            last_stage = entry.stage
+        for name, value in {**entry.losses, RATE: entry.rate}.items():
+            places, values = series.setdefault(name, ([], []))
+            places.append(at)
+            values.append(value)
     if not series:
         raise UsageError(
             f"{path} is empty: nothing was logged yet",

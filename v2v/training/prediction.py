@@ -35,12 +35,14 @@ from v2v.checkpoint import (
     Checkpoint,
     ClipUse,
     ModelRecord,
+    as_progress,
     load_checkpoint,
     load_model,
+    load_optimiser,
     load_weights,
     save_checkpoint,
 )
-from v2v.config import Config, Positive, Unit
+from v2v.config import Config, Duration, Positive, Unit
 from v2v.data.store import ClipStore
 from v2v.data.windows import trained_part
 from v2v.errors import RunConflict, SignalMissing, StoreConflict, TooFewFrames, UsageError
@@ -54,6 +56,8 @@ from v2v.models.predictor import (
     one_hot,
 )
 from v2v.progress import Reporter
+from v2v.records import Count as Steps
+from v2v.records import Plain, Record
 from v2v.signals import Track
 from v2v.signals.face import FaceTrack
 from v2v.signals.flow import FlowTrack
@@ -78,9 +82,11 @@ from v2v.training.stopping import Stopping
 
 __all__ = ["Outcome", "PredictSettings", "Predictor", "load_predictor", "train_predictor"]
 
-Count = Annotated[int, Field(ge=1)]
-Weight = Annotated[float, Field(ge=0)]
-Lengths = Annotated[tuple[Count, ...], Field(min_length=1)]
+Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
+Size = Annotated[int, Field(ge=1, le=4096)]
+Weight = Annotated[float, Field(ge=0, le=1e6)]
+LearningRate = Annotated[float, Field(gt=0, le=1)]
+Lengths = Annotated[tuple[Annotated[int, Field(ge=1, le=1024)], ...], Field(min_length=1)]
 Part = Annotated[float, Field(ge=0, lt=1)]
 PIECE = 64  # label maps that are read together
 MAX_VALIDATED = 24  # windows that a score is the mean of, about
@@ -89,15 +95,15 @@ MEASURED = 150  # frames of a shot that errors are measured on
 
 class PointSettings(Config):
     steps: Count
-    past: Annotated[int, Field(ge=LEAST)]
-    components: Count
+    past: Annotated[int, Field(ge=LEAST, le=1024)]
+    components: Size
     variance: Unit
-    hidden: Count
+    hidden: Size
     dropout: Part
     damping: Annotated[float, Field(gt=0, lt=1)]
     lengths: Lengths
-    batch: Count
-    rate: Positive
+    batch: Size
+    rate: LearningRate
     weight_decay: Weight
     noise: Weight
     shift: Weight
@@ -106,12 +112,12 @@ class PointSettings(Config):
 
 class LabelSettings(Config):
     steps: Count
-    size: Annotated[int, Field(ge=32)]
-    width: Count
-    embedding: Count
+    size: Annotated[int, Field(ge=32, le=4096)]
+    width: Annotated[int, Field(ge=1, le=1024)]
+    embedding: Annotated[int, Field(ge=1, le=1024)]
     lengths: Lengths
-    batch: Count
-    rate: Positive
+    batch: Size
+    rate: LearningRate
     weight_decay: Weight
     balance: Unit
     flow: Weight
@@ -361,6 +367,17 @@ class Task(ABC):
     def predictor(self, record: PredictorRecord) -> Predictor: ...
 
 
+class SavedProgress(Record):
+    """What a checkpoint says of where the training stands."""
+
+    step: Steps
+    seconds: Duration
+    best_step: Steps
+    best_score: float | None  # None: never a number so far
+    since: Steps
+    signature: Plain
+
+
 class _Trainer:
     """The loop; all that must survive a stop is in its checkpoint."""
 
@@ -447,7 +464,8 @@ class _Trainer:
     def save(self, folder: Path) -> None:
         progress = {
             "step": self.step, "seconds": self.seconds, "best_step": self.best_step,
-            "best_score": self.best_score, "since": self.since, "signature": self.signature,
+            "best_score": self.best_score if math.isfinite(self.best_score) else None,
+            "since": self.since, "signature": self.signature,
         }  # fmt: skip
         modules = {"network": self.task.network.state_dict(), "best": self.best}
         save_checkpoint(folder, Checkpoint(progress, modules, {"adam": self.adam.state_dict()}))
@@ -455,18 +473,19 @@ class _Trainer:
     def restore(self, folder: Path) -> None:
         """Raises `RunConflict` where the checkpoint is of other settings, `CheckpointInvalid`."""
         checkpoint = load_checkpoint(folder)
-        progress = checkpoint.progress
-        if progress.get("signature") != self.signature:
+        progress = as_progress(SavedProgress, checkpoint.progress, folder)
+        if progress.signature != self.signature:
             raise RunConflict(
                 f"{folder} is a stopped training of other settings or clips",
                 hint="give the same, or start anew with --overwrite",
             )
-        load_weights(self.task.network, checkpoint.modules["network"], folder)
-        self.best = checkpoint.modules["best"]
-        self.adam.load_state_dict(cast(Any, checkpoint.optimisers["adam"]))
-        self.step, self.seconds = progress["step"], progress["seconds"]
-        self.best_step, self.best_score = progress["best_step"], progress["best_score"]
-        self.since = progress["since"]
+        for name in ("best", "network"):
+            load_weights(self.task.network, checkpoint.modules.get(name, {}), folder)
+        self.best = dict(checkpoint.modules["best"])
+        load_optimiser(self.adam, checkpoint.optimisers.get("adam"), folder)
+        self.step, self.seconds = progress.step, progress.seconds
+        self.best_step, self.since = progress.best_step, progress.since
+        self.best_score = math.inf if progress.best_score is None else progress.best_score
 
 
 def _signature(settings: PredictSettings, stores: list[ClipStore], signal: str) -> dict[str, Any]:
@@ -479,6 +498,7 @@ def _signature(settings: PredictSettings, stores: list[ClipStore], signal: str) 
 
 def _there_already(folder: Path, signature: dict[str, Any], report: Reporter) -> Outcome:
     record = load_predictor(folder).record
+    _outcome(folder, record)
     if record.training.get("signature") != signature:
         raise RunConflict(
             f"{folder} holds a predictor that was trained with other settings or clips",
@@ -489,11 +509,20 @@ def _there_already(folder: Path, signature: dict[str, Any], report: Reporter) ->
 
 
 def _outcome(folder: Path, record: PredictorRecord) -> Outcome:
-    training = record.training
+    said = {name: record.training.get(name) for name in ("steps", "best", "minutes")}
+    training = as_progress(_Made, said, folder / PREDICTOR_FILE)
     return Outcome(
-        folder=folder, signal=record.signal, steps=training["steps"], best=training["best"],
-        minutes=training["minutes"], errors=record.errors,
+        folder=folder, signal=record.signal, steps=training.steps, best=training.best,
+        minutes=training.minutes, errors=record.errors,
     )  # fmt: skip
+
+
+class _Made(Record):
+    """What a predictor's record says of its training."""
+
+    steps: Steps
+    best: Steps
+    minutes: Duration
 
 
 # ---------------------------------------------------------------- points

@@ -12,13 +12,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Annotated, ClassVar, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -27,11 +27,11 @@ from v2v.checkpoint import (
     FORMAT,
     MODEL_FILE,
     ClipUse,
-    Record,
     check_format,
     load_weights,
     plain,
-    read_json,
+    read_model_record,
+    read_saved,
     read_tensors,
     replacing,
     restore_replaced,
@@ -41,15 +41,18 @@ from v2v.errors import CheckpointInvalid, NothingFound, UsageError
 from v2v.evaluation.prediction import Trail, joined, known, moved_points
 from v2v.models.predictor import (
     PAST_MAPS,
+    LabelArguments,
     LabelPredictor,
     LabelState,
+    PointArguments,
     PointPredictor,
     ShapeCode,
     one_hot,
 )
+from v2v.records import Plain, Record, explain, shown
 from v2v.signals import Track
-from v2v.signals.face import RIGID, FaceTrack
-from v2v.signals.pose import BODY, PoseTrack
+from v2v.signals.face import POINTS, RIGID, FaceTrack
+from v2v.signals.pose import BODY, NAMES, PoseTrack
 from v2v.signals.segmentation import VOID, LabelTrack
 from v2v.warp import resize_flow
 
@@ -63,18 +66,22 @@ ANCHORS = {"pose": list(range(len(BODY))), "face": list(RIGID)}
 SIGNALS = {"pose": PoseTrack, "face": FaceTrack, "segmentation": LabelTrack}
 
 
+ClassId = Annotated[int, Field(ge=0, le=255)]
+MapSide = Annotated[int, Field(ge=1, le=4096)]
+
+
 class PredictorRecord(Record):
     """predictor.json."""
 
     format: int = FORMAT
     tool: str = f"v2v {__version__}"
     signal: str
-    network: dict[str, Any]  # arguments of its class
+    network: Plain  # arguments of its class
     classes: tuple[str, ...] = ()  # of label maps
-    channels: tuple[int, ...] = ()  # class id of each channel but the last
-    size: tuple[int, int] | None = None  # (height, width) of the maps that the network sees
+    channels: tuple[ClassId, ...] = ()  # of each channel but the last
+    size: tuple[MapSide, MapSide] | None = None  # (height, width) of the maps that the network sees
     clips: tuple[ClipUse, ...] = ()
-    training: dict[str, Any] = {}  # steps, minutes, settings
+    training: Plain = {}  # steps, minutes, settings
     errors: dict[str, dict[int, float]] = {}  # on the end of the training footage, frames ahead
     synthetic: str = "Signals predicted by this are synthetic. Say so where you publish them."
 
@@ -251,34 +258,70 @@ def load_predictor(path: str | Path, *, device: torch.device | str = "cpu") -> P
                 hint=f"train one: v2v train --task predict --data CLIP --name {folder.name}",
             )
         folder = beside
-    data = read_json(folder / PREDICTOR_FILE, what="a predictor")
-    check_format(folder, data)
+    record = read_saved(
+        folder / PREDICTOR_FILE, PredictorRecord, "a predictor",
+        lambda data: check_format(folder, data), RETRAIN,
+    )  # fmt: skip
     try:
-        record = PredictorRecord.model_validate(data)
-        if record.signal not in SIGNALS:
-            raise ValueError(f"unknown signal {record.signal}")
-        network = (LabelPredictor if record.signal == "segmentation" else PointPredictor)(
-            **record.network
-        )
-    except (ValidationError, ValueError, TypeError) as error:
-        raise CheckpointInvalid(
-            f"{folder / PREDICTOR_FILE} is not valid: {str(error).splitlines()[0]}", hint=RETRAIN
-        ) from error
+        network = _network(record)
+    except ValueError as error:  # pydantic's own is one
+        reason = explain(error) if isinstance(error, ValidationError) else str(error)
+        raise CheckpointInvalid(f"{folder / PREDICTOR_FILE}: {reason}", hint=RETRAIN) from error
     _check_model(folder, record)
     tensors = read_tensors(folder / WEIGHTS_FILE)
     prefix = "network."
     weights = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
     load_weights(network, weights, folder)
     network.eval().requires_grad_(False)
+    code = {k.removeprefix("code."): v for k, v in tensors.items() if not k.startswith(prefix)}
     if isinstance(network, LabelPredictor):
+        if code:
+            raise CheckpointInvalid(
+                f"{folder / WEIGHTS_FILE} holds more than weights", hint=RETRAIN
+            )
         return LabelsPredictor(record, network.to(device))
-    try:
-        code = ShapeCode(**{n: tensors[f"code.{n}"].numpy() for n in ("mean", "basis", "anchors")})
-    except KeyError as error:
-        raise CheckpointInvalid(
-            f"{folder / WEIGHTS_FILE} has no {error.args[0]}", hint=RETRAIN
-        ) from error
-    return PointsPredictor(record, network, code)
+    problem = _code_problem(record.signal, len(network.damping), code)
+    if problem is not None:
+        raise CheckpointInvalid(f"{folder / WEIGHTS_FILE}: {problem}", hint=RETRAIN)
+    return PointsPredictor(record, network, ShapeCode(**{k: v.numpy() for k, v in code.items()}))
+
+
+def _network(record: PredictorRecord) -> PointPredictor | LabelPredictor:
+    """The network that a record describes. Raises `ValueError`."""
+    if record.signal not in SIGNALS:
+        raise ValueError(f"signal: unknown signal {shown(record.signal)}")
+    if record.signal != "segmentation":
+        PointArguments.model_validate(record.network, strict=True)
+        return PointPredictor(**record.network)
+    arguments = LabelArguments.model_validate(record.network, strict=True)
+    # The last channel is what has no class.
+    if len(set(record.channels)) != len(record.channels) or arguments.channels != 1 + len(
+        record.channels
+    ):
+        raise ValueError("channels: expected a class for each channel of the network but the last")
+    if not 0 < len(record.classes) <= VOID or max(record.channels, default=0) >= VOID:
+        raise ValueError("classes: expected the names of the classes of its channels")
+    if record.size is None or any(side % LabelPredictor.multiple for side in record.size):
+        raise ValueError(f"size: expected multiples of {LabelPredictor.multiple}")
+    return LabelPredictor(**record.network)
+
+
+def _code_problem(signal: str, length: int, code: dict[str, Tensor]) -> str | None:
+    """What is wrong with the tensors of a shape code for states of `length` numbers."""
+    points, axes = (len(NAMES), 2) if signal == "pose" else (POINTS, 3)
+    if set(code) != {"mean", "basis", "anchors"}:
+        return f"expected the shape code's mean, basis and anchors, found {sorted(code)}"
+    shape = (length - axes - 1, points * axes)
+    if code["mean"].shape != (points, axes) or code["basis"].shape != shape:
+        return f"the shape code is not of {points} points and {shape[0]} components"
+    anchors = code["anchors"]
+    if anchors.dtype != torch.int64 or anchors.ndim != 1 or not len(anchors):
+        return "the shape code has no anchors"
+    if int(anchors.min()) < 0 or int(anchors.max()) >= points:
+        return f"the shape code's anchors are not from 0 to {points}"
+    if any(code[name].dtype != torch.float32 for name in ("mean", "basis")):
+        return "the shape code is not in float32"
+    return None
 
 
 RETRAIN = "train the predictor again: v2v train --task predict --overwrite"
@@ -289,10 +332,10 @@ def _check_model(folder: Path, record: PredictorRecord) -> None:
     path = folder.parent / "model" / MODEL_FILE
     if not path.is_file():
         return
-    driven = [use.get("name") for use in read_json(path, what="a model").get("signals", [])]
+    driven = [use.name for use in read_model_record(path.parent).signals]
     if driven != [record.signal]:
         raise CheckpointInvalid(
             f"{folder} predicts {record.signal}, but the model beside it is driven by"
-            f" {' and '.join(map(str, driven))}",
+            f" {' and '.join(driven)}",
             hint=RETRAIN,
         )

@@ -22,6 +22,7 @@ from v2v.data.windows import Windows, trained_part
 from v2v.errors import ConfigError, UnknownName
 from v2v.models import generator_names
 from v2v.models.generator import CORE_STRIDE, Past
+from v2v.progress import Reporter
 from v2v.signals.segmentation import LabelTrack
 from v2v.training.schedule import Stage, build_schedule
 from v2v.training.settings import TrainSettings
@@ -53,12 +54,20 @@ class Plan:
     notes: tuple[str, ...] = field(default=())
 
 
-def open_windows(settings: TrainSettings, clips: list[Path]) -> Windows:
-    """The clips as a source of windows. Raises what opening stores and windows raises."""
+def open_windows(
+    settings: TrainSettings, clips: list[Path], report: Reporter | None = None
+) -> Windows:
+    """The clips as a source of windows, their files compared with their hashes.
+
+    Raises what opening stores and windows raises.
+    """
     stores = [ClipStore.open(clip) for clip in clips]
-    for signal in settings.data.signals:
-        for store in stores:
+    for store in stores:
+        for signal in settings.data.signals:
             store.track(signal, 0, 1)  # a missing signal is said before anything long
+        used = {*settings.data.signals, "segmentation", "flow"} & set(store.signals)
+        store.check_frames()
+        store.verify(used, again=False, report=report)
     plates = _plates(settings, stores)
     generator = settings.generator
     extras = ["flow", "foreground"]
@@ -79,6 +88,23 @@ def open_windows(settings: TrainSettings, clips: list[Path]) -> Windows:
         multiple=CORE_STRIDE << (scales_of(settings) - 1), cache=settings.data.cache_mb,
         plates=None if plates is None else [(p.picture, p.known) for p in plates],
     )  # fmt: skip
+
+
+def files_used(settings: TrainSettings, windows: Windows) -> list[dict[str, str]]:
+    """The files of each clip that training reads, and their SHA-256: what makes data the same."""
+    used = {*settings.data.signals, "segmentation", "flow"}
+    return [
+        {
+            "frames.mp4": record.frames.file.sha256,
+            **{
+                file: row.sha256
+                for name, signal in sorted(record.signals.items())
+                if name in used
+                for file, row in signal.files.items()
+            },
+        }
+        for _, record in windows.records
+    ]
 
 
 def scales_of(settings: TrainSettings) -> int:

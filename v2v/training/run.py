@@ -14,14 +14,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError  # type: ignore[import-untyped]
+from pydantic import Field
 
 from v2v import __version__
 from v2v.checkpoint import (
@@ -31,8 +30,10 @@ from v2v.checkpoint import (
     restore_replaced,
     save_checkpoint,
 )
-from v2v.errors import CheckpointInvalid, RunConflict, writing
+from v2v.config import load_yaml
+from v2v.errors import CheckpointInvalid, ConfigError, RunConflict, writing
 from v2v.listing import is_hidden
+from v2v.records import Count, FileName, Record, Side, read_lines, read_record, shown
 from v2v.training.settings import OPERATIONAL, TrainSettings
 
 FORMAT = 1
@@ -75,8 +76,17 @@ class RunFolder:
     def exists(self) -> bool:
         return (self.folder / RUN_FILE).is_file()
 
-    def begin(self, settings: TrainSettings, stores: list[str]) -> None:
-        """Make the folder, or check that it is of the same run. Raises `RunConflict`."""
+    def begin(
+        self, settings: TrainSettings, clips: Sequence[Path], files: list[dict[str, str]]
+    ) -> None:
+        """Make the folder, or check that it is of the same run.
+
+        Args:
+            clips: the stores, wherever they are now.
+            files: of each store, the hashes of the files that are trained on.
+
+        Raises `RunConflict`.
+        """
         if not self.exists:
             strangers = [p.name for p in self.folder.iterdir() if not is_hidden(p)]
             if strangers:
@@ -85,31 +95,22 @@ class RunFolder:
                     hint="choose another --name",
                 )
         elif self.saved():  # a run that never began holds nothing that could be lost
-            self._compare(settings, stores)
+            self._compare(settings, clips, files)
         plain = settings.model_dump(mode="json")
         with writing(self.folder):
             text = OmegaConf.to_yaml(OmegaConf.create(plain))
             _replace(self.folder / "config.yaml", "# Every setting of this run.\n" + text)
-            record = {"format": FORMAT, "tool": f"v2v {__version__}", "data": stores}
+            record = {
+                "format": FORMAT, "tool": f"v2v {__version__}", "data": list(map(str, clips)),
+                "files": files,
+            }  # fmt: skip
             _replace(self.folder / RUN_FILE, json.dumps(record, indent=1) + "\n")
 
-    def _compare(self, settings: TrainSettings, stores: list[str]) -> None:
-        try:
-            record = json.loads((self.folder / RUN_FILE).read_text("utf-8"))
-            loaded = OmegaConf.load(self.folder / "config.yaml")
-            before: Any = OmegaConf.to_container(loaded)
-            if not isinstance(before, dict):
-                raise ValueError("config.yaml holds no settings")
-        except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
-            raise RunConflict(
-                f"{self.folder} is damaged: {error}", hint="choose another --name"
-            ) from error
-        if record.get("format") != FORMAT:
-            raise RunConflict(
-                f"{self.folder} was written by another version of v2v"
-                f" ({record.get('tool', 'unknown')})",
-                hint="choose another --name, or train with --overwrite",
-            )
+    def _compare(
+        self, settings: TrainSettings, clips: Sequence[Path], files: list[dict[str, str]]
+    ) -> None:
+        record = read_run(self.folder)
+        before = read_settings(self.folder / "config.yaml")
         now = settings.model_dump(mode="json")
         changed = [
             f"{key}: {_at(before, key)!r} before, {_at(now, key)!r} now"
@@ -117,10 +118,8 @@ class RunFolder:
             if _at(before, key) != _at(now, key)
             and not any(key == o or key.startswith(o + ".") for o in OPERATIONAL)
         ]
-        if [Path(p).resolve() for p in record.get("data", [])] != [
-            Path(p).resolve() for p in stores
-        ]:
-            changed.insert(0, f"data: {record.get('data')} before, {stores} now")
+        if not _same_data(record, clips, files):
+            changed.insert(0, f"data: {list(record.data)} before, {list(map(str, clips))} now")
         if changed:
             more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
             raise RunConflict(
@@ -178,27 +177,85 @@ class RunFolder:
         with writing(self.log_path), open(self.log_path, "a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
 
-    def entries(self) -> Iterator[dict[str, Any]]:
-        yield from read_log(self.log_path)
+    def entries(self) -> Iterator[LogEntry]:
+        return (entry for _, entry in read_log(self.log_path))
 
     def rewind(self, step: int) -> None:
         """Forget what was logged after `step`: it will be trained, and logged, again."""
         if not self.log_path.exists():
             return
-        kept = [json.dumps(e) for e in self.entries() if e["step"] <= step]
+        kept = [line for line, entry in read_log(self.log_path) if entry.step <= step]
         with writing(self.log_path):
             _replace(self.log_path, "".join(line + "\n" for line in kept))
 
 
-def read_log(path: Path) -> Iterator[dict[str, Any]]:
-    """The entries of a log, without a last line that was cut off."""
-    with open(path, encoding="utf-8") as file:
-        for line in file:
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                return
-            yield entry
+class RunRecord(Record):
+    """run.json."""
+
+    format: int
+    tool: str
+    data: tuple[str, ...]  # the clip stores' folders when the run was last started
+    files: tuple[dict[FileName, str], ...] | None = None  # of each; None: of an earlier v2v
+
+
+class LogEntry(Record):
+    """A line of log.jsonl."""
+
+    step: Count
+    minutes: Annotated[float, Field(ge=0)]
+    stage: Count
+    size: tuple[Side, Side]  # width, height
+    length: Annotated[int, Field(ge=1)]
+    rate: float
+    losses: dict[str, float]
+
+
+def read_run(folder: Path) -> RunRecord:
+    """run.json of a run folder. Raises `RunConflict`."""
+
+    def check(data: dict[str, Any]) -> None:
+        if data.get("format") != FORMAT:
+            raise RunConflict(
+                f"{folder} was written by another version of v2v"
+                f" ({shown(data.get('tool', 'unknown'))})",
+                hint="choose another --name, or train with --overwrite",
+            )
+
+    return read_record(folder / RUN_FILE, RunRecord, RunConflict, hint=DAMAGED, check=check)
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """config.yaml of a run folder, as plain data. Raises `RunConflict`."""
+    try:
+        return load_yaml(path)
+    except ConfigError as error:
+        raise RunConflict(error.message, hint=DAMAGED) from error
+
+
+DAMAGED = "restore the file, choose another --name, or train with --overwrite"
+
+
+def _same_data(
+    record: RunRecord, clips: Sequence[Path], files: Sequence[Mapping[str, str]]
+) -> bool:
+    """Whether clips are those of the run: their content decides, not where they are.
+
+    A signal that a store has gained since is no other data.
+    """
+    if record.files is None:
+        return [Path(p).resolve() for p in record.data] == [Path(p).resolve() for p in clips]
+    return len(record.files) == len(files) and all(
+        before.items() <= now.items() for before, now in zip(record.files, files, strict=True)
+    )
+
+
+def read_log(path: Path) -> Iterator[tuple[str, LogEntry]]:
+    """The lines of a log and what they say, without a last line that was cut off.
+
+    Raises `RunConflict` for a line that is no entry.
+    """
+    hint = "remove the line: the log is for people, training does not depend on it"
+    yield from read_lines(path, LogEntry, RunConflict, hint=hint)
 
 
 def _replace(path: Path, text: str) -> None:

@@ -15,18 +15,24 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from v2v.config import Config, Positive, Unit
+from v2v.config import Config, Unit
 
-Lengths = Annotated[tuple[Annotated[int, Field(ge=1, le=256)], ...], Field(min_length=1)]
+Lengths = Annotated[
+    tuple[Annotated[int, Field(ge=1, le=256)], ...], Field(min_length=1, max_length=64)
+]
 
 
 class ScheduleSettings(Config):
     lengths: Lengths  # frames of a window, one stage each
     single: Unit  # share of the first size's time that goes to the first length
     alone: Unit  # share of a later size's time in which its new scale trains alone
-    finer: Positive  # time for a size, relative to the size below
-    rate_decay: Positive  # learning rate of a size, relative to the size below
-    frames: Annotated[int, Field(ge=1)]  # rendered for one update, over all windows of the batch
+    finer: Annotated[float, Field(gt=0, le=100)]  # time for a size, relative to the size below
+    rate_decay: Annotated[
+        float, Field(gt=0, le=10)
+    ]  # learning rate of a size, relative to the size below
+    frames: Annotated[
+        int, Field(ge=1, le=4096)
+    ]  # rendered for one update, over all windows of the batch
 
 
 @dataclass(frozen=True)

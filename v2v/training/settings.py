@@ -15,10 +15,11 @@ from v2v.training.schedule import ScheduleSettings
 
 TASKS = ("pose", "face", "street")
 
-Weight = Annotated[float, Field(ge=0)]
+Weight = Annotated[float, Field(ge=0, le=1e6)]
 Below1 = Annotated[float, Field(ge=0, lt=1)]
-Minutes = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
+Minutes = Annotated[float, Field(gt=0, le=1e7)]
+Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
+LearningRate = Annotated[float, Field(gt=0, le=1)]
 
 
 class DataSettings(Config):
@@ -26,9 +27,13 @@ class DataSettings(Config):
     signals: Annotated[tuple[str, ...], Field(min_length=1)]
     size: Annotated[int, Field(ge=32, le=4096)]  # shorter side of the frames in the end
     hold_out: Annotated[float, Field(ge=0, le=0.9)]  # share of each clip, at its end
-    max_stride: Count  # frames skipped at random: faster motion than was filmed
-    cache_mb: Annotated[int, Field(ge=0)]  # decoded frames kept in memory, per process
-    workers: Annotated[int, Field(ge=0)] | None  # processes that load; None: by the device
+    max_stride: Annotated[
+        int, Field(ge=1, le=64)
+    ]  # frames skipped at random: faster motion than was filmed
+    cache_mb: Annotated[
+        int, Field(ge=0, le=16_000_000)
+    ]  # decoded frames kept in memory, per process
+    workers: Annotated[int, Field(ge=0, le=256)] | None  # processes that load; None: by the device
 
 
 class AdversarialWeights(Config):
@@ -59,10 +64,10 @@ class LossSettings(Config):
 
 
 class OptimiserSettings(Config):
-    generator_rate: Positive
-    discriminator_rate: Positive
+    generator_rate: LearningRate
+    discriminator_rate: LearningRate
     betas: tuple[Below1, Below1]
-    warm_up: Annotated[int, Field(ge=0)]  # updates until the full learning rate
+    warm_up: Annotated[int, Field(ge=0, le=1_000_000)]  # updates until the full learning rate
     cool_down: Unit  # share of the budget, at its end, over which the rates fall to a tenth
     clip: Positive | None  # norm that gradients are cut to
     ema: Unit  # of the generator's weights, per update
@@ -72,22 +77,26 @@ class LoopSettings(Config):
     seed: Annotated[int, Field(ge=0, lt=1 << 62)]
     chunk: Annotated[int, Field(ge=1, le=8)]  # frames that gradients flow through
     updates: Literal["chunk", "window"]  # an update after each chunk, or one per window
-    accumulate: Count  # parts that a batch is cut into to save memory
+    accumulate: Annotated[
+        int, Field(ge=1, le=4096)
+    ]  # parts that a batch is cut into to save memory
     recompute: bool  # activations in the backward pass: less memory, more time
     precision: Literal["auto", "32", "bf16"]
     compile: bool
     channels_last: bool
-    threads: Count | None  # of a process on a CPU; None: one core fewer than there are
+    threads: (
+        Annotated[int, Field(ge=1, le=1024)] | None
+    )  # of a process on a CPU; None: one core fewer than there are
     device: str  # auto, cpu, cuda, mps
-    devices: Count
+    devices: Annotated[int, Field(ge=1, le=1024)]
 
 
 class OutputSettings(Config):
     log_every: Count  # updates
-    checkpoint_minutes: Positive
-    preview_minutes: Positive
-    preview_seconds: Positive  # of held-out footage
-    keep: Count  # checkpoints
+    checkpoint_minutes: Minutes
+    preview_minutes: Minutes
+    preview_seconds: Annotated[float, Field(gt=0, le=3600)]  # of held-out footage
+    keep: Annotated[int, Field(ge=1, le=10_000)]  # checkpoints
 
 
 class Budget(Config):

@@ -7,6 +7,11 @@ pixels or more. They ignore the state: what flickers in them is what a video mod
 
 from __future__ import annotations
 
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from v2v.config import Config
 from v2v.errors import UnknownName
 from v2v.models.baselines.pix2pix import Pix2Pix
 from v2v.models.baselines.pix2pixhd import Pix2PixHD
@@ -17,6 +22,15 @@ BASELINES: dict[str, type[Pix2Pix] | type[Pix2PixHD] | type[Spade]] = {
     "pix2pixhd": Pix2PixHD,
     "spade": Spade,
 }
+
+
+class BaselineArguments(Config):
+    """What a model's record says of a baseline: the arguments of `build_baseline`."""
+
+    name: Literal["pix2pix", "pix2pixhd", "spade"]
+    channels: Annotated[int, Field(ge=1, le=1024)]
+    preset: Literal["mobile", "base", "large", "paper"]
+    scales: Annotated[int, Field(ge=1, le=6)] | None = None
 
 
 def build_baseline(
