@@ -162,17 +162,21 @@ def load_yaml(path: Path) -> dict[str, Any]:
                     f"cannot read {path}: it is nested more than {MOST_LEVELS} levels deep"
                 )
         node = yaml.compose(text, Loader=yaml.SafeLoader)
-        if node is not None and _nodes(node, {}) > MOST_NODES:
+        if node is None:
+            return {}
+        if not isinstance(node, yaml.MappingNode):
+            raise ConfigError(
+                f"cannot read {path}: expected settings such as frames: {{size: 256}}"
+            )
+        if _nodes(node, {}) > MOST_NODES:
             raise ConfigError(
                 f"cannot read {path}: it has more than {MOST_NODES} values, aliases written out"
             )
-        plain = OmegaConf.to_container(OmegaConf.create(text), resolve=False) if node else {}
+        plain = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
     except RecursionError:
         raise ConfigError(f"cannot read {path}: an alias stands within its own value") from None
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError) as error:
         raise ConfigError(f"cannot read {path}: {_reason(error)}") from error
-    if not isinstance(plain, dict):
-        raise ConfigError(f"cannot read {path}: expected settings such as frames: {{size: 256}}")
     return cast(dict[str, Any], plain)
 
 
