@@ -13,12 +13,11 @@ runs/b/
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
@@ -28,14 +27,17 @@ from v2v.checkpoint import (
     CHECKPOINT_FILE,
     Checkpoint,
     load_checkpoint,
-    restore_replaced,
     save_checkpoint,
+    settle,
 )
 from v2v.errors import CheckpointInvalid, RunConflict, writing
+from v2v.files import LOCK, FolderLock, partial_of, remove, remove_at_once
 from v2v.training.settings import OPERATIONAL, TrainSettings
 
 FORMAT = 1
 RUN_FILE = "run.json"
+SETTINGS_FILE = "config.yaml"
+REPLACED = ("model", "predictor", "predictor.checkpoint")  # folders that are replaced as a whole
 
 
 class RunFolder:
@@ -47,28 +49,37 @@ class RunFolder:
         self.checkpoints = folder / "checkpoints"
         self.previews = folder / "previews"
         self.model = folder / "model"
-        self._lock = FileLock(str(folder / ".lock"), timeout=0)
+        busy = RunConflict(
+            f"another process is training {folder}",
+            hint="wait for it, stop it, or choose another --name",
+        )
+        self._lock = FolderLock(folder, busy)
 
     def __enter__(self) -> RunFolder:
         try:
             with writing(self.folder):
-                self.folder.mkdir(parents=True, exist_ok=True)
-                restore_replaced(self.model)
                 self._lock.acquire()
+                self._tidy()
         except (FileExistsError, NotADirectoryError):
             raise RunConflict(
                 f"{self.folder} cannot be a run's folder: there is a file in its place",
                 hint="choose another --name or --runs",
             ) from None
-        except Timeout:
-            raise RunConflict(
-                f"another process is training {self.folder}",
-                hint="wait for it, stop it, or choose another --name",
-            ) from None
         return self
 
     def __exit__(self, *_: object) -> None:
         self._lock.release()
+
+    def _tidy(self) -> None:
+        """Put back or remove what a killed process left."""
+        for name in REPLACED:
+            settle(self.folder / name)
+        for path in self.checkpoints.glob(".[0-9]*"):
+            settle(path.with_name(path.name[1:].rpartition(".")[0]))
+        for name in (RUN_FILE, SETTINGS_FILE, self.log_path.name, self.checkpoints.name):
+            remove(partial_of(self.folder / name))
+        for path in self.previews.glob(".*.partial"):
+            remove(path)
 
     @property
     def exists(self) -> bool:
@@ -77,7 +88,7 @@ class RunFolder:
     def begin(self, settings: TrainSettings, stores: list[str]) -> None:
         """Make the folder, or check that it is of the same run. Raises `RunConflict`."""
         if not self.exists:
-            strangers = [p.name for p in self.folder.iterdir() if p.name != ".lock"]
+            strangers = [p.name for p in self.folder.iterdir() if p.name != LOCK]
             if strangers:
                 raise RunConflict(
                     f"{self.folder} is not empty and no run of v2v (it has {strangers[0]})",
@@ -87,15 +98,16 @@ class RunFolder:
             self._compare(settings, stores)
         plain = settings.model_dump(mode="json")
         with writing(self.folder):
-            text = OmegaConf.to_yaml(OmegaConf.create(plain))
-            _replace(self.folder / "config.yaml", "# Every setting of this run.\n" + text)
+            # First of all the file that says that the folder is a run, in case of a kill.
             record = {"format": FORMAT, "tool": f"v2v {__version__}", "data": stores}
             _replace(self.folder / RUN_FILE, json.dumps(record, indent=1) + "\n")
+            text = OmegaConf.to_yaml(OmegaConf.create(plain))
+            _replace(self.folder / SETTINGS_FILE, "# Every setting of this run.\n" + text)
 
     def _compare(self, settings: TrainSettings, stores: list[str]) -> None:
         try:
             record = json.loads((self.folder / RUN_FILE).read_text("utf-8"))
-            loaded = OmegaConf.load(self.folder / "config.yaml")
+            loaded = OmegaConf.load(self.folder / SETTINGS_FILE)
             before: Any = OmegaConf.to_container(loaded)
             if not isinstance(before, dict):
                 raise ValueError("config.yaml holds no settings")
@@ -129,17 +141,17 @@ class RunFolder:
             )
 
     def clear(self) -> None:
-        """Throw the run away, if it is one; the folder and its lock stay."""
+        """Throw the run away, if it is one; the folder, its lock and `run.json` stay.
+
+        A kill at any moment leaves a run: the old one, or one that never began.
+        """
         if not self.exists:
             return
         with writing(self.folder):
+            remove_at_once(self.checkpoints)
             for path in self.folder.iterdir():
-                if path.name == ".lock":
-                    continue
-                if path.is_dir():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink()
+                if path.name not in (LOCK, RUN_FILE):
+                    remove(path)
 
     # ------------------------------------------------------------ checkpoints
 
@@ -156,7 +168,8 @@ class RunFolder:
         save_checkpoint(folder, checkpoint)
         for old in self.saved()[:-keep]:
             if old != folder:
-                shutil.rmtree(old, ignore_errors=True)
+                with suppress(OSError):
+                    remove_at_once(old)
         return folder
 
     def latest(self) -> Checkpoint | None:
@@ -201,11 +214,9 @@ def read_log(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _replace(path: Path, text: str) -> None:
-    import os
-
-    partial = path.with_name(f".{path.name}.partial")
+    partial = partial_of(path)
     partial.write_text(text, "utf-8")
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def _keys(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
