@@ -37,7 +37,7 @@ from v2v import __version__
 from v2v.ahead import ahead
 from v2v.data.video import CODECS, Sound, VideoWriter, concatenate
 from v2v.errors import NotAVideo, NotWritable, UnknownName, UsageError, writing
-from v2v.files import LOCK, FolderLock, Seal, discard, remove, replacing_file
+from v2v.files import LOCK, FolderLock, Seal, discard, partial_of, remove, replacing_file
 from v2v.models.rollout import rollout
 from v2v.native import step_back
 from v2v.progress import Reporter, Silent
@@ -130,8 +130,9 @@ class Output:
             self.refuse_existing()
 
     def tidy(self) -> None:
-        """Remove the work of a render that was killed after its video was whole."""
+        """Remove the work of a process that was killed after its video was whole."""
         discard(self.work)
+        discard(partial_of(self.path))  # of a comparison
 
     def refuse_existing(self) -> None:
         for file in self.files:
@@ -280,6 +281,7 @@ class Rendering:
         where it has one.
         """
         path = Path(path)
+        discard(partial_of(path))
         if path.exists() and not overwrite:
             raise UsageError(f"{path} exists already", hint="replace it with --overwrite")
         places = np.unique(np.linspace(0, len(self) - 1, frames).astype(int))

@@ -42,7 +42,7 @@ from pipelines.mark import TAG, Mark
 from v2v import __version__
 from v2v.data.probe import VIDEO_SUFFIXES, natural_key
 from v2v.errors import MediaNotFound, NotWritable, UsageError, writing
-from v2v.files import partial_of, replacing_file, workplace
+from v2v.files import discard, partial_of, replacing_file, workplace
 from v2v.progress import Reporter, Silent
 
 QUESTION = "Which looks more real?"
@@ -223,10 +223,11 @@ def study(
         raise UsageError(f"--checks {checks} is out of range", hint="0 to 100 are accepted")
     if size is not None and not 16 <= size <= 2160:
         raise UsageError(f"--size {size} is out of range", hint="16 to 2160 are accepted")
+    whole = home.resolve()  # "." has no name
+    discard(partial_of(whole))
     _check_home(home, overwrite)
     notes: list[str] = []
     methods, contents = _contents(given, pairs, labels, notes)
-    whole = home.resolve()  # "." has no name
     busy = NotWritable(
         f"another process is making {home}", hint="wait for it to end, or choose another --output"
     )
