@@ -51,7 +51,7 @@ from v2v.errors import (
     V2VError,
     writing,
 )
-from v2v.files import LOCK, FolderLock, Seal, remove
+from v2v.files import LOCK, FolderLock, Seal, discard, remove
 from v2v.progress import Reporter, Silent
 
 WORK = ".work"
@@ -105,7 +105,7 @@ def preprocess(
     footage = None if is_store else probe(source)
     with writing(folder), _locked(folder) as lock:
         for partial in folder.glob(".*.partial"):  # a process was killed while it wrote them
-            remove(partial)
+            discard(partial) if partial.is_dir() else remove(partial)
         try:
             job = _Job(folder, footage, settings, overwrite, report or Silent())
             outcome = job.run(extractors)

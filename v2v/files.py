@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 from v2v.errors import NotWritable, V2VError, writing
 
 LOCK = ".lock"
+TRIES = 1000  # to lock a folder that others make and remove all the time
 
 
 # ---------------------------------------------------------------- locks
@@ -41,7 +42,7 @@ class FolderLock:
         same before and after.
         """
         path = self.folder / LOCK
-        while True:
+        for _ in range(TRIES):
             self.folder.mkdir(parents=True, exist_ok=True)
             with suppress(FileNotFoundError):
                 path.touch()
@@ -54,6 +55,7 @@ class FolderLock:
                     if os.path.samestat(before, path.stat()):
                         return
                 self._lock.release()
+        raise self.busy
 
     def release(self) -> None:
         self._lock.release()
@@ -118,7 +120,7 @@ def replacing_file(path: Path) -> Iterator[Path]:
     busy = NotWritable(
         f"another process is writing {path}", hint="wait for it to end, or choose another --output"
     )
-    with writing(path), workplace(path.with_name(f".{path.name}.partial"), busy) as folder:
+    with writing(path), workplace(partial_of(path), busy) as folder:
         yield folder / path.name
         os.replace(folder / path.name, path)
 

@@ -74,8 +74,9 @@ class RunFolder:
         """Put back or remove what a killed process left."""
         for name in REPLACED:
             settle(self.folder / name)
-        for path in self.checkpoints.glob(".[0-9]*"):
-            settle(path.with_name(path.name[1:].rpartition(".")[0]))
+        for ending in (".partial", ".old"):
+            for path in self.checkpoints.glob(f".[0-9]*{ending}"):
+                settle(path.with_name(path.name[1:].removesuffix(ending)))
         for name in (RUN_FILE, SETTINGS_FILE, self.log_path.name, self.checkpoints.name):
             remove(partial_of(self.folder / name))
         for path in self.previews.glob(".*.partial"):
