@@ -43,7 +43,8 @@ from v2v.data.video import (
     plan_geometry,
     read_upright,
 )
-from v2v.errors import MediaError, NotWritable, UsageError, writing
+from v2v.errors import MediaError, UsageError
+from v2v.files import replacing_file
 from v2v.native import step_back
 from v2v.progress import Reporter, Silent
 
@@ -686,11 +687,10 @@ def write_video(
     stage: str,
 ) -> None:
     """`count` frames as a video, under its name only once it is whole."""
-    part = path.with_name(f".{path.name}.part")
-    make_folder(path.parent)
     report.start(stage, count)
     written = 0
-    try:
+    with replacing_file(path) as whole:
+        part = whole.with_name("part")
         with VideoWriter(
             part, width=size[0], height=size[1], rate=rate, crf=crf, codec=codec
         ) as video:
@@ -705,20 +705,7 @@ def write_video(
                 )
         container = CONTAINERS[path.suffix.lower()]
         concatenate(
-            [part], path, container=container, rate=rate, sound=sound, tags=tags,
+            [part], whole, container=container, rate=rate, sound=sound, tags=tags,
             tag=CODECS[codec].tag if container in ("mp4", "mov") else None,
         )  # fmt: skip
-    finally:
-        part.unlink(missing_ok=True)
     report.finish(stage)
-
-
-def make_folder(folder: Path) -> None:
-    """The folder and those above it. Raises `NotWritable`."""
-    with writing(folder):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError):
-            raise NotWritable(
-                f"{folder} cannot be made: a file is in its place", hint="choose another --output"
-            ) from None

@@ -18,7 +18,8 @@ from pipelines.rendering import Outcome, Picture
 from samples.clips import write_sample
 from v2v.data.probe import probe
 from v2v.data.video import read_stored
-from v2v.errors import UsageError, writing
+from v2v.errors import NotWritable, UsageError
+from v2v.files import replacing_file, workplace
 from v2v.progress import Reporter, Silent
 
 SEEDS = {"host": 11, "guest": 0}  # dances; the host's shows most combinations of both arms
@@ -62,30 +63,35 @@ def demo(
     report = report or Silent()
     _check_ours(folder)
     began = time.monotonic()
-    clips = {who: _drawn(who, folder, seconds, report) for who in SEEDS}
-    drawn = ("draw two dancers", time.monotonic() - began)
-    made = run(
-        clips["host"], clips["guest"], output=folder / VIDEO, minutes=minutes, size=SIZE,
-        render_size=SHOWN * SIZE, settings=SETTINGS, compare=True, overwrite=True,
-        data=folder / "data", runs=folder / "runs", report=report,
-    )  # fmt: skip
-    steps = (drawn, *made.steps)
-    sheet = _write_sheet(made.rendered, folder / SHEET)
-    page = folder / PAGE
-    with writing(page):
-        page.write_text(_page(made, sheet, steps), "utf-8")
+    busy = NotWritable(
+        f"another process is making the demo in {folder}",
+        hint="wait for it to end, or choose another --output",
+    )
+    with workplace(folder / ".drawing", busy) as work:
+        clips = {who: _drawn(who, folder, work, seconds, report) for who in SEEDS}
+        drawn = ("draw two dancers", time.monotonic() - began)
+        made = run(
+            clips["host"], clips["guest"], output=folder / VIDEO, minutes=minutes, size=SIZE,
+            render_size=SHOWN * SIZE, settings=SETTINGS, compare=True, overwrite=True,
+            data=folder / "data", runs=folder / "runs", report=report,
+        )  # fmt: skip
+        steps = (drawn, *made.steps)
+        sheet, page = folder / SHEET, folder / PAGE
+        with replacing_file(sheet) as partial:
+            _write_sheet(made.rendered, partial)
+        with replacing_file(page) as partial:
+            partial.write_text(_page(made, sheet, steps), "utf-8")
     return Demo(made.rendered.video, sheet, page, steps, made)
 
 
-def _drawn(who: str, folder: Path, seconds: float, report: Reporter) -> Path:
+def _drawn(who: str, folder: Path, work: Path, seconds: float, report: Reporter) -> Path:
     path = folder / f"{who}-{seconds:g}s.mp4"
     if not path.exists():
         sample = write_sample(  # in a folder of its own: it may not touch what else is there
-            "person", folder / ".drawing", seconds=seconds, seed=SEEDS[who], who=who,
-            empty=EMPTY[who], report=report,
+            "person", work, seconds=seconds, seed=SEEDS[who], who=who, empty=EMPTY[who],
+            report=report,
         )  # fmt: skip
         sample.replace(path)
-        sample.parent.rmdir()
     return path
 
 
@@ -98,7 +104,7 @@ def _check_ours(folder: Path) -> None:
             )
 
 
-def _write_sheet(rendered: Outcome, path: Path) -> Path:
+def _write_sheet(rendered: Outcome, path: Path) -> None:
     """Some frames of input, signals and output, one above the other."""
     assert rendered.comparison is not None
     count = rendered.frames
@@ -107,9 +113,7 @@ def _write_sheet(rendered: Outcome, path: Path) -> Path:
     for index, frame in enumerate(read_stored(rendered.comparison)):
         if index in places:
             columns.append(np.concatenate(_panels(frame, rendered.width)))
-    with writing(path):
-        Image.fromarray(_labelled(np.concatenate(columns, axis=1), rendered.height)).save(path)
-    return path
+    Image.fromarray(_labelled(np.concatenate(columns, axis=1), rendered.height)).save(path)
 
 
 def _panels(frame: Picture, width: int) -> list[Picture]:

@@ -120,7 +120,9 @@ def run(
     begin(4, f"render {path.name}")
     rendering = _pipeline(task, folder, driving, report)
     kept = rendering.is_saved(video)
-    if not kept:
+    if kept:
+        video.tidy()
+    else:
         for note in rendering.notes:
             report.note(note)
         rendering.save(video, report=report)

@@ -5,8 +5,8 @@
     (a thread)                                      (a thread)
 
 Frames stream: memory does not grow with the length of the video. A finished segment stays on
-disk with the state after it, so a render that was killed goes on from there, with the very
-frames of one that was not; the video appears under its name once it is whole.
+disk with the state after it, sealed by their hashes, so a render that was killed goes on from
+there, with the very frames of one that was not; the video appears under its name once it is whole.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,10 +26,8 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from PIL import Image
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -40,6 +37,7 @@ from v2v import __version__
 from v2v.ahead import ahead
 from v2v.data.video import CODECS, Sound, VideoWriter, concatenate
 from v2v.errors import NotAVideo, NotWritable, UnknownName, UsageError, writing
+from v2v.files import LOCK, FolderLock, Seal, discard, partial_of, remove, replacing_file
 from v2v.models.rollout import rollout
 from v2v.native import step_back
 from v2v.progress import Reporter, Silent
@@ -128,7 +126,13 @@ class Output:
             if file.is_dir():
                 raise NotWritable(f"{file} is a folder", hint="name a file, such as out.mp4")
         if not (self.work / PLAN).exists():  # a render that was stopped is looked at later
+            self.tidy()
             self.refuse_existing()
+
+    def tidy(self) -> None:
+        """Remove the work of a process that was killed after its video was whole."""
+        discard(self.work)
+        discard(partial_of(self.path))  # of a comparison
 
     def refuse_existing(self) -> None:
         for file in self.files:
@@ -277,6 +281,7 @@ class Rendering:
         where it has one.
         """
         path = Path(path)
+        discard(partial_of(path))
         if path.exists() and not overwrite:
             raise UsageError(f"{path} exists already", hint="replace it with --overwrite")
         places = np.unique(np.linspace(0, len(self) - 1, frames).astype(int))
@@ -302,10 +307,8 @@ class Rendering:
                 above[y : y + inner[1], x : x + inner[0]] = _sized(picture, *inner)
                 rows.insert(0, above)
             columns.append(np.concatenate(rows))
-        partial = path.with_name(f".{path.name}.partial")
-        with writing(path):
+        with replacing_file(path) as partial:
             Image.fromarray(np.concatenate(columns, axis=1)).save(partial, format="PNG")
-            partial.replace(path)
         return path
 
 
@@ -386,70 +389,78 @@ class _Video:
     def render(self, report: Reporter) -> None:
         if not len(self.rendering):
             raise UsageError("there is no frame to render", hint=None)
+        busy = NotWritable(
+            f"another process is rendering {self.output.path}",
+            hint="wait for it to end, or choose another --output",
+        )
+        lock = FolderLock(self.work, busy)
         try:
             with writing(self.work):
-                self.work.mkdir(parents=True, exist_ok=True)
+                lock.acquire()
         except (FileNotFoundError, FileExistsError, NotADirectoryError) as error:
             raise NotWritable(
                 f"{self.output.path} cannot be written: {self.work.parent} is no folder",
                 hint="choose another --output",
             ) from error
-        lock = FileLock(self.work / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise NotWritable(
-                f"another process is rendering {self.output.path}",
-                hint="wait for it to end, or choose another --output",
-            ) from None
+        keep = False
         try:
             done = self._take_up()
             self._segments(done, report)
             self._join()
-            self._clear()
         except BaseException:
-            if not self._finished():  # nothing is there to go on from
-                self._clear()
+            keep = self._seal(0).path.exists()  # there is something to go on from
             raise
         finally:
-            empty = len(list(self.work.iterdir())) <= 1
-            lock.release()
-            if empty:
-                shutil.rmtree(self.work, ignore_errors=True)
+            if keep:
+                lock.release()
+            else:
+                # First of all: without it no later run takes up what a kill leaves of the rest.
+                remove(self.work / PLAN)
+                lock.remove()
 
-    # ------------------------------------------------------------ what is there
-
-    def _clear(self) -> None:
-        """Throw away what is there, but for the lock, which is held."""
-        for entry in self.work.iterdir():
-            if entry.name != ".lock":
-                entry.unlink()
+    # ------------------------------------------------------------ segments on disk
 
     def _take_up(self) -> int:
-        """How many segments of this very render are there; others' are thrown away."""
+        """Number of segments of this very render on disk; removes everything else."""
         plan = self.work / PLAN
         identity = self.identity | {"compare": self.output.compare, "segment": SEGMENT}
         try:
             same = json.loads(plan.read_text("utf-8")) == identity
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             same = False
         if not same:
             self.output.refuse_existing()
-            self._clear()
+        done = self._whole() if same else 0
+        kept = {self.work / LOCK, *([plan] if same else [])}
+        for number in range(done):
+            kept |= {self._seal(number).path, self._state(number), *self._segments_of(number)}
+        for entry in self.work.iterdir():
+            if entry not in kept:
+                remove(entry)
+        if not same:
             with writing(plan):
                 plan.write_text(json.dumps(identity), "utf-8")
-        done = len(self._finished())
-        while done and self._load(done - 1) is None:  # the power went while it was written
-            done -= 1
-            self._state(done).unlink()
         return done
 
-    def _finished(self) -> list[int]:
-        """Segments in order up to the first that is not whole."""
-        found: list[int] = []
-        while self._state(len(found)).exists():
-            found.append(len(found))
-        return found
+    def _whole(self) -> int:
+        """Number of segments, from the first on, to go on from.
+
+        They are whole, and so is the state after the last, unless that ends the video.
+        """
+        done = 0
+        while done < self.segments and self._seal(done).holds(self._segments_of(done)):
+            done += 1
+        while 0 < done < self.segments and not self._seal(done - 1).holds([self._state(done - 1)]):
+            done -= 1
+        return done
+
+    @property
+    def segments(self) -> int:
+        return -(-len(self.rendering) // SEGMENT)
+
+    def _segments_of(self, number: int) -> list[Path]:
+        kinds = ("", "-compare")[: len(self.output.files)]
+        return [self._segment(number, kind) for kind in kinds]
 
     def _segment(self, number: int, kind: str = "") -> Path:
         return self.work / f"{number:05}{kind}.segment"
@@ -457,11 +468,8 @@ class _Video:
     def _state(self, number: int) -> Path:
         return self.work / f"{number:05}.safetensors"
 
-    def _load(self, number: int) -> GeneratorState | None:
-        try:
-            return GeneratorState(**load_file(self._state(number)))
-        except (SafetensorError, OSError, TypeError):
-            return None
+    def _seal(self, number: int) -> Seal:
+        return Seal(self.work / f"{number:05}.seal")
 
     # ------------------------------------------------------------ rendering
 
@@ -470,7 +478,7 @@ class _Video:
         first = min(done * SEGMENT, count)
         report.start("render", count, first)
         if first < count:
-            state = self._load(done - 1) if done else None
+            state = GeneratorState(**load_file(self._state(done - 1))) if done else None
             pictures: Iterator[Picture | None] = iter(())
             if self.output.compare and drive.pictures is not None:
                 pictures = ahead(drive.pictures(first), CHUNK, prepare=step_back)
@@ -483,7 +491,7 @@ class _Video:
     def _join(self) -> None:
         """All segments as whole files, which come to stand under their names together."""
         output, drive, trained = self.output, self.rendering.drive, self.rendering.trained
-        codec, numbers = CODECS[output.codec], self._finished()
+        codec, numbers = CODECS[output.codec], range(self.segments)
         container = CONTAINERS[output.path.suffix.lower()]
         tag = codec.tag if container in ("mp4", "mov") else None
         mark = Mark.of(
@@ -569,17 +577,16 @@ class _Encoding:
             self._keep(step.state, number)
 
     def _keep(self, state: GeneratorState, number: int) -> None:
-        """The state after a segment says that it is whole; the newest is needed, and a spare."""
-        path = self.video._state(number)
-        partial = path.with_suffix(".partial")
+        """Seal a segment with the state after it; the newest state is needed, and a spare."""
+        video, path = self.video, self.video._state(number)
         tensors = {name: t.cpu().contiguous() for name, t in vars(state).items()}
         with writing(path):
-            save_file(tensors, partial)
-            with open(partial, "rb+") as file:
+            save_file(tensors, path)
+            with open(path, "rb+") as file:
                 os.fsync(file.fileno())
-            partial.replace(path)
+            video._seal(number).write([*video._segments_of(number), path])
             if number > 1:
-                self.video._state(number - 2).write_bytes(b"")  # its name still counts
+                remove(video._state(number - 2))
 
 
 def _sized(picture: Picture, width: int, height: int) -> Picture:

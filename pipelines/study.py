@@ -17,7 +17,6 @@ import math
 import random
 import re
 import secrets
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -35,7 +34,6 @@ from pipelines.compare import (
     Picture,
     View,
     align,
-    make_folder,
     open_all,
     size_notes,
     write_video,
@@ -44,6 +42,7 @@ from pipelines.mark import TAG, Mark
 from v2v import __version__
 from v2v.data.probe import VIDEO_SUFFIXES
 from v2v.errors import MediaNotFound, NotWritable, UsageError, writing
+from v2v.files import discard, partial_of, replacing_file, workplace
 from v2v.listing import is_hidden, visible_files
 from v2v.progress import Reporter, Silent
 
@@ -225,15 +224,20 @@ def study(
         raise UsageError(f"--checks {checks} is out of range", hint="0 to 100 are accepted")
     if size is not None and not 16 <= size <= 2160:
         raise UsageError(f"--size {size} is out of range", hint="16 to 2160 are accepted")
+    whole = home.resolve()  # "." has no name
+    discard(partial_of(whole))
     _check_home(home, overwrite)
     notes: list[str] = []
     methods, contents = _contents(given, pairs, labels, notes)
-    whole = home.resolve()  # "." has no name
-    building = whole.with_name(f".{whole.name}.partial")
-    maker = _Maker(building, methods, random.Random(seed) if seed is not None else None)
-    try:
-        shutil.rmtree(building, ignore_errors=True)
-        make_folder(building / "clips")
+    busy = NotWritable(
+        f"another process is making {home}", hint="wait for it to end, or choose another --output"
+    )
+    with workplace(partial_of(whole), busy) as work:
+        _check_home(home, overwrite)  # another process may just have made it
+        building = work / "study"
+        with writing(home):
+            (building / "clips").mkdir(parents=True)
+        maker = _Maker(building, methods, random.Random(seed) if seed is not None else None)
         aligned = {
             name: align(clips, start=start, end=end) for name, clips in contents.items()
         }  # all are looked at before any is encoded
@@ -248,10 +252,8 @@ def study(
         maker.write(question.strip(), notes)
         with writing(home):
             if whole.exists():
-                shutil.rmtree(whole)
+                whole.replace(work / "old")
             building.replace(whole)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
     pairs_made = len(maker.trials) - checks
     return Made(home / PAGE_FILE, home / KEY_FILE, tuple(methods), pairs_made, checks, tuple(notes))
 
@@ -516,14 +518,8 @@ class Verdict:
             raise NotWritable(f"{path} is a folder", hint="name a file, such as results.json")
         if path.exists() and not overwrite and f'"{RESULTS}"' not in _text(path):
             raise UsageError(f"{path} exists already", hint="replace it with --overwrite")
-        make_folder(path.parent)
-        partial = path.with_name(f".{path.name}.partial")
-        with writing(path):
-            try:
-                partial.write_text(json.dumps(self.as_json(), indent=1) + "\n", "utf-8")
-                partial.replace(path)
-            finally:
-                partial.unlink(missing_ok=True)
+        with replacing_file(path) as partial:
+            partial.write_text(json.dumps(self.as_json(), indent=1) + "\n", "utf-8")
 
 
 def judge(files: Sequence[str | Path], key: str | Path) -> Verdict:

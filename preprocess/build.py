@@ -10,16 +10,15 @@ from __future__ import annotations
 import hashlib
 import json
 import queue
-import shutil
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from preprocess.crop import find_box
 from preprocess.extractor import PART, ClipContext, Extractor, Record, load_extractor
@@ -52,6 +51,7 @@ from v2v.errors import (
     V2VError,
     writing,
 )
+from v2v.files import LOCK, FolderLock, Seal, discard, remove
 from v2v.listing import is_hidden
 from v2v.progress import Reporter, Silent
 
@@ -104,12 +104,14 @@ def preprocess(
         )
     folder = source if is_store else (output or default_folder(source))
     footage = None if is_store else probe(source)
-    with writing(folder), _locked(folder):
+    with writing(folder), _locked(folder) as lock:
+        for partial in folder.glob(".*.partial"):  # a process was killed while it wrote them
+            discard(partial) if partial.is_dir() else remove(partial)
         try:
             job = _Job(folder, footage, settings, overwrite, report or Silent())
             outcome = job.run(extractors)
         except V2VError:
-            _sweep(folder)
+            _sweep(lock)
             raise
     outcome.seconds = time.monotonic() - began
     return outcome
@@ -119,42 +121,43 @@ def default_folder(source: Path) -> Path:
     return Path("data") / (source.resolve().name if source.is_dir() else source.stem)
 
 
-def _sweep(folder: Path) -> None:
+def _sweep(lock: FolderLock) -> None:
     """Leave nothing of a store that came to nothing: no record, and no part of a frame."""
+    folder = lock.folder
     if (folder / CLIP_FILE).exists() or any((folder / WORK).glob("*/0*")):
         return
-    shutil.rmtree(folder / WORK, ignore_errors=True)
-    if {p.name for p in folder.iterdir()} <= {".lock"}:
-        shutil.rmtree(folder)
+    remove(folder / WORK)
+    if {p.name for p in folder.iterdir()} <= {LOCK}:
+        lock.remove()
 
 
-class _locked:  # noqa: N801 - used as a statement
-    """One process at a time on a store; the lock ends with the process, however it ends."""
-
-    def __init__(self, folder: Path) -> None:
-        if folder.exists() and not folder.is_dir():
-            raise NotWritable(f"{folder} is a file, not a folder", hint="choose another --output")
+@contextmanager
+def _locked(folder: Path) -> Iterator[FolderLock]:
+    """One process at a time on a store."""
+    if folder.exists() and not folder.is_dir():
+        raise NotWritable(f"{folder} is a file, not a folder", hint="choose another --output")
+    with suppress(FileNotFoundError):  # another process removed it just now
         strangers = folder.is_dir() and not all(map(is_hidden, folder.iterdir()))
-        foreign = strangers and not (folder / ".lock").exists()
+        foreign = strangers and not (folder / LOCK).exists()
         if foreign and not (folder / CLIP_FILE).exists():
             raise StoreConflict(
                 f"{folder} exists and is not a clip store", hint="choose another --output"
             )
-        self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-        self.lock = FileLock(folder / ".lock")
-
-    def __enter__(self) -> None:
-        try:
-            self.lock.acquire(timeout=0)
-        except Timeout:
-            raise StoreLocked(
-                f"another process is working on {self.folder}",
-                hint="wait for it to end, or choose another --output",
-            ) from None
-
-    def __exit__(self, *_: object) -> None:
-        self.lock.release()
+    busy = StoreLocked(
+        f"another process is working on {folder}",
+        hint="wait for it to end, or choose another --output",
+    )
+    lock = FolderLock(folder, busy)
+    try:
+        lock.acquire()
+    except (FileExistsError, NotADirectoryError):
+        raise NotWritable(
+            f"{folder} cannot be made: a file is in its place", hint="choose another --output"
+        ) from None
+    try:
+        yield lock
+    finally:
+        lock.release()
 
 
 class _Job:
@@ -205,7 +208,7 @@ class _Job:
 
     def _begin_anew(self) -> None:
         (self.folder / CLIP_FILE).unlink()
-        shutil.rmtree(self.work, ignore_errors=True)
+        remove(self.work)
 
     def _conflict(self, record: ClipRecord, footage: Probe) -> str | None:
         stat = footage.path.stat()
@@ -288,7 +291,7 @@ class _Job:
         if preview.enabled and (made or frames or not (self.folder / "preview.mp4").exists()):
             write_preview(ClipStore.open(self.folder), preview.side, self.report)
         if not failed:
-            shutil.rmtree(self.work, ignore_errors=True)
+            remove(self.work)
         return Outcome(
             self.folder,
             self.record,
@@ -310,19 +313,15 @@ class _Job:
             "version": __version__,
             "part": PART,
         }
-        note = self.work / "plan.json"
-        try:
-            stored = json.loads(note.read_text("utf-8"))
-        except (OSError, ValueError):
-            stored = {}
+        note, seal = self.work / "plan.json", Seal(self.work / ".plan.seal")
+        stored = json.loads(note.read_bytes()) if seal.holds([note]) else {}
         if stored.get("identity") != identity:
-            shutil.rmtree(self.work, ignore_errors=True)
+            remove(self.work)
             (self.work / "frames").mkdir(parents=True)
             box = find_box(self.footage, plan, self.settings, self.report)
             stored = {"identity": identity, "box": box}
-            partial = note.with_suffix(".partial")
-            partial.write_text(json.dumps(stored), "utf-8")
-            partial.replace(note)
+            note.write_text(json.dumps(stored), "utf-8")
+            seal.write([note])
         box = tuple(stored["box"]) if stored["box"] else None
         geometry = plan_geometry(self.footage, size=chosen.size, box=box)
         return GrowingFrames(self.work / "frames", self.footage, plan, geometry, chosen)
@@ -452,8 +451,8 @@ class _Job:
             ),
             audio=audio,
         )  # fmt: skip
-        write_record(self.folder, record)
-        shutil.rmtree(self.work / "frames")
+        self._write(record)
+        remove(self.work / "frames")
         return record
 
     def _finish_signal(self, worker: _Worker) -> V2VError | None:
@@ -477,9 +476,15 @@ class _Job:
         )
         signals = {**self.record.signals, worker.name: signal}
         self.record = self.record.model_copy(update={"signals": dict(sorted(signals.items()))})
-        write_record(self.folder, self.record)
-        shutil.rmtree(worker.folder)
+        self._write(self.record)
+        remove(worker.folder)
         return None
+
+    def _write(self, record: ClipRecord) -> None:
+        """Write the record; a preview that shows other signals goes first, so that it is remade."""
+        if self.settings.preview.enabled:
+            remove(self.folder / "preview.mp4")
+        write_record(self.folder, record)
 
 
 class _Worker(threading.Thread):
@@ -495,8 +500,12 @@ class _Worker(threading.Thread):
         self.report = report
         self.parts = [folder / f"{part:05}" for part in range(-(-count // PART))]
         self.done = 0
-        while self.done < len(self.parts) and self.parts[self.done].exists():
+        while self.done < len(self.parts) and _seal(self.parts[self.done]).holds(
+            [self.parts[self.done]]
+        ):
             self.done += 1
+        for path in self.parts[self.done :]:  # a damaged one, and those that go on from it
+            remove(path)
         self.queue: queue.Queue[Item | None] = queue.Queue(QUEUE)
         self.error: V2VError | None = None  # this signal cannot be had
         self.crash: BaseException | None = None  # everything ends
@@ -535,7 +544,7 @@ class _Worker(threading.Thread):
         except V2VError as error:
             self.error = error
             for partial in self.folder.glob(".*.partial"):
-                shutil.rmtree(partial, ignore_errors=True)
+                remove(partial)
         except BaseException as error:
             self.crash = error
         finally:
@@ -560,10 +569,15 @@ class _Worker(threading.Thread):
                 self.report.advance(self.name)
                 if (item.index + 1) % PART == 0 or item.index + 1 == self.count:
                     writer.close()
+                    _seal(path).write([path])
                     writer = None
                     self.extractor.end()
                     carry = self.extractor.last_record(path)
             previous = item.frame
+
+
+def _seal(part: Path) -> Seal:
+    return Seal(part.with_name(f".{part.name}.seal"))
 
 
 # ---------------------------------------------------------------- identity

@@ -10,6 +10,7 @@ import os
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import av
@@ -30,6 +31,7 @@ from v2v.data.video import (
     read_upright,
     stored_matrix,
 )
+from v2v.files import Seal
 
 Seen = tuple[int, NDArray[np.uint8], NDArray[np.uint8]]  # number, RGB [H, W, 3], thumbnail
 
@@ -77,11 +79,14 @@ class GrowingFrames:
     def parts(self) -> int:
         return -(-len(self.plan) // PART)
 
-    @property
+    def _seal(self, part: int) -> Seal:
+        return Seal(self.folder / f".{part:05}.seal")
+
+    @cached_property
     def parts_done(self) -> int:
-        """Parts are made in order, so the first gap ends what is there."""
+        """Number of parts that were whole on disk at first; one that is damaged ends them."""
         done = 0
-        while done < self.parts and self._video(done).exists() and self._notes(done).exists():
+        while done < self.parts and self._seal(done).holds([self._video(done), self._notes(done)]):
             done += 1
         return done
 
@@ -152,6 +157,7 @@ class GrowingFrames:
                     self._notes(part), {"thumbs": np.stack(thumbs), "lost": np.array(lost)}
                 )
                 os.replace(self._partial(part), self._video(part))
+                self._seal(part).write([self._video(part), self._notes(part)])
                 thumbs, lost = [], []
 
     def _partial(self, part: int) -> Path:

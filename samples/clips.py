@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from v2v.data.video import VideoWriter
-from v2v.errors import writing
+from v2v.errors import NotWritable, writing
+from v2v.files import partial_of, replacing_file, workplace
 from v2v.progress import Reporter, Silent
 
 Kind = Literal["person", "face", "street"]
@@ -52,13 +53,18 @@ def write_sample(
     # The host's clip is called after the kind, everyone else's after who it is.
     name = who if kind == "person" and who != "host" else kind
     frames = None if kind == "street" else _frames(kind, count, seed, who, empty, finale)
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
     report.start(f"draw {name}", count)
     if frames is None:
-        path = _write_street(folder / "street", count, seed, report)
+        path = folder / "street"
+        busy = NotWritable(
+            f"another process is drawing {path}", hint="wait for it, or choose another --output"
+        )
+        with workplace(partial_of(path), busy):
+            _write_street(path, count, seed, report)
     else:
-        path = _write_video(frames, folder / f"{name}.mp4", count, RATE[kind], report)
+        path = folder / f"{name}.mp4"
+        with replacing_file(path) as partial:
+            _write_video(frames, partial, count, RATE[kind], report)
     report.finish(f"draw {name}")
     return path
 
@@ -76,26 +82,22 @@ def _frames(
 
 def _write_video(
     frames: Iterator[NDArray[np.uint8]], path: Path, count: int, rate: int, report: Reporter
-) -> Path:
+) -> None:
     first = next(frames)
-    sound = path.with_name(f".{path.stem}-sound.m4a")
+    sound = path.with_name("sound.m4a")
     _write_tune(sound, count / rate)
-    try:
-        with VideoWriter(
-            path, width=first.shape[1], height=first.shape[0], rate=Fraction(rate), crf=16,
-            audio=sound,
-        ) as video:  # fmt: skip
-            video.write(first)
+    with VideoWriter(
+        path, width=first.shape[1], height=first.shape[0], rate=Fraction(rate), crf=16,
+        audio=sound,
+    ) as video:  # fmt: skip
+        video.write(first)
+        report.advance(f"draw {path.stem}")
+        for frame in frames:
+            video.write(frame)
             report.advance(f"draw {path.stem}")
-            for frame in frames:
-                video.write(frame)
-                report.advance(f"draw {path.stem}")
-    finally:
-        sound.unlink(missing_ok=True)
-    return path
 
 
-def _write_street(folder: Path, count: int, seed: int, report: Reporter) -> Path:
+def _write_street(folder: Path, count: int, seed: int, report: Reporter) -> None:
     from samples import street
 
     for name in ("images", "labels", "instances", "flow"):
@@ -111,7 +113,6 @@ def _write_street(folder: Path, count: int, seed: int, report: Reporter) -> Path
         report.advance("draw street")
     note = {"fps": RATE["street"], "labels": "Cityscapes ids", "seed": seed}
     (folder / "street.json").write_text(json.dumps(note) + "\n", "utf-8")
-    return folder
 
 
 def _write_tune(path: Path, seconds: float, rate: int = 44100) -> None:

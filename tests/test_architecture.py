@@ -26,6 +26,7 @@ LAYERS = (
         "v2v",
         "v2v.ahead",
         "v2v.config",
+        "v2v.files",
         "v2v.listing",
         "v2v.images",
         "v2v.timecode",

@@ -33,6 +33,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from v2v.errors import CheckpointInvalid, writing
+from v2v.files import partial_of, remove
 from v2v.models import build_generator, check_generator
 from v2v.records import (
     Checked,
@@ -469,12 +470,11 @@ class replacing:  # noqa: N801 - reads as a verb where it is used
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.partial = folder.with_name(f".{folder.name}.partial")
+        self.partial = partial_of(folder)
 
     def __enter__(self) -> Path:
-        restore_replaced(self.folder)
         with writing(self.folder):
-            shutil.rmtree(self.partial, ignore_errors=True)
+            settle(self.folder)
             self.partial.mkdir(parents=True)
         return self.partial
 
@@ -494,7 +494,6 @@ class replacing:  # noqa: N801 - reads as a verb where it is used
                 with open(path, "rb+") as file:
                     os.fsync(file.fileno())
             old = _old(self.folder)
-            shutil.rmtree(old, ignore_errors=True)
             if self.folder.exists():
                 os.replace(self.folder, old)
             os.replace(self.partial, self.folder)
@@ -509,6 +508,13 @@ def restore_replaced(folder: Path) -> None:
     """Put back what was there, where a process was killed before it could replace it."""
     if not folder.exists() and _old(folder).exists():
         os.replace(_old(folder), folder)
+
+
+def settle(folder: Path) -> None:
+    """Put back or remove what a process left that was killed while it replaced the folder."""
+    restore_replaced(folder)
+    remove(_old(folder))
+    remove(partial_of(folder))
 
 
 def _raise_full_disk(folder: Path, error: BaseException) -> None:

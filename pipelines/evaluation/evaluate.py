@@ -10,8 +10,6 @@ same report, to the byte of report.json.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -25,13 +23,14 @@ from pipelines.model import Trained
 from v2v import __version__
 from v2v.data.store import ClipStore
 from v2v.data.video import VideoWriter, read_stored, stored_frames
-from v2v.errors import EnvironmentProblem, UsageError, V2VError, writing
+from v2v.errors import EnvironmentProblem, NotWritable, UsageError, V2VError, writing
 from v2v.evaluation.course import TRUTH, Course, Spread, Tools, Video, measure
 from v2v.evaluation.networks import Inception, Lpips, VideoResNet, frechet
 from v2v.evaluation.registry import ALL, BY_NAME, MEASURES, READINGS, SET_MEASURES, Picture
 from v2v.evaluation.statistics import FEWEST, Summary, known, summary
 from v2v.evaluation.verdict import Place, compare, order
 from v2v.evaluation.vmaf import ffmpeg_with_vmaf, vmaf
+from v2v.files import remove, workplace
 from v2v.progress import Reporter, Silent
 from v2v.signals.segmentation import LabelTrack
 from v2v.weights import have_weights
@@ -173,11 +172,14 @@ def evaluate(
     trained = Trained.open(model, device=device)
     clips, notes = measured_clips(trained, data, frames=frames, drift=drift, report=report)
     folder = Path(output) if output is not None else _default_folder(trained)
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
     own = name or trained.name
-    with tempfile.TemporaryDirectory(prefix=".evaluate-", dir=folder) as work:
-        room = Path(work)
+    busy = NotWritable(
+        f"another process is evaluating into {folder}",
+        hint="wait for it to end, or choose another --output",
+    )
+    with workplace(folder / ".work", busy) as room:
+        for left in folder.glob(".evaluate-*"):  # earlier versions, killed, left lossless video
+            remove(left)
         rows, clips, more = rows_for(trained, against, clips, room, report, name=own)
         notes += more
         films = [_render(rows, clip, room / str(i), report) for i, clip in enumerate(clips)]
@@ -192,21 +194,21 @@ def evaluate(
         )  # fmt: skip
         from pipelines.evaluation.report import page
 
-        _write(folder / "report.html", page(found, films))
-        _write(folder / "report.json", json.dumps(found.as_json(), indent=1) + "\n")
+        written = {
+            "report.html": page(found, films),
+            "report.json": json.dumps(found.as_json(), indent=1) + "\n",
+        }
+        with writing(folder):
+            for file, text in written.items():
+                (room / file).write_text(text, "utf-8")
+            for file in written:
+                (room / file).replace(folder / file)
     return found
 
 
 def _default_folder(trained: Trained) -> Path:
     run = trained.folder.parent if trained.folder.name == "model" else trained.folder
     return run / "evaluation"
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    with writing(path):
-        partial.write_text(text, "utf-8")
-        os.replace(partial, path)
 
 
 # ---------------------------------------------------------------- frames

@@ -462,6 +462,25 @@ def test_a_full_disk_leaves_nothing(film, tmp_path, monkeypatch):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.mkv", "b.mkv", "out.mp4"]
 
 
+def test_two_at_once_are_one_and_a_clear_error(film, tmp_path):
+    from v2v.progress import Silent
+
+    clips, seen = [film("a.mkv", frames=6), film("b.mkv", frames=6)], []
+
+    class Meanwhile(Silent):
+        def advance(self, stage: str, amount: int = 1) -> None:
+            if not seen:
+                seen.append(stage)
+                with pytest.raises(NotWritable, match="another process is writing"):
+                    compare(clips, tmp_path / "o.mp4")
+
+    (tmp_path / ".o.mp4.partial").mkdir()
+    (tmp_path / ".o.mp4.partial" / "part").write_bytes(b"of a process that was killed")
+    done = compare(clips, tmp_path / "o.mp4", report=Meanwhile())
+    assert seen and len(read(done.video)) == 6
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.mkv", "b.mkv", "o.mp4"]
+
+
 def test_frames_come_as_they_are_asked_for(film, monkeypatch):
     clips = [Footage.open(film(n, frames=200)) for n in ("a.mkv", "b.mkv")]
     asked = []

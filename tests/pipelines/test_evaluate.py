@@ -108,6 +108,14 @@ def test_drift_is_told_where_it_is_asked_for(model: Path) -> None:
     assert "other moments" in " ".join(once.notes)
 
 
+def test_what_a_killed_evaluation_left_is_removed(model: Path) -> None:
+    for name in (".work", ".evaluate-x1"):
+        (model / "evaluation" / name).mkdir(parents=True)
+        (model / "evaluation" / name / "truth.mkv").write_bytes(b"lossless")
+    found = measured(model)
+    assert sorted(p.name for p in found.folder.iterdir()) == ["report.html", "report.json"]
+
+
 def test_the_page_is_one_file(model: Path) -> None:
     found = measured(model, drift=30)
     page = (found.folder / "report.html").read_text()

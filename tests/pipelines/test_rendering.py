@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -288,6 +290,122 @@ def test_overwriting_keeps_the_old_file_until_the_new_one_is_whole(make, tmp_pat
     assert path.read_bytes() == b"old"
     make().save(path, codec="ffv1", overwrite=True)
     assert len(read(path)) == COUNT
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing gets to tidy up."""
+
+
+@pytest.fixture
+def torn(make, tmp_path, monkeypatch):
+    """A finished render of three segments, killed before any of its work is removed."""
+    monkeypatch.setattr(rendering, "SEGMENT", 8)
+    with monkeypatch.context() as patch:
+        kill_at_removal(patch, 0)
+        with pytest.raises(Killed):
+            make(20).save(tmp_path / "torn" / "out.mkv", codec="ffv1", compare=True)
+    return tmp_path / "torn"
+
+
+def kill_at_removal(patch: pytest.MonkeyPatch, number: int) -> None:
+    """Kill when so many files of finished work were removed."""
+    honest, count = rendering.remove, [0]
+
+    def remove(path: Path) -> None:
+        if path.name != "whole":
+            if count[0] == number:
+                raise Killed
+            count[0] += 1
+        honest(path)
+
+    patch.setattr(rendering, "remove", remove)
+    patch.setattr("v2v.files.remove", remove)
+    patch.setattr(rendering._Encoding, "_keep", kept_without_removing(rendering._Encoding._keep))
+
+
+def kept_without_removing(keep: Callable[..., None]) -> Callable[..., None]:
+    def inner(self: Any, *arguments: Any) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(rendering, "remove", lambda path: path.unlink())
+            keep(self, *arguments)
+
+    return inner
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_kill_while_a_finished_render_cleans_up_heals(make, torn, tmp_path, monkeypatch):
+    monkeypatch.setattr(rendering, "SEGMENT", 8)
+    whole = {name: data for name, data in contents(torn).items() if "/" not in name}
+    assert whole.keys() == {"out.mkv", "out-compare.mkv"}
+    options = {"codec": "ffv1", "compare": True}
+    for number in range(len(contents(torn)) - len(whole) + 1):
+        folder = tmp_path / f"killed-{number}"
+        shutil.copytree(torn, folder)
+        with monkeypatch.context() as patch:
+            kill_at_removal(patch, number)
+            with contextlib.suppress(Killed):  # the last one has nothing more to remove
+                make(20).save(folder / "out.mkv", **options)
+        assert {n: d for n, d in contents(folder).items() if "/" not in n} == whole
+        # Nothing but the finished video is there, so it says so; or it finishes.
+        try:
+            make(20).save(folder / "out.mkv", **options, report=StopsAt(1))
+        except UsageError as error:
+            assert number and "exists already" in error.message
+        assert contents(folder) == whole
+        assert sorted(p.name for p in folder.iterdir()) == ["out-compare.mkv", "out.mkv"]
+
+
+def test_killed_clean_up_does_not_block_another_render(make, torn, tmp_path, monkeypatch):
+    whole = {name: data for name, data in contents(torn).items() if "/" not in name}
+    work = torn / ".out.mkv.render"
+    (work / "00000.segment").unlink()
+    make(20).save(torn / "out.mkv", codec="ffv1", compare=True, overwrite=True)
+    assert contents(torn) == whole
+
+
+def test_both_videos_appear_even_after_a_kill_between_them(make, torn, monkeypatch):
+    whole = {name: data for name, data in contents(torn).items() if "/" not in name}
+    (torn / "out-compare.mkv").unlink()
+    make(20).save(torn / "out.mkv", codec="ffv1", compare=True, report=StopsAt(1))
+    assert contents(torn) == whole
+
+
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "one bit": lambda data: data[:-20] + bytes([data[-20] ^ 1]) + data[-19:],
+    "cut": lambda data: data[: len(data) // 2],
+    "empty": lambda data: b"",
+    "nested": lambda data: b"[" * 100_000,
+}
+
+
+DAMAGED = [  # file, how, frames that need no rendering
+    ("plan.json", "cut", 0), ("plan.json", "nested", 0), ("00000.segment", "one bit", 0),
+    ("00000-compare.segment", "one bit", 0), ("00000.seal", "cut", 0),
+    ("00001.segment", "one bit", 8), ("00001.seal", "nested", 8),
+    ("00001.safetensors", "one bit", 8), ("00001.safetensors", "empty", 8),
+]  # fmt: skip
+
+
+def test_a_damaged_piece_of_a_stopped_render_is_rendered_again(make, tmp_path, monkeypatch):
+    monkeypatch.setattr(rendering, "SEGMENT", 8)
+    monkeypatch.setattr(rendering, "BEHIND", 0)
+    options = {"codec": "ffv1", "compare": True}
+    whole = make(18)
+    whole.save(tmp_path / "whole" / "a.mkv", **options)
+    with pytest.raises(Stopped):
+        whole.save(tmp_path / "stopped" / "a.mkv", **options, report=StopsAt(17))
+    for name, damage, kept in DAMAGED:
+        folder = tmp_path / f"{name}-{damage}"
+        shutil.copytree(tmp_path / "stopped", folder)
+        file = folder / ".a.mkv.render" / name
+        file.write_bytes(DAMAGE[damage](file.read_bytes()))
+        rest = StopsAt(-1)
+        whole.save(folder / "a.mkv", **options, report=rest)
+        assert rest.rendered == 18 - kept, (name, damage)
+        assert contents(folder) == contents(tmp_path / "whole"), (name, damage)
 
 
 def test_two_processes_do_not_render_the_same_file(make, tmp_path):

@@ -258,6 +258,21 @@ def test_clips_of_three_methods_in_step(film, tmp_path, read_numbers):
             assert numbers == list(range(20))
 
 
+def test_a_kill_and_a_second_process_leave_no_half_study(film, tmp_path):
+    from v2v.files import workplace
+
+    clips = [film("a.mkv"), film("b.mkv")]
+    held = workplace(tmp_path / ".s.partial", NotWritable("", hint=None))
+    with held, pytest.raises(NotWritable, match="another process is making"):
+        study(clips, tmp_path / "s", seed=1)
+    (tmp_path / ".s.partial" / "study" / "clips").mkdir(parents=True)  # of a killed process
+    study(clips, tmp_path / "s", seed=1)
+    before = (tmp_path / "s" / "key.json").read_bytes()
+    study(clips, tmp_path / "s", seed=1, overwrite=True)
+    assert (tmp_path / "s" / "key.json").read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.mkv", "b.mkv", "s"]
+
+
 def test_spoiled_clips_are_obviously_worse(numbered_frames, read_numbers):
     frames = list(numbered_frames(40, width=W, height=H))
     worse = list(spoiled(iter(frames), 5))

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
@@ -165,6 +166,67 @@ def test_killed_anywhere_and_run_again_gives_the_same_bytes(footage: Path, tmp_p
     whole, resumed = contents(tmp_path / "straight"), contents(output)
     assert whole.keys() == resumed.keys()
     assert [name for name in whole if whole[name] != resumed[name]] == []
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing gets to tidy up."""
+
+
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "one bit": lambda data: data[:-20] + bytes([data[-20] ^ 1]) + data[-19:],
+    "cut": lambda data: data[: len(data) // 2],
+    "nested": lambda data: b"[" * 100_000,
+}
+
+
+def test_damaged_pieces_of_a_stopped_run_are_made_again(
+    blank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is damaged of what was kept, the store is that of an undisturbed run."""
+    monkeypatch.setattr("preprocess.extractor.PART", 8)
+    monkeypatch.setattr("preprocess.build.PART", 8)
+    monkeypatch.setattr("preprocess.frames.PART", 8)
+    names = ["flow"]
+    preprocess(blank, names, settings(), output=tmp_path / "straight")
+    straight = contents(tmp_path / "straight")
+    with monkeypatch.context() as patch:
+        patch.setattr("preprocess.build._Job._finish_frames", killed)
+        with pytest.raises(Killed):
+            preprocess(blank, names, settings(), output=tmp_path / "stopped")
+    pieces = sorted(
+        str(p.relative_to(tmp_path / "stopped"))
+        for p in (tmp_path / "stopped" / ".work").rglob("*")
+        if p.is_file() and "00002" not in str(p)
+    )
+    assert len(pieces) >= 2 + 2 * 3 + 2 * 2, pieces
+    for number, piece in enumerate(pieces):
+        folder = tmp_path / f"damaged-{number}"
+        shutil.copytree(tmp_path / "stopped", folder)
+        damage = list(DAMAGE.values())[number % len(DAMAGE)]
+        (folder / piece).write_bytes(damage((folder / piece).read_bytes()))
+        preprocess(blank, names, settings(), output=folder)
+        assert contents(folder) == straight, piece
+        assert not (folder / ".work").exists()
+
+
+def killed(*_: object) -> None:
+    raise Killed
+
+
+def test_a_kill_before_the_preview_of_a_new_signal_makes_it_again(
+    blank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["flow"]
+    preprocess(blank, names, settings(), output=tmp_path / "straight")
+    folder = tmp_path / "killed"
+    preprocess(blank, [], settings(), output=folder)
+    with monkeypatch.context() as patch:
+        patch.setattr("preprocess.build.write_preview", killed)
+        with pytest.raises(Killed):
+            preprocess(folder, names, settings())
+    (folder / ".preview.mp4.partial").write_bytes(b"half")
+    assert preprocess(folder, names, settings()).kept == names
+    assert contents(folder) == contents(tmp_path / "straight")
 
 
 def test_finished_work_is_not_done_again(footage: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -25,6 +26,7 @@ from v2v.errors import (
     V2VError,
 )
 from v2v.progress import Silent
+from v2v.training import run as run_module
 from v2v.training.loop import Trainer, train
 from v2v.training.run import RunFolder
 from v2v.training.settings import TrainSettings
@@ -446,6 +448,62 @@ def test_overwriting_starts_anew(
     run(small_settings(2), dance, tmp_path / "run")
     run(small_settings(8), dance, tmp_path / "run", overwrite=True)
     assert_same(final(tmp_path / "run"), final(straight))
+
+
+@pytest.mark.parametrize("removed", [0, 1, 3, 100])
+def test_a_kill_while_overwriting_leaves_a_run(
+    removed: int, small_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in the middle of clearing, or right after it, the same command starts over."""
+    folder = tmp_path / "run"
+    for name in ("checkpoints/00000002", "checkpoints/00000004", "model", "previews"):
+        (folder / name).mkdir(parents=True)
+    (folder / "checkpoints/00000004/checkpoint.json").touch()
+    with RunFolder(folder) as run_folder:
+        for name in ("checkpoints", "model", "previews"):
+            (folder / name).rename(tmp_path / name)
+        run_folder.begin(small_settings(2), ["data/a"])
+        for name in ("checkpoints", "model", "previews"):
+            (tmp_path / name).rename(folder / name)
+    honest, count = run_module.remove, [0]
+
+    def remove(path: Path) -> None:
+        if count[0] == removed:
+            raise Killed
+        count[0] += 1
+        honest(path)
+
+    with monkeypatch.context() as patch, contextlib.suppress(Killed), RunFolder(folder) as killed:
+        patch.setattr(run_module, "remove", remove)
+        killed.clear()
+        patch.setattr(run_module.OmegaConf, "to_yaml", lambda _: 1 / 0)
+        with contextlib.suppress(ZeroDivisionError):  # between the two files
+            killed.begin(small_settings(4), ["data/b"])
+    with RunFolder(folder) as again:
+        assert again.exists and not again.saved(), "it would go on from what was thrown away"
+        again.clear()
+        again.begin(small_settings(4), ["data/b"])
+        assert {p.name for p in folder.iterdir()} == {".lock", "run.json", "config.yaml"}
+
+
+def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:
+    left = [
+        ".model.partial/model.json", ".predictor.checkpoint.old/checkpoint.json",
+        "predictor.checkpoint/checkpoint.json", "checkpoints/.00000004.partial/weights.safetensors",
+        "checkpoints/.00000002.old/checkpoint.json", "checkpoints/00000002/checkpoint.json",
+        "checkpoints/.00000003.old/checkpoint.json", "previews/.00000004.mp4.partial",
+        ".run.json.partial", ".config.yaml.partial", ".log.jsonl.partial", "run.json",
+    ]  # fmt: skip
+    for name in left:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    with RunFolder(tmp_path):
+        pass
+    there = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
+    assert there == {
+        ".lock", "run.json", "predictor.checkpoint/checkpoint.json",
+        "checkpoints/00000002/checkpoint.json", "checkpoints/00000003/checkpoint.json",
+    }  # fmt: skip
 
 
 def test_a_folder_of_something_else_is_not_touched(

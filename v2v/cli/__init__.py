@@ -103,11 +103,13 @@ def main() -> None:
         print("stopped; run the same command again to go on", file=sys.stderr, flush=True)
         os._exit(STOPPED)  # threads inside native code must not hold the process
 
-    signal.signal(signal.SIGTERM, stop)
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not if it is ignored
-        signal.signal(signal.SIGINT, stop)
     try:
+        signal.signal(signal.SIGTERM, stop)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not if it is ignored
+            signal.signal(signal.SIGINT, stop)
         app()
+    except KeyboardInterrupt:  # typer turns it into an exit code once it has begun
+        leave_stopped()
     except SystemExit as leaving:
         if leaving.code != STOPPED:
             raise

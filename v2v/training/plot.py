@@ -13,7 +13,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from v2v.errors import UsageError, writing
+from v2v.errors import UsageError
+from v2v.files import replacing_file
 from v2v.training.run import read_log
 
 if TYPE_CHECKING:
@@ -139,11 +140,8 @@ def plot(folders: Sequence[Path], path: Path, *, minutes: bool = False) -> Path:
         if number >= len(panels) - columns:
             axes.set_xlabel("minutes of training" if minutes else "updates")
     figure.suptitle(" · ".join(run.name for run in runs))
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing_file(path) as partial:
         figure.savefig(partial)
-        partial.replace(path)
     return path
 
 

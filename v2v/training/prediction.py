@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import copy
 import math
-import shutil
 import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
@@ -47,6 +46,7 @@ from v2v.data.store import ClipStore
 from v2v.data.windows import trained_part
 from v2v.errors import RunConflict, SignalMissing, StoreConflict, TooFewFrames, UsageError
 from v2v.evaluation.prediction import Extend, compare, constant_velocity, copy_last
+from v2v.files import remove_at_once
 from v2v.models.predictor import (
     PAST_MAPS,
     LabelPredictor,
@@ -198,7 +198,7 @@ def train_predictor(
         folder, saved = run / "predictor", run / "predictor.checkpoint"
         signature = _signature(settings, stores, signal)
         if overwrite:
-            shutil.rmtree(saved, ignore_errors=True)
+            remove_at_once(saved)
         elif (folder / PREDICTOR_FILE).is_file() and not saved.exists():
             return _there_already(folder, signature, report)
 
@@ -237,7 +237,7 @@ def train_predictor(
         )
         predictor = replace(predictor, record=record)
         predictor.save(folder)
-        shutil.rmtree(saved, ignore_errors=True)
+        remove_at_once(saved)
     return _outcome(folder, record)
 
 

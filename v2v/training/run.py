@@ -13,12 +13,11 @@ runs/b/
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
-from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 from pydantic import Field
 
@@ -27,17 +26,20 @@ from v2v.checkpoint import (
     CHECKPOINT_FILE,
     Checkpoint,
     load_checkpoint,
-    restore_replaced,
     save_checkpoint,
+    settle,
 )
 from v2v.config import load_yaml
 from v2v.errors import CheckpointInvalid, ConfigError, RunConflict, writing
+from v2v.files import LOCK, FolderLock, partial_of, remove, remove_at_once
 from v2v.listing import is_hidden
 from v2v.records import Count, FileName, Record, Side, read_lines, read_record, shown
 from v2v.training.settings import OPERATIONAL, TrainSettings
 
 FORMAT = 1
 RUN_FILE = "run.json"
+SETTINGS_FILE = "config.yaml"
+REPLACED = ("model", "predictor", "predictor.checkpoint")  # folders that are replaced as a whole
 
 
 class RunFolder:
@@ -49,28 +51,38 @@ class RunFolder:
         self.checkpoints = folder / "checkpoints"
         self.previews = folder / "previews"
         self.model = folder / "model"
-        self._lock = FileLock(str(folder / ".lock"), timeout=0)
+        busy = RunConflict(
+            f"another process is training {folder}",
+            hint="wait for it, stop it, or choose another --name",
+        )
+        self._lock = FolderLock(folder, busy)
 
     def __enter__(self) -> RunFolder:
         try:
             with writing(self.folder):
-                self.folder.mkdir(parents=True, exist_ok=True)
-                restore_replaced(self.model)
                 self._lock.acquire()
+                self._tidy()
         except (FileExistsError, NotADirectoryError):
             raise RunConflict(
                 f"{self.folder} cannot be a run's folder: there is a file in its place",
                 hint="choose another --name or --runs",
             ) from None
-        except Timeout:
-            raise RunConflict(
-                f"another process is training {self.folder}",
-                hint="wait for it, stop it, or choose another --name",
-            ) from None
         return self
 
     def __exit__(self, *_: object) -> None:
         self._lock.release()
+
+    def _tidy(self) -> None:
+        """Put back or remove what a killed process left."""
+        for name in REPLACED:
+            settle(self.folder / name)
+        for ending in (".partial", ".old"):
+            for path in self.checkpoints.glob(f".[0-9]*{ending}"):
+                settle(path.with_name(path.name[1:].removesuffix(ending)))
+        for name in (RUN_FILE, SETTINGS_FILE, self.log_path.name, self.checkpoints.name):
+            remove(partial_of(self.folder / name))
+        for path in self.previews.glob(".*.partial"):
+            remove(path)
 
     @property
     def exists(self) -> bool:
@@ -98,19 +110,20 @@ class RunFolder:
             self._compare(settings, clips, files)
         plain = settings.model_dump(mode="json")
         with writing(self.folder):
-            text = OmegaConf.to_yaml(OmegaConf.create(plain))
-            _replace(self.folder / "config.yaml", "# Every setting of this run.\n" + text)
+            # First of all the file that says that the folder is a run, in case of a kill.
             record = {
                 "format": FORMAT, "tool": f"v2v {__version__}", "data": list(map(str, clips)),
                 "files": files,
             }  # fmt: skip
             _replace(self.folder / RUN_FILE, json.dumps(record, indent=1) + "\n")
+            text = OmegaConf.to_yaml(OmegaConf.create(plain))
+            _replace(self.folder / SETTINGS_FILE, "# Every setting of this run.\n" + text)
 
     def _compare(
         self, settings: TrainSettings, clips: Sequence[Path], files: list[dict[str, str]]
     ) -> None:
         record = read_run(self.folder)
-        before = read_settings(self.folder / "config.yaml")
+        before = read_settings(self.folder / SETTINGS_FILE)
         now = settings.model_dump(mode="json")
         changed = [
             f"{key}: {_at(before, key)!r} before, {_at(now, key)!r} now"
@@ -129,17 +142,17 @@ class RunFolder:
             )
 
     def clear(self) -> None:
-        """Throw the run away, if it is one; the folder and its lock stay."""
+        """Throw the run away, if it is one; the folder, its lock and `run.json` stay.
+
+        A kill at any moment leaves a run: the old one, or one that never began.
+        """
         if not self.exists:
             return
         with writing(self.folder):
+            remove_at_once(self.checkpoints)
             for path in self.folder.iterdir():
-                if path.name == ".lock":
-                    continue
-                if path.is_dir():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink()
+                if path.name not in (LOCK, RUN_FILE):
+                    remove(path)
 
     # ------------------------------------------------------------ checkpoints
 
@@ -156,7 +169,8 @@ class RunFolder:
         save_checkpoint(folder, checkpoint)
         for old in self.saved()[:-keep]:
             if old != folder:
-                shutil.rmtree(old, ignore_errors=True)
+                with suppress(OSError):
+                    remove_at_once(old)
         return folder
 
     def latest(self) -> Checkpoint | None:
@@ -259,11 +273,9 @@ def read_log(path: Path) -> Iterator[tuple[str, LogEntry]]:
 
 
 def _replace(path: Path, text: str) -> None:
-    import os
-
-    partial = path.with_name(f".{path.name}.partial")
+    partial = partial_of(path)
     partial.write_text(text, "utf-8")
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def _keys(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
