@@ -462,7 +462,7 @@ def test_a_kill_while_overwriting_leaves_a_run(
     with RunFolder(folder) as run_folder:
         for name in ("checkpoints", "model", "previews"):
             (folder / name).rename(tmp_path / name)
-        run_folder.begin(small_settings(2), ["data/a"])
+        run_folder.begin(small_settings(2), [Path("data/a")], [{}])
         for name in ("checkpoints", "model", "previews"):
             (tmp_path / name).rename(folder / name)
     honest, count = run_module.remove, [0]
