@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -221,7 +220,7 @@ def test_something_else_in_a_record_s_place(kind: str, tmp_path: Path) -> None:
     if kind == "folder":
         path.mkdir()
     else:
-        os.symlink(path.name if kind == "loop" else "gone", path)
+        path.symlink_to(path.name if kind == "loop" else "gone")
     with pytest.raises(RunConflict, match=r"run\.json"):
         read_run(tmp_path)
 
@@ -342,7 +341,7 @@ def test_a_model_without_its_plate_is_refused(made: Path, tmp_path: Path) -> Non
     (folder / "plates.safetensors").unlink()
     with pytest.raises(CheckpointInvalid, match=r"plates\.safetensors lacks the background"):
         load_model(folder)
-    os.symlink("plates.safetensors", folder / "plates.safetensors")
+    (folder / "plates.safetensors").symlink_to("plates.safetensors")
     with pytest.raises(CheckpointInvalid, match=r"plates\.safetensors is missing"):
         load_model(folder)
 
