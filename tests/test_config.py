@@ -140,7 +140,7 @@ FILES = {
     "date": ("frames: {size: 2020-01-01}\n", ""), "superscript": ("frames: {size: '²x²'}\n", ""),
     "binary": ("frames: {size: !!binary aGVsbG8=}\n", ""),
     "environment": ("frames: {crop: '${oc.env:HOME}'}\n", "frames.crop"),
-    "not given": ("frames: {size: '???'}\n", ""),
+    "not given": ("frames: {size: '???'}\n", "frames.size is"),
     "each other": ("frames: {size: '${frames.fps}', fps: '${frames.size}'}\n", ""),
 }  # fmt: skip
 
