@@ -125,6 +125,43 @@ def test_a_broken_file_is_named(tmp_path: Path, text: str) -> None:
         load(file=path)
 
 
+BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 9)
+)
+FILES = {
+    "bomb": (BOMB, "more than 20000 values"), "deep": ("{a: " * 3000, "levels deep"),
+    "deep list": ("frames: " + "[" * 5000, "levels deep"),
+    "recursive": ("frames: &f\n  size: *f\n", "within its own value"),
+    "two": ("a: 1\n---\nb: 2\n", "single document"), "set": ("frames: !!set {a, b}\n", "c.yaml"),
+    "code": ("frames: !!python/name:os.system\n", "c.yaml"), "text": ("hello\n", "expected"),
+    "exponent": ("frames: {fps: '1e99999999'}\n", "frames.fps"),
+    "infinite": ("frames: {end: .inf}\n", "frames.end"),
+    "nan": ("frames: {start: .nan}\n", "frames.start"),
+    "date": ("frames: {size: 2020-01-01}\n", ""), "superscript": ("frames: {size: '²x²'}\n", ""),
+    "binary": ("frames: {size: !!binary aGVsbG8=}\n", ""),
+    "environment": ("frames: {crop: '${oc.env:HOME}'}\n", "frames.crop"),
+    "not given": ("frames: {size: '???'}\n", "frames.size is"),
+    "each other": ("frames: {size: '${frames.fps}', fps: '${frames.size}'}\n", ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_a_hostile_file_is_one_clear_error(case: str, tmp_path: Path) -> None:
+    text, said = FILES[case]
+    path = tmp_path / "c.yaml"
+    path.write_text(text, "utf-8")
+    with pytest.raises(ConfigError, match=said or None) as caught:
+        load(file=path)
+    assert len(caught.value.message) < 700
+
+
+def test_aliases_are_written_out(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("pose: &p {max_gap: 0.25}\nface: *p\n")
+    made = load(file=path)
+    assert made.pose.max_gap == made.face.max_gap == 0.25
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no such config file: .*gone\.yaml"):
         load(file=tmp_path / "gone.yaml")

@@ -53,6 +53,8 @@ def v2v(*arguments: object, where: Path) -> subprocess.CompletedProcess[str]:
         (["-s", "generator.preset=huge"], ["setting generator.preset cannot be 'huge'", "mobile"]),
         (["-s", "losses.flow=-1"], ["setting losses.flow cannot be -1"]),
         (["--config", "none.yaml"], ["no such config file"]),
+        (["--name", "../../x"], ['--name "../../x" cannot name a folder']),
+        (["-s", "generator.scales=50"], ["setting generator.scales cannot be 50"]),
     ],
 )  # fmt: skip
 def test_bad_options(arguments: list[str], said: list[str], store: Path, tmp_path: Path) -> None:
@@ -79,6 +81,8 @@ def test_a_dry_run_writes_nothing(store: Path, tmp_path: Path) -> None:
     assert sum(stage["minutes"] for stage in plan["stages"]) == pytest.approx(3, abs=0.05)
     assert plan["parameters"]["generator"] > 1e6 and plan["peak_memory_gb"] > 0.1
     assert all(stage["multiply_adds_a_frame"] > 1e7 for stage in plan["stages"])
+    assert [stage["measured"] for stage in plan["stages"]].count(True) == 1
+    assert plan["updates_measured"] >= 1
     assert not list(tmp_path.iterdir())
 
 

@@ -172,7 +172,10 @@ def load_yaml(path: Path) -> dict[str, Any]:
             raise ConfigError(
                 f"cannot read {path}: it has more than {MOST_NODES} values, aliases written out"
             )
-        plain = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+        read = OmegaConf.create(text)
+        if missing := sorted(OmegaConf.missing_keys(read)):
+            raise ConfigError(f"cannot read {path}: {missing[0]} is ???, which stands for no value")
+        plain = OmegaConf.to_container(read, resolve=False)
     except RecursionError:
         raise ConfigError(f"cannot read {path}: an alias stands within its own value") from None
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError) as error:

@@ -194,4 +194,6 @@ def shown(value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**SHOWN:
         return "an integer of more than 60 digits"  # its digits may be too many to print
     text = json.dumps(value, ensure_ascii=False, default=str)
+    if not text.isprintable():  # e.g. half of an encoding, which no terminal takes
+        text = json.dumps(value, default=str)
     return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."

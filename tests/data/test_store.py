@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
 from preprocess.build import preprocess
 from v2v.config import PreprocessSettings, load_config
-from v2v.data.store import ClipStore, frames_to_tensor
+from v2v.data import verified
+from v2v.data.store import ClipStore, file_record, frames_to_tensor
+from v2v.data.video import MapWriter, VideoWriter, read_range, read_stored
 from v2v.errors import (
     SignalMissing,
     StoreDamaged,
@@ -229,3 +235,110 @@ def test_missing_truncated_and_changed_files(name, folder):
     assert caught.value.hint
     with pytest.raises(StoreDamaged, match=name):
         store.verify()  # opened while it was still there
+
+
+# ---------------------------------------------------------------- content that is not the record's
+
+
+def vouch(folder: Path) -> None:
+    """Let clip.json vouch for the files that are there, as an attacker would."""
+    record = json.loads((folder / "clip.json").read_text("utf-8"))
+    rows = {"frames.mp4": record["frames"]["file"]}
+    for signal in record["signals"].values():
+        rows |= signal["files"]
+    for name, row in rows.items():
+        row.update(file_record(folder / name).model_dump())
+    (folder / "clip.json").write_text(json.dumps(record), "utf-8")
+
+
+def video(path: Path, *, count: int, size: tuple[int, int] = (64, 48)) -> None:
+    with VideoWriter(path, width=size[0], height=size[1], rate=Fraction(25)) as writer:
+        for _ in range(count):
+            writer.write(np.zeros((size[1], size[0], 3), np.uint8))
+
+
+FILMS: dict[str, Callable[[Path], object]] = {
+    "shorter": lambda path: video(path, count=COUNT - 5),
+    "longer": lambda path: video(path, count=COUNT + 1),
+    "another size": lambda path: video(path, count=COUNT, size=(96, 48)),
+    "a picture": lambda path: (
+        cv2.imwrite(str(path.with_suffix(".png")), np.zeros((48, 64, 3)))
+        and path.with_suffix(".png").replace(path)
+    ),
+    "empty": lambda path: path.write_bytes(b""),
+    "text": lambda path: path.write_text("#EXTM3U\n#EXTINF:2,\n/etc/passwd\n"),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:900]),
+}
+
+
+@pytest.mark.parametrize("case", FILMS)
+def test_frames_that_are_not_the_record_s(case, folder):
+    FILMS[case](folder / "frames.mp4")
+    vouch(folder)
+    store = ClipStore.open(folder)
+    with pytest.raises(StoreDamaged, match=r"frames\.mp4"):
+        store.frames(0, 2)
+
+
+@pytest.mark.parametrize("kind", ["folder", "loop"])
+def test_no_file_in_the_frames_place(kind, folder):
+    store, path = ClipStore.open(folder), folder / "frames.mp4"
+    path.unlink()
+    path.mkdir() if kind == "folder" else path.symlink_to(path.name)
+    for read in (lambda: store.frames(0, 2), lambda: read_range(path, 0, 2)):
+        with pytest.raises(StoreDamaged, match=r"frames\.mp4 is (a folder|not a file)"):
+            read()
+
+
+def test_frames_that_end_early_are_never_a_shorter_result(folder):
+    path = folder / "frames.mp4"
+    with pytest.raises(StoreDamaged, match="ends after frame 20: frames 18 to 22"):
+        read_range(path, 18, 22)
+    assert len(list(read_stored(path, first=18))) == 2
+
+
+@pytest.mark.parametrize("count, size", [(COUNT - 1, (64, 144)), (COUNT, (64, 48))])
+def test_maps_that_are_not_the_record_s(count, size, folder):
+    writer = MapWriter(
+        folder / "flow.mkv", width=size[0], height=size[1], rate=Fraction(25), bits=16
+    )
+    for _ in range(count):
+        writer.write(np.zeros(size[::-1], np.uint16))
+    writer.close()
+    vouch(folder)
+    with pytest.raises(StoreDamaged, match=r"flow\.mkv is another video than its record"):
+        ClipStore.open(folder).track("flow", 0, 2)
+
+
+def test_a_byte_that_changed_is_found(folder):
+    path = folder / "flow.mkv"
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(raw)
+    store = ClipStore.open(folder)
+    store.verify([])  # what is not read is not compared
+    for again in (True, False):
+        with pytest.raises(StoreDamaged, match=r"flow\.mkv is not the file that was written"):
+            store.verify(again=again)
+
+
+def test_a_large_file_is_hashed_once_until_it_changes(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(verified, "SMALL", 1)
+    hashed = []
+    monkeypatch.setattr(
+        "v2v.data.store.file_record", lambda path: hashed.append(path.name) or file_record(path)
+    )
+    before = sorted(p.name for p in folder.iterdir())
+    for _ in range(2):
+        ClipStore.open(folder).verify(again=False)
+    assert sorted(hashed) == ["audio.m4a", "flow.mkv", "frames.mp4"]
+    ClipStore.open(folder).verify()
+    assert len(hashed) == 6 and sorted(p.name for p in folder.iterdir()) == before
+    path = folder / "frames.mp4"
+    status, raw = path.stat(), bytearray(path.read_bytes())
+    raw[-1] ^= 1
+    path.write_bytes(raw)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(StoreDamaged, match=r"frames\.mp4"):
+        ClipStore.open(folder).verify(again=False)

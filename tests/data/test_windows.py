@@ -685,6 +685,13 @@ def test_worker_processes_give_the_same_batches(scene):
     assert all(same(a, b) for a, b in zip(here, there, strict=True))
 
 
+def test_no_more_workers_than_cores(scene, monkeypatch):
+    """More of them make torch warn, which is an error in these tests."""
+    monkeypatch.setattr("v2v.data.windows.cores", lambda: 1)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0}, raising=False)
+    assert len(list(loader(everything(scene), [Plan(0)], workers=9))) == 1
+
+
 def test_a_worker_s_error_is_ours(scene):
     windows = everything(scene)
     with pytest.raises(StoreError, match=r"^too few frames: a window needs 30 in a row") as caught:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import struct
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from textwrap import dedent
+from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from preprocess.extractor import load_extractor
 from v2v.errors import StoreDamaged, UnknownName
 from v2v.signals import Signal, load_signal, signal_names
-from v2v.signals._base import read_arrays
+from v2v.signals._base import check_arrays, read_arrays
 
 OWN = ("pose", "face", "segmentation", "flow")
 
@@ -54,6 +59,61 @@ def test_arrays_that_are_missing_or_hold_code_are_refused(tmp_path: Path) -> Non
     assert read_arrays(path, ("other",), 0, 3)["other"].shape == (3,)
 
 
+LAYOUT = {"points": ("float32", (75, 3)), "filled": ("bool", (75,))}
+ARRAYS: dict[str, Callable[[NDArray[Any]], dict[str, Any]]] = {
+    "shorter": lambda points: {"points": points[:5]},
+    "longer": lambda points: {"points": np.concatenate([points, points])},
+    "flat": lambda points: {"points": points.reshape(-1)},
+    "of fewer points": lambda points: {"points": points[:, :74]},
+    "of double precision": lambda points: {"points": points.astype(np.float64)},
+    "text": lambda points: {"points": points.astype("U5")},
+    "a number": lambda points: {"points": np.float32(1)},
+    "infinite": lambda points: {"points": np.full_like(points, np.inf)},
+    "scores beyond 1": lambda points: {"points": points + 1},
+    "scores below 0": lambda points: {"points": points - 1},
+    "objects": lambda points: {"points": np.full(10, None, object)},
+    "of other names": lambda points: {"others": points},
+}
+
+
+def points() -> NDArray[Any]:
+    made = np.random.default_rng(0).random((10, 75, 3), np.float32)
+    made[3] = np.nan  # nobody is seen
+    return made
+
+
+@pytest.mark.parametrize("case", ARRAYS)
+def test_arrays_of_another_layout_are_refused(case: str, tmp_path: Path) -> None:
+    path = tmp_path / "pose.npz"
+    np.savez(path, filled=np.zeros((10, 75), np.bool_), **ARRAYS[case](points()))
+    with pytest.raises(StoreDamaged, match=r"pose\.npz"):
+        check_arrays(path, LAYOUT, 10)
+        read_arrays(path, LAYOUT, 2, 8)
+
+
+def test_missing_points_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "pose.npz"
+    np.savez(path, points=points(), filled=np.zeros((10, 75), np.bool_))
+    check_arrays(path, LAYOUT, 10)
+    assert np.array_equal(read_arrays(path, LAYOUT, 2, 5)["points"], points()[2:5], equal_nan=True)
+
+
+def test_a_header_that_claims_terabytes_allocates_nothing(tmp_path: Path) -> None:
+    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (999999999, 75, 3), }"
+    header += b" " * (63 - (10 + len(header)) % 64) + b"\n"
+    with ZipFile(tmp_path / "pose.npz", "w") as archive:
+        for name in LAYOUT:
+            archive.writestr(
+                f"{name}.npy", b"\x93NUMPY\x01\0" + struct.pack("<H", len(header)) + header
+            )
+    for read in (
+        lambda: check_arrays(tmp_path / "pose.npz", LAYOUT, 999999999),
+        lambda: read_arrays(tmp_path / "pose.npz", LAYOUT, 0, 3),
+    ):
+        with pytest.raises(StoreDamaged, match=r"pose\.npz"):
+            read()
+
+
 # ---------------------------------------------------------------- an installed package
 
 SIGNAL = '''
@@ -62,7 +122,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from v2v.signals import Signal, Track
-from v2v.signals._base import read_arrays
+from v2v.signals._base import check_arrays, read_arrays
 
 @dataclass(frozen=True)
 class LightTrack(Track):
@@ -108,6 +168,7 @@ class Extractor(ArrayExtractor):
 USE = """
 import sys
 from fractions import Fraction
+from collections.abc import Callable
 from pathlib import Path
 import numpy as np
 from preprocess.build import preprocess

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from v2v.errors import (
     OutOfMemory,
     RunConflict,
     SignalMissing,
+    StoreDamaged,
     TooFewFrames,
     TrainingDiverged,
     V2VError,
@@ -114,6 +116,66 @@ def test_a_killed_run_goes_on_bit_for_bit(
     run(settings, dance, tmp_path / "run")
     assert_same(final(tmp_path / "run"), final(straight))
     assert losses(tmp_path / "run") == losses(straight)
+
+
+def test_data_that_was_moved_is_the_same_data(
+    straight: Path, dance: Path, small_settings: Settings, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """A run knows its clips by their hashes; what a store gained beside is no other data."""
+    first = Path(shutil.copytree(dance, tmp_path / "a"))
+    honest, seen = Trainer._update, []
+
+    def interrupting(self: Trainer) -> None:
+        seen.append(1)
+        if len(seen) == 3:
+            signal.raise_signal(signal.SIGTERM)
+        honest(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_update", interrupting)
+        with pytest.raises(KeyboardInterrupt):
+            run(small_settings(8), first, tmp_path / "run")
+    heard = run(small_settings(8), first.rename(tmp_path / "b"), tmp_path / "run")
+    assert any("going on from step 3" in note for note in heard.notes)
+    assert_same(final(tmp_path / "run"), final(straight))
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["data"] == [str(tmp_path / "b")]
+
+
+def test_other_data_in_the_same_place_is_refused(
+    straight: Path, dance: Path, small_settings: Settings, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(straight, tmp_path / "run"))
+    path = folder / "run.json"
+    record = json.loads(path.read_text())
+    assert set(record["files"][0]) == {
+        "frames.mp4", "pose.npz", "segmentation.mkv", "flow.mkv",
+    }  # fmt: skip
+    record["files"][0]["pose.npz"] = "0" * 64
+    path.write_text(json.dumps(record))
+    with pytest.raises(RunConflict, match="run of other settings: data"):
+        run(small_settings(8), dance, folder)
+    # An earlier v2v noted the place only.
+    del record["files"]
+    path.write_text(json.dumps(record))
+    run(small_settings(8), dance, folder)
+    moved = Path(shutil.copytree(dance, tmp_path / "moved"))
+    path.write_text(json.dumps(record))
+    with pytest.raises(RunConflict, match="run of other settings: data"):
+        run(small_settings(8), moved, folder)
+
+
+def test_a_changed_byte_of_the_data_is_found_before_training(
+    dance: Path, small_settings: Settings, tmp_path: Path
+) -> None:
+    store = Path(shutil.copytree(dance, tmp_path / "a"))
+    raw = bytearray((store / "pose.npz").read_bytes())
+    raw[-1] ^= 1
+    (store / "pose.npz").write_bytes(raw)
+    with pytest.raises(StoreDamaged, match=r"pose\.npz is not the file that was written"):
+        run(small_settings(8), store, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_stages_were_all_there(straight: Path) -> None:

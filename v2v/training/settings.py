@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from v2v.config import Config, Positive, Unit
 from v2v.data.transforms import Augmentation
@@ -73,6 +73,11 @@ class OptimiserSettings(Config):
     ema: Unit  # of the generator's weights, per update
 
 
+def _text(value: Any) -> Any:
+    """YAML and the command line read a bare 32 as a number."""
+    return str(value) if type(value) is int else value
+
+
 class LoopSettings(Config):
     seed: Annotated[int, Field(ge=0, lt=1 << 62)]
     chunk: Annotated[int, Field(ge=1, le=8)]  # frames that gradients flow through
@@ -81,7 +86,7 @@ class LoopSettings(Config):
         int, Field(ge=1, le=4096)
     ]  # parts that a batch is cut into to save memory
     recompute: bool  # activations in the backward pass: less memory, more time
-    precision: Literal["auto", "32", "bf16"]
+    precision: Annotated[Literal["auto", "32", "bf16"], BeforeValidator(_text)]
     compile: bool
     channels_last: bool
     threads: (
