@@ -540,11 +540,11 @@ def test_a_kill_while_overwriting_leaves_a_run(
         killed.clear()
         patch.setattr(run_module.OmegaConf, "to_yaml", lambda _: 1 / 0)
         with contextlib.suppress(ZeroDivisionError):  # between the two files
-            killed.begin(small_settings(4), ["data/b"])
+            killed.begin(small_settings(4), [Path("data/b")], [{}])
     with RunFolder(folder) as again:
         assert again.exists and not again.saved(), "it would go on from what was thrown away"
         again.clear()
-        again.begin(small_settings(4), ["data/b"])
+        again.begin(small_settings(4), [Path("data/b")], [{}])
         assert {p.name for p in folder.iterdir()} == {".lock", "run.json", "config.yaml"}
 
 
