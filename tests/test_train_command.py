@@ -126,3 +126,30 @@ def test_train_stop_go_on_plot_and_load(store: Path, tmp_path: Path) -> None:
     )
     assert loaded.stdout.startswith("Model(pose, 64x"), loaded.stderr
     assert loaded.stdout.strip().endswith("False")
+
+
+@pytest.mark.parametrize("budget, updates", [(1e6, 2), (0.0, 1)])
+def test_a_dry_run_is_bounded(
+    budget: float, updates: int, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the time does not reach for the last stage, the first is measured and the rest said."""
+    from v2v.config import load_config
+    from v2v.training import estimate
+    from v2v.training.settings import TrainSettings
+
+    class Heard(Silent):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    notes: list[str] = []
+    settings = load_config(
+        TrainSettings, "train", "train-pose", overrides=[*FAST[3::2], "data.size=64"],
+        values={"budget.steps": 8, "schedule.frames": 1},
+    )  # fmt: skip
+    monkeypatch.setattr(estimate, "BUDGET", budget)
+    made = estimate.estimate(settings, [store], Heard())
+    assert [cost.measured for cost in made.stages] == [updates == 1, updates == 2]
+    assert made.trials == updates
+    assert [note for note in notes if note.startswith("measuring")][-1].startswith(
+        f"measuring updates of stage {updates} of 2: "
+    )

@@ -103,14 +103,11 @@ class Estimate:
             highlight=False, soft_wrap=True,
         )  # fmt: skip
         number = next(i for i, cost in enumerate(self.stages, 1) if cost.measured)
-        rest = (
-            "the time of the other stages follows from their pixels" if number == len(self.stages)
-            else "time at full size follows from the pixels, and it takes more memory there"
-        )  # fmt: skip
-        if len(self.stages) == 1:
-            rest = "there is no other"
+        rest = "; the time of the others follows from their pixels" if self.stages[1:] else ""
+        if number < len(self.stages):
+            rest += "; later stages may take more memory"
         console.print(
-            f"measured: {self.trials} update(s) of stage {number}; {rest}",
+            f"measured: {self.trials} update(s) of stage {number}{rest}",
             highlight=False, soft_wrap=True,
         )  # fmt: skip
         for note in self.plan.notes:
@@ -167,34 +164,37 @@ class Standing:
         self.trainer.progress.frame, self.trainer.left = 0, []
         return (time.perf_counter() - begin) / self.updates
 
-    def measure(self, report: Reporter, budget: float = BUDGET) -> float:
+    def measure(self, report: Reporter, budget: float) -> float:
         """Seconds of an update, in the last stage that can be tried within the budget."""
+        begin = time.monotonic()
         last = len(self.plan.schedule) - 1
-        # Processes have to agree; and a GPU is quick at all sizes.
-        if self.fabric.world_size == 1 and self.fabric.device.type == "cpu" and last:
-            self._announce(report, 0)
-            self.enter(0)
-            self.update(within=0)
-            first, small = self.update(within=0), self._rendered(self.plan.schedule[0])
-            affordable = [
-                number
-                for number, stage in enumerate(self.plan.schedule)
-                if first * self._rendered(stage) / small * self._inseparable(stage) < budget / 2
-            ]
-            self.enter(affordable[-1] if affordable else 0)
-        self._announce(report, self.number)
-        bounded = self.fabric.world_size == 1
-        if not bounded:
+        if self.fabric.world_size > 1:  # processes would have to agree on when to leave
+            self._announce(report)
             self.update()  # warms up
             return self.update()
-        begin = time.monotonic()
+        if last and self.fabric.device.type == "cpu":  # a GPU is quick at all sizes
+            self.enter(0)
+            self._announce(report)
+            first = self.update(within=0)
+            if time.monotonic() - begin > budget / 2:
+                return first
+            first, small = self.update(within=0), self._rendered(self.plan.schedule[0])
+            self.enter(
+                max(
+                    number
+                    for number, stage in enumerate(self.plan.schedule)
+                    if number == 0
+                    or first * self._rendered(stage) / small * self._inseparable(stage) < budget / 2
+                )
+            )
+        self._announce(report)
         warming = self.update(within=0)
         left = budget - (time.monotonic() - begin)
         return self.update(within=left) if left > warming else warming
 
-    def _announce(self, report: Reporter, number: int) -> None:
-        stage, of = self.plan.schedule[number], len(self.plan.schedule)
-        report.note(f"measuring updates of stage {number + 1} of {of}: {stage}")
+    def _announce(self, report: Reporter) -> None:
+        of = len(self.plan.schedule)
+        report.note(f"measuring updates of stage {self.number + 1} of {of}: {self.stage}")
 
     def _rendered(self, stage: Stage) -> int:
         """Pixels that an update renders: losses, critics and generator all grow with them."""
@@ -238,7 +238,7 @@ def estimate(
     report = report or Silent()
     report.note("opening the clips, building the networks")
     run = Standing(settings, clips)
-    seconds = run.measure(report)
+    seconds = run.measure(report, BUDGET)
     trials = run.updates
     report.note("counting multiply-adds")
     costs = run.stages(seconds)  # before the memory is read
