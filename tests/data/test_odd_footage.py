@@ -265,6 +265,26 @@ def test_an_unknown_sound_track_is_passed_over(make_video, tmp_path):
     assert Sound(path, 0.0).jumps == ()
 
 
+@pytest.mark.parametrize("damaged", [1, 3, 1000])
+def test_sound_that_a_container_refuses_is_left_out(damaged, make_video, numbered_frames, tmp_path):
+    options = ("-c:v", "mpeg2video", "-c:a", "aac")
+    path = make_video("a.ts", *options, inputs=SINE, frames=numbered_frames(25))
+    # Every AAC frame of a transport stream has a header that an mp4 needs to know.
+    path.write_bytes(path.read_bytes().replace(b"\xff\xf1\x50", b"\xff\xf1\xff", damaged))
+    seen = probe(path)
+    copied = None
+    if seen.audio is not None:
+        copied = copy_audio(path, tmp_path, audio=seen.audio, start=0.0, end=1.0)
+    assert copied is not None or damaged == 1000
+    out = tmp_path / "out.mp4"
+    sound = copied[0] if copied else None
+    with VideoWriter(out, width=64, height=48, rate=Fraction(25), audio=sound) as writer:
+        for frame in numbered_frames(25):
+            writer.write(frame)
+    with av.open(str(out)) as container:
+        assert sum(1 for _ in container.decode(video=0)) == 25
+
+
 # ---------------------------------------------------------------- damage of any kind
 
 
@@ -277,6 +297,7 @@ def sound_files(run_ffmpeg, tmp_path_factory, numbered_frames) -> dict[str, byte
         "a.mkv": (*X264, "-c:a", "flac"),
         "a.avi": ("-c:v", "mpeg4", "-c:a", "mp3"),
         "a.ts": ("-c:v", "mpeg2video", "-c:a", "mp2"),
+        "b.ts": ("-c:v", "mpeg2video", "-c:a", "aac"),
     }
     for name, options in kinds.items():
         run_ffmpeg(*raw, *SINE, *options, folder / name, stdin=numbered_frames(6).tobytes())
@@ -315,5 +336,13 @@ def test_any_damage_is_read_or_refused(data, sound_files, tmp_path):
         for placed in read_upright(seen, plan, plan_geometry(seen)):
             if placed.index > 30:
                 break
+        sound = None
+        if seen.audio is not None:
+            sound = copy_audio(path, path.parent, audio=seen.audio, start=0.0, end=1.0)
+        heard = None if sound is None else sound[0]
+        out = path.with_name("out.mp4")
+        with VideoWriter(out, width=64, height=48, rate=Fraction(25), audio=heard) as writer:
+            for _ in range(6):
+                writer.write(np.zeros((48, 64, 3), np.uint8))
     except V2VError as error:
         assert error.message

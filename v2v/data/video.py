@@ -873,7 +873,8 @@ def copy_audio(
         homes.insert(0, ("wav", "wav"))
     sound = Sound(source, start, audio.jumps)
     for suffix, container in homes:
-        with suppress(ValueError, NotImplementedError):  # it cannot hold this codec
+        # It cannot hold this codec, or not with such a header.
+        with suppress(ValueError, NotImplementedError, av.error.PatchWelcomeError):
             return _copy_audio(sound, folder / f"audio.{suffix}", container, end)
     return None
 
@@ -888,16 +889,29 @@ def _copy_audio(
             options = {"fflags": "+bitexact"}
             with create_media(partial, format=container, options=options) as out:
                 copy = _AudioCopy(sound, out)
-                for packet in copy.packets(end, from_zero=True):
-                    out.mux(packet)
+                taken = [_mux(out, packet) for packet in copy.packets(end, from_zero=True)]
             offset = copy.began
             if offset is None:
                 return None
+            if not any(taken):
+                raise ValueError(f"{container} takes none of the packets")
             _flush_to_disk(partial)
             os.replace(partial, target)
         return target, offset
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _mux(out: Any, packet: Any) -> bool:
+    """Write a packet, unless it is too damaged for the container, as AAC without its header."""
+    out.start_encoding()  # a container whose own header fails takes nothing after it
+    try:
+        out.mux(packet)
+    except av.FFmpegError as error:
+        if isinstance(error, OSError):  # not of the packet, but of the disk
+            raise
+        return False
+    return True
 
 
 class _AudioCopy:
@@ -956,24 +970,48 @@ class _AudioEncode:
 
     def packets(self) -> Iterator[Any]:
         """What is heard from the sound's start on, which comes to stand at 0."""
-        context, start = self.stream.codec_context, self.sound.start
-        rate, size = context.sample_rate, context.frame_size or 960
-        convert = av.AudioResampler(
-            format=context.format, layout="stereo", rate=rate, frame_size=size
-        )
-        clock = ContinuousClock(self.sound.jumps)
+        context, ends = self.stream.codec_context, 0  # samples
+        before = round(self.sound.start * context.sample_rate)
         with open_media(self.sound.path) as container:
-            for frame in chain(_heard(container), [None]):
-                if frame is not None:
-                    time = clock(frame.time or 0.0)
-                    if time < start:
-                        continue
-                    if clock.skipped and frame.pts is not None:
-                        frame.pts -= round(clock.skipped / frame.time_base)
-                for piece in convert.resample(frame):
-                    piece.pts -= round(start * rate)
-                    yield from self.stream.encode(piece)
+            for piece in _resampled(self._from_start(_heard(container)), context):
+                # Damaged sound has frames without a time, and times that go back.
+                at = ends if piece.pts is None else piece.pts - before
+                piece.pts = max(at, ends)
+                ends = piece.pts + piece.samples
+                yield from self.stream.encode(piece)
         yield from self.stream.encode(None)
+
+    def _from_start(self, frames: Iterable[Any]) -> Iterator[Any]:
+        """Frames that begin at the sound's start or later, on a clock without jumps."""
+        clock, begun = ContinuousClock(self.sound.jumps), False
+        for frame in frames:
+            if frame.pts is not None:
+                if clock(frame.time) < self.sound.start:
+                    continue
+                frame.pts -= round(clock.skipped / frame.time_base)
+                begun = True
+            if begun:  # otherwise it is not known when the frame is heard
+                yield frame
+
+
+def _resampled(frames: Iterable[Any], context: Any) -> Iterator[Any]:
+    """Stereo pieces as the encoder takes them; the frames may change their rate and channels."""
+    convert, known = None, None
+    for frame in chain(frames, [None]):
+        kind = frame and (frame.format.name, frame.layout.name, frame.sample_rate)
+        if kind != known:
+            if convert is not None:
+                yield from convert.resample(None)
+            convert, known = _resampler(context), kind
+        if convert is not None and frame is not None:
+            yield from convert.resample(frame)
+
+
+def _resampler(context: Any) -> av.AudioResampler:
+    return av.AudioResampler(
+        format=context.format, layout="stereo", rate=context.sample_rate,
+        frame_size=context.frame_size or 960,
+    )  # fmt: skip
 
 
 def _rate_of_aac(given: int) -> int:
@@ -1006,7 +1044,7 @@ class _Sounding:
             packet = self.waiting
             if packet is None or float((packet.pts or 0) * packet.time_base) >= seconds:
                 return
-            self.out.mux(packet)
+            _mux(self.out, packet)
             self.waiting = None
 
     def close(self) -> None:
