@@ -39,7 +39,7 @@ def drawn(
     if (store / CLIP_FILE).is_file() and {*signals} <= {*ClipStore.open(store).signals}:
         return store
     report = report or Silent()
-    # What is held out is another dance: the first one's poses come round again in training.
+    # What is held out is another dance, further from training than one dance's own end.
     finale = seconds * settings_of(task, 64).data.hold_out
     clip = write_sample(
         KINDS[task], folder, seconds=seconds, seed=seed, finale=finale, report=report

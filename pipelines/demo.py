@@ -22,7 +22,7 @@ from v2v.errors import NotWritable, UsageError
 from v2v.files import replacing_file, workplace
 from v2v.progress import Reporter, Silent
 
-SEEDS = {"host": 11, "guest": 0}  # dances; the host's shows most combinations of both arms
+SEEDS = {"host": 11, "guest": 0}  # dances; each of the host's arms soon shows its whole range
 EMPTY = {"host": 0.4, "guest": 0.0}  # seconds of the empty room: its background is then whole
 SIZE = 128  # pixels trained at: what minutes on a laptop are enough for
 SHOWN = 2  # times as large the video is written, for eyes

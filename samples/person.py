@@ -53,6 +53,15 @@ JOINT_NAMES = (
 _SIDES = (("left", 1), ("right", -1))  # the sign of x on each side of the body
 _ANKLE = 0.045  # its height above the floor
 
+# Frequencies of what moves beside the step, in cycles per beat. Their ratios to the beat and to one
+# another are irrational: no two moments of a dance show the same pose, however long it lasts.
+RIGHT = 3**0.5 / 2  # of the right arm, for each raise of the left one
+SWING = {"left": 19**0.5 / 5, "right": 5**0.5 / 2}  # of hand and forearm
+TURN = 7**0.5 / 6  # of the chest
+GAZE = 11**0.5 / 9  # of the head
+TALK = 13**0.5 / 5  # of the mouth
+FIGURE = 17**0.5 / 18  # of the slow change between small and large steps
+
 Vector = NDArray[np.float64]
 
 
@@ -80,8 +89,8 @@ class Dance:
 
     tempo: float = 0.75  # beats per second; the knees bend twice a beat
     steps: float = 1.0  # sways from one side to the other and back, per beat
-    arms: float = 0.5  # times that an arm is raised, per beat
-    lag: float = 0.8 * np.pi  # radians by which the right arm is ahead of the left
+    arms: float = 0.42  # times that the left arm is raised, per beat; the right one see `RIGHT`
+    lag: float = 0.8 * np.pi  # radians by which the right arm starts ahead of the left
     hold: float = 0.0  # how long a step or a raised arm is held before it goes on
     reach: float = 1.0  # part of the range that the arms use
 
@@ -207,11 +216,12 @@ def _pose(t: float, phase: Vector, person: Person) -> _Body:
     """The dance at time `t` seconds; `phase` [8] in radians tells one seed from another."""
     build, dance = person.build, person.dance
     beat = 2 * np.pi * dance.tempo * t + phase[0]
-    slow = 0.5 * beat
     step = dance.steps * beat
-    sway, bounce = _wave(step, dance.hold), 0.5 - 0.5 * np.cos(2 * beat)
-    turn = 0.16 * np.sin(slow + phase[1])  # yaw of the chest, radians
-    lean = 0.05 * np.sin(step + 0.6)
+    figure = np.sin(FIGURE * beat + phase[7])
+    size = 0.75 + 0.25 * figure  # of steps and knee bends
+    sway, bounce = size * _wave(step, dance.hold), size * (0.5 - 0.5 * np.cos(2 * beat))
+    turn = 0.16 * np.sin(TURN * beat + phase[1])  # yaw of the chest, radians
+    lean = 0.05 * size * np.sin(step + 0.6)
 
     pelvis = _vector(0.032 * sway, -build.hips_up + 0.022 * bounce, 0.0)
     chest = pelvis + _turned(_vector(0, -build.spine, 0), 0.0, lean)
@@ -227,16 +237,16 @@ def _pose(t: float, phase: Vector, person: Person) -> _Body:
         points[f"{side}_ankle"] = ankle
         points[f"{side}_knee"] = _knee(hip, ankle, _vector(sign * 0.17, 0, 1), build)
         points[f"{side}_toe"] = ankle + _vector(sign * 0.022, 0.04 + 0.01 * free, 0.09)
-        points.update(_arm(side, sign, chest, turn, lean, beat, phase[6], person))
+        points.update(_arm(side, sign, chest, turn, lean, beat, phase[6] + figure, person))
 
     expression = Expression(
-        yaw=0.25 * np.sin(slow + phase[2]) + 0.5 * turn,
+        yaw=0.25 * np.sin(GAZE * beat + phase[2]) + 0.5 * turn,
         pitch=0.06 * np.sin(beat + phase[3]),
         roll=0.8 * lean,
-        mouth=0.25 + 0.2 * np.sin(slow + phase[4]),
+        mouth=0.25 + 0.2 * np.sin(TALK * beat + phase[4]),
         smile=0.9,
         eyes=1 - 0.95 * np.exp(-((((t + phase[5]) % 2.3 - 0.15) / 0.06) ** 2)),
-        brows=0.3 * np.sin(slow),
+        brows=0.3 * np.sin(TURN * beat),
     )
     yaw, pitch = expression.yaw, expression.pitch
     nose = _vector(1.05 * np.sin(yaw), 0.37 + 0.95 * np.sin(pitch), 1.0) * build.head
@@ -254,15 +264,16 @@ def _arm(
     phase: float,
     person: Person,
 ) -> dict[str, Vector]:
-    """Shoulder, elbow, wrist and hand of one arm, raised and swung to the beat."""
+    """Shoulder, elbow, wrist and hand of one arm, raised and swung to a beat of its own."""
     build, dance = person.build, person.dance
     offset = phase if sign > 0 else phase + dance.lag  # the arms take turns
-    raised = 0.5 + 0.5 * dance.reach * _wave(dance.arms * beat + offset, dance.hold)
-    swing = np.sin(beat + offset)
+    raises = dance.arms * beat * (1.0 if sign > 0 else RIGHT)
+    raised = 0.5 + 0.5 * dance.reach * _wave(raises + offset, dance.hold)
+    swung = SWING[side] * beat + offset
     # Elevations in the frontal plane, 0 hanging .. pi straight up; the forearm leads.
-    upper = 0.42 + 1.35 * raised + 0.16 * swing
-    fore = upper + 1.05 + 0.25 * raised + 0.28 * np.sin(beat + offset + 0.8)
-    hand = fore + 0.2 * np.sin(beat + offset + 2.0)
+    upper = 0.42 + 1.35 * raised + 0.16 * np.sin(swung)
+    fore = upper + 1.05 + 0.25 * raised + 0.28 * np.sin(swung + 0.8)
+    hand = fore + 0.2 * np.sin(swung + 2.0)
     shrug = -0.018 * max(raised - 0.4, 0.0)
 
     def bone(elevation: float, length: float, forward: float) -> Vector:
@@ -272,9 +283,9 @@ def _arm(
 
     shoulder = chest + _turned(_vector(sign * build.shoulder, shrug, 0), turn, lean)
     elbow = shoulder + bone(upper, build.upper_arm, 0.3)
-    wrist = elbow + bone(fore, build.forearm, 0.5)
+    wrist = elbow + bone(fore, build.forearm, 0.62)
     points = {"shoulder": shoulder, "elbow": elbow, "wrist": wrist}
-    points["hand"] = wrist + bone(hand, build.hand, 0.3)
+    points["hand"] = wrist + bone(hand, build.hand, 0.45)
     return {f"{side}_{name}": point for name, point in points.items()}
 
 
@@ -313,7 +324,7 @@ def _dancing(
 
 def _dancer(seed: int) -> Vector:
     """The phases that make one seed's dance."""
-    spread = np.array((np.pi, 1.0, 1.0, 1.0, np.pi, 1.0, np.pi, 1.0))
+    spread = np.array((np.pi, 1.0, 1.0, 1.0, np.pi, 1.0, np.pi, np.pi))
     return np.asarray(np.random.default_rng(seed).uniform(-1, 1, 8) * spread)
 
 
@@ -350,9 +361,9 @@ def frames(
 ) -> Iterator[Image]:
     """`count` RGB frames, uint8 [H, W, 3], of one of `PEOPLE` dancing.
 
-    The first `empty` of them show the room with nobody in it: a background seen whole. In the last
-    `finale` they dance as the other does: a dance comes round again within seconds, and what a
-    model makes of poses that it has not been trained on shows in another one only.
+    No pose comes again, so the end of a clip shows poses that its beginning does not. The first
+    `empty` frames show the room with nobody in it: a background seen whole. In the last `finale`
+    frames they dance as the other does.
     """
     person, bodies = _dancing(who, count=count, fps=fps, seed=seed, finale=finale)
     camera = _Camera.fitting(height, width, person)

@@ -156,7 +156,7 @@ def find_store(trained: Trained, use: ClipUse) -> ClipStore | None:
     beside = (path.parent for home in homes for path in sorted(home.glob(f"*/{CLIP_FILE}")))
     for place in chain(places, beside):
         try:
-            if _is_of(read_record(place), use):
+            if is_of(read_record(place), use):
                 return ClipStore.open(place)
         except StoreError:
             continue
@@ -164,10 +164,11 @@ def find_store(trained: Trained, use: ClipUse) -> ClipStore | None:
 
 
 def _is(store: ClipStore, use: ClipUse) -> bool:
-    return _is_of(store.record, use)
+    return is_of(store.record, use)
 
 
-def _is_of(record: ClipRecord, use: ClipUse) -> bool:
+def is_of(record: ClipRecord, use: ClipUse) -> bool:
+    """Whether a store's record is of a clip that a model was trained on."""
     return (record.source.sha256, record.frames.count) == (use.sha256, use.frames)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from pipelines.evaluation.clips import Measured, measured_clips
 from pipelines.evaluation.detectors import Detector, Footage, detectors_for, find
+from pipelines.evaluation.leakage import Leakage, find_leakage
 from pipelines.evaluation.rows import REAL, Row, rows_for
 from pipelines.model import Trained
 from v2v import __version__
@@ -56,6 +57,7 @@ class Evaluation:
     order: list[Place]  # of the rows that are not given the truth
     unavailable: dict[str, str]  # measure -> why there is no number
     notes: tuple[str, ...]
+    leakage: tuple[Leakage, ...]  # for each clip: measured frames that occur in training too
 
     def against(self, row: str) -> tuple[list[str], list[str], list[str]]:
         """Measures in which the model is better, worse, or not told apart from another row."""
@@ -82,8 +84,9 @@ class Evaluation:
                     "part": "held out" if clip.held_out else "whole",
                     "frames": [clip.start, clip.start + clip.count],
                     "free_running": len(clip.order), "fps": str(clip.store.rate),
+                    "in_training": {"moving": leak.moving, "still": leak.still},
                 }
-                for clip in self.clips
+                for clip, leak in zip(self.clips, self.leakage, strict=True)
             ],
             "notes": list(self.notes),
             "measures": {
@@ -182,6 +185,8 @@ def evaluate(
             remove(left)
         rows, clips, more = rows_for(trained, against, clips, room, report, name=own)
         notes += more
+        leakage, warnings = find_leakage(trained, clips, report)
+        notes = warnings + notes
         films = [_render(rows, clip, room / str(i), report) for i, clip in enumerate(clips)]
         equipment, unavailable = _equipment(trained, clips[0], detectors)
         courses, sets = _measure(rows, clips, films, equipment, unavailable, room, report)
@@ -190,7 +195,7 @@ def evaluate(
         ranked = {row.name: summaries[row.name] for row in rows if not row.knows_truth}
         found = Evaluation(
             folder, own, tuple(clips), tuple(rows), summaries, courses,
-            order(ranked, summaries[REAL]), unavailable, tuple(notes),
+            order(ranked, summaries[REAL]), unavailable, tuple(notes), tuple(leakage),
         )  # fmt: skip
         from pipelines.evaluation.report import page
 

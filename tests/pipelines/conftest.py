@@ -118,6 +118,7 @@ def make_store(tmp_path: Path, numbered_frames: Callable[..., np.ndarray]) -> Ma
         name: of its folder in `tmp_path`.
         size: (height, width).
         rate: frames a second.
+        frames: uint8 [T, height, width, 3] instead of numbered ones.
         shots: first frames.
         pose: [T, 75, 3]; face: [T, 478, 3] with `depth` [T, 478]; labels: uint8 [T, H, W] with
             `classes`.
@@ -139,6 +140,7 @@ def make_store(tmp_path: Path, numbered_frames: Callable[..., np.ndarray]) -> Ma
         *,
         size: tuple[int, int] = (HEIGHT, WIDTH),
         rate: int = 25,
+        frames: np.ndarray | None = None,
         shots: tuple[int, ...] = (0,),
         pose: np.ndarray | None = None,
         face: np.ndarray | None = None,
@@ -151,7 +153,9 @@ def make_store(tmp_path: Path, numbered_frames: Callable[..., np.ndarray]) -> Ma
         with VideoWriter(
             video, width=size[1], height=size[0], rate=Fraction(rate), codec="ffv1"
         ) as writer:
-            for frame in numbered_frames(len(given), width=size[1], height=size[0]):
+            if frames is None:
+                frames = numbered_frames(len(given), width=size[1], height=size[0])
+            for frame in frames:
                 frame[-1] = sum(name.encode()) % 256  # no two stores of the same footage
                 writer.write(frame)
         folder = tmp_path / name
@@ -186,8 +190,8 @@ def make_store(tmp_path: Path, numbered_frames: Callable[..., np.ndarray]) -> Ma
             palette = [list(colour) for colour in distinct_colours(len(classes))]
             spec = {"classes": list(classes), "palette": palette, "instances": False}
             add("segmentation", "segmentation.mkv", spec)
-        frames = store.record.frames.model_copy(update={"shots": shots})
-        write_record(folder, store.record.model_copy(update={"signals": signals, "frames": frames}))
+        stored = store.record.frames.model_copy(update={"shots": shots})
+        write_record(folder, store.record.model_copy(update={"signals": signals, "frames": stored}))
         return folder
 
     return make

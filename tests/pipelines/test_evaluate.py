@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
+import sys
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -216,6 +218,111 @@ def test_several_clips(
 
 def test_frames_are_limited(model: Path) -> None:
     assert measured(model, frames=5).clips[0].count == 5
+
+
+# ---------------------------------------------------------------- copies of training frames
+
+
+def moving(phases: np.ndarray) -> np.ndarray:
+    """uint8 [T, 64, 48, 3]: a box on an ellipse before a wall, at each phase in radians."""
+    frames = np.full((len(phases), 64, 48, 3), 90, np.uint8)
+    for frame, phase in zip(frames, phases, strict=True):
+        x, y = round(18 + 14 * np.cos(phase)), round(24 + 18 * np.sin(phase))
+        frame[y : y + 14, x : x + 12] = (220, 120, 60)
+    return frames
+
+
+@pytest.fixture
+def measure_frames(
+    make_model: Make, make_store: Make, skeletons: Callable[..., np.ndarray]
+) -> Callable[..., Evaluation]:
+    def measure(frames: np.ndarray, trained: int) -> Evaluation:
+        store = make_store("a", pose=skeletons(len(frames)), frames=frames)
+        return measured(trained_on(make_model, store, trained=trained))
+
+    return measure
+
+
+def leaks(found: Evaluation) -> tuple[int, int, str]:
+    """Moving and still duplicates of the first clip, and what the notes say of them."""
+    record = json.loads((found.folder / "report.json").read_text())
+    counts = record["data"][0]["in_training"]
+    said = [note for note in found.notes if "training" in note]
+    page = (found.folder / "report.html").read_text()
+    assert all(note in record["notes"] and html.escape(note) in page for note in said)
+    assert set(said) == set(found.notes[: len(said)]), "warnings come first"
+    return counts["moving"], counts["still"], " ".join(said)
+
+
+def test_a_motion_that_repeats_is_reported(measure_frames: Callable[..., Evaluation]) -> None:
+    found = measure_frames(moving(np.arange(60) * 2 * np.pi / 20), 40)
+    count, unmoved, said = leaks(found)
+    assert (count, unmoved) == (20, 0)
+    assert "a: 20 of the 20 measured frames occur in training too" in said
+    assert "data.hold_out" in said and "--data" in said
+
+
+def test_only_the_part_that_repeats_is_counted(measure_frames: Callable[..., Evaluation]) -> None:
+    frames = moving(np.arange(60) * 2 * np.pi / 20)
+    frames[52:, :, :6] = (20, 200, 40)  # something else comes into view
+    assert leaks(measure_frames(frames, 40))[:2] == (12, 0)
+
+
+def test_a_motion_that_does_not_repeat_is_not_reported(
+    measure_frames: Callable[..., Evaluation],
+) -> None:
+    frames = moving(np.linspace(0, 1.9 * np.pi, 60))
+    assert leaks(measure_frames(frames, 40)) == (0, 0, "")
+
+
+def test_a_still_picture_is_no_repetition(measure_frames: Callable[..., Evaluation]) -> None:
+    count, unmoved, said = leaks(measure_frames(moving(np.ones(60)), 40))
+    assert (count, unmoved) == (0, 20)
+    assert "nothing moves in 20 of the 20 measured frames" in said
+    assert "occur in training too" not in said
+
+
+def test_a_pause_at_the_border_is_not_reported(measure_frames: Callable[..., Evaluation]) -> None:
+    """Frames within half a second are alike in any footage."""
+    phases = np.concatenate([np.linspace(0, 3, 38), np.full(4, 3.2), np.linspace(3.4, 6, 18)])
+    assert leaks(measure_frames(moving(phases), 40))[:2] == (0, 0)
+
+
+def test_other_footage_that_shows_the_training_clip(
+    make_model: Make, make_store: Make, skeletons: Callable[..., np.ndarray]
+) -> None:
+    """The same dance under another hash: found by its frames."""
+    frames = moving(np.linspace(0, 1.9 * np.pi, 60))
+    store = make_store("a", pose=skeletons(60), frames=frames)
+    copy = make_store("b", pose=skeletons(30), frames=frames[:30])
+    count, unmoved, said = leaks(measured(trained_on(make_model, store, trained=40), copy))
+    assert (count, unmoved) == (30, 0)
+    assert "b: 30 of the 30" in said
+
+
+def test_training_frames_are_read_in_small_parts(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.evaluation.leakage.PIECE", 8)
+    monkeypatch.setattr("pipelines.evaluation.leakage.SEARCHED", 5)
+    read: list[tuple[int, int]] = []
+    frames = ClipStore.frames
+
+    def noted(self: ClipStore, start: int = 0, stop: int | None = None) -> np.ndarray:
+        if sys._getframe(1).f_code.co_name == "_training_frames":
+            read.append((start, stop or 0))
+        return frames(self, start, stop)
+
+    monkeypatch.setattr(ClipStore, "frames", noted)
+    assert leaks(measured(model)) == (0, 0, "")
+    assert read == [(0, 8), (8, 16), (16, 24), (24, 28)] * 3  # 12 measured frames, 5 at a time
+
+
+def test_a_training_clip_that_is_not_here_is_named(
+    make_model: Make, make_store: Make, skeletons: Callable[..., np.ndarray]
+) -> None:
+    found = measured(make_model("b"), make_store("other", pose=skeletons(20)))
+    assert "clip0: its clip store is not here" in " ".join(found.notes)
 
 
 # ---------------------------------------------------------------- refusals

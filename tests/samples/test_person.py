@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from pipelines import demo
 from samples import person
 from samples.clips import write_sample
+from v2v.config import load_config
 from v2v.errors import UnknownName
+from v2v.training.settings import TrainSettings
 
 LIMBS = [i for i, name in enumerate(person.JOINT_NAMES) if name != "nose"]
 PEOPLE = list(person.PEOPLE)
@@ -119,7 +125,7 @@ def test_the_guest_is_another_figure_in_another_place():
 
 @pytest.mark.parametrize("seed", range(6))
 def test_the_guest_reaches_no_further_than_the_host(seed):
-    host = np.concatenate([person.joints(count=90, seed=other) for other in (0, 11)])
+    host = np.concatenate([person.joints(count=180, seed=other) for other in (0, 11)])
     guest = person.joints(who="guest", count=300, seed=seed)
     for side in ("left", "right"):
         shown = [
@@ -223,15 +229,70 @@ def test_the_room_is_empty_at_first():
     assert np.abs(shown[0].astype(int) - danced[0]).max() > 60
 
 
-def test_the_finale_is_danced_as_nothing_before_it():
+def test_the_finale_is_another_dance():
     clip = {"count": 300, "fps": 15.0, "seed": 3}
     plain, joints = person.joints(**clip), person.joints(**clip, finale=40)
     assert np.array_equal(joints[:-40], plain[:-40])
+    assert np.linalg.norm(joints[-40:] - plain[-40:], axis=-1).mean() > 5
 
-    def away(poses: np.ndarray) -> float:
-        """Pixels from the last poses to the nearest of those before, over joints and frames."""
-        gaps = np.linalg.norm(poses[-40:, None] - poses[None, :-40], axis=-1)
-        return float(gaps.mean(axis=-1).min(axis=1).mean())
 
-    assert away(plain) < 0.1  # a dance comes round again
-    assert away(joints) > 5
+def novelty(joints: np.ndarray, held_out: int, *, fps: float = 30.0, empty: int = 0) -> np.ndarray:
+    """How far each of the last `held_out` poses is from the nearest one before them.
+
+    A third of a second around each is left out: neighbours are near in any motion. Distances are
+    means over joints, in units of the largest distance between two poses of the training part.
+    `joints` [T, J, 2] in pixels; the first `empty` show nobody. Returns [held_out].
+    """
+    begin, apart = len(joints) - held_out, round(fps / 3)
+    trained = joints[empty:begin].astype(float)
+    spread = np.linalg.norm(trained[:, None] - trained[None], axis=-1).mean(axis=-1).max()
+    gaps = np.linalg.norm(joints[begin:, None] - trained[None], axis=-1).mean(axis=-1)
+    near = np.arange(empty, begin)[None] > np.arange(begin, len(joints))[:, None] - apart
+    gaps[near] = np.inf
+    return gaps.min(axis=1) / spread
+
+
+def demo_clip(who: str) -> dict:
+    """The arguments of the clip that `v2v demo` draws."""
+    seconds = inspect.signature(demo.demo).parameters["seconds"].default
+    return {"count": round(seconds * 30), "fps": 30.0, "seed": demo.SEEDS[who], "who": who}
+
+
+def test_what_the_demo_holds_out_is_not_danced_in_training():
+    clip = demo_clip("host")
+    share = load_config(TrainSettings, "train", "train-pose").data.hold_out
+    held_out, empty = round(share * clip["count"]), round(30 * demo.EMPTY["host"])
+    away = novelty(person.joints(**clip), held_out, empty=empty)
+    assert len(away) == 27
+    assert away.min() > 0.12 and away.mean() > 0.2
+
+
+def test_a_periodic_dance_would_not_pass(monkeypatch):
+    """Frequencies in whole ratios, as dances had them before."""
+    for name in ("RIGHT", "TURN", "GAZE", "TALK", "FIGURE"):
+        monkeypatch.setattr(person, name, 1.0 if name == "RIGHT" else 0.5)
+    monkeypatch.setattr(person, "SWING", {"left": 1.0, "right": 1.0})
+    host = person.PEOPLE["host"]
+    monkeypatch.setitem(person.PEOPLE, "host", replace(host, dance=replace(host.dance, arms=0.5)))
+    assert novelty(person.joints(**demo_clip("host")), 27, empty=12).max() < 0.01
+
+
+@pytest.mark.parametrize("who", PEOPLE)
+@pytest.mark.parametrize(("seconds", "least"), [(4, 0.1), (10, 0.08), (60, 0.04)])
+def test_no_dance_repeats_within_the_clip(who, seconds, least):
+    for seed in range(4):
+        joints = person.joints(count=30 * seconds, seed=seed, who=who)
+        away = novelty(joints, round(0.15 * len(joints)))
+        assert away.mean() > least and away.min() > 0.01, seed
+
+
+@pytest.mark.parametrize("who", PEOPLE)
+def test_fingertips_stay_in_the_picture(who):
+    camera = person._Camera.fitting(640, 384, person.PEOPLE[who])
+    for seed in range(6):
+        phase = person._dancer(seed)
+        for t in np.arange(0, 60, 0.1):
+            points = person._pose(float(t), phase, person.PEOPLE[who]).points
+            for side in ("left", "right"):
+                x, y = camera(points[f"{side}_hand"])
+                assert 0 < x < 384 and 0 < y < 640, (seed, t)

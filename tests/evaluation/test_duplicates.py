@@ -1,0 +1,106 @@
+"""Copies among frames are found, whatever encoded them; other poses are not."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from samples import person
+from v2v.data.video import VideoWriter, read_stored
+from v2v.evaluation.duplicates import (
+    CELLS,
+    FINE,
+    MOST,
+    NOISE,
+    DuplicateFinder,
+    distances,
+    still,
+    thumbnail,
+    tolerances,
+)
+
+
+@pytest.fixture(scope="module")
+def dance() -> list[np.ndarray]:
+    return list(person.frames(count=20, fps=10.0, height=240, width=144))
+
+
+@pytest.fixture(scope="module")
+def thumbnails(dance: list[np.ndarray]) -> np.ndarray:
+    return np.stack([thumbnail(frame) for frame in dance])
+
+
+def test_a_thumbnail_has_square_cells() -> None:
+    assert thumbnail(np.zeros((128, 128, 3), np.uint8)).shape == (CELLS * FINE, CELLS * FINE, 3)
+    assert thumbnail(np.zeros((256, 128, 3), np.uint8)).shape == (64, 32, 3)
+    assert thumbnail(np.zeros((20, 300, 3), np.uint8)).shape == (32, 480, 3)
+
+
+def test_the_distance_is_that_of_the_cell_that_differs_most() -> None:
+    frames = np.zeros((2, 32, 32, 3), np.uint8)
+    frames[1, 4:8, 8:12] = 40  # one whole cell of 64: a mean of 0.6 over the picture
+    np.testing.assert_allclose(distances(frames, frames[0]), [0, 40])
+
+
+@pytest.mark.parametrize("crf", [16, 23])  # of stores; of what others encode
+def test_encoding_again_keeps_a_frame_the_same_and_another_pose_is_not(
+    crf: int, dance: list[np.ndarray], thumbnails: np.ndarray, tmp_path: Path
+) -> None:
+    path = tmp_path / "again.mp4"
+    with VideoWriter(path, width=144, height=240, rate=Fraction(10), crf=crf) as writer:
+        for frame in dance:
+            writer.write(frame)
+    again = np.stack([thumbnail(frame) for frame in read_stored(path)])
+    for t, tolerance in enumerate(tolerances(thumbnails)):
+        away = distances(again, thumbnails[t])
+        assert away[t] <= tolerance, t
+        assert np.delete(away, t).min() > tolerance, t
+
+
+def test_the_frames_found_are_those_that_were_shown(thumbnails: np.ndarray) -> None:
+    finder = DuplicateFinder(thumbnails, tolerances(thumbnails))
+    for t in (3, 4, 11):
+        finder.look_at(thumbnails[t])
+    assert np.flatnonzero(finder.found).tolist() == [3, 4, 11]
+    assert not finder.all_found
+
+
+def test_what_is_left_out_is_not_found(thumbnails: np.ndarray) -> None:
+    finder = DuplicateFinder(thumbnails, tolerances(thumbnails))
+    finder.look_at(thumbnails[5], [(-4, 3), (4, 8)])
+    assert not finder.found.any()
+    finder.look_at(thumbnails[5], [(0, 5), (6, 99)])
+    assert np.flatnonzero(finder.found).tolist() == [5]
+
+
+def test_means_of_cells_discard_no_copy() -> None:
+    """The quick look is a lower bound: what it finds is what comparing all pixels finds."""
+    draws = np.random.default_rng(0)
+    one, other = draws.integers(100, 112, (2, 30, 32, 40, 3)).astype(np.uint8)
+    nearest = np.min([distances(one, frame) for frame in other], axis=0)
+    tolerance = np.median(nearest)
+    finder = DuplicateFinder(one, np.full(30, tolerance, np.float32))
+    for frame in other:
+        finder.look_at(frame)
+    expected = nearest <= tolerance
+    assert expected.any() and not expected.all()
+    np.testing.assert_array_equal(finder.found, expected)
+
+
+def test_tolerances_follow_the_motion_within_limits() -> None:
+    levels = np.array([0, 1, 2, 10, 18, 80, 160], np.uint8)
+    frames = np.broadcast_to(levels[:, None, None, None], (7, 32, 32, 3))
+    np.testing.assert_allclose(
+        tolerances(frames), [NOISE, NOISE, NOISE, 4, 4, MOST, MOST]
+    )  # fmt: skip
+    np.testing.assert_allclose(tolerances(frames[:1]), [MOST])
+
+
+def test_still_frames_are_like_all_around_them() -> None:
+    levels = np.array([50, 50, 51, 50, 50, 90, 130, 130], np.uint8)
+    frames = np.broadcast_to(levels[:, None, None, None], (8, 32, 32, 3))
+    assert still(frames, 1).tolist() == [True, True, True, True, False, False, False, True]
+    assert still(frames, 2).tolist() == [True, True, True, False, False, False, False, False]
