@@ -94,6 +94,10 @@ def _store(store: ClipStore) -> dict[str, Any]:
 def _model(folder: Path) -> dict[str, Any]:
     model = load_model(folder)
     record = model.record
+    references = [
+        f"{record.clips[clip].name}: {len(found)} pictures"
+        for clip, found in model.references.items()
+    ]
     return {
         "what": "model", "task": record.task, "size": f"{record.width}x{record.height}",
         "signals": [use.name for use in record.signals], "tool": record.tool,
@@ -105,6 +109,7 @@ def _model(folder: Path) -> dict[str, Any]:
             f"{', still camera' if clip.still else ''})"
             for clip in record.clips
         ],
+        **({"references": references} if references else {}),
         "training": {k: v for k, v in record.training.items() if k != "settings"},
         "note": record.synthetic,
     }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from v2v.checkpoint import MODEL_FILE, Model, load_model
+from v2v.checkpoint import MODEL_FILE, REFERENCES, Model, load_model
+from v2v.data.references import Chooser, as_condition, reference_signal
 from v2v.data.store import ClipStore, file_record
 from v2v.data.transforms import Placement, grain_of
 from v2v.errors import CheckpointInvalid, UnknownName, UsageError
@@ -84,6 +86,16 @@ class Trained:
     def sha256(self) -> str:
         """Of its weights."""
         return file_record(self.folder / "generator.safetensors").sha256
+
+    @cached_property
+    def references_sha256(self) -> str | None:
+        """Of its reference pictures and their points; None where it has none."""
+        if not self.model.references:
+            return None
+        whole = hashlib.sha256()
+        for path in sorted((self.folder / REFERENCES).iterdir()):
+            whole.update(f"{path.name} {file_record(path).sha256}\n".encode())
+        return whole.hexdigest()
 
     def expect(self, signal: str, what: str) -> None:
         """Check that the model renders from `signal`. Raises `UsageError`."""
@@ -173,8 +185,29 @@ class Trained:
             if key.startswith("clusters.")
         }
 
-    def conditions(self, tracks: Sequence[Track], look: Look) -> Condition:
-        """What n frames are rendered from, [n, ...], their signals given in the model's pixels."""
+    def chooser(self, look: Look) -> Chooser | None:
+        """What chooses references for a video from its first frame on; None: there are none."""
+        references = self.model.references.get(look.clip)
+        if references is None:
+            return None
+        return Chooser(references, self.model.record.generator["references"])
+
+    def reference_track(self, tracks: Sequence[Track]) -> Track:
+        """That of the model's signals by which references are chosen and warped."""
+        names = [use.name for use in self.model.record.signals]
+        signal = reference_signal(names)
+        assert signal is not None
+        return tracks[names.index(signal)]
+
+    def conditions(
+        self, tracks: Sequence[Track], look: Look, chooser: Chooser | None = None
+    ) -> Condition:
+        """What n frames are rendered from, [n, ...], their signals given in the model's pixels.
+
+        Args:
+            chooser: of references, that has seen the frames before; without one the frames are not
+                rendered, but given.
+        """
         height, width = self.size
         signals = torch.cat([track.tensor(height, width) for track in tracks], dim=1)
         count = len(signals)
@@ -192,8 +225,17 @@ class Trained:
                 for kind, rows in self.clusters.items()
             }
             features = pick_features(chosen, instances, seed=0)
+        references = None
+        if chooser is not None:
+            track = self.reference_track(tracks)
+            references = torch.stack(
+                [
+                    as_condition(found)
+                    for found in chooser.references.candidates(track, *chooser(track))
+                ]
+            )
         return Condition(
-            signals=signals,
+            signals=signals, references=references,
             clip=torch.full((count,), look.clip, dtype=torch.int64),
             plate=None if plate is None else plate[None].expand(count, -1, -1, -1),
             style=None if look.picture is None else look.picture[None].expand(count, -1, -1, -1),

@@ -232,9 +232,14 @@ class Rendering:
             yield Step(frame, after, drawn.popleft())
 
     def _drawn(self, first: int) -> Iterator[tuple[Sequence[Track], Condition]]:
+        chooser = self.trained.chooser(self.look)
+        if chooser is not None:  # which references are in use follows from all frames before
+            for start in range(0, first, CHUNK):
+                tracks = self.drive.tracks(start, min(start + CHUNK, first))
+                chooser(self.trained.reference_track(tracks))
         for start in range(first, len(self), CHUNK):
             tracks = self.drive.tracks(start, min(start + CHUNK, len(self)))
-            yield tracks, self.trained.conditions(tracks, self.look)
+            yield tracks, self.trained.conditions(tracks, self.look, chooser)
 
     # ------------------------------------------------------------ a video
 
@@ -368,6 +373,7 @@ class _Video:
         rendering, trained = self.rendering, self.rendering.trained
         drive, look, picture = rendering.drive, rendering.look, rendering.look.picture
         styled = None if picture is None else _digest(picture.cpu().numpy().tobytes())
+        references = trained.references_sha256
         text = json.dumps(
             {
                 "tool": __version__, "making": MAKING, "model": trained.sha256,
@@ -377,7 +383,8 @@ class _Video:
                 "look": [look.clip, styled, sorted(look.clusters.items())],
                 "size": [self.width, self.height], "codec": self.output.codec,
                 "crf": self.output.crf,
-            },
+            }
+            | ({"references": references} if references else {}),
             default=str, sort_keys=True,
         )  # fmt: skip
         return dict(json.loads(text))

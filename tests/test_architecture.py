@@ -45,7 +45,7 @@ LAYERS = (
     ),  # files and pictures, no signals
     ("v2v.signals",),
     ("v2v.data.store", "v2v.models", "v2v.losses"),
-    ("v2v.data.plate", "v2v.data.transforms", "v2v.data.windows"),
+    ("v2v.data.plate", "v2v.data.transforms", "v2v.data.references", "v2v.data.windows"),
     ("v2v.checkpoint", "v2v.training", "v2v.evaluation"),
     ("preprocess", "samples", "configs"),
     ("pipelines",),

@@ -32,6 +32,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from v2v.data.references import (
+    References,
+    read_references,
+    reference_signal,
+    write_pictures,
+)
 from v2v.errors import CheckpointInvalid, writing
 from v2v.files import partial_of, remove
 from v2v.models import build_generator, check_generator
@@ -54,6 +60,7 @@ from v2v.signals._base import check_values
 FORMAT = 1
 MODEL_FILE = "model.json"
 CHECKPOINT_FILE = "checkpoint.json"
+REFERENCES = "references"  # folder of pictures
 MOST_PIXELS = 1 << 25  # of a model's frames: 7680x4320
 
 
@@ -149,6 +156,7 @@ class Model:
     generator: nn.Module
     plates: dict[int, Tensor] = field(default_factory=dict)  # clip -> [4, H, W] as in `Condition`
     statistics: dict[str, Tensor] = field(default_factory=dict)  # "0.pose.points" [T, 75, 3], ...
+    references: dict[int, References] = field(default_factory=dict)  # by clip
 
     def __repr__(self) -> str:
         record = self.record
@@ -169,6 +177,13 @@ def save_model(folder: Path, model: Model) -> None:
             save_file(plain(plates), partial / "plates.safetensors")
         if model.statistics:
             save_file(plain(model.statistics), partial / "statistics.safetensors")
+        if model.references:
+            arrays: dict[str, Any] = {}
+            for clip, references in model.references.items():
+                write_pictures(partial / REFERENCES, clip, references)
+                arrays |= {f"{clip}.{name}": v for name, v in references.arrays().items()}
+            tensors = {name: torch.from_numpy(value.copy()) for name, value in arrays.items()}
+            save_file(plain(tensors), partial / REFERENCES / "points.safetensors")
         write_json(partial / MODEL_FILE, model.record.model_dump(mode="json"))
 
 
@@ -200,6 +215,7 @@ def load_model(path: str | Path, *, device: torch.device | str = "cpu") -> Model
         generator=generator.to(device).eval(),
         plates={clip: plate.to(device) for clip, plate in _read_plates(plates, record).items()},
         statistics=_read_statistics(statistics, record),
+        references=_read_references(folder / REFERENCES, record),
     )
 
 
@@ -238,6 +254,44 @@ def _read_plates(path: Path, record: ModelRecord) -> dict[int, Tensor]:
     needed = range(len(record.clips)) if record.generator.get("plate") else range(0)
     if not set(needed) <= set(found):
         raise CheckpointInvalid(f"{path} lacks the background of a clip", hint=RESTORE)
+    return found
+
+
+def _read_references(folder: Path, record: ModelRecord) -> dict[int, References]:
+    """The appearance references of each clip. Raises `CheckpointInvalid` where a clip has none."""
+    signal = reference_signal([use.name for use in record.signals])
+    if not record.generator.get("references"):
+        return {}
+    if signal is None:
+        raise CheckpointInvalid(
+            f"{folder.parent} has references of no signal it renders from", hint=RESTORE
+        )
+    arrays = read_tensors(folder / "points.safetensors", missing=True)
+    found = {}
+    for clip in range(len(record.clips)):
+        own = {
+            name.removeprefix(f"{clip}."): value.numpy()
+            for name, value in arrays.items()
+            if name.startswith(f"{clip}.")
+        }
+        try:
+            references = read_references(
+                folder, clip, own, signal=signal, size=(record.height, record.width),
+                whole=not record.generator.get("plate"),
+            )  # fmt: skip
+        except ValueError as error:
+            raise CheckpointInvalid(
+                f"{folder}: {error}",
+                hint="restore the file, or remove the picture: the model then renders from the"
+                " others",
+            ) from error
+        if references is None:
+            raise CheckpointInvalid(
+                f"{folder} has no picture of {record.clips[clip].name} left, and the model renders"
+                " from them",
+                hint=RESTORE,
+            )
+        found[clip] = references
     return found
 
 
@@ -490,7 +544,7 @@ class replacing:  # noqa: N801 - reads as a verb where it is used
                     raise error
             return
         with writing(self.folder):
-            for path in self.partial.iterdir():
+            for path in (p for p in self.partial.rglob("*") if p.is_file()):
                 with open(path, "rb+") as file:
                     os.fsync(file.fileno())
             old = _old(self.folder)

@@ -69,6 +69,7 @@ class Batch(Tensors):
     instances: Tensor | None = None  # [B, T, 1, H, W] int64 instance ids
     boxes: Tensor | None = None  # [B, T, K, 4] x0, y0, x1, y1 pixels of face, hands; NaN where none
     handles: Tensor | None = None  # [B, T, N, 3] x, y, radius in pixels; all 0 where not seen
+    references: Tensor | None = None  # [B, T, K, 5, H, W], see `Condition`
 
     def __post_init__(self) -> None:
         shape = self.frames.shape
@@ -93,6 +94,7 @@ class Batch(Tensors):
         """Frames `start` to `stop` of every window."""
         timed = (
             "frames", "signals", "flow", "occlusion", "foreground", "instances", "boxes", "handles",
+            "references",
         )  # fmt: skip
         cut = {n: v[:, start:stop] for n in timed if (v := getattr(self, n)) is not None}
         return replace(self, **cut)
@@ -103,6 +105,7 @@ class Batch(Tensors):
             signals=self.signals[:, index], clip=self.clip, plate=self.plate, style=self.style,
             instances=None if self.instances is None else self.instances[:, index],
             handles=None if self.handles is None else self.handles[:, index],
+            references=None if self.references is None else self.references[:, index],
         )  # fmt: skip
 
 
@@ -117,6 +120,9 @@ class Condition(Tensors):
     instances: Tensor | None = None  # [B, 1, H, W] int64
     features: Tensor | None = None  # [B, F, H, W] features picked for each instance (pix2pixHD)
     handles: Tensor | None = None  # [B, N, 3] points that carry the picture; radius 0: not seen
+    # [B, K, 5, H, W] appearance references, warped: RGB, 1 where valid, and how far their pose is
+    # from the one wanted, 0 to 1.
+    references: Tensor | None = None
 
 
 @dataclass(frozen=True, repr=False)

@@ -22,6 +22,7 @@ from pipelines.evaluation.leakage import Leakage, find_leakage
 from pipelines.evaluation.rows import REAL, Row, rows_for
 from pipelines.model import Trained
 from v2v import __version__
+from v2v.data.references import reference_signal
 from v2v.data.store import ClipStore
 from v2v.data.video import VideoWriter, read_stored, stored_frames
 from v2v.errors import EnvironmentProblem, NotWritable, UsageError, V2VError, writing
@@ -141,7 +142,7 @@ def evaluate(
     model: str | Path,
     data: Sequence[str | Path | ClipStore] = (),
     *,
-    against: Sequence[str] = AGAINST,
+    against: Sequence[str] | None = None,
     output: str | Path | None = None,
     name: str | None = None,
     frames: int = FRAMES,
@@ -156,7 +157,8 @@ def evaluate(
         model: a run's name, run folder or model folder.
         data: clip stores or footage; by default the clips it was trained on. Of those the part
             that was held out is measured, of others all.
-        against: of copy, frozen, nearest, frame, NAME=RUN, NAME=VIDEO; see `rows`.
+        against: of copy, frozen, nearest, warped, frame, NAME=RUN, NAME=VIDEO; see `rows`. None:
+            the first three, and warped where the model renders a body or a face.
         output: the folder of the report, by default `evaluation` in the run folder.
         name: what the model's row is called; by default the run's name.
         frames: of each clip, at most.
@@ -173,6 +175,9 @@ def evaluate(
             f"{frames} frames, {drift} of drift: that cannot be", hint="--frames is 2 or more"
         )
     trained = Trained.open(model, device=device)
+    if against is None:
+        moves = reference_signal([use.name for use in trained.model.record.signals]) is not None
+        against = (*AGAINST, "warped") if moves else AGAINST
     clips, notes = measured_clips(trained, data, frames=frames, drift=drift, report=report)
     folder = Path(output) if output is not None else _default_folder(trained)
     own = name or trained.name

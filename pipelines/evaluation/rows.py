@@ -4,6 +4,7 @@ real      the real frames, encoded once more: what a perfect model would be meas
 copy      the real frame before: what only repeating can reach, given the truth
 frozen    the last frame for training, held (of another clip: its own first)
 nearest   the training frame whose signal is nearest, at each moment
+warped    training frames, cut into parts and moved to the pose, over the background: no network
 NAME=RUN  another run, rendered in the same way
 NAME=VIDEO  a video of the same moments, whatever made it
 """
@@ -25,7 +26,9 @@ from pipelines.model import Trained, find_model
 from pipelines.rendering import Drive, Rendering
 from pipelines.source import open_source
 from v2v.checkpoint import MODEL_FILE
+from v2v.data.plate import background_plate
 from v2v.data.probe import probe
+from v2v.data.references import COUNTS, Chooser, References, gather, reference_signal
 from v2v.data.store import ClipStore
 from v2v.data.transforms import Placement
 from v2v.data.video import VideoWriter, read_stored
@@ -38,7 +41,7 @@ from v2v.signals.pose import MIN_SCORE, PoseTrack
 from v2v.signals.segmentation import LabelTrack
 
 REAL = "real"
-SIMPLE = ("copy", "frozen", "nearest")
+SIMPLE = ("copy", "frozen", "nearest", "warped")
 FRAME = "frame"
 CANDIDATES = 2048  # training frames, evenly spread, among which the nearest is looked for
 MISSING = 0.2  # of the shorter side: what a point costs that a candidate does not show
@@ -234,6 +237,61 @@ class Nearest:
         return np.nan_to_num(away, nan=MISSING).mean(axis=1)
 
 
+@dataclass(frozen=True)
+class Warped:
+    """For each moment the parts of training frames in the nearest poses, moved to where they are.
+
+    No network: what appearance references alone make. See `v2v.data.references`.
+    """
+
+    references: References
+    background: Picture | None  # RGB [H, W, 3]; None: that of the reference is shown
+
+    @classmethod
+    def of(cls, trained: Trained, look: int) -> Warped:
+        """Raises `UsageError` where the training clip is not at hand, or has nothing to warp."""
+        use = trained.model.record.clips[look]
+        signal = reference_signal([used.name for used in trained.model.record.signals])
+        if signal is None:
+            raise UsageError(
+                f"warped moves parts of a body or a face; {trained.name} renders from neither",
+                hint="leave warped out of --against",
+            )
+        store = find_store(trained, use)
+        if store is None:
+            raise UsageError(
+                f"warped shows training frames, and the store of {use.name} is not here",
+                hint=f"put it back to data/{use.name}, or leave warped out of --against",
+            )
+        placement = trained.placement(look)
+        plate = background_plate(store, *use.trained)
+        still = plate is not None and plate.still
+        references = gather(
+            store, *use.trained, signal=signal, placement=placement, count=COUNTS[signal],
+            whole=not still,
+        )  # fmt: skip
+        if references is None:
+            raise UsageError(
+                f"no frame of {use.name} shows a {signal} to warp",
+                hint="leave warped out of --against",
+            )
+        background = np.asarray(placement.picture(plate.picture)) if plate and still else None
+        return cls(references, background)
+
+    def __call__(self, clip: Measured) -> Iterator[Picture]:
+        signal = reference_signal(clip.store.signals)
+        assert signal is not None
+        chooser = Chooser(self.references, 1)
+        behind = np.zeros(3, np.float32) if self.background is None else self.background
+        for place in range(clip.count):
+            track = clip.track(signal, place, place + 1)
+            (found,) = self.references.candidates(track, *chooser(track))
+            pictures = found[0].transpose(1, 2, 0)
+            alpha = pictures[..., 3:4]
+            shown = pictures[..., :3] * alpha + behind * (1 - alpha)
+            yield np.clip(np.rint(shown), 0, 255).astype(np.uint8)
+
+
 # ---------------------------------------------------------------- another's video
 
 
@@ -334,6 +392,14 @@ def rows_for(
                 Row(
                     key, f"the training frame with the nearest {found[clips[0].look].signal}",
                     lambda clip, found=found: found[clip.look](clip),  # type: ignore[misc]
+                )
+            )  # fmt: skip
+        elif text == "warped":
+            moved = {clip.look: Warped.of(main, clip.look) for clip in clips}
+            rows.append(
+                Row(
+                    key, "parts of training frames, moved to the pose: no network",
+                    lambda clip, moved=moved: moved[clip.look](clip),  # type: ignore[misc]
                 )
             )  # fmt: skip
         elif text == FRAME:

@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from preprocess.extractor import write_arrays
+from v2v.data.references import gather
 from v2v.data.store import (
     SCHEMA,
     ClipRecord,
@@ -38,7 +39,7 @@ from v2v.data.store import (
 )
 from v2v.data.transforms import Augmentation, Placement
 from v2v.data.video import MapWriter, h264_stream
-from v2v.data.windows import Windows, compose_over, loader, share
+from v2v.data.windows import Draw, Windows, _near, compose_over, loader, share
 from v2v.errors import (
     ConfigError,
     SignalMissing,
@@ -225,7 +226,7 @@ def small(tmp_path) -> Callable[..., Path]:
 def augmentation(**changes: Any) -> Augmentation:
     nothing = {
         "placed": 0.0, "flip": 0.0, "scale": (1.0, 1.0), "shift": 0.0, "colour": 0.0, "drop": 0.0,
-        "jitter": 0.0, "past": {"noise": 0.0, "blur": 0.0, "colour": 0.0},
+        "jitter": 0.0, "reference_drop": 0.0, "past": {"noise": 0.0, "blur": 0.0, "colour": 0.0},
     }  # fmt: skip
     return Augmentation.model_validate(nothing | changes)
 
@@ -920,3 +921,72 @@ def test_what_any_step_hides_is_hidden():
     truth = np.zeros((6, 8), np.float32)
     truth[2, 4] = 1  # frame 2 looks through frame 1, one pixel further
     assert np.allclose(covered[1, 0], truth, atol=1e-5) and (covered[2] == 0).all()
+
+
+# ---------------------------------------------------------------- references
+
+
+def with_references(scene: Path, **changes: Any) -> Windows:
+    windows = Windows(
+        [scene], ["pose"], seed=3, holdout=0.25, extras=("references",), multiple=8, **changes
+    )
+    clip = windows.clips[0]
+    found = gather(
+        ClipStore(*windows.records[0]), *clip.train, signal="pose", whole=True, count=6,
+        placement=windows.placement(0, 48),
+    )  # fmt: skip
+    assert found is not None
+    windows.references = (found,)
+    return windows
+
+
+def test_references_are_warped_to_every_frame(scene):
+    windows = with_references(scene, augmentation=augmentation(), candidates=2)
+    batch = windows.batch([0, 1], 3, 48)
+    size = windows.frame_size(48)
+    assert batch.references is not None and batch.references.shape == (2, 3, 2, 5, *size)
+    condition = batch.condition(1)
+    assert condition.references is not None
+    assert torch.equal(condition.references, batch.references[:, 1])
+    # The background of a reference is shown, where there is one that is far enough.
+    valid = batch.references[:, :, :, 3].flatten(3)
+    assert (valid.amin(-1) == valid.amax(-1)).all() and valid.any()
+    again = with_references(scene, augmentation=augmentation(), candidates=2).batch([0, 1], 3, 48)
+    assert same(batch, again)
+
+
+def test_a_mirrored_window_has_mirrored_references(scene):
+    windows = with_references(scene, candidates=1)
+    draw = Draw(0, 4, 1, 2, windows.placement(0, 48))
+    turned = replace(draw, placement=replace(draw.placement, flip=True))
+    plain, flipped = windows.load([draw]).references, windows.load([turned]).references
+    assert plain is not None and flipped is not None
+    assert torch.equal(plain.flip(-1), flipped)
+
+
+def test_training_sees_no_reference_of_its_own_moment(scene):
+    windows = with_references(scene)
+    clip, references = windows.clips[0], windows.references[0]
+    for index in range(30):
+        draw = windows.draw(index, 3, 48)
+        near = _near(references, draw, clip)
+        gap = max(0.5 * clip.rate, 0.1 * clip.train[1])
+        for number, frame in enumerate(references.frames):
+            apart = max(draw.start - frame, frame - (draw.stop - 1))
+            assert (number in near) == (apart < gap)
+    shown = Draw(0, clip.held_out[0], 1, 1, windows.placement(0, 48))
+    assert not len(_near(references, shown, clip))  # rendering may use them all
+
+
+def test_dropped_references_are_nowhere_valid(scene):
+    windows = with_references(scene, augmentation=augmentation(reference_drop=1.0))
+    batch = windows.batch([0], 2, 48)
+    assert batch.references is not None and not batch.references.any()
+
+
+def test_the_choice_of_references_runs_on_from_chunk_to_chunk(scene):
+    windows = with_references(scene)
+    pieces = [batch.references for batch in windows.sequence(0, 2, 14, size=48, chunk=5)]
+    (whole,) = (batch.references for batch in windows.sequence(0, 2, 14, size=48, chunk=20))
+    assert whole is not None
+    assert torch.equal(torch.cat([p for p in pieces if p is not None], dim=1), whole)

@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 
 from v2v.models.blocks import double, half
-from v2v.models.generator import PRESETS, Architecture, Heads, SequentialGenerator, multiply_adds
+from v2v.models.generator import (
+    PRESETS,
+    Architecture,
+    Heads,
+    SequentialGenerator,
+    _chosen,
+    multiply_adds,
+)
 from v2v.types import Condition, GeneratorState
 from v2v.warp import carried, moved
 
@@ -64,14 +71,15 @@ BUDGETS = {"mobile": (3e9, 5e6), "base": (10e9, 40e6), "large": (40e9, 100e6)}
 @pytest.mark.parametrize("trait", ["plate", "prior"])
 def test_presets_keep_their_budgets_at_256(preset: str, channels: int, trait: str) -> None:
     """Signals of 3 channels (pose, face) or 36 (street labels and boundaries), all traits on."""
+    references = 2 if channels == 3 else 0  # a street has no parts to cut it into
     with torch.device("meta"):
         generator = SequentialGenerator(
             channels=channels, arch=PRESETS[preset], scales=2, compose="both", handles=True,
-            **{trait: True},
+            references=references, **{trait: True},
         )  # fmt: skip
         seen = Condition(
             signals=torch.zeros(1, channels, 256, 256), plate=torch.zeros(1, 4, 256, 256),
-            handles=torch.zeros(1, 157, 3),
+            handles=torch.zeros(1, 157, 3), references=torch.zeros(1, references, 5, 256, 256),
         )  # fmt: skip
         multiplied = multiply_adds(generator, seen, GeneratorState.nothing(seen))
     most, parameters = BUDGETS[preset]
@@ -343,3 +351,43 @@ def test_sizes_that_do_not_fit_are_our_own_mistake() -> None:
     seen = condition((36, 48))
     with pytest.raises(AssertionError, match="divisible by 8"):
         tiny()(seen, GeneratorState.nothing(seen))
+
+
+# ---------------------------------------------------------------- references
+
+
+def candidates_of(batch: int = 1, count: int = 2, size: int = 32) -> torch.Tensor:
+    """[B, K, 5, H, W]: candidate k has the colour k / K everywhere, and is valid."""
+    found = torch.zeros(batch, count, 5, size, size)
+    found[:, :, :3] = (torch.arange(count) / count)[None, :, None, None, None]
+    found[:, :, 3] = 1
+    return found
+
+
+def test_each_pixel_is_chosen_among_references():
+    references, synthesised = candidates_of(), torch.full((1, 3, 32, 32), -1.0)
+    logits = torch.full((1, 2, 32, 32), -30.0)
+    logits[:, 1, :, 16:] = 30
+    found = _chosen(synthesised, references, logits)
+    assert found[..., :16] == pytest.approx(-1, abs=1e-3)
+    assert found[..., 16:] == pytest.approx(0.5, abs=1e-3)
+
+
+def test_what_a_reference_does_not_show_is_synthesised():
+    references, synthesised = candidates_of(), torch.full((1, 3, 32, 32), -1.0)
+    references[:, :, 3] = 0
+    found = _chosen(synthesised, references, torch.zeros(1, 2, 32, 32))
+    assert found == pytest.approx(-1, abs=5e-3)
+
+
+def test_references_reach_the_picture_at_every_scale():
+    generator = SequentialGenerator(channels=3, arch=PRESETS["mobile"], scales=2, references=2)
+    condition = Condition(signals=torch.zeros(1, 3, 64, 64), references=candidates_of(size=64))
+    for active in (1, 2):
+        generator.active = active
+        output = generator(condition, GeneratorState.nothing(condition))
+        assert output.frame.shape == (1, 3, 64, 64)
+        other = replace(condition, references=torch.zeros(1, 2, 5, 64, 64))
+        assert not torch.equal(output.frame, generator(other, GeneratorState.nothing(other)).frame)
+    with pytest.raises(AssertionError, match="references"):
+        generator(replace(condition, references=None), GeneratorState.nothing(condition))

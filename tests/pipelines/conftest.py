@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from v2v.checkpoint import FORMAT, ClipUse, Model, ModelRecord, SignalUse, save_model
+from v2v.data.references import References
 from v2v.models import build_generator
 from v2v.models.generator import PRESETS, Architecture
 from v2v.signals.pose import NAMES
@@ -52,6 +53,7 @@ def make_model(tmp_path: Path) -> MakeModel:
         sha256: str = "0" * 64,
         frames: int = 40,
         stored: tuple[int, int] = (HEIGHT, WIDTH),
+        references: dict[int, References] | None = None,
     ) -> Path:
         arguments = {
             "name": "sequential", "channels": channels, "preset": "mobile", "scales": 1,
@@ -72,7 +74,7 @@ def make_model(tmp_path: Path) -> MakeModel:
             training={},
         )  # fmt: skip
         torch.manual_seed(1)
-        model = Model(record, build_generator(**arguments), {}, statistics or {})
+        model = Model(record, build_generator(**arguments), {}, statistics or {}, references or {})
         save_model(tmp_path / "runs" / name / "model", model)
         return tmp_path / "runs" / name
 

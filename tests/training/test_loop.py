@@ -370,7 +370,8 @@ def test_flow_begins_with_handles_where_it_is_wanted(
     [
         ({}, "nothing"),
         ({"generator.handles": "off"}, "signals"),
-        ({"generator.plate": "off"}, "frames"),
+        ({"generator.plate": "off"}, "nothing"),
+        ({"generator.plate": "off", "generator.references": "off"}, "frames"),
         ({"generator.compose": "none"}, "frames"),
         ({"generator.past": "signals"}, "signals"),
     ],

@@ -39,12 +39,14 @@ def evaluate(
         ),
     ] = None,
     against: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="What to hold it against: copy (the real frame before), frozen, nearest (in"
-            " training), frame (the run beside it trained frame by frame), NAME=RUN, NAME=VIDEO."
+            help="Baselines to compare with: copy (the real frame before), frozen, nearest (in"
+            " training), warped (parts of training frames moved to the pose), frame (the run beside"
+            " it trained frame by frame), NAME=RUN, NAME=VIDEO. [default: copy,frozen,nearest and,"
+            " of a body or a face, warped]"
         ),
-    ] = "copy,frozen,nearest",
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="A folder. [default: evaluation in the run's]"),
@@ -64,9 +66,10 @@ def evaluate(
     prepare_process()
     from pipelines.evaluation.evaluate import evaluate as run
 
+    names = None if against is None else [name for name in against.split(",") if name]
     with progress(quiet or as_json) as report:
         found = run(
-            model, data or (), against=[name for name in against.split(",") if name],
+            model, data or (), against=names,
             output=output, frames=frames, drift=drift, device=device, report=report,
         )  # fmt: skip
     if as_json:

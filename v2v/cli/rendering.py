@@ -423,6 +423,56 @@ def print_rendered(
         )  # fmt: skip
 
 
+def references(
+    model: Annotated[str, typer.Argument(help="A run's name, run folder or model folder.")],
+    add: Annotated[
+        Path | None, typer.Option("--add", help="A picture of the person, to render from as well.")
+    ] = None,
+    drop: Annotated[
+        int | None, typer.Option("--drop", help="The number of a picture to remove.")
+    ] = None,
+    clip: Annotated[
+        str | None, typer.Option(help="Which of the clips it was trained on. [default: the first]")
+    ] = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """List, add or remove the real pictures that a model renders a person from.
+
+    They lie in model/references as ordinary pictures. A blurred one may be dropped, one with
+    another expression added: neither needs training.
+
+    **Examples**
+
+        v2v references b
+
+        v2v references b --drop 3
+
+        v2v references b --add smile.jpg
+    """
+    prepare_process()
+    from pipelines.references import add_reference, drop_reference, list_references
+
+    if add is not None and drop is not None:
+        raise UsageError("--add and --drop are both given", hint="one at a time")
+    if drop is not None:
+        drop_reference(model, drop, clip=clip)
+    if add is not None:
+        with progress(quiet or as_json) as report:
+            add_reference(model, add, clip=clip, report=report)
+    found = list_references(model, clip=clip)
+    if as_json:
+        import json
+
+        print(json.dumps([picture.as_json() for picture in found], indent=1))
+        return
+    if not quiet:
+        for picture in found:
+            origin = "added" if picture.frame is None else f"frame {picture.frame}"
+            text = f"{picture.number:3}  {origin:<12}  {picture.path}"
+            console().print(text, highlight=False, soft_wrap=True, markup=False)
+
+
 def info(
     path: Annotated[str, typer.Argument(help="A video, a clip store, a run or a model.")],
     verify: Annotated[

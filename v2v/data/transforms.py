@@ -52,6 +52,7 @@ class Augmentation(Config):
     colour: Unit  # brightness, contrast, saturation, hue
     drop: Unit  # probability, for each frame and limb group, that it is missing
     jitter: Annotated[float, Field(ge=0, le=32)]  # standard deviation in pixels at 512
+    reference_drop: Unit  # probability, for each candidate and window, that it is missing
     past: PastCorruption
 
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -30,6 +30,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from v2v.data.references import (
+    CHANNELS,
+    Chooser,
+    References,
+    as_condition,
+    reference_signal,
+)
 from v2v.data.store import ClipStore
 from v2v.data.transforms import (
     Augmentation,
@@ -59,14 +66,16 @@ from v2v.signals.segmentation import CITYSCAPES, LabelTrack
 from v2v.types import Batch
 from v2v.warp import compose, warp
 
-EXTRAS = ("flow", "foreground", "plate", "style", "instances", "boxes", "handles")
+EXTRAS = ("flow", "foreground", "plate", "style", "instances", "boxes", "handles", "references")
 BLOCK = 8  # frames that are cached together: the group length of frames.mp4, decoded in one go
 PIECE = 32  # frames that are read together where nothing is cached
 SMALLEST_BOX = 12  # pixels shown; a discriminator sees nothing in less
+NEAR_SECONDS = 0.5  # a training window sees no reference within this time of it,
+NEAR_SHARE = 0.1  # nor within this share of the footage
 SLOTS = 1 << 20  # indices kept free for the windows of one step
 
 # Independent random numbers for each purpose: turning one variation on leaves the others alone.
-_WHERE, _PLACE, _COLOUR, _STYLE, _SIGNALS = range(5)
+_WHERE, _PLACE, _COLOUR, _STYLE, _SIGNALS, _REFERENCES = range(6)
 
 Size = int | tuple[int, int]  # shorter side, or (height, width)
 Plate = tuple[NDArray[np.uint8], NDArray[np.uint8]]  # RGB [H, W, 3]; [H, W] not 0 where known
@@ -116,6 +125,7 @@ class Draw:
     placement: Placement
     index: int | None = None  # whose random numbers vary it; None: unchanged
     continues: bool = False  # the frame before `start` was seen: flow leads to it
+    chooser: Chooser | None = None  # of references, that has seen the frames before `start`
 
     @property
     def stop(self) -> int:
@@ -141,12 +151,15 @@ class Windows:
         multiple: both sides of a frame are divisible by this.
         cache: mebibytes of decoded frames, flow and label maps kept in memory, by each process.
         plates: for each clip its background, as stored frames see it, or None.
+        candidates: warped references for each frame (K), of the `references` that are set later.
 
     Attributes:
         clips: what was opened, in order; `Batch.clip` counts in it.
         channels: C of `Batch.signals`.
         boxes: names of the K boxes of `Batch.boxes`.
         handles: N of `Batch.handles`; 0 where no signal has points.
+        references: for each clip real frames of the person, as `placement` shows the clip; empty
+            until they are set.
         notes: sentences on what the user should know, e.g. that a clip is cropped.
 
     Raises `UnknownName`, `SignalMissing`, `StoreConflict` (clips that do not go together),
@@ -166,6 +179,7 @@ class Windows:
         multiple: int = 16,
         cache: int = 512,
         plates: Sequence[Plate | None] | None = None,
+        candidates: int = 2,
     ) -> None:
         if not clips:
             raise UsageError("no clip to train on", hint="name one or more clip stores")
@@ -193,10 +207,13 @@ class Windows:
             raise UsageError(
                 f"{len(self.plates)} plates for {len(stores)} clips", hint="give one for each"
             )
+        self.candidates = candidates
+        self.references: tuple[References, ...] = ()
         self._has = {name: all(name in s.record.signals for s in stores) for name in _READ}
         self._foreground = self._foreground_classes(stores)
         self.boxes = self._box_names()
         self.handles = self._count_handles()
+        self._scaled: dict[tuple[int, tuple[int, int]], References] = {}
         self._tables: dict[tuple[int, int], NDArray[np.int64]] = {}
         self._reader: _Reader | None = None
         self._present = [_presence(store, self.signals) for store in stores]
@@ -404,10 +421,13 @@ class Windows:
                 hint=f"the clip has frames 0 to {own.count}; held out: {own.held_out[0]} to"
                 f" {own.held_out[1]} (the ends excluded)",
             )
-        placement = self.placement(clip, size)
+        placement, chooser = self.placement(clip, size), None
+        if self._carries("references"):
+            chooser = Chooser(self._references(clip, placement), self.candidates)
         for first in range(start, stop, chunk):
-            count = min(chunk, stop - first)
-            yield self.load([Draw(clip, first, 1, count, placement, continues=first > start)])
+            count, runs_on = min(chunk, stop - first), first > start
+            draw = Draw(clip, first, 1, count, placement, continues=runs_on, chooser=chooser)
+            yield self.load([draw])
 
     def _empty(self, count: int, length: int, size: tuple[int, int]) -> Batch:
         def room(name: str, *shape: int, kind: torch.dtype = torch.float32) -> Tensor | None:
@@ -425,6 +445,7 @@ class Windows:
             instances=room("instances", length, 1, *size, kind=torch.int64),
             boxes=room("boxes", length, len(self.boxes), 4),
             handles=room("handles", length, self.handles, 3),
+            references=room("references", length, self.candidates, CHANNELS, *size),
         )
 
     def _carries(self, name: str) -> bool:
@@ -442,6 +463,8 @@ class Windows:
             return all(signal is not None and signal.spec["instances"] for signal in specs)
         if name == "boxes":
             return bool(self.boxes)
+        if name == "references":
+            return bool(self.references)
         return name == "style" or self.handles > 0
 
     def _fill(self, batch: Batch, number: int, draw: Draw) -> None:
@@ -459,6 +482,9 @@ class Windows:
             if colour is not None:
                 placed = recolour(placed, colour)
             planes(placed[None], out[None].numpy())
+
+        if batch.references is not None:
+            self._fill_references(batch.references[number], draw, read, colour)
 
         for t, picture in enumerate(read.frames(draw)):
             show(picture, batch.frames[number, t])
@@ -494,6 +520,49 @@ class Windows:
             assert labels is not None and labels.instances is not None
             batch.instances[number, :, 0] = torch.from_numpy(labels.instances.astype(np.int64))
         self._fill_signals(batch, number, draw, {"segmentation": labels, "flow": flow})
+
+    def _references(self, clip: int, placement: Placement) -> References:
+        """A clip's references at the size of a window that is not zoomed."""
+        key = (clip, placement.size)
+        if key not in self._scaled:
+            self._scaled[key] = self.references[clip].scaled(placement.size)
+        return self._scaled[key]
+
+    def _fill_references(
+        self, out: Tensor, draw: Draw, read: _Reader, colour: Tensor | None
+    ) -> None:
+        """Warp references to the frames of a window, into [T, K, 5, H, W]."""
+        clip, size = self.clips[draw.clip], draw.placement.size
+        plain = self.placement(draw.clip, size)
+        references = self._references(draw.clip, plain)
+        # Turned over at the end: its parts keep their names.
+        place = replace(draw.placement, flip=False)
+        name = reference_signal(self.signals)
+        assert name is not None
+        track = place.track(read.track(name, draw))
+        chooser, kept = draw.chooser, np.ones(self.candidates, np.bool_)
+        if chooser is None:
+            chooser = Chooser(references, self.candidates, banned=_near(references, draw, clip))
+        if draw.index is not None and self.augmentation is not None:
+            chance = self._random(draw.index, _REFERENCES).random(self.candidates)
+            kept = chance >= self.augmentation.reference_drop
+        chosen, distances = chooser(track)
+        chosen = np.where(kept, chosen, -1)
+        scale = place.scale[0] / plain.scale[0], place.scale[1] / plain.scale[1]
+        shift = (
+            (plain.box[0] - place.box[0]) * place.scale[0],
+            (plain.box[1] - place.box[1]) * place.scale[1],
+        )
+        for t, warped in enumerate(
+            references.candidates(track, chosen, distances, scale=scale, shift=shift)
+        ):
+            if draw.placement.flip:
+                warped = np.ascontiguousarray(warped[..., ::-1])
+            if colour is not None:
+                for found in warped:
+                    changed = recolour(cv2.merge(list(found[:3])), colour)
+                    found[:3] = np.clip(changed, 0, 255).transpose(2, 0, 1)
+            out[t] = as_condition(warped)
 
     def _fill_signals(
         self, batch: Batch, number: int, draw: Draw, given: dict[str, Track | None]
@@ -546,7 +615,7 @@ class Windows:
 
     def __getstate__(self) -> dict[str, Any]:
         """Open files and what was decoded stay in their process."""
-        return {**self.__dict__, "_reader": None, "_tables": {}}
+        return {**self.__dict__, "_reader": None, "_tables": {}, "_scaled": {}}
 
     def __repr__(self) -> str:
         frames = sum(b - a for a, b in (clip.train for clip in self.clips))
@@ -576,6 +645,21 @@ def _clip(store: ClipStore, holdout: float) -> Clip:
         rate=float(store.rate), train=(0, end), held_out=(end, count),
         shots=tuple((a, b) for a, b in shots if a < b),
     )  # fmt: skip
+
+
+def _near(references: References, draw: Draw, clip: Clip) -> NDArray[np.int64]:
+    """References that a training window must not see: those of its own stretch of the footage.
+
+    In use references are of other moments than what is rendered. Were they near in training, the
+    network would learn to trust them too much.
+    """
+    if draw.index is None:
+        return np.empty(0, np.int64)
+    first, stop = clip.train
+    gap = max(NEAR_SECONDS * clip.rate, NEAR_SHARE * (stop - first))
+    frames = references.frames
+    near = (frames > draw.start - gap) & (frames < draw.stop - 1 + gap) & (frames >= 0)
+    return np.flatnonzero(near)
 
 
 def _common_shape(clips: Sequence[Clip]) -> tuple[tuple[str, ...], float]:

@@ -2,13 +2,15 @@
 
 It follows arXiv 1808.06601: the next frame is partly the past frame, moved by a flow that the
 network predicts, partly synthesised, and an occlusion map decides between them (equation 4). It
-departs from it in six ways. One encoder serves signals and past frames. Where the signals have
+departs from it in seven ways. One encoder serves signals and past frames. Where the signals have
 points, flow begins with how these move, and only what is left of it is learned. The warped past
 frame may be a condition of the normalisation of the last blocks instead of, or beside, being
 blended in. Where the signals say all that moves, the core sees none of the past: it takes no errors
 over, and its first frame is as any other. Where the camera stands still, the background is a plate
-of the training footage, and only what lies before it is synthesised. And it starts from nothing,
-and knows it does.
+of the training footage, and only what lies before it is synthesised. It starts from nothing, and
+knows it does. And it is given appearance references, real frames of the person whose parts were
+moved to the pose (`v2v.data.references`): inputs at every scale, and for every pixel candidates of
+one softmax with what is synthesised.
 
 Coarse to fine: a core works at the smallest size; each scale above doubles the size. A new scale
 adds to what the one below says (flow, occlusion, matte, picture), and adds zero at first: growing
@@ -49,6 +51,9 @@ MOST_CHANNELS = 1024  # of the signals together
 STYLE = 64  # length of the style vector
 FLOW_UNIT = 8.0  # pixels: a head's output of 1
 LATITUDE = 0.02  # see `_within`
+REFERENCE = 5  # channels of a warped reference
+TRUST, DISTRUST = 2.0, 4.0  # logits of a reference in the very pose, and less at a distance
+INVALID = 1e-3  # the weight of a reference where it shows nothing, beside 1 where it does
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,8 @@ class GeneratorSettings(Config):
     prior: Switch  # foreground and background each by a part of its own
     style: Literal["auto", "none", "clip", "encoded"]
     handles: Switch  # whether flow begins with how the signals' points move
+    references: Switch  # whether real frames, warped to the pose, are inputs and candidates
+    candidates: Annotated[int, Field(ge=1, le=8)]  # warped references for each frame
 
 
 class GeneratorArguments(Config):
@@ -110,6 +117,7 @@ class GeneratorArguments(Config):
     style: Literal["none", "clip", "encoded"] = "none"
     clips: Annotated[int, Field(ge=1, le=10_000)] = 1
     handles: bool = False
+    references: Annotated[int, Field(ge=0, le=8)] = 0
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -295,6 +303,7 @@ class SequentialGenerator(nn.Module):
         style: Literal["none", "clip", "encoded"] = "none",
         clips: int = 1,  # how many clips a style is learned for
         handles: bool = False,  # whether conditions carry handles, that flow begins with
+        references: int = 0,  # K: warped references that conditions carry
     ) -> None:
         super().__init__()
         assert not (plate and prior), "a plate is the better prior"
@@ -305,23 +314,26 @@ class SequentialGenerator(nn.Module):
         self.warps = sequential and compose != "none"
         self.handles = handles and self.warps
         self.blend = self.warps and compose != "condition"
+        self.references = references
         embedded = min(channels, EMBEDDED)
         self.embed = conv(channels, embedded, 1) if channels > EMBEDDED else nn.Identity()
         self.styles = nn.Embedding(clips, STYLE) if style == "clip" else None
         self.encoder = StyleEncoder() if style == "encoded" else None
 
-        seen, backdrop = (PAST if self.past != "nothing" else 0), 4 * plate
+        seen = PAST if self.past != "nothing" else 0
+        backdrop = 4 * plate + REFERENCE * references
         times = 1 + seen
         earlier = seen * (3 * (self.past == "frames") + 1)  # frames, and whether each exists
         self.core = Core(
             times * embedded + earlier + backdrop, arch, STYLE if style != "none" else 0
         )
         guided = self.warps and compose != "blend"
-        # What is seen of this size: the signals, the warped frame and whether it exists, the plate.
+        # What is seen of this size: the signals, the warped frame and whether it exists, the plate,
+        # the references.
         images = embedded + 4 * guided + backdrop
-        # The picture; what is in front, where that is apart; occlusion; the matte before either
-        # background.
-        outputs = 3 + 3 * prior + self.blend + (plate or prior)
+        # The picture; what is in front, where that is apart; a logit for each reference; occlusion;
+        # the matte before either background.
+        outputs = 3 + 3 * prior + references + self.blend + (plate or prior)
         self.front = Foreground(times * embedded, arch) if prior else None
         self.conditions = times * embedded
         widths = [arch.stem, *(arch.fine[min(k, len(arch.fine) - 1)] for k in range(scales - 1))]
@@ -361,18 +373,24 @@ class SequentialGenerator(nn.Module):
 
     def forward(self, condition: Condition, state: GeneratorState) -> GeneratorOutput:
         signals, plate = condition.signals, condition.plate if self.plate else None
+        references = condition.references if self.references else None
         size = (signals.shape[-2], signals.shape[-1])
         assert not (size[0] % self.multiple or size[1] % self.multiple), (
             f"frames of {size} are not divisible by {self.multiple}"
         )
-        assert not self.plate or plate is not None, "this generator wants a background plate"
+        assert not self.plate or plate is not None, "this generator needs a background plate"
+        assert not self.references or references is not None, "this generator needs references"
+        # Real pictures that are inputs at every scale.
+        real = [] if plate is None else [plate]
+        if references is not None:
+            real.append(references.flatten(1, 2).to(signals.dtype))
         signals = self.embed(signals)
         known = state.known[:, -1, None, None, None].to(signals.dtype)
 
         # The core, at the smallest size.
         smaller = self.active - 1
         style = self._style(condition)
-        seen_below = half(self._seen(signals, state, plate), smaller)
+        seen_below = half(self._seen(signals, state, real), smaller)
         features = self.core(seen_below, style)
 
         # Upwards: each scale corrects what the one below says.
@@ -383,7 +401,7 @@ class SequentialGenerator(nn.Module):
             heads = self._heads(k)
             times = smaller - k
             here = (size[0] >> times, size[1] >> times)
-            images = [half(signals, times)] + ([half(plate, times)] if plate is not None else [])
+            images = [half(picture, times) for picture in (signals, *real)]
             if said is not None:
                 said = double(said)
             if self.warps:
@@ -413,7 +431,7 @@ class SequentialGenerator(nn.Module):
             said = added if said is None else said + added
 
         assert said is not None
-        return self._compose(said, flow, warped, known, plate)
+        return self._compose(said, flow, warped, known, plate, references)
 
     def _heads(self, scale: int) -> Heads:
         heads = self.heads[scale]
@@ -430,7 +448,7 @@ class SequentialGenerator(nn.Module):
             code = self.encoder(condition.style)
         return code
 
-    def _seen(self, signals: Tensor, state: GeneratorState, plate: Tensor | None) -> Tensor:
+    def _seen(self, signals: Tensor, state: GeneratorState, real: list[Tensor]) -> Tensor:
         """All that the core sees, at full size."""
         seen = [signals]
         if self.past != "nothing":
@@ -441,8 +459,7 @@ class SequentialGenerator(nn.Module):
             if self.past == "frames":
                 seen.append(state.frames.flatten(1, 2))
             seen.append(exists.expand(-1, -1, 1, height, width).flatten(1, 2))
-        if plate is not None:
-            seen.append(plate)
+        seen += real
         return torch.cat([s.to(signals.dtype) for s in seen], dim=1)
 
     @staticmethod
@@ -466,17 +483,21 @@ class SequentialGenerator(nn.Module):
         warped: Tensor | None,
         known: Tensor,
         plate: Tensor | None,
+        references: Tensor | None,
     ) -> GeneratorOutput:
         synthesised, occlusion, matte = _within(said[:, :3]), None, None
+        place = 3 + 3 * self.prior
         if self.prior:
             # Equation 6 of arXiv 1808.06601; its m_B is 1 - matte.
             matte = torch.sigmoid(said[:, -1:])
             synthesised = matte * _within(said[:, 3:6]) + (1 - matte) * synthesised
+        if references is not None:
+            synthesised = _chosen(synthesised, references.float(), said[:, place:])
+            place += self.references
         frame = synthesised
         if self.blend:
             assert warped is not None
             # Equation 4 of arXiv 1808.06601; without a past all is synthesised.
-            place = 3 + 3 * self.prior
             occlusion = 1 - (1 - torch.sigmoid(said[:, place : place + 1])) * known
             frame = occlusion * frame + (1 - occlusion) * warped
         if plate is not None:
@@ -490,6 +511,20 @@ class SequentialGenerator(nn.Module):
             frame=frame, synthesised=synthesised, warped=warped, flow=flow,
             occlusion=occlusion, matte=matte,
         )  # fmt: skip
+
+
+def _chosen(synthesised: Tensor, references: Tensor, logits: Tensor) -> Tensor:
+    """A softmax, for each pixel, over what is synthesised and the references [B, K, 5, H, W].
+
+    The last convolution is linear and cannot choose between pictures; this can. A reference has no
+    weight where it is not valid.
+    """
+    count = references.shape[1]
+    # What a young network begins with: the nearest reference, where it is near.
+    trusted = TRUST - DISTRUST * references[:, :, 4]
+    own = logits[:, :count] + trusted + torch.log(references[:, :, 3] + INVALID)
+    weights = torch.softmax(torch.cat([torch.zeros_like(own[:, :1]), own], dim=1), dim=1)
+    return weights[:, :1] * synthesised + (weights[:, 1:, None] * references[:, :, :3]).sum(1)
 
 
 def _within(x: Tensor) -> Tensor:

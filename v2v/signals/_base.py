@@ -21,6 +21,8 @@ from v2v.errors import StoreDamaged, UnknownName
 if TYPE_CHECKING:
     import torch
 
+    from v2v.signals._parts import Part
+
 ENTRY_POINTS = "v2v.signals"
 
 
@@ -35,6 +37,7 @@ class Track(ABC):
     height: int
     transparent: ClassVar[bool] = True  # black in its drawing is nothing, not a colour
     regions: ClassVar[tuple[str, ...]] = ()  # what `boxes` finds
+    parts: ClassVar[tuple[Part, ...]] = ()  # that a picture is cut into, from back to front
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -84,6 +87,14 @@ class Track(ABC):
 
         found = torch.from_numpy(self.handles())
         return torch.where(found.isfinite().all(dim=-1, keepdim=True), found, 0.0)
+
+    def part_points(self) -> NDArray[np.float32]:
+        """[T, N, 2] x, y of the points of `parts` in pixels; NaN where not seen. Here none."""
+        return np.empty((len(self), 0, 2), np.float32)
+
+    def body_size(self) -> NDArray[np.float32]:
+        """[T] pixels that radii of `parts` are given in; NaN where unknown."""
+        return np.full(len(self), np.nan, np.float32)
 
     def dropped(self, generator: np.random.Generator, probability: float) -> Self:
         """Parts lost at random, as detectors lose them; here nothing that could be."""

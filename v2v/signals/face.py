@@ -7,6 +7,7 @@ person's own. Head pose and openness are functions of the mesh, used again by re
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -18,6 +19,7 @@ from v2v.signals import _landmarks as marks
 from v2v.signals._base import Layout, Signal, Track, check_arrays, read_arrays
 from v2v.signals._face_topology import mirror
 from v2v.signals._landmarks import Colour, Landmarks
+from v2v.signals._parts import Part
 
 if TYPE_CHECKING:
     import torch
@@ -240,6 +242,26 @@ def _openness(
 _HANDLES = marks.handle_matrix(_handles(), POINTS)
 
 
+def _parts() -> tuple[Part, ...]:
+    """The whole head, and over it the eyes and the mouth of frames in which they look alike."""
+    found = [Part("head", (*RIGID, *OVAL), (), 1.0, motion="dense")]
+    for name, lines, radius in (
+        ("right_eye", ("right_eye", "right_brow"), 0.12),
+        ("left_eye", ("left_eye", "left_brow"), 0.12),
+        ("mouth", ("lips_outer", "lips_inner"), 0.15),
+    ):
+        loops = [PARTS[line][0] for line in lines]
+        bones = tuple(pair for points in loops for pair in pairwise(points))
+        shape = tuple(point for points in loops for point in points)
+        iris = IRISES[name.removesuffix("_eye")] if name != "mouth" else None
+        centre = (iris[0],) if iris is not None else ()
+        found.append(Part(name, (*shape, *centre), bones, radius, reach=2.0, motion="dense"))
+    return tuple(found)
+
+
+REGIONS = _parts()
+
+
 @dataclass(frozen=True)
 class FaceTrack(Track):
     """T frames of a face: the mesh and what was measured from it."""
@@ -253,6 +275,7 @@ class FaceTrack(Track):
     width: int
     height: int
     regions: ClassVar[tuple[str, ...]] = ("face", "mouth")
+    parts: ClassVar[tuple[Part, ...]] = REGIONS
 
     def __post_init__(self) -> None:
         assert self.points.shape[1:] == (POINTS, 3), self.points.shape
@@ -326,6 +349,12 @@ class FaceTrack(Track):
     def handles(self) -> NDArray[np.float32]:
         seen = np.repeat(self.present()[:, None], POINTS, axis=1)
         return marks.handles(self.points, seen, self.scale, _HANDLES)
+
+    def body_size(self) -> NDArray[np.float32]:
+        return self.scale
+
+    def part_points(self) -> NDArray[np.float32]:
+        return self.points[..., :2]
 
     def draw(self, height: int | None = None, width: int | None = None) -> NDArray[np.uint8]:
         height, width = height or self.height, width or self.width

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from v2v.signals import _landmarks as marks
 from v2v.signals._base import Layout, Signal, Track, check_arrays, read_arrays
 from v2v.signals._landmarks import Colour, Landmarks
+from v2v.signals._parts import Part
 
 if TYPE_CHECKING:
     import torch
@@ -43,6 +44,7 @@ LEFT_HAND, RIGHT_HAND = slice(33, 54), slice(54, 75)
 HEAD = slice(0, 11)
 
 MIN_SCORE = 0.5  # below it a point is a guess: occluded, or outside the picture
+GUESSED = 0.2  # below it not even that
 
 
 def _twin(name: str) -> str:
@@ -156,6 +158,102 @@ _MEASURES = tuple(
 )
 
 
+# Points between the named ones, that regions of parts end at.
+_BETWEEN = marks.handle_matrix(
+    [
+        *(({POINT[f"{side}_hip"]: 1 - t, POINT[f"{side}_knee"]: t}, 1.0)
+          for t in (0.55, 0.7) for side in ("left", "right")),
+        # The crown, as far above the ears as the mouth is below; the neck, below the mouth.
+        ({7: 1.0, 8: 1.0, 9: -0.5, 10: -0.5}, 1.0),
+        ({7: 0.1, 8: 0.1, 9: 0.1, 10: 0.1, 11: 0.3, 12: 0.3}, 1.0),
+    ],
+    len(NAMES),
+)  # fmt: skip
+_SKIRT_LEFT, _SKIRT_RIGHT, _LEG_LEFT, _LEG_RIGHT, _CROWN, _NECK_POINT = (
+    len(NAMES) + i for i in range(6)
+)
+
+
+def _parts() -> tuple[Part, ...]:
+    """From the back to the front: legs, skirt or trousers, torso, head, arms, hands."""
+    p, sides = POINT, ("left", "right")
+    found: list[Part] = []
+
+    def limb(side: str, start: str, stop: str, radius: float, *beside: str) -> None:
+        ends = (p[f"{side}_{start}"], p[f"{side}_{stop}"])
+        others = tuple(p[f"{side}_{name}"] for name in beside)
+        found.append(Part(f"{side}_{start}", ends, (ends,), radius, compare=others, motion="bone"))
+
+    for side in sides:
+        limb(side, "knee", "ankle", 0.14, "hip", "heel", "foot")
+    for side in sides:
+        ankle, heel, toe = (p[f"{side}_{name}"] for name in ("ankle", "heel", "foot"))
+        bones = ((ankle, toe), (ankle, heel))
+        found.append(
+            Part(f"{side}_foot", (ankle, heel, toe), bones, 0.12, compare=(p[f"{side}_knee"],))
+        )
+    for side, start in zip(sides, (_LEG_LEFT, _LEG_RIGHT), strict=True):
+        hip, knee = p[f"{side}_hip"], p[f"{side}_knee"]
+        found.append(
+            Part(
+                f"{side}_thigh", (hip, knee), ((start, knee),), 0.15,
+                compare=(p[f"{side}_ankle"],), motion="bone",
+            )
+        )  # fmt: skip
+    left_hip, right_hip = p["left_hip"], p["right_hip"]
+    left_shoulder, right_shoulder = p["left_shoulder"], p["right_shoulder"]
+    found.append(
+        Part(
+            "hips", (left_hip, right_hip, p["left_knee"], p["right_knee"]),
+            (
+                (left_hip, right_hip), (left_hip, _SKIRT_LEFT), (right_hip, _SKIRT_RIGHT),
+                (_SKIRT_LEFT, _SKIRT_RIGHT), (left_hip, _SKIRT_RIGHT), (right_hip, _SKIRT_LEFT),
+            ),
+            0.2, reach=3.0, motion="affine",
+        )
+    )  # fmt: skip
+    found.append(
+        Part(
+            "torso", (left_shoulder, right_shoulder, left_hip, right_hip),
+            (
+                (left_shoulder, right_shoulder), (left_shoulder, left_hip),
+                (right_shoulder, right_hip), (left_shoulder, right_hip),
+                (right_shoulder, left_hip),
+            ),
+            0.22, reach=3.0, compare=(p["left_elbow"], p["right_elbow"]), motion="affine",
+        )
+    )  # fmt: skip
+    found.append(
+        Part(
+            "head", tuple(range(HEAD.start, HEAD.stop)),
+            (
+                (7, 8), (0, 9), (0, 10), (7, 9), (8, 10), (_CROWN, 0), (_CROWN, 7), (_CROWN, 8),
+                (9, _NECK_POINT), (10, _NECK_POINT),
+            ),
+            0.18, reach=2.5, compare=(left_shoulder, right_shoulder),
+        )
+    )  # fmt: skip
+    for side in sides:
+        limb(side, "shoulder", "elbow", 0.13, "wrist", "hip")
+    for side in sides:
+        limb(side, "elbow", "wrist", 0.10, "shoulder", "index")
+    for side, hand in zip(sides, (LEFT_HAND, RIGHT_HAND), strict=True):
+        coarse = tuple(p[f"{side}_{name}"] for name in ("wrist", "index", "pinky", "thumb"))
+        fine = tuple(range(hand.start, hand.stop))
+        fingers = tuple((fine[0], fine[tip]) for tip in (4, 5, 8, 12, 16, 17, 20))
+        found.append(
+            Part(
+                f"{side}_hand", coarse + fine,
+                tuple((coarse[0], end) for end in coarse[1:]) + fingers,
+                0.06, compare=(p[f"{side}_elbow"],),
+            )
+        )  # fmt: skip
+    return tuple(found)
+
+
+PARTS = _parts()
+
+
 @dataclass(frozen=True)
 class PoseTrack(Track):
     """T frames of pose: `points` [T, 75, 3] and `filled` [T, 75], true where a gap was bridged."""
@@ -165,6 +263,7 @@ class PoseTrack(Track):
     width: int
     height: int
     regions: ClassVar[tuple[str, ...]] = ("face", "left_hand", "right_hand")
+    parts: ClassVar[tuple[Part, ...]] = PARTS
 
     def __post_init__(self) -> None:
         assert self.points.shape == (*self.filled.shape, 3), (self.points.shape, self.filled.shape)
@@ -219,16 +318,30 @@ class PoseTrack(Track):
         ]
         return np.stack(found, axis=1)
 
-    def handles(self) -> NDArray[np.float32]:
-        places = self.points[..., :2]
+    def _seen(self, least: float = MIN_SCORE) -> NDArray[np.bool_]:
         with np.errstate(invalid="ignore"):
-            seen = (self.points[..., 2] >= MIN_SCORE) & np.isfinite(places).all(axis=-1)
+            found: NDArray[np.bool_] = self.points[..., 2] >= least
+        found &= np.isfinite(self.points[..., :2]).all(axis=-1)
+        return found
+
+    def body_size(self) -> NDArray[np.float32]:
+        places, seen = self.points[..., :2], self._seen()
         size = np.full(len(self), np.nan, np.float32)
         for a, b, length in _MEASURES:
             there = seen[:, [*a, *b]].all(axis=1)
             gap = places[there][:, a].mean(axis=1) - places[there][:, b].mean(axis=1)
             size[there] = np.fmax(size[there], np.linalg.norm(gap, axis=1) / length)
-        return marks.handles(self.points, seen, size, _HANDLES)
+        return size
+
+    def handles(self) -> NDArray[np.float32]:
+        return marks.handles(self.points, self._seen(), self.body_size(), _HANDLES)
+
+    def part_points(self) -> NDArray[np.float32]:
+        # A guess of a point that is hidden still says better how its limb moves than nothing does.
+        seen, one = self._seen(GUESSED), np.ones(len(self), np.float32)
+        places = np.where(seen[..., None], self.points[..., :2], np.float32(np.nan))
+        between = marks.handles(self.points, seen, one, _BETWEEN)[..., :2]
+        return np.concatenate([places, between], axis=1)
 
     def draw(self, height: int | None = None, width: int | None = None) -> NDArray[np.uint8]:
         height, width = height or self.height, width or self.width

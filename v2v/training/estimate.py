@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from v2v.data.references import CHANNELS
 from v2v.models.generator import multiply_adds
 from v2v.progress import Reporter, Silent
 from v2v.training.loop import Trainer, launch, with_budget
@@ -272,6 +273,7 @@ def _macs(trainer: Trainer, stage: Stage) -> int:
         style=torch.zeros(1, 3, *size, device=device),
         instances=torch.zeros(1, 1, *size, dtype=torch.int64, device=device),
         handles=torch.zeros(1, trainer.windows.handles, 3, device=device),
+        references=torch.zeros(1, trainer.windows.candidates, CHANNELS, *size, device=device),
     )
     return multiply_adds(generator, condition, GeneratorState.nothing(condition))
 

@@ -770,7 +770,11 @@ class Trainer:
             clip: torch.nn.functional.avg_pool2d(plate, smaller)
             for clip, plate in self.plan.plates.items()
         }
-        return Model(record, self.ema.module, plates, statistics)
+        references = {
+            clip: found.scaled((record.height, record.width))
+            for clip, found in enumerate(self.windows.references)
+        }
+        return Model(record, self.ema.module, plates, statistics, references)
 
     @torch.no_grad()
     def _clusters(self) -> Clusters | None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from v2v import __version__
 from v2v.checkpoint import FORMAT, ClipUse, ModelRecord, SignalUse
 from v2v.data.plate import Plate, background_plate
+from v2v.data.references import COUNTS, References, gather, reference_signal
 from v2v.data.store import ClipStore
 from v2v.data.windows import Windows, trained_part
 from v2v.errors import ConfigError, UnknownName
@@ -82,12 +83,43 @@ def open_windows(
     warps = generator.name == "sequential" and generator.sequential and generator.compose != "none"
     if warps and generator.handles != "off":
         extras.append("handles")
-    return Windows(
+    wanted = generator.name == "sequential" and generator.references != "off"
+    if wanted and reference_signal(settings.data.signals) is not None:
+        extras.append("references")
+    windows = Windows(
         stores, settings.data.signals, seed=settings.loop.seed, augmentation=settings.augment,
         extras=extras, holdout=settings.data.hold_out, max_stride=settings.data.max_stride,
         multiple=CORE_STRIDE << (scales_of(settings) - 1), cache=settings.data.cache_mb,
         plates=None if plates is None else [(p.picture, p.known) for p in plates],
+        candidates=generator.candidates,
     )  # fmt: skip
+    if "references" in extras:
+        windows.references = _references(settings, stores, windows, plates is not None)
+    return windows
+
+
+def _references(
+    settings: TrainSettings, stores: list[ClipStore], windows: Windows, has_plate: bool
+) -> tuple[References, ...]:
+    """Real frames of each clip's person; none where a clip has no frame to be one."""
+    signal = reference_signal(settings.data.signals)
+    assert signal is not None
+    size = windows.frame_size(settings.data.size)
+    found = []
+    for number, store in enumerate(stores):
+        references = gather(
+            store, *windows.clips[number].train, signal=signal, count=COUNTS[signal],
+            placement=windows.placement(number, size), whole=not has_plate,
+        )  # fmt: skip
+        if references is None:
+            if settings.generator.references == "on":
+                raise ConfigError(
+                    f"generator.references is on, and no frame of {store.folder} shows a {signal}",
+                    hint="leave it at auto, or use footage in which the person is seen",
+                )
+            return ()
+        found.append(references)
+    return tuple(found)
 
 
 def files_used(settings: TrainSettings, windows: Windows) -> list[dict[str, str]]:
@@ -196,9 +228,15 @@ def plan_run(settings: TrainSettings, windows: Windows, *, world: int = 1) -> Pl
             "past": _past(settings, windows, has_plate), "plate": has_plate,
             "prior": _has_prior(settings, windows, has_plate),
             "style": style, "clips": len(windows.clips), "handles": windows.handles > 0,
+            "references": windows.candidates if windows.references else 0,
         }  # fmt: skip
     if has_plate:
         notes.append("the background is a plate of the footage (-s generator.plate=off: none)")
+    if windows.references:
+        count = sum(len(references) for references in windows.references)
+        notes.append(f"{count} frames of the footage are references of how the person looks")
+    elif "references" in windows.extras:
+        notes.append("no frame of a clip is fit to be a reference: all is synthesised")
     if not all("flow" in record.signals for _, record in windows.records):
         where = next(f for f, record in windows.records if "flow" not in record.signals)
         notes.append(
@@ -248,9 +286,10 @@ def plan_run(settings: TrainSettings, windows: Windows, *, world: int = 1) -> Pl
 def _past(settings: TrainSettings, windows: Windows, has_plate: bool) -> Past:
     """What the core sees of the past.
 
-    Where the camera stands still the signals say all that moves, and what the core takes from its
-    own earlier frames it takes with their errors; where flow begins with the signals' points it
-    needs no earlier signals either. Where the camera moves, only pictures say how.
+    Where the camera stands still the signals describe all motion, and earlier output frames only
+    add their errors; where flow begins with the signals' points no earlier signals are needed
+    either. Where the camera moves only pictures show how it moves: real ones (references) where
+    there are any, else earlier output frames.
     """
     g = settings.generator
     if g.sequential and g.compose == "none" and g.past in ("signals", "nothing"):
@@ -260,7 +299,7 @@ def _past(settings: TrainSettings, windows: Windows, has_plate: bool) -> Past:
         )
     if g.past != "auto":
         return g.past
-    if g.compose == "none" or not has_plate:
+    if g.compose == "none" or not (has_plate or windows.references):
         return "frames"
     return "nothing" if windows.handles else "signals"
 

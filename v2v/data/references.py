@@ -1,0 +1,631 @@
+"""Appearance references: a few real frames of a person, warped to the pose that is wanted.
+
+A reference is cut into the parts of its signal (`v2v.signals._parts`): limbs, torso, head and
+hands of a body, each moved by its own affine transform; a face moves as a whole by the dense
+motion of its control points (arXiv 2003.00196, equation 4, with known weights), its mouth and
+eyes taken from other frames where those fit better. Each part comes from the reference that
+shows it in the most similar pose. The best reference of every part together make candidate 0,
+the second best candidate 1, and so on: what one lacks, since an arm hid it, another has.
+
+Shapes: R references, P parts, K candidates, H, W pixels of the model's frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from v2v.data.store import ClipStore
+from v2v.data.transforms import Placement
+from v2v.signals import Track, load_signal
+from v2v.signals._base import check_values
+from v2v.signals._parts import Part, Rig, hull_mask, regions
+from v2v.signals.face import FaceTrack
+from v2v.signals.pose import PoseTrack
+from v2v.signals.segmentation import LabelTrack
+from v2v.warp import carried
+
+CHANNELS = 5  # of a candidate: RGB, where it is valid, how far its pose is from the one wanted
+MISSING = 0.5  # body sizes: what a point costs that is seen in one of two poses only
+KEEP = 0.75  # a reference in use counts as nearer by this factor: choices do not flicker
+FAR = 0.5  # body sizes: a distance shown as 1 - 1/e
+VISIBLE = 1 / 64  # of alpha: below it a colour is rounding
+SHARPEST = 0.6  # share of the frames, the sharpest, that references are chosen from
+COUNTS = {"pose": 16, "face": 32}  # references that are kept of a clip
+TRACKS = {"pose": PoseTrack, "face": FaceTrack}
+LOOKED_AT = 512  # frames, evenly spread, that references are chosen from
+
+
+@dataclass(frozen=True)
+class References:
+    """R frames of a person in the model's pixels, with masks and points.
+
+    Attributes:
+        pictures: uint8 [R, H, W, 3].
+        masks: uint8 [R, H, W], 255 on the person.
+        track: their signal, R frames of it.
+        frames: [R] which frames of the clip they are; -1 for pictures added by hand.
+        whole: whether a candidate shows the background of its reference too, where no plate is.
+    """
+
+    pictures: NDArray[np.uint8]
+    masks: NDArray[np.uint8]
+    track: Track
+    frames: NDArray[np.int64]
+    whole: bool = False
+    _cut: dict[tuple[int, int], Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        return self.track.parts
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W)."""
+        return self.pictures.shape[1], self.pictures.shape[2]
+
+    def scaled(self, size: tuple[int, int]) -> References:
+        """The same references for frames of another size."""
+        if size == self.size:
+            return self
+
+        def resize(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
+            small = [cv2.resize(p, size[::-1], interpolation=cv2.INTER_AREA) for p in pictures]
+            return np.asarray(small, np.uint8)
+
+        return replace(
+            self, pictures=resize(self.pictures), masks=resize(self.masks),
+            track=self.track.scaled(size[1], size[0]), _cut={},
+        )  # fmt: skip
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """What makes up references beside their pictures: the track's arrays, and `frames`."""
+        layout = load_signal(_signal_of(self.track)).layout  # type: ignore[attr-defined]
+        return {name: getattr(self.track, name) for name in layout} | {"frames": self.frames}
+
+    # ------------------------------------------------------------ choice
+
+    @cached_property
+    def _poses(self) -> list[NDArray[np.float32]]:
+        return _poses(self.track)
+
+    def distances(self, track: Track) -> NDArray[np.float32]:
+        """[T, P, R] how far each part's pose is from that in each reference, in body sizes.
+
+        Poses are compared with the middle of the part's points at the same place. A part that a
+        reference shows only a share of, since it is covered or outside the picture, is farther.
+        """
+        found = [
+            np.stack([_apart(now, known) for now in wanted])
+            for wanted, known in zip(_poses(track), self._poses, strict=True)
+        ]
+        return np.stack(found, axis=1) + np.float32(MISSING) * self._hidden
+
+    @cached_property
+    def _hidden(self) -> NDArray[np.float32]:
+        """[P, R] share of the places along a part's bones at which the part is not seen."""
+        hidden = np.zeros((len(self.parts), len(self)), np.float32)
+        steps = np.linspace(0.1, 0.9, 5, dtype=np.float32)[:, None]
+        for r, points in enumerate(self._points):
+            for p, part in enumerate(self.parts):
+                if part.motion == "dense":
+                    continue
+                patch, left, top = self._cut_out(p, r)
+                ends = points[list(part.bones)]
+                ends = ends[np.isfinite(ends).all(axis=(1, 2))]
+                places = ends[:, :1] + steps * (ends[:, 1:] - ends[:, :1])
+                places = places.reshape(-1, 2)
+                x, y = (places - (left, top)).astype(int).T
+                inside = (x >= 0) & (y >= 0) & (x < patch.shape[1]) & (y < patch.shape[0])
+                seen = patch[y[inside], x[inside], 3] > 0.5
+                hidden[p, r] = 1 - seen.sum() / max(len(places), 1)
+        return hidden
+
+    # ------------------------------------------------------------ warping
+
+    def candidates(
+        self,
+        track: Track,
+        chosen: NDArray[np.int64],
+        distances: NDArray[np.float32],
+        *,
+        scale: tuple[float, float] = (1.0, 1.0),
+        shift: tuple[float, float] = (0.0, 0.0),
+    ) -> Iterator[NDArray[np.float32]]:
+        """Each frame's candidates, float32 [K, 5, H, W]: RGB in [0, 255], valid, distance [0, 1].
+
+        Args:
+            track: T frames of the signal, whose size is that of the candidates.
+            chosen: [T, P, K] the reference of each part of each candidate; -1: none.
+            distances: [T, P, R], as `Chooser` returns both.
+            scale, shift: across and down, from pixels of the references to those of `track`: where
+                a training window zooms in.
+        """
+        shape = (track.height, track.width)
+        points, sizes = track.part_points(), track.body_size()
+        dense = any(part.motion == "dense" for part in self.parts)
+        handles = track.handle_tensor() if dense else None
+        for t in range(len(track)):
+            found = np.zeros((chosen.shape[2], CHANNELS, *shape), np.float32)
+            far = 1 - np.exp(-distances[t] / FAR)
+            if self.whole and not dense:
+                for canvas, used in zip(found, chosen[t].T, strict=True):
+                    self._backdrop(canvas, used, scale, shift)
+            if handles is not None:
+                pieces = self._pieces(points[t], float(sizes[t]), shape)
+                now = handles[t : t + 1]
+                self._move_densely(found, pieces, chosen[t], far, now, scale, shift)
+            else:
+                self._move_parts(found, chosen[t], far, points[t], sum(scale) / 2)
+            found[:, :3] *= 1 / np.maximum(found[:, 3:4], VISIBLE)
+            yield found
+
+    # ------------------------------------------------------------ the background
+
+    def _backdrop(
+        self, canvas: NDArray[np.float32], chosen: NDArray[np.int64],
+        scale: tuple[float, float], shift: tuple[float, float],
+    ) -> None:  # fmt: skip
+        """The background of the reference that most parts are from, as it is."""
+        used = chosen[chosen >= 0]
+        if not len(used):
+            return
+        height, width = canvas.shape[1:]
+        matrix = np.array([[scale[0], 0, shift[0]], [0, scale[1], shift[1]]])
+        shown = cv2.warpAffine(
+            self._emptied(int(np.bincount(used).argmax())), _centred(matrix), (width, height),
+            flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE,
+        )  # fmt: skip
+        canvas[:3] = shown.transpose(2, 0, 1)
+        canvas[3:] = 1
+
+    def _emptied(self, reference: int) -> NDArray[np.uint8]:
+        """A reference without its person: a smooth guess in their place."""
+        key = (reference, -1)
+        if key not in self._cut:
+            hole = cv2.dilate((self.masks[reference] > 32).astype(np.uint8), np.ones((5, 5)))
+            picture = self.pictures[reference]
+            self._cut[key] = cv2.inpaint(picture, hole, 3, cv2.INPAINT_TELEA)
+        emptied: NDArray[np.uint8] = self._cut[key]
+        return emptied
+
+    # ------------------------------------------------------------ faces
+
+    def _pieces(
+        self, points: NDArray[np.float32], size: float, shape: tuple[int, int]
+    ) -> list[tuple[slice, slice, NDArray[np.float32] | None]]:
+        """For each part the rows and columns where it is seen, and [h, w] how far it is there.
+
+        The first is everywhere.
+        """
+        found: list[tuple[slice, slice, NDArray[np.float32] | None]] = [
+            (slice(0, shape[0]), slice(0, shape[1]), None)
+        ]
+        for part in self.parts[1:]:
+            ends = points[list(part.fit)]
+            ends = ends[np.isfinite(ends).all(axis=1)]
+            room = part.reach * part.radius * size
+            low, high = (0, 0), (0, 0)
+            if len(ends) and np.isfinite(room):
+                low = np.clip(ends.min(axis=0) - room, 0, shape[::-1]).astype(int)
+                high = np.clip(np.ceil(ends.max(axis=0) + room), 0, shape[::-1]).astype(int)
+            rows, columns = slice(int(low[1]), int(high[1])), slice(int(low[0]), int(high[0]))
+            inner = (rows.stop - rows.start, columns.stop - columns.start)
+            mask = None
+            if min(inner) > 0:
+                corner = np.asarray((columns.start, rows.start), np.float32)
+                mask = hull_mask(ends - corner, part.radius * size, inner)
+            found.append((rows, columns, mask))
+        return found
+
+    def _move_densely(
+        self, found: NDArray[np.float32],
+        pieces: list[tuple[slice, slice, NDArray[np.float32] | None]],
+        chosen: NDArray[np.int64], far: NDArray[np.float32], handles: torch.Tensor,
+        scale: tuple[float, float], shift: tuple[float, float],
+    ) -> None:  # fmt: skip
+        """Lay faces, moved by their control points, over what is there."""
+        for p, (rows, columns, mask) in enumerate(pieces):
+            if p and mask is None:
+                continue
+            for canvas, reference in zip(found, map(int, chosen[p]), strict=True):
+                if reference < 0:
+                    continue
+                layer = self._dense(reference, handles, scale, shift, rows, columns)
+                if mask is not None:
+                    layer = layer * mask[..., None]
+                _lay_over(canvas, layer, columns.start, rows.start, float(far[p, reference]))
+
+    @cached_property
+    def _handles(self) -> torch.Tensor:
+        return self.track.handle_tensor()
+
+    def _dense(
+        self, reference: int, handles: torch.Tensor, scale: tuple[float, float],
+        shift: tuple[float, float], rows: slice, columns: slice,
+    ) -> NDArray[Any]:  # fmt: skip
+        """[h, w, 4] a box of a reference moved by its control points, colours times alpha."""
+        corner = torch.tensor((columns.start, rows.start, 0.0))
+        zoom, offset = np.asarray(scale, np.float32), np.asarray(shift, np.float32)
+        before = self._handles[reference : reference + 1].clone()
+        before[..., :2] = before[..., :2] * torch.from_numpy(zoom) + torch.from_numpy(offset)
+        # The field is smooth: at half the size it is the same, in a quarter of the time.
+        size = (rows.stop - rows.start, columns.stop - columns.start)
+        half = (-(-size[0] // 2), -(-size[1] // 2))
+        coarse = carried((handles - corner) / 2, (before - corner) / 2, half)[0].numpy()
+        flow = [2 * cv2.resize(f, (2 * half[1], 2 * half[0]))[: size[0], : size[1]] for f in coarse]
+        x = np.arange(columns.start, columns.stop, dtype=np.float32) + np.float32(0.5)
+        y = np.arange(rows.start, rows.stop, dtype=np.float32)[:, None] + np.float32(0.5)
+        across = (x + flow[0] - offset[0]) / zoom[0] - np.float32(0.5)
+        down = (y + flow[1] - offset[1]) / zoom[1] - np.float32(0.5)
+        moved = cv2.remap(
+            self._premultiplied(reference), across, down, cv2.INTER_CUBIC,
+            borderMode=cv2.BORDER_REPLICATE,
+        )  # fmt: skip
+        # Bicubic interpolation, which blurs less, overshoots.
+        alpha = np.clip(moved[..., 3:], 0, 1)
+        return np.concatenate([np.clip(moved[..., :3], 0, 255 * alpha), alpha], axis=-1)
+
+    def _premultiplied(self, reference: int) -> NDArray[np.float32]:
+        """[H, W, 4] RGB times alpha, and alpha; alpha is 1 where the whole frame counts."""
+        key = (reference, -2)
+        if key not in self._cut:
+            mask = self.masks[reference].astype(np.float32) / 255
+            alpha = np.ones_like(mask)[..., None] if self.whole else mask[..., None]
+            self._cut[key] = np.concatenate([self.pictures[reference] * alpha, alpha], axis=-1)
+        found: NDArray[np.float32] = self._cut[key]
+        return found
+
+    # ------------------------------------------------------------ bodies
+
+    def _move_parts(
+        self, found: NDArray[np.float32], chosen: NDArray[np.int64], far: NDArray[np.float32],
+        points: NDArray[np.float32], scale: float,
+    ) -> None:  # fmt: skip
+        """Lay parts, moved to where their points are, over what is there, from back to front."""
+        parts, slots = np.nonzero(chosen >= 0)
+        references = chosen[parts, slots]
+        before = self._points[references]
+        matrices, good = self._rig.transforms(parts, before, points, scale=scale)
+        for p, k, r, matrix, fits in zip(parts, slots, references, matrices, good, strict=True):
+            if fits:
+                _move(found[k], self._cut_out(int(p), int(r)), matrix, float(far[p, r]))
+
+    @cached_property
+    def _rig(self) -> Rig:
+        return Rig(self.parts)
+
+    @cached_property
+    def _points(self) -> NDArray[np.float32]:
+        return self.track.part_points()
+
+    def _cut_out(self, part: int, reference: int) -> tuple[NDArray[np.float32], int, int]:
+        """[h, w, 4] a part of a reference, colours times alpha; its left and top."""
+        key = (reference, part)
+        if key not in self._cut:
+            size = float(self.track.body_size()[reference])
+            own = regions(self.parts, self._points[reference], size, self.size)
+            alphas = own * (self.masks[reference].astype(np.float32) / 255)
+            picture = self.pictures[reference].astype(np.float32)
+            for number, alpha in enumerate(alphas):
+                rows, columns = np.flatnonzero(alpha.any(axis=1)), np.flatnonzero(alpha.any(axis=0))
+                if not len(rows):
+                    self._cut[reference, number] = (np.empty((0, 0, 4), np.float32), 0, 0)
+                    continue
+                box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+                shown = alpha[box][..., None]
+                # A rim of nothing, so that what is interpolated at the edge fades out.
+                patch = np.pad(
+                    np.concatenate([picture[box] * shown, shown], axis=-1),
+                    ((1, 1), (1, 1), (0, 0)),
+                )
+                self._cut[reference, number] = (patch, int(columns[0]) - 1, int(rows[0]) - 1)
+        found: tuple[NDArray[np.float32], int, int] = self._cut[key]
+        return found
+
+
+def _move(
+    canvas: NDArray[np.float32], cut: tuple[NDArray[np.float32], int, int],
+    matrix: NDArray[np.float64], far: float,
+) -> None:  # fmt: skip
+    """Lay a part over a canvas [5, H, W]; `cut` is of `References._cut_out`."""
+    patch, left, top = cut
+    if not patch.size:
+        return
+    height, width = canvas.shape[1:]
+    (a, b, u), (c, d, v) = matrix.tolist()
+    box = left, left + patch.shape[1], top, top + patch.shape[0]
+    x0, x1 = _range(a, b, u, box, width)
+    y0, y1 = _range(c, d, v, box, height)
+    if x1 <= x0 or y1 <= y0:
+        return
+    placed = matrix.copy()
+    placed[:, 2] += matrix[:, :2] @ (left, top) - (x0, y0)
+    moved: NDArray[Any] = cv2.warpAffine(
+        patch, _centred(placed), (x1 - x0, y1 - y0), flags=cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_CONSTANT,
+    )  # fmt: skip
+    _lay_over(canvas, moved, x0, y0, far)
+
+
+def _range(
+    a: float, b: float, shift: float, box: tuple[int, int, int, int], length: int
+) -> tuple[int, int]:
+    """First pixel and end of where `a x + b y + shift` is over a box, within a side."""
+    left, right, top, bottom = box
+    low = min(a * left, a * right) + min(b * top, b * bottom) + shift
+    high = max(a * left, a * right) + max(b * top, b * bottom) + shift
+    return max(int(low) - 1, 0), min(int(high) + 2, length)
+
+
+def _lay_over(
+    canvas: NDArray[np.float32], layer: NDArray[np.float32], x: int, y: int, far: float
+) -> None:
+    """Put a layer [h, w, 4], colours times alpha, over a canvas [5, H, W] at (x, y)."""
+    place = canvas[:, y : y + layer.shape[0], x : x + layer.shape[1]]
+    planes = cv2.split(layer)
+    place *= 1 - planes[3]
+    for target, plane in zip(place, planes, strict=False):
+        target += plane
+    place[4] += far * planes[3]
+
+
+def _centred(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    """An affine map of continuous coordinates as OpenCV's: pixel centres are whole numbers."""
+    moved = matrix.copy()
+    moved[:, 2] += matrix[:, :2] @ (0.5, 0.5) - 0.5
+    return moved
+
+
+def _poses(track: Track) -> list[NDArray[np.float32]]:
+    """For each part [T, n, 2] its points and those it is compared by, centred, in body sizes."""
+    points, size = track.part_points(), track.body_size()
+    found = []
+    for part in track.parts:
+        chosen = points[:, [*part.fit, *part.compare]]
+        with np.errstate(all="ignore"):
+            seen = np.isfinite(chosen[..., :1])
+            count = np.maximum(seen.sum(axis=1, keepdims=True), 1)
+            middle = np.where(seen, chosen, 0).sum(axis=1, keepdims=True) / count
+            found.append(((chosen - middle) / size[:, None, None]).astype(np.float32))
+    return found
+
+
+def _apart(now: NDArray[np.float32], known: NDArray[np.float32]) -> NDArray[np.float32]:
+    """[R] mean distance of points [n, 2] from those of R references [R, n, 2]."""
+    shown = np.isfinite(now[:, 0])
+    if not shown.any():
+        return np.full(len(known), np.float32(MISSING))
+    away = np.linalg.norm(known[:, shown] - now[shown], axis=-1)
+    mean: NDArray[np.float32] = np.nan_to_num(away, nan=MISSING).mean(axis=1)
+    return mean
+
+
+class Chooser:
+    """Which reference each part of each candidate is from, frame after frame.
+
+    A reference that is in use stays until another is clearly nearer, and keeps its candidate:
+    choices do not flicker. The choice for a frame follows from the frames before it.
+    """
+
+    def __init__(self, references: References, count: int, *, banned: Any = ()) -> None:
+        """`count` is K; `banned` references are never chosen."""
+        self.references, self.count = references, count
+        self.usable = np.setdiff1d(np.arange(len(references)), np.asarray(banned, np.int64))
+        self.last = np.full((len(references.parts), count), -1, np.int64)
+
+    def __call__(self, track: Track) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """[T, P, K] references, -1 where there are too few; [T, P, R] their distances."""
+        distances = self.references.distances(track)
+        chosen = np.empty((len(track), *self.last.shape), np.int64)
+        for t, away in enumerate(distances):
+            for p, row in enumerate(away):
+                self.last[p] = self._next(self.last[p], row)
+            chosen[t] = self.last
+        return chosen, distances
+
+    def _next(self, last: NDArray[np.int64], away: NDArray[np.float32]) -> NDArray[np.int64]:
+        favoured = away.copy()
+        favoured[last[last >= 0]] *= KEEP
+        best = self.usable[np.argsort(favoured[self.usable], kind="stable")[: self.count]].tolist()
+        found = [r if r in best else -1 for r in last.tolist()]
+        fresh = [r for r in best if r not in found]
+        return np.array([r if r >= 0 or not fresh else fresh.pop(0) for r in found])
+
+
+def join(tracks: Sequence[Track]) -> Track:
+    """Single frames of one signal, one after another."""
+    first = tracks[0]
+    timed = {
+        name: np.concatenate([getattr(track, name) for track in tracks])
+        for name, value in vars(first).items()
+        if isinstance(value, np.ndarray) and len(value) == len(first)
+    }
+    return replace(first, **timed)  # type: ignore[type-var]
+
+
+def as_condition(warped: NDArray[np.float32]) -> torch.Tensor:
+    """[K, 5, H, W] of `References.candidates` as that of `Condition`, its RGB in [-1, 1]."""
+    found = torch.from_numpy(warped)
+    found[:, :3].mul_(1 / 127.5).sub_(1).mul_(found[:, 3:4] > VISIBLE)
+    return found
+
+
+def reference_signal(signals: Sequence[str]) -> str | None:
+    """The first of a model's signals that a picture can be cut into parts by."""
+    return next((name for name in signals if name in COUNTS), None)
+
+
+# ---------------------------------------------------------------- the choice of references
+
+
+def farthest_points(poses: Sequence[NDArray[np.float32]], count: int, first: int = 0) -> list[int]:
+    """Indices of `count` frames that together cover all poses: each next is farthest from all.
+
+    Args:
+        poses: for each part [T, n, 2], of `_poses`.
+    """
+    found = [first]
+    least = np.full(len(poses[0]), np.inf, np.float32)
+    while len(found) < min(count, len(least)):
+        newest = found[-1]
+        away = np.mean([_apart(part[newest], part) for part in poses], axis=0)
+        least = np.minimum(least, away)
+        least[found] = -1
+        found.append(int(least.argmax()))
+    return found
+
+
+def sharpness(picture: NDArray[np.uint8], mask: NDArray[np.uint8]) -> float:
+    """Mean absolute Laplacian on the person: low where a frame is blurred by motion."""
+    grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
+    edges = np.abs(cv2.Laplacian(grey, cv2.CV_32F))
+    inner = cv2.erode(mask, np.ones((3, 3))) > 127
+    return float(edges[inner].mean()) if inner.any() else 0.0
+
+
+def gather(
+    store: ClipStore,
+    start: int,
+    stop: int,
+    *,
+    signal: str,
+    placement: Placement,
+    count: int,
+    whole: bool,
+) -> References | None:
+    """References out of frames `start` to `stop` (excluded), as rendering sees them.
+
+    The sharpest frames in which the whole signal was detected are looked at first, and of those
+    the ones that together cover the poses are taken. Memory does not grow with the clip.
+
+    Args:
+        whole: whether a candidate shows the background of its reference, where no plate is.
+
+    Returns:
+        None where the signal has no parts, or no frame shows it.
+    """
+    looked_at = np.unique(np.linspace(start, stop - 1, LOOKED_AT).astype(int))
+    rows = [placement.track(store.track(signal, int(t), int(t) + 1)) for t in looked_at]
+    track = join(rows)
+    if not track.parts:
+        return None
+    points, size = track.part_points(), track.body_size()
+    shown = np.isfinite(points).all(axis=-1).mean(axis=1) * np.isfinite(size)
+    masked = "segmentation" in store.signals and "person" in _classes(store)
+    usable = np.flatnonzero(shown > 0)
+    if not len(usable):
+        return None
+    # All else equal a frame that shows every point and is not blurred.
+    sharp = np.array([_sharpness(store, int(looked_at[i]), placement, masked) for i in usable])
+    good = (sharp >= np.quantile(sharp, 1 - SHARPEST)) & (
+        shown[usable] >= np.quantile(shown[usable], 0.3)
+    )
+    kept = usable[good] if good.sum() >= count else usable
+    best = int(np.argmax(shown[kept]))
+    chosen = farthest_points(_poses(join([rows[i] for i in kept])), count, best)
+    frames = np.sort(looked_at[kept[chosen]])
+    pictures = np.stack([_picture(store, int(t), placement) for t in frames])
+    masks = np.stack([_mask(store, int(t), placement, masked) for t in frames])
+    points_of = join([placement.track(store.track(signal, int(t), int(t) + 1)) for t in frames])
+    return References(pictures, masks, points_of, frames.astype(np.int64), whole)
+
+
+def _classes(store: ClipStore) -> list[str]:
+    return list(store.record.signals["segmentation"].spec.get("classes", []))
+
+
+def _picture(store: ClipStore, frame: int, placement: Placement) -> NDArray[np.uint8]:
+    picture = store.frames(frame, frame + 1)[0]
+    return np.asarray(placement.picture(picture), np.uint8)
+
+
+def _mask(store: ClipStore, frame: int, placement: Placement, masked: bool) -> NDArray[np.uint8]:
+    """[H, W] 255 on the person; everywhere where the clip has no mask."""
+    if not masked:
+        return np.full(placement.size, 255, np.uint8)
+    track = store.track("segmentation", frame, frame + 1)
+    assert isinstance(track, LabelTrack)
+    person = (track.labels[0] == _classes(store).index("person")).astype(np.uint8) * 255
+    return np.asarray(placement.picture(person), np.uint8)
+
+
+def _sharpness(store: ClipStore, frame: int, placement: Placement, masked: bool) -> float:
+    return sharpness(_picture(store, frame, placement), _mask(store, frame, placement, masked))
+
+
+# ---------------------------------------------------------------- on disk
+
+
+def picture_name(clip: int, index: int) -> str:
+    return f"{clip}-{index:02}.png"
+
+
+def write_pictures(folder: Path, clip: int, references: References) -> None:
+    """References as ordinary pictures: RGBA, opaque on the person. Raises `OSError`."""
+    folder.mkdir(exist_ok=True)
+    for index in range(len(references)):
+        path = folder / picture_name(clip, index)
+        write_picture(path, references.pictures[index], references.masks[index])
+
+
+def write_picture(path: Path, picture: NDArray[np.uint8], mask: NDArray[np.uint8]) -> None:
+    both = np.concatenate([picture, mask[..., None]], axis=-1)
+    Image.fromarray(both, "RGBA").save(path, format="PNG")
+
+
+def _signal_of(track: Track) -> str:
+    return next(name for name, kind in TRACKS.items() if isinstance(track, kind))
+
+
+def read_references(
+    folder: Path, clip: int, arrays: dict[str, NDArray[Any]], *, signal: str,
+    size: tuple[int, int], whole: bool,
+) -> References | None:  # fmt: skip
+    """The references of a clip whose pictures are in `folder`; None where none are left.
+
+    Pictures that were removed are passed over. Raises `ValueError`, which names what is wrong: a
+    picture that is damaged or of another size than (H, W), arrays that do not fit the signal.
+    """
+    layout = load_signal(signal).layout  # type: ignore[attr-defined]
+    frames = arrays.get("frames")
+    if frames is None or frames.dtype != np.int64 or frames.ndim != 1 or not len(frames):
+        raise ValueError("frames must be int64 numbers")
+    for name, (kind, shape) in layout.items():
+        values = arrays.get(name)
+        if values is None or values.dtype != kind or values.shape != (len(frames), *shape):
+            raise ValueError(f"{name} must be {kind} {[len(frames), *shape]}")
+        check_values(name, values)
+    there = [i for i in range(len(frames)) if (folder / picture_name(clip, i)).exists()]
+    if not there:
+        return None
+    pictures, masks = [], []
+    for index in there:
+        path = folder / picture_name(clip, index)
+        try:
+            with Image.open(path, formats=["PNG"]) as image:
+                if image.size != size[::-1] or image.mode != "RGBA":
+                    raise ValueError(
+                        f"{path.name} is {image.mode} of {image.width}x{image.height}, expected"
+                        f" RGBA of {size[1]}x{size[0]}"
+                    )
+                both = np.asarray(image)
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            raise ValueError(f"{path.name} cannot be read ({error})") from error
+        pictures.append(both[..., :3])
+        masks.append(both[..., 3])
+    kept = {name: arrays[name][there] for name in layout}
+    track = TRACKS[signal](**kept, width=size[1], height=size[0])
+    return References(np.stack(pictures), np.stack(masks), track, frames[there], whole)
