@@ -34,7 +34,7 @@ def settings(**changes: Any) -> Augmentation:
     """Nothing is varied but what is named."""
     nothing = {
         "placed": 0.0, "flip": 0.0, "scale": (1.0, 1.0), "shift": 0.0, "colour": 0.0, "drop": 0.0,
-        "jitter": 0.0, "past": {"noise": 0.0, "blur": 0.0, "colour": 0.0},
+        "jitter": 0.0, "reference_drop": 0.0, "past": {"noise": 0.0, "blur": 0.0, "colour": 0.0},
     }  # fmt: skip
     return Augmentation.model_validate(nothing | changes)
 

@@ -53,7 +53,7 @@ FLOW_UNIT = 8.0  # pixels: a head's output of 1
 LATITUDE = 0.02  # see `_within`
 REFERENCE = 5  # channels of a warped reference
 TRUST, DISTRUST = 2.0, 4.0  # logits of a reference in the very pose, and less at a distance
-INVALID = 1e-3  # the weight of a reference where it shows nothing, beside 1 where it does
+INVALID = 1e-4  # the weight of a reference where it shows nothing, beside 1 where it does
 
 
 @dataclass(frozen=True)
