@@ -42,6 +42,8 @@ def _tiny_preset() -> Iterator[None]:
     tiny = generator.Architecture(stem=8, trunk=16, blocks=1, detail=8, fine=(8,), fine_blocks=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(generator.PRESETS, "mobile", tiny)
+        # Commands run in this process, whose standard error is pytest's.
+        patch.setattr("v2v.native._silence_native_logs", lambda: None)
         yield
 
 
