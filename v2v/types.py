@@ -14,6 +14,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+REFERENCE_CHANNELS = 5  # of a warped reference: see `Condition.references`
 PAST = 2  # frames that the next one depends on: L of arXiv 1808.06601, equation 2
 
 

@@ -96,13 +96,13 @@ def find_leakage(
         finder = DuplicateFinder(np.concatenate(parts), np.concatenate(within))
         _search(finder, first, trained, stores, clips, ends, report)
         found[first:stop] = finder.found
-    told = [
+    leaks = [
         Leakage(clip.count, int((found & ~unmoved)[a:b].sum()), int((found & unmoved)[a:b].sum()))
         for clip, (a, b) in zip(clips, pairwise(ends), strict=True)
     ]
-    for clip, leak in zip(clips, told, strict=True):
+    for clip, leak in zip(clips, leaks, strict=True):
         notes += leak.notes(clip.name, held_out=clip.held_out)
-    return told, notes
+    return leaks, notes
 
 
 def _thumbnails(clip: Measured, low: int, high: int) -> Thumbnails:

@@ -25,7 +25,7 @@ from pipelines.evaluation.clips import Measured, find_store, trained_on
 from pipelines.model import Trained, find_model
 from pipelines.rendering import Drive, Rendering
 from pipelines.source import open_source
-from v2v.checkpoint import MODEL_FILE
+from v2v.checkpoint import MODEL_FILE, ClipUse
 from v2v.data.plate import background_plate
 from v2v.data.probe import probe
 from v2v.data.references import COUNTS, Chooser, References, gather, reference_signal
@@ -169,6 +169,17 @@ def frozen(clip: Measured) -> Iterator[Picture]:
     return (picture for _ in range(clip.count))
 
 
+def _training_store(trained: Trained, use: ClipUse, row: str) -> ClipStore:
+    """The store of a clip that the model was trained on. Raises `UsageError` where it is gone."""
+    store = find_store(trained, use)
+    if store is None:
+        raise UsageError(
+            f"{row} shows training frames, and the store of {use.name} is not here",
+            hint=f"put it back to data/{use.name}, or leave {row} out of --against",
+        )
+    return store
+
+
 @dataclass(frozen=True)
 class Nearest:
     """For each moment the training frame whose signal is nearest, in pixels of the model."""
@@ -182,12 +193,7 @@ class Nearest:
     def of(cls, trained: Trained, look: int) -> Nearest:
         """Raises `UsageError` where the training clip is not at hand, or has nothing to compare."""
         use = trained.model.record.clips[look]
-        store = find_store(trained, use)
-        if store is None:
-            raise UsageError(
-                f"nearest shows training frames, and the store of {use.name} is not here",
-                hint=f"put it back to data/{use.name}, or leave nearest out of --against",
-            )
+        store = _training_store(trained, use, "nearest")
         for use_of in trained.model.record.signals:
             if isinstance(store.track(use_of.name, 0, 1), PoseTrack | FaceTrack | LabelTrack):
                 return cls(store, trained.placement(look), use.trained[1], use_of.name)
@@ -245,6 +251,7 @@ class Warped:
     """
 
     references: References
+    signal: str  # that of the references
     background: Picture | None  # RGB [H, W, 3]; None: that of the reference is shown
 
     @classmethod
@@ -257,12 +264,7 @@ class Warped:
                 f"warped moves parts of a body or a face; {trained.name} renders from neither",
                 hint="leave warped out of --against",
             )
-        store = find_store(trained, use)
-        if store is None:
-            raise UsageError(
-                f"warped shows training frames, and the store of {use.name} is not here",
-                hint=f"put it back to data/{use.name}, or leave warped out of --against",
-            )
+        store = _training_store(trained, use, "warped")
         placement = trained.placement(look)
         plate = background_plate(store, *use.trained)
         still = plate is not None and plate.still
@@ -276,15 +278,13 @@ class Warped:
                 hint="leave warped out of --against",
             )
         background = np.asarray(placement.picture(plate.picture)) if plate and still else None
-        return cls(references, background)
+        return cls(references, signal, background)
 
     def __call__(self, clip: Measured) -> Iterator[Picture]:
-        signal = reference_signal(clip.store.signals)
-        assert signal is not None
         chooser = Chooser(self.references, 1)
         behind = np.zeros(3, np.float32) if self.background is None else self.background
         for place in range(clip.count):
-            track = clip.track(signal, place, place + 1)
+            track = clip.track(self.signal, place, place + 1)
             (found,) = self.references.candidates(track, *chooser(track))
             pictures = found[0].transpose(1, 2, 0)
             alpha = pictures[..., 3:4]

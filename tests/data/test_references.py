@@ -1,4 +1,4 @@
-"""Appearance references: real frames cut into parts and moved, against figures drawn anew."""
+"""Appearance references: real frames cut into parts and moved, compared with drawn figures."""
 
 from __future__ import annotations
 

@@ -32,9 +32,9 @@ from v2v.signals._parts import Part, Rig, hull_mask, regions
 from v2v.signals.face import FaceTrack
 from v2v.signals.pose import PoseTrack
 from v2v.signals.segmentation import LabelTrack
+from v2v.types import REFERENCE_CHANNELS
 from v2v.warp import carried
 
-CHANNELS = 5  # of a candidate: RGB, where it is valid, how far its pose is from the one wanted
 MISSING = 0.5  # body sizes: what a point costs that is seen in one of two poses only
 KEEP = 0.75  # a reference in use counts as nearer by this factor: choices do not flicker
 FAR = 0.5  # body sizes: a distance shown as 1 - 1/e
@@ -158,7 +158,7 @@ class References:
         dense = any(part.motion == "dense" for part in self.parts)
         handles = track.handle_tensor() if dense else None
         for t in range(len(track)):
-            found = np.zeros((chosen.shape[2], CHANNELS, *shape), np.float32)
+            found = np.zeros((chosen.shape[2], REFERENCE_CHANNELS, *shape), np.float32)
             far = 1 - np.exp(-distances[t] / FAR)
             if self.whole and not dense:
                 for canvas, used in zip(found, chosen[t].T, strict=True):
@@ -236,7 +236,7 @@ class References:
         chosen: NDArray[np.int64], far: NDArray[np.float32], handles: torch.Tensor,
         scale: tuple[float, float], shift: tuple[float, float],
     ) -> None:  # fmt: skip
-        """Lay faces, moved by their control points, over what is there."""
+        """Composite faces, warped by their control points, over the canvas."""
         for p, (rows, columns, mask) in enumerate(pieces):
             if p and mask is None:
                 continue
@@ -294,7 +294,7 @@ class References:
         self, found: NDArray[np.float32], chosen: NDArray[np.int64], far: NDArray[np.float32],
         points: NDArray[np.float32], scale: float,
     ) -> None:  # fmt: skip
-        """Lay parts, moved to where their points are, over what is there, from back to front."""
+        """Composite parts, warped to their points, over the canvas, from back to front."""
         parts, slots = np.nonzero(chosen >= 0)
         references = chosen[parts, slots]
         before = self._points[references]

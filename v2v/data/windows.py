@@ -31,7 +31,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from v2v.data.references import (
-    CHANNELS,
     Chooser,
     References,
     as_condition,
@@ -63,7 +62,7 @@ from v2v.signals import Track, load_signal
 from v2v.signals._landmarks import planes
 from v2v.signals.flow import FlowTrack, unpack
 from v2v.signals.segmentation import CITYSCAPES, LabelTrack
-from v2v.types import Batch
+from v2v.types import REFERENCE_CHANNELS, Batch
 from v2v.warp import compose, warp
 
 EXTRAS = ("flow", "foreground", "plate", "style", "instances", "boxes", "handles", "references")
@@ -445,7 +444,7 @@ class Windows:
             instances=room("instances", length, 1, *size, kind=torch.int64),
             boxes=room("boxes", length, len(self.boxes), 4),
             handles=room("handles", length, self.handles, 3),
-            references=room("references", length, self.candidates, CHANNELS, *size),
+            references=room("references", length, self.candidates, REFERENCE_CHANNELS, *size),
         )
 
     def _carries(self, name: str) -> bool:

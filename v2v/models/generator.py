@@ -41,7 +41,7 @@ from v2v.models.blocks import (
     smooth,
     zeroed,
 )
-from v2v.types import PAST, Condition, GeneratorOutput, GeneratorState
+from v2v.types import PAST, REFERENCE_CHANNELS, Condition, GeneratorOutput, GeneratorState
 from v2v.warp import carried, moved, resize_flow
 
 STRIDE = 4  # pixels of a side that the stem folds into channels
@@ -51,7 +51,6 @@ MOST_CHANNELS = 1024  # of the signals together
 STYLE = 64  # length of the style vector
 FLOW_UNIT = 8.0  # pixels: a head's output of 1
 LATITUDE = 0.02  # see `_within`
-REFERENCE = 5  # channels of a warped reference
 TRUST, DISTRUST = 2.0, 4.0  # logits of a reference in the very pose, and less at a distance
 INVALID = 1e-4  # the weight of a reference where it shows nothing, beside 1 where it does
 
@@ -321,7 +320,7 @@ class SequentialGenerator(nn.Module):
         self.encoder = StyleEncoder() if style == "encoded" else None
 
         seen = PAST if self.past != "nothing" else 0
-        backdrop = 4 * plate + REFERENCE * references
+        backdrop = 4 * plate + REFERENCE_CHANNELS * references
         times = 1 + seen
         earlier = seen * (3 * (self.past == "frames") + 1)  # frames, and whether each exists
         self.core = Core(

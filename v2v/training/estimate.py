@@ -17,14 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from v2v.data.references import CHANNELS
 from v2v.models.generator import multiply_adds
 from v2v.progress import Reporter, Silent
 from v2v.training.loop import Trainer, launch, with_budget
 from v2v.training.prepare import Plan, open_windows, plan_run
 from v2v.training.schedule import Stage
 from v2v.training.settings import TrainSettings
-from v2v.types import Condition, GeneratorState
+from v2v.types import REFERENCE_CHANNELS, Condition, GeneratorState
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -273,7 +272,9 @@ def _macs(trainer: Trainer, stage: Stage) -> int:
         style=torch.zeros(1, 3, *size, device=device),
         instances=torch.zeros(1, 1, *size, dtype=torch.int64, device=device),
         handles=torch.zeros(1, trainer.windows.handles, 3, device=device),
-        references=torch.zeros(1, trainer.windows.candidates, CHANNELS, *size, device=device),
+        references=torch.zeros(
+            1, trainer.windows.candidates, REFERENCE_CHANNELS, *size, device=device
+        ),
     )
     return multiply_adds(generator, condition, GeneratorState.nothing(condition))
 
