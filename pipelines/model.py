@@ -231,7 +231,7 @@ class Trained:
             references = torch.stack(
                 [
                     as_condition(found)
-                    for found in chooser.references.candidates(track, *chooser(track))
+                    for found in chooser.references.candidates(track, chooser(track))
                 ]
             )
         return Condition(

@@ -285,7 +285,7 @@ class Warped:
         behind = np.zeros(3, np.float32) if self.background is None else self.background
         for place in range(clip.count):
             track = clip.track(self.signal, place, place + 1)
-            (found,) = self.references.candidates(track, *chooser(track))
+            (found,) = self.references.candidates(track, chooser(track))
             pictures = found[0].transpose(1, 2, 0)
             alpha = pictures[..., 3:4]
             shown = pictures[..., :3] * alpha + behind * (1 - alpha)

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from v2v.data.references import (
+    FADE,
     Chooser,
     References,
     _poses,
@@ -96,7 +97,7 @@ def references_of(*bodies: Any, whole: bool = False) -> References:
 def shown(references: References, wanted: Any, count: int = 1, **place: Any) -> Any:
     """Candidates [K, H, W, 5] for one body."""
     track = track_of(wanted)
-    (found,) = references.candidates(track, *Chooser(references, count)(track), **place)
+    (found,) = references.candidates(track, Chooser(references, count)(track), **place)
     return found.transpose(0, 2, 3, 1)
 
 
@@ -185,7 +186,7 @@ def test_a_pose_never_seen_is_made_of_parts(left):
 
 def test_each_part_is_of_the_reference_that_shows_it_best():
     references = references_of(body(0.3, 2.4), body(2.4, 0.3))
-    chosen, _ = Chooser(references, 1)(track_of(body(0.3, 0.3)))
+    chosen = Chooser(references, 1)(track_of(body(0.3, 0.3))).used
     by_name = {part.name: int(chosen[0, p, 0]) for p, part in enumerate(PARTS)}
     assert by_name["left_shoulder"] == by_name["left_elbow"] == 0
     assert by_name["right_shoulder"] == by_name["right_elbow"] == 1
@@ -199,7 +200,7 @@ def test_a_part_that_a_reference_does_not_show_is_of_another():
     for canvas, colour in ((picture, (128, 128, 128)), (mask, 0)):
         start = elbow + 0.4 * (wrist - elbow)
         cv2.line(canvas, start.astype(int).tolist(), wrist.astype(int).tolist(), colour, 7)
-    chosen, _ = Chooser(references, 1)(track_of(body(0.55, 0.5)))
+    chosen = Chooser(references, 1)(track_of(body(0.55, 0.5))).used
     by_name = {part.name: int(chosen[0, p, 0]) for p, part in enumerate(PARTS)}
     assert (by_name["left_shoulder"], by_name["left_elbow"]) == (0, 1)
 
@@ -241,16 +242,35 @@ def test_candidates_as_a_condition():
 def test_choices_do_not_flicker():
     references = references_of(body(0.4), body(1.0))
     angles = 0.7 + 0.04 * np.array([-1, 1, -1, 1, -1, 1])  # about the middle of both
-    chosen, _ = Chooser(references, 1)(track_of(*(body(a) for a in angles)))
+    chosen = Chooser(references, 1)(track_of(*(body(a) for a in angles))).used
     arm = next(p for p, part in enumerate(PARTS) if part.name == "left_elbow")
     assert len(set(chosen[:, arm, 0])) == 1
-    chosen, _ = Chooser(references, 1)(track_of(body(0.4), body(1.0)))
+    chosen = Chooser(references, 1)(track_of(body(0.4), body(1.0))).used
     assert chosen[:, arm, 0].tolist() == [0, 1]  # but they follow what is clearly nearer
+
+
+def test_a_new_reference_fades_in():
+    """Half-way the picture is half of each, and opaque where both are."""
+    references = references_of(body(0.4), body(1.0))
+    references.pictures[0][references.masks[0] > 127] = 200
+    references.pictures[1][references.masks[1] > 127] = 100
+    track = track_of(body(0.4), *[body(1.0)] * FADE)
+    choice = Chooser(references, 1)(track)
+    arm = next(p for p, part in enumerate(PARTS) if part.name == "left_elbow")
+    assert choice.used[:, arm, 0].tolist() == [0, *[1] * FADE]
+    assert choice.fading[:, arm, 0] == pytest.approx([0, *np.arange(1, FADE)[::-1] / FADE, 0])
+    found = [frame[0] for frame in references.candidates(track, choice)]
+    elbow, wrist = (track.points[-1, POINT[f"left_{name}"], :2] for name in ("elbow", "wrist"))
+    x, y = (0.6 * elbow + 0.4 * wrist).astype(int)
+    assert [round(float(frame[0, y, x])) for frame in found[1:]] == pytest.approx(
+        [100 + 100 * share for share in (0.75, 0.5, 0.25, 0)], abs=4
+    )
+    assert min(frame[3, y, x] for frame in found[1:]) > 0.95
 
 
 def test_a_reference_keeps_its_candidate():
     references = references_of(body(0.2), body(0.8), body(1.4))
-    chosen, _ = Chooser(references, 2)(track_of(*(body(a) for a in np.linspace(0.2, 1.4, 9))))
+    chosen = Chooser(references, 2)(track_of(*(body(a) for a in np.linspace(0.2, 1.4, 9)))).used
     for before, now in zip(chosen, chosen[1:], strict=False):
         for p in range(len(PARTS)):
             kept = set(before[p]) & set(now[p])
@@ -259,18 +279,18 @@ def test_a_reference_keeps_its_candidate():
 
 def test_banned_references_are_never_chosen():
     references = references_of(body(0.4), body(1.0), body(2.0))
-    chosen, _ = Chooser(references, 2, banned=[0])(track_of(body(0.4)))
+    chosen = Chooser(references, 2, banned=[0])(track_of(body(0.4))).used
     assert set(np.unique(chosen)) == {1, 2}
-    none, _ = Chooser(references, 2, banned=[0, 1, 2])(track_of(body(0.4)))
+    none = Chooser(references, 2, banned=[0, 1, 2])(track_of(body(0.4))).used
     assert (none == -1).all()
 
 
 def test_a_choice_in_pieces_is_that_in_one():
     references = references_of(body(0.2), body(0.9), body(1.6))
     track = track_of(*(body(a) for a in np.linspace(0.1, 1.8, 12)))
-    whole, _ = Chooser(references, 2)(track)
+    whole = Chooser(references, 2)(track).used
     chooser = Chooser(references, 2)
-    pieces = [chooser(track[a : a + 4])[0] for a in range(0, 12, 4)]
+    pieces = [chooser(track[a : a + 4]).used for a in range(0, 12, 4)]
     assert (np.concatenate(pieces) == whole).all()
 
 

@@ -37,12 +37,39 @@ from v2v.warp import carried
 
 MISSING = 0.5  # body sizes: what a point costs that is seen in one of two poses only
 KEEP = 0.75  # a reference in use counts as nearer by this factor: choices do not flicker
+FADE = 4  # frames over which one reference fades into the next
 FAR = 0.5  # body sizes: a distance shown as 1 - 1/e
 VISIBLE = 1 / 64  # of alpha: below it a colour is rounding
 SHARPEST = 0.6  # share of the frames, the sharpest, that references are chosen from
 COUNTS = {"pose": 16, "face": 32}  # references that are kept of a clip
 TRACKS = {"pose": PoseTrack, "face": FaceTrack}
 LOOKED_AT = 512  # frames, evenly spread, that references are chosen from
+
+
+# Of one frame: `Choice.used`, `before` and `fading`, and how far [P, R], 0 to 1.
+_Shown = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which references the parts of T frames are from.
+
+    Attributes:
+        used: [T, P, K] the reference of each part of each candidate; -1: none.
+        before: [T, P, K] the one that fades out; -1: none.
+        fading: [T, P, K] float32, its share, below 1.
+        distances: float32 [T, P, R] how far each part is from that in each reference.
+    """
+
+    used: NDArray[np.int64]
+    before: NDArray[np.int64]
+    fading: NDArray[np.float32]
+    distances: NDArray[np.float32]
+
+    def only(self, kept: NDArray[np.bool_]) -> Choice:
+        """Candidates [K] that are not kept show nothing."""
+        used, before = (np.where(kept, which, -1) for which in (self.used, self.before))
+        return replace(self, used=used, before=before)
 
 
 @dataclass(frozen=True)
@@ -138,8 +165,7 @@ class References:
     def candidates(
         self,
         track: Track,
-        chosen: NDArray[np.int64],
-        distances: NDArray[np.float32],
+        choice: Choice,
         *,
         scale: tuple[float, float] = (1.0, 1.0),
         shift: tuple[float, float] = (0.0, 0.0),
@@ -148,8 +174,7 @@ class References:
 
         Args:
             track: T frames of the signal, whose size is that of the candidates.
-            chosen: [T, P, K] the reference of each part of each candidate; -1: none.
-            distances: [T, P, R], as `Chooser` returns both.
+            choice: of a `Chooser`, for the same frames.
             scale, shift: across and down, from pixels of the references to those of `track`: where
                 a training window zooms in.
         """
@@ -157,18 +182,18 @@ class References:
         points, sizes = track.part_points(), track.body_size()
         dense = any(part.motion == "dense" for part in self.parts)
         handles = track.handle_tensor() if dense else None
+        far = 1 - np.exp(-choice.distances / FAR)
         for t in range(len(track)):
-            found = np.zeros((chosen.shape[2], REFERENCE_CHANNELS, *shape), np.float32)
-            far = 1 - np.exp(-distances[t] / FAR)
+            found = np.zeros((choice.used.shape[2], REFERENCE_CHANNELS, *shape), np.float32)
+            shown = (choice.used[t], choice.before[t], choice.fading[t], far[t])
             if self.whole and not dense:
-                for canvas, used in zip(found, chosen[t].T, strict=True):
+                for canvas, used in zip(found, choice.used[t].T, strict=True):
                     self._backdrop(canvas, used, scale, shift)
             if handles is not None:
                 pieces = self._pieces(points[t], float(sizes[t]), shape)
-                now = handles[t : t + 1]
-                self._move_densely(found, pieces, chosen[t], far, now, scale, shift)
+                self._move_densely(found, pieces, shown, handles[t : t + 1], scale, shift)
             else:
-                self._move_parts(found, chosen[t], far, points[t], sum(scale) / 2)
+                self._move_parts(found, shown, points[t], sum(scale) / 2)
             found[:, :3] *= 1 / np.maximum(found[:, 3:4], VISIBLE)
             yield found
 
@@ -232,21 +257,28 @@ class References:
 
     def _move_densely(
         self, found: NDArray[np.float32],
-        pieces: list[tuple[slice, slice, NDArray[np.float32] | None]],
-        chosen: NDArray[np.int64], far: NDArray[np.float32], handles: torch.Tensor,
-        scale: tuple[float, float], shift: tuple[float, float],
+        pieces: list[tuple[slice, slice, NDArray[np.float32] | None]], shown: _Shown,
+        handles: torch.Tensor, scale: tuple[float, float], shift: tuple[float, float],
     ) -> None:  # fmt: skip
         """Composite faces, warped by their control points, over the canvas."""
+        used, before, fading, far = shown
         for p, (rows, columns, mask) in enumerate(pieces):
             if p and mask is None:
                 continue
-            for canvas, reference in zip(found, map(int, chosen[p]), strict=True):
-                if reference < 0:
+
+            def warped(reference: int) -> NDArray[np.float32]:
+                return self._dense(reference, handles, scale, shift, rows, columns)  # noqa: B023
+
+            for canvas, r, old, share in zip(found, used[p], before[p], fading[p], strict=True):
+                if r < 0:
                     continue
-                layer = self._dense(reference, handles, scale, shift, rows, columns)
+                layer, away = warped(int(r)), float(far[p, r])
+                if old >= 0 and share > 0:
+                    layer = layer + share * (warped(int(old)) - layer)
+                    away += float(share * (far[p, old] - far[p, r]))
                 if mask is not None:
                     layer = layer * mask[..., None]
-                _lay_over(canvas, layer, columns.start, rows.start, float(far[p, reference]))
+                _lay_over(canvas, layer, columns.start, rows.start, away)
 
     @cached_property
     def _handles(self) -> torch.Tensor:
@@ -291,17 +323,31 @@ class References:
     # ------------------------------------------------------------ bodies
 
     def _move_parts(
-        self, found: NDArray[np.float32], chosen: NDArray[np.int64], far: NDArray[np.float32],
-        points: NDArray[np.float32], scale: float,
-    ) -> None:  # fmt: skip
+        self, found: NDArray[np.float32], shown: _Shown, points: NDArray[np.float32], scale: float
+    ) -> None:
         """Composite parts, warped to their points, over the canvas, from back to front."""
-        parts, slots = np.nonzero(chosen >= 0)
-        references = chosen[parts, slots]
-        before = self._points[references]
-        matrices, good = self._rig.transforms(parts, before, points, scale=scale)
-        for p, k, r, matrix, fits in zip(parts, slots, references, matrices, good, strict=True):
-            if fits:
-                _move(found[k], self._cut_out(int(p), int(r)), matrix, float(far[p, r]))
+        used, before, fading, far = shown
+        # What fades out comes first: the layer of its successor is blended with it.
+        both = np.stack([np.where(fading > 0, before, -1), used], axis=-1)
+        parts, slots, order = np.nonzero((both >= 0) & (used >= 0)[..., None])
+        references = both[parts, slots, order]
+        matrices, good = self._rig.transforms(parts, self._points[references], points, scale=scale)
+        size = (found.shape[2], found.shape[3])
+        leaving: dict[int, _Layer] = {}
+        for p, k, new, r, matrix, fits in zip(
+            parts.tolist(), slots.tolist(), order.tolist(), references.tolist(), matrices, good,
+            strict=True,
+        ):  # fmt: skip
+            layer = _moved(self._cut_out(p, r), matrix, size, float(far[p, r])) if fits else None
+            if not new:
+                if layer is not None:
+                    leaving[k] = layer
+                continue
+            old = leaving.pop(k, None)
+            if old is not None:
+                layer = _faded(old, layer, float(fading[p, k]))
+            if layer is not None:
+                _lay_over(found[k], *layer)
 
     @cached_property
     def _rig(self) -> Rig:
@@ -336,28 +382,47 @@ class References:
         return found
 
 
-def _move(
-    canvas: NDArray[np.float32], cut: tuple[NDArray[np.float32], int, int],
-    matrix: NDArray[np.float64], far: float,
-) -> None:  # fmt: skip
-    """Lay a part over a canvas [5, H, W]; `cut` is of `References._cut_out`."""
+# A layer [h, w, 4], colours times alpha; its left, its top, its distance.
+_Layer = tuple[NDArray[np.float32], int, int, float]
+
+
+def _moved(
+    cut: tuple[NDArray[np.float32], int, int], matrix: NDArray[np.float64],
+    size: tuple[int, int], far: float,
+) -> _Layer | None:  # fmt: skip
+    """A part (`References._cut_out`) where it lies in a picture of `size`; None: outside."""
     patch, left, top = cut
     if not patch.size:
-        return
-    height, width = canvas.shape[1:]
+        return None
     (a, b, u), (c, d, v) = matrix.tolist()
     box = left, left + patch.shape[1], top, top + patch.shape[0]
-    x0, x1 = _range(a, b, u, box, width)
-    y0, y1 = _range(c, d, v, box, height)
+    x0, x1 = _range(a, b, u, box, size[1])
+    y0, y1 = _range(c, d, v, box, size[0])
     if x1 <= x0 or y1 <= y0:
-        return
+        return None
     placed = matrix.copy()
     placed[:, 2] += matrix[:, :2] @ (left, top) - (x0, y0)
-    moved: NDArray[Any] = cv2.warpAffine(
+    layer: NDArray[Any] = cv2.warpAffine(
         patch, _centred(placed), (x1 - x0, y1 - y0), flags=cv2.INTER_LINEAR,
         borderMode=cv2.BORDER_CONSTANT,
     )  # fmt: skip
-    _lay_over(canvas, moved, x0, y0, far)
+    return layer, x0, y0, far
+
+
+def _faded(old: _Layer, new: _Layer | None, share: float) -> _Layer:
+    """`share` of one layer and the rest of another, over the box of both."""
+    weighted = [(old, share)] if new is None else [(old, share), (new, 1 - share)]
+    left = min(x for (_, x, _, _), _ in weighted)
+    top = min(y for (_, _, y, _), _ in weighted)
+    right = max(x + layer.shape[1] for (layer, x, _, _), _ in weighted)
+    bottom = max(y + layer.shape[0] for (layer, _, y, _), _ in weighted)
+    both = np.zeros((bottom - top, right - left, 4), np.float32)
+    for (layer, x, y, _), weight in weighted:
+        both[y - top : y - top + layer.shape[0], x - left : x - left + layer.shape[1]] += (
+            np.float32(weight) * layer
+        )
+    far = sum(weight * away for (_, _, _, away), weight in weighted)
+    return both, left, top, far / sum(weight for _, weight in weighted)
 
 
 def _range(
@@ -416,25 +481,33 @@ def _apart(now: NDArray[np.float32], known: NDArray[np.float32]) -> NDArray[np.f
 class Chooser:
     """Which reference each part of each candidate is from, frame after frame.
 
-    A reference that is in use stays until another is clearly nearer, and keeps its candidate:
-    choices do not flicker. The choice for a frame follows from the frames before it.
+    A reference that is in use stays until another is clearly nearer, keeps its candidate, and
+    fades into its successor: choices neither flicker nor pop. The choice for a frame follows from
+    the frames before it.
     """
 
     def __init__(self, references: References, count: int, *, banned: Any = ()) -> None:
         """`count` is K; `banned` references are never chosen."""
         self.references, self.count = references, count
         self.usable = np.setdiff1d(np.arange(len(references)), np.asarray(banned, np.int64))
-        self.last = np.full((len(references.parts), count), -1, np.int64)
+        shape = (len(references.parts), count)
+        self.last, self.before = np.full((2, *shape), -1, np.int64)
+        self.age = np.zeros(shape, np.int64)  # frames since it changed
 
-    def __call__(self, track: Track) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """[T, P, K] references, -1 where there are too few; [T, P, R] their distances."""
+    def __call__(self, track: Track) -> Choice:
+        """The choice for T frames, that follow those of the call before."""
         distances = self.references.distances(track)
-        chosen = np.empty((len(track), *self.last.shape), np.int64)
+        used = np.empty((len(track), *self.last.shape), np.int64)
+        before, fading = used.copy(), np.empty(used.shape, np.float32)
         for t, away in enumerate(distances):
-            for p, row in enumerate(away):
-                self.last[p] = self._next(self.last[p], row)
-            chosen[t] = self.last
-        return chosen, distances
+            now = np.stack([self._next(*row) for row in zip(self.last, away, strict=True)])
+            changed = now != self.last
+            self.before = np.where(changed, self.last, self.before)
+            self.age = np.where(changed, 1, self.age + 1)
+            self.last = now
+            used[t], before[t] = now, self.before
+            fading[t] = np.where(self.before >= 0, np.maximum(1 - self.age / FADE, 0), 0)
+        return Choice(used, before, fading, distances)
 
     def _next(self, last: NDArray[np.int64], away: NDArray[np.float32]) -> NDArray[np.int64]:
         favoured = away.copy()

@@ -46,7 +46,7 @@ class Augmentation(Config):
     """How strongly training windows are varied. All at 0, and scale at [1, 1]: not at all."""
 
     placed: Unit  # probability that a window is zoomed and shifted; else it is shown whole
-    flip: Unit  # probability of mirroring
+    flip: Unit | None  # probability of mirroring; None, until `open_windows` has settled it: never
     scale: Annotated[tuple[float, float], AfterValidator(_zoom)]  # zoom, log-uniform
     shift: Unit  # share of the room that zoom and aspect leave; 0 stays in the middle
     colour: Unit  # brightness, contrast, saturation, hue
@@ -93,7 +93,7 @@ class Placement:
     ) -> Self:
         """One drawn at random; takes five numbers from `generator` whatever the settings."""
         placed, flip, zoom, x, y = generator.random(5)
-        flipped = bool(flip < augmentation.flip)
+        flipped = bool(flip < (augmentation.flip or 0))
         if placed >= augmentation.placed:
             return cls(source, size, _box(source, size, grain), flipped, grain)
         low, high = augmentation.scale

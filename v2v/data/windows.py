@@ -545,16 +545,13 @@ class Windows:
         if draw.index is not None and self.augmentation is not None:
             chance = self._random(draw.index, _REFERENCES).random(self.candidates)
             kept = chance >= self.augmentation.reference_drop
-        chosen, distances = chooser(track)
-        chosen = np.where(kept, chosen, -1)
+        choice = chooser(track).only(kept)
         scale = place.scale[0] / plain.scale[0], place.scale[1] / plain.scale[1]
         shift = (
             (plain.box[0] - place.box[0]) * place.scale[0],
             (plain.box[1] - place.box[1]) * place.scale[1],
         )
-        for t, warped in enumerate(
-            references.candidates(track, chosen, distances, scale=scale, shift=shift)
-        ):
+        for t, warped in enumerate(references.candidates(track, choice, scale=scale, shift=shift)):
             if draw.placement.flip:
                 warped = np.ascontiguousarray(warped[..., ::-1])
             if colour is not None:

@@ -30,6 +30,7 @@ class Rendered:
 
     frame: Tensor
     synthesised: Tensor | None = None
+    alone: Tensor | None = None
     warped: Tensor | None = None
     flow: Tensor | None = None
     occlusion: Tensor | None = None
@@ -115,7 +116,12 @@ class Objective(nn.Module):
         if rendered.synthesised is not None and rendered.occlusion is not None:
             # What the past covers would not be trained, and is needed where it ends.
             pictures["synthesised/"] = (s.synthesised, rendered.synthesised)
+        if rendered.alone is not None:
+            # Where references are at hand nothing would be learned of what none of them shows.
+            pictures["alone/"] = (s.alone, rendered.alone)
         for prefix, (share, picture) in pictures.items():
+            if not share:
+                continue
             picture = picture.flatten(0, 1)
             if s.l1:
                 weighted[f"{prefix}l1"] = (share * s.l1, (picture.float() - real).abs().mean())

@@ -37,6 +37,8 @@ REGIONS = {  # which boxes a crop critic looks at
     "hands": ("left_hand", "right_hand"),
 }
 
+MIRRORED = 0.5  # of the training windows, where references are mirrored with them
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -95,6 +97,9 @@ def open_windows(
     )  # fmt: skip
     if "references" in extras:
         windows.references = _references(settings, stores, windows, plates is not None)
+        if windows.references and settings.augment.flip is None:
+            # Beside mirrored references the mirrored person is no other: twice as many poses.
+            windows.augmentation = settings.augment.model_copy(update={"flip": MIRRORED})
     return windows
 
 
