@@ -383,6 +383,18 @@ def test_the_core_sees_of_the_past_what_nothing_else_tells(
     assert made.plan.generator["past"] == made.generator.past == past
 
 
+@pytest.mark.parametrize(
+    "values, flip",
+    [({}, 0.5), ({"augment.flip": 0.0}, 0.0), ({"generator.references": "off"}, None)],
+)
+def test_a_person_is_mirrored_beside_mirrored_references_only(
+    values: dict[str, Any], flip: float | None, dance: Path, small_settings: Settings
+) -> None:
+    made = trainer(small_settings(**values), dance)
+    assert made.windows.augmentation is not None
+    assert made.windows.augmentation.flip == flip
+
+
 TEMPORAL = ["temporal_1", "temporal_3", "temporal_9"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from training_settings import SMALL
 
@@ -75,3 +76,19 @@ def test_the_past_is_copied_where_it_is_nearer_than_what_is_synthesised() -> Non
 def test_before_the_plate_neither_picture_matters() -> None:
     nothing = torch.zeros(1, 1, 1, 16, 16)
     assert occlusion(0.1, nothing) == occlusion(0.9, nothing) == 0
+
+
+def test_what_is_synthesised_answers_for_itself_where_references_cover_it() -> None:
+    settings = load_config(TrainSettings, "train", "train-pose", values=SMALL)
+    frames = torch.zeros(1, 1, 3, 16, 16)
+    chunk = Batch(frames=frames, signals=frames, clip=torch.zeros(1, dtype=torch.int64))
+
+    def loss(alone: torch.Tensor | None) -> float:
+        total, _ = Objective(settings.losses).for_generator(
+            Rendered(frame=frames, synthesised=frames, alone=alone), chunk,
+            before_real=None, before_fake=None, judgements={},
+        )  # fmt: skip
+        return float(total)
+
+    assert loss(None) == pytest.approx(loss(frames), abs=1e-4)
+    assert loss(frames + 0.5) > loss(frames) + 0.1

@@ -89,7 +89,8 @@ class References:
     track: Track
     frames: NDArray[np.int64]
     whole: bool = False
-    _cut: dict[tuple[int, int], Any] = field(default_factory=dict, repr=False, compare=False)
+    # What is made of a reference once: by what it is, and the number of the reference.
+    _made: dict[tuple[str, int], Any] = field(default_factory=dict, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -114,7 +115,7 @@ class References:
 
         return replace(
             self, pictures=resize(self.pictures), masks=resize(self.masks),
-            track=self.track.scaled(size[1], size[0]), _cut={},
+            track=self.track.scaled(size[1], size[0]), _made={},
         )  # fmt: skip
 
     def arrays(self) -> dict[str, NDArray[Any]]:
@@ -218,12 +219,12 @@ class References:
 
     def _emptied(self, reference: int) -> NDArray[np.uint8]:
         """A reference without its person: a smooth guess in their place."""
-        key = (reference, -1)
-        if key not in self._cut:
+        key = ("emptied", reference)
+        if key not in self._made:
             hole = cv2.dilate((self.masks[reference] > 32).astype(np.uint8), np.ones((5, 5)))
             picture = self.pictures[reference]
-            self._cut[key] = cv2.inpaint(picture, hole, 3, cv2.INPAINT_TELEA)
-        emptied: NDArray[np.uint8] = self._cut[key]
+            self._made[key] = cv2.inpaint(picture, hole, 3, cv2.INPAINT_TELEA)
+        emptied: NDArray[np.uint8] = self._made[key]
         return emptied
 
     # ------------------------------------------------------------ faces
@@ -312,12 +313,12 @@ class References:
 
     def _premultiplied(self, reference: int) -> NDArray[np.float32]:
         """[H, W, 4] RGB times alpha, and alpha; alpha is 1 where the whole frame counts."""
-        key = (reference, -2)
-        if key not in self._cut:
+        key = ("premultiplied", reference)
+        if key not in self._made:
             mask = self.masks[reference].astype(np.float32) / 255
             alpha = np.ones_like(mask)[..., None] if self.whole else mask[..., None]
-            self._cut[key] = np.concatenate([self.pictures[reference] * alpha, alpha], axis=-1)
-        found: NDArray[np.float32] = self._cut[key]
+            self._made[key] = np.concatenate([self.pictures[reference] * alpha, alpha], axis=-1)
+        found: NDArray[np.float32] = self._made[key]
         return found
 
     # ------------------------------------------------------------ bodies
@@ -357,29 +358,31 @@ class References:
     def _points(self) -> NDArray[np.float32]:
         return self.track.part_points()
 
-    def _cut_out(self, part: int, reference: int) -> tuple[NDArray[np.float32], int, int]:
-        """[h, w, 4] a part of a reference, colours times alpha; its left and top."""
-        key = (reference, part)
-        if key not in self._cut:
+    def _cut_out(self, part: int, reference: int) -> _Patch:
+        key = ("parts", reference)
+        if key not in self._made:
             size = float(self.track.body_size()[reference])
             own = regions(self.parts, self._points[reference], size, self.size)
             alphas = own * (self.masks[reference].astype(np.float32) / 255)
             picture = self.pictures[reference].astype(np.float32)
-            for number, alpha in enumerate(alphas):
-                rows, columns = np.flatnonzero(alpha.any(axis=1)), np.flatnonzero(alpha.any(axis=0))
-                if not len(rows):
-                    self._cut[reference, number] = (np.empty((0, 0, 4), np.float32), 0, 0)
-                    continue
-                box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-                shown = alpha[box][..., None]
-                # A rim of nothing, so that what is interpolated at the edge fades out.
-                patch = np.pad(
-                    np.concatenate([picture[box] * shown, shown], axis=-1),
-                    ((1, 1), (1, 1), (0, 0)),
-                )
-                self._cut[reference, number] = (patch, int(columns[0]) - 1, int(rows[0]) - 1)
-        found: tuple[NDArray[np.float32], int, int] = self._cut[key]
+            self._made[key] = [_patch(picture, alpha) for alpha in alphas]
+        found: _Patch = self._made[key][part]
         return found
+
+
+# A part [h, w, 4] of a reference, colours times alpha; its left and top.
+_Patch = tuple[NDArray[np.float32], int, int]
+
+
+def _patch(picture: NDArray[np.float32], alpha: NDArray[np.float32]) -> _Patch:
+    """What `alpha` [H, W] shows of a picture, with a rim of nothing: its edge fades out."""
+    rows, columns = np.flatnonzero(alpha.any(axis=1)), np.flatnonzero(alpha.any(axis=0))
+    if not len(rows):
+        return np.empty((0, 0, 4), np.float32), 0, 0
+    box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    shown = alpha[box][..., None]
+    patch = np.concatenate([picture[box] * shown, shown], axis=-1)
+    return np.pad(patch, ((1, 1), (1, 1), (0, 0))), int(columns[0]) - 1, int(rows[0]) - 1
 
 
 # A layer [h, w, 4], colours times alpha; its left, its top, its distance.
@@ -387,10 +390,9 @@ _Layer = tuple[NDArray[np.float32], int, int, float]
 
 
 def _moved(
-    cut: tuple[NDArray[np.float32], int, int], matrix: NDArray[np.float64],
-    size: tuple[int, int], far: float,
-) -> _Layer | None:  # fmt: skip
-    """A part (`References._cut_out`) where it lies in a picture of `size`; None: outside."""
+    cut: _Patch, matrix: NDArray[np.float64], size: tuple[int, int], far: float
+) -> _Layer | None:
+    """A part where it lies in a picture of `size` (H, W); None: outside."""
     patch, left, top = cut
     if not patch.size:
         return None
