@@ -119,7 +119,7 @@ def carried(now: Tensor, before: Tensor, size: tuple[int, int]) -> Tensor:
         across, down = near(0, size[1]), near(1, size[0])  # [B, K, W], [B, K, H]
         terms = torch.cat([gone, seen[..., None].float()], dim=-1)  # [B, K, 3]
         weighted = (terms[..., None] * down[:, :, None]).flatten(2)  # [B, K, 3 H]
-        sums = (weighted.mT @ across).unflatten(1, (3, size[0]))
+        sums = (weighted.mT @ across).reshape(-1, 3, *size)
         return sums[:, :2] / (sums[:, 2:] + AT_REST)
 
 

@@ -178,7 +178,7 @@ class Windows:
         multiple: int = 16,
         cache: int = 512,
         plates: Sequence[Plate | None] | None = None,
-        candidates: int = 2,
+        candidates: int = 1,
     ) -> None:
         if not clips:
             raise UsageError("no clip to train on", hint="name one or more clip stores")
