@@ -185,7 +185,7 @@ class GeneratorOutput(Tensors):
 
     frame: Tensor  # [B, 3, H, W]
     synthesised: Tensor | None = None  # [B, 3, H, W] the frame if nothing came from the past
-    alone: Tensor | None = None  # [B, 3, H, W] if nothing came from references either
+    synthesis_only: Tensor | None = None  # [B, 3, H, W] without past frames and references
     warped: Tensor | None = None  # [B, 3, H, W] the newest past frame, moved by `flow`
     flow: Tensor | None = None  # [B, 2, H, W]
     occlusion: Tensor | None = None  # [B, 1, H, W] 1 where the frame is synthesised

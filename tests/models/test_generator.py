@@ -380,15 +380,17 @@ def test_what_a_reference_does_not_show_is_synthesised():
     assert found == pytest.approx(-1, abs=5e-3)
 
 
-def test_what_is_synthesised_alone_has_nothing_of_the_references():
+def test_synthesis_only_has_nothing_of_the_references():
     generator = SequentialGenerator(channels=3, arch=PRESETS["mobile"], scales=1, references=2)
     far = candidates_of()
     far[:, :, :3] = 0.9
     condition = Condition(signals=torch.zeros(1, 3, 32, 32), references=far)
     output = generator(condition, GeneratorState.nothing(condition))
-    assert output.alone is not None and output.synthesised is not None
+    assert output.synthesis_only is not None and output.synthesised is not None
     # A young network trusts its references.
-    assert (output.synthesised - 0.9).abs().mean() < 0.3 * (output.alone - 0.9).abs().mean()
+    assert (output.synthesised - 0.9).abs().mean() < 0.3 * (
+        output.synthesis_only - 0.9
+    ).abs().mean()
 
 
 def test_references_reach_the_picture_at_every_scale():

@@ -83,9 +83,9 @@ def test_what_is_synthesised_answers_for_itself_where_references_cover_it() -> N
     frames = torch.zeros(1, 1, 3, 16, 16)
     chunk = Batch(frames=frames, signals=frames, clip=torch.zeros(1, dtype=torch.int64))
 
-    def loss(alone: torch.Tensor | None) -> float:
+    def loss(picture: torch.Tensor | None) -> float:
         total, _ = Objective(settings.losses).for_generator(
-            Rendered(frame=frames, synthesised=frames, alone=alone), chunk,
+            Rendered(frame=frames, synthesised=frames, synthesis_only=picture), chunk,
             before_real=None, before_fake=None, judgements={},
         )  # fmt: skip
         return float(total)

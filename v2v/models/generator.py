@@ -484,14 +484,15 @@ class SequentialGenerator(nn.Module):
         plate: Tensor | None,
         references: Tensor | None,
     ) -> GeneratorOutput:
-        synthesised, occlusion, matte, alone = _within(said[:, :3]), None, None, None
+        synthesised, occlusion, matte = _within(said[:, :3]), None, None
+        synthesis_only = None
         place = 3 + 3 * self.prior
         if self.prior:
             # Equation 6 of arXiv 1808.06601; its m_B is 1 - matte.
             matte = torch.sigmoid(said[:, -1:])
             synthesised = matte * _within(said[:, 3:6]) + (1 - matte) * synthesised
         if references is not None:
-            alone = synthesised
+            synthesis_only = synthesised
             synthesised = _chosen(synthesised, references.float(), said[:, place:])
             place += self.references
         frame = synthesised
@@ -507,10 +508,11 @@ class SequentialGenerator(nn.Module):
             behind = (1 - matte) * plate[:, :3]
             # Both: what is synthesised must be right where it is seen, and nowhere else.
             frame, synthesised = matte * frame + behind, matte * synthesised + behind
-            alone = None if alone is None else matte * alone + behind
+            if synthesis_only is not None:
+                synthesis_only = matte * synthesis_only + behind
         return GeneratorOutput(
-            frame=frame, synthesised=synthesised, alone=alone, warped=warped, flow=flow,
-            occlusion=occlusion, matte=matte,
+            frame=frame, synthesised=synthesised, synthesis_only=synthesis_only, warped=warped,
+            flow=flow, occlusion=occlusion, matte=matte,
         )  # fmt: skip
 
 

@@ -163,7 +163,7 @@ class Unroll(nn.Module):
             self.generator, conditions, past, corrupt=corrupt, recompute=self.recompute
         )
         outputs, states = zip(*rolled, strict=True)
-        names = ("frame", "synthesised", "alone", "warped", "flow", "occlusion", "matte")
+        names = ("frame", "synthesised", "synthesis_only", "warped", "flow", "occlusion", "matte")
         stacked = {
             name: torch.stack([getattr(o, name) for o in outputs], dim=1)
             for name in names

@@ -30,7 +30,7 @@ class Rendered:
 
     frame: Tensor
     synthesised: Tensor | None = None
-    alone: Tensor | None = None
+    synthesis_only: Tensor | None = None
     warped: Tensor | None = None
     flow: Tensor | None = None
     occlusion: Tensor | None = None
@@ -116,9 +116,9 @@ class Objective(nn.Module):
         if rendered.synthesised is not None and rendered.occlusion is not None:
             # What the past covers would not be trained, and is needed where it ends.
             pictures["synthesised/"] = (s.synthesised, rendered.synthesised)
-        if rendered.alone is not None:
-            # Where references are at hand nothing would be learned of what none of them shows.
-            pictures["alone/"] = (s.alone, rendered.alone)
+        if rendered.synthesis_only is not None:
+            # References cover the synthesised picture, which would then receive little gradient.
+            pictures["synthesis_only/"] = (s.synthesis_only, rendered.synthesis_only)
         for prefix, (share, picture) in pictures.items():
             if not share:
                 continue

@@ -55,7 +55,7 @@ class LossSettings(Config):
     perceptual_weight: Weight
     l1: Weight
     synthesised: Weight  # of the image losses on the picture before the past is blended in
-    alone: Weight  # and on what is synthesised, before references are
+    synthesis_only: Weight  # of the image losses on the synthesised picture without references
     flow: Weight  # predicted against reference flow
     warp_real: Weight  # real frames, moved by the predicted flow
     warp_generated: Weight  # generated frames, moved by the reference flow
