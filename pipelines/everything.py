@@ -143,7 +143,7 @@ def _digest(given: Path) -> str:
 
 
 def _target(target: Path, task: str, size: int, data: Path, report: Reporter) -> Source:
-    """The clip to train on: with a person mask for the background, and flow to steady it."""
+    """The clip to train on: with mask and camera for the background, and flow to steady it."""
     values: dict[str, Any] = {"frames.crop": "face"} if task == "face" else {}
     if not (target / CLIP_FILE).is_file():
         seen = probe(target)
@@ -151,7 +151,7 @@ def _target(target: Path, task: str, size: int, data: Path, report: Reporter) ->
         if min(seen.upright_width, seen.upright_height) > stored or task == "face":
             values["frames.size"] = stored
     return open_source(
-        target, [task, "segmentation", "flow"], values=values, data=data, report=report
+        target, [task, "segmentation", "flow", "camera"], values=values, data=data, report=report
     )
 
 

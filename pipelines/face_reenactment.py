@@ -16,6 +16,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.camera_path import camera_path
 from pipelines.model import Trained
 from pipelines.rendering import Drive, Rendering
 from pipelines.retarget_face import (
@@ -73,6 +74,7 @@ class FaceReenactment:
         neutral: float | None = None,
         stay: bool = True,
         clip: str | None = None,
+        camera: str = "still",
         report: Reporter | None = None,
     ) -> Rendering:
         """The model's face, moved as the one in `source`.
@@ -89,6 +91,7 @@ class FaceReenactment:
             stay: weaken the translation where the head would leave the part of the picture that
                 it was in while training.
             clip: which of the model's clips to look like.
+            camera: of `CAMERA_PATHS`: what the camera does.
 
         Raises what `open_source` raises; `ConfigError`, `UnknownName` for strengths and parts.
         """
@@ -96,7 +99,9 @@ class FaceReenactment:
         number = self.trained.clip_number(clip)
         look = self.trained.look(number)
         target = self.target(number)
-        driven = open_source(source, [SIGNAL], start=start, end=end, report=report)
+        wanted = [SIGNAL, "camera"] if camera == "source" else [SIGNAL]
+        driven = open_source(source, wanted, start=start, end=end, report=report)
+        path = camera_path(self.trained, number, driven, camera)
         driver = Face.measure(
             lambda: _meshes(driven.store, 0, len(driven.store)),
             neutral=self._neutral(driven, target, number, neutral),
@@ -121,17 +126,18 @@ class FaceReenactment:
         placement = self.trained.placement(number)
 
         def tracks(first: int, stop: int) -> Sequence[Track]:
-            return [placement.track(motion(first, stop))]
+            return [path.track(placement.track(motion(first, stop)), first)]
 
         drive = Drive(
             pipeline="face re-enactment", count=len(driven), rate=driven.rate, tracks=tracks,
             settings={
                 "start": driven.start, "neutral": driver.neutral, "absolute": absolute,
                 "strengths": asdict(strengths), "parts": dict(parts or {}), "clip": number,
+                "camera": camera,
                 "signal": driven.store.record.signals[SIGNAL].model_dump(mode="json"),
             },
             source=driven.name, source_sha256=driven.sha256, pictures=driven.pictures,
-            sound=driven.sound, notes=tuple(notes),
+            sound=driven.sound, notes=tuple(notes), behind=path.behind,
         )  # fmt: skip
         return Rendering(self.trained, drive, look)
 

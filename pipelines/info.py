@@ -106,10 +106,16 @@ def _model(folder: Path) -> dict[str, Any]:
         "clips": [
             f"{clip.name} ({clip.source}, frames {clip.trained[0]} to {clip.trained[1]} of"
             f" {clip.frames} at {float(Fraction(clip.fps)):.4g} fps"
-            f"{', still camera' if clip.still else ''})"
-            for clip in record.clips
+            f"{_camera(clip.still, number in model.backgrounds)})"
+            for number, clip in enumerate(record.clips)
         ],
         **({"references": references} if references else {}),
         "training": {k: v for k, v in record.training.items() if k != "settings"},
         "note": record.synthetic,
     }  # fmt: skip
+
+
+def _camera(still: bool, followed: bool) -> str:
+    if followed:
+        return ", a camera that moves: its background is a mosaic"
+    return ", still camera" if still else ""

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from v2v.checkpoint import MODEL_FILE, REFERENCES, Model, load_model
+from v2v.data.plate import Backgrounds
 from v2v.data.references import Chooser, as_condition, reference_signal
 from v2v.data.store import ClipStore, file_record
 from v2v.data.transforms import Placement, grain_of
@@ -22,6 +23,8 @@ from v2v.models.baselines.pix2pixhd import Clusters, pick_features
 from v2v.models.generator import SequentialGenerator
 from v2v.native import cpu_has_bf16
 from v2v.signals import Track
+from v2v.signals._landmarks import planes
+from v2v.signals.camera import carry
 from v2v.signals.segmentation import LabelTrack
 from v2v.types import Condition
 
@@ -156,6 +159,8 @@ class Trained:
     def remembered(self, clip: int, signal: str, kind: str = "points") -> NDArray[np.float32]:
         """Points of a signal, or their depth, that it was trained on, in that clip's stored pixels.
 
+        Where the camera moved, as one that stands still in the middle of its views sees them.
+
         Raises `CheckpointInvalid` for a model that does not remember them.
         """
         found = self.model.statistics.get(f"{clip}.{signal}.{kind}")
@@ -165,7 +170,24 @@ class Trained:
                 f"{self.name} does not remember the {what} it was trained on",
                 hint="train it again with this version of v2v",
             )
-        return np.asarray(found.numpy())
+        values = np.asarray(found.numpy())
+        backgrounds, frames = self.model.backgrounds.get(clip), f"{clip}.frames"
+        if backgrounds is None or kind != "points" or frames not in self.model.statistics:
+            return values
+        return self._steadied(values, backgrounds, self.model.statistics[frames].numpy(), clip)
+
+    def _steadied(
+        self, points: NDArray[np.float32], backgrounds: Backgrounds, frames: NDArray[np.int64],
+        clip: int,
+    ) -> NDArray[np.float32]:  # fmt: skip
+        """Points [T, N, ...] of training frames as a camera that stands still sees them."""
+        place = self.placement(clip).matrix
+        cameras = backgrounds.track.homography
+        still = np.linalg.inv(place) @ cameras[backgrounds.middle]
+        steadied = np.array(points)
+        for rows, frame in zip(steadied, frames, strict=True):
+            rows[:, :2] = carry(still @ np.linalg.inv(cameras[frame]) @ place, rows[:, :2])
+        return steadied
 
     def remembered_frames(self, clip: int, store: ClipStore) -> NDArray[np.int64] | None:
         """Which frames of a store the model remembers, if it is the clip that it was trained on."""
@@ -200,18 +222,27 @@ class Trained:
         return tracks[names.index(signal)]
 
     def conditions(
-        self, tracks: Sequence[Track], look: Look, chooser: Chooser | None = None
-    ) -> Condition:
+        self, tracks: Sequence[Track], look: Look, chooser: Chooser | None = None,
+        behind: NDArray[np.uint8] | None = None,
+    ) -> Condition:  # fmt: skip
         """What n frames are rendered from, [n, ...], their signals given in the model's pixels.
 
         Args:
             chooser: of references, that has seen the frames before; without one the frames are not
                 rendered, but given.
+            behind: uint8 [n, H, W, 4] the background of each frame, where the camera moves: RGB,
+                and 255 where it is known.
         """
         height, width = self.size
         signals = torch.cat([track.tensor(height, width) for track in tracks], dim=1)
         count = len(signals)
         plate = self.model.plates.get(look.clip)
+        if plate is not None:
+            plate = plate[None].expand(count, -1, -1, -1)
+        if plate is not None and behind is not None:
+            plate = torch.empty(count, 4, height, width)
+            planes(behind[..., :3], plate[:, :3].numpy())
+            plate[:, 3] = torch.from_numpy(behind[..., 3]).float().div_(255)
         instances = features = None
         maps = next((t for t in tracks if isinstance(t, LabelTrack)), None)
         if maps is not None and (self.clusters or maps.instances is not None):
@@ -237,7 +268,7 @@ class Trained:
         return Condition(
             signals=signals, references=references,
             clip=torch.full((count,), look.clip, dtype=torch.int64),
-            plate=None if plate is None else plate[None].expand(count, -1, -1, -1),
+            plate=plate,
             style=None if look.picture is None else look.picture[None].expand(count, -1, -1, -1),
             instances=instances, features=features,
             handles=torch.cat([track.handle_tensor() for track in tracks], dim=1),

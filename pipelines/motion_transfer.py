@@ -16,6 +16,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.camera_path import camera_path, steadied
 from pipelines.model import Trained
 from pipelines.pose_range import outside
 from pipelines.rendering import Drive, Rendering
@@ -58,6 +59,7 @@ class MotionTransfer:
         end: float | None = None,
         retarget: str = "limbs",
         clip: str | None = None,
+        camera: str = "still",
         report: Reporter | None = None,
     ) -> Rendering:
         """The model's person, moving as the one in `source`.
@@ -68,6 +70,7 @@ class MotionTransfer:
             retarget: of `RETARGETS`: limbs gives the target's bone lengths to the source's
                 skeleton, global only its size and place, none leaves it as filmed.
             clip: which of the model's clips to look like.
+            camera: of `CAMERA_PATHS`: what the camera does.
 
         Raises what `open_source` raises; `NothingFound` where nobody is in the range.
         """
@@ -76,7 +79,9 @@ class MotionTransfer:
         report = report or Silent()
         number = self.trained.clip_number(clip)
         look = self.trained.look(number)
-        driven = open_source(source, [SIGNAL], start=start, end=end, report=report)
+        wanted = [SIGNAL, "camera"] if camera == "source" else [SIGNAL]
+        driven = open_source(source, wanted, start=start, end=end, report=report)
+        path = camera_path(self.trained, number, driven, camera)
         known, use = self.remembered(number), self.trained.model.record.clips[number]
         rate = float(driven.rate)
         moved = self.skeletons(driven, retarget, number)
@@ -93,7 +98,8 @@ class MotionTransfer:
         def tracks(first: int, stop: int) -> Sequence[Track]:
             points = moved[first:stop]
             filled = np.zeros(points.shape[:2], np.bool_)
-            return [placement.track(PoseTrack(points, filled, use.width, use.height))]
+            track = placement.track(PoseTrack(points, filled, use.width, use.height))
+            return [path.track(track, first)]
 
         beyond = outside(moved, known, rate, width=use.width, height=use.height)
         notes += told(beyond, lambda frame: driven.seconds(driven.start + frame))
@@ -101,10 +107,11 @@ class MotionTransfer:
             pipeline="motion transfer", count=len(driven), rate=driven.rate, tracks=tracks,
             settings={
                 "start": driven.start, "retarget": retarget, "clip": number,
+                "camera": camera,
                 "signal": driven.store.record.signals[SIGNAL].model_dump(mode="json"),
             },
             source=driven.name, source_sha256=driven.sha256, pictures=driven.pictures,
-            sound=driven.sound, notes=tuple(notes),
+            sound=driven.sound, notes=tuple(notes), behind=path.behind,
         )  # fmt: skip
         return Rendering(self.trained, drive, look)
 
@@ -116,7 +123,7 @@ class MotionTransfer:
         use, size = self.trained.model.record.clips[clip], driven.size
         rate = float(driven.rate)
         # Measured on all of the source, not only on what is rendered: longer is surer.
-        whole = cast(PoseTrack, driven.store.track(SIGNAL)).points
+        whole = steadied(cast(PoseTrack, driven.store.track(SIGNAL)).points, driven)
         known = self.remembered(clip)
         target = Body.measure(known, use.width, use.height, _rate(known, use))
         frames = self.trained.remembered_frames(clip, driven.store)

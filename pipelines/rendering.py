@@ -70,6 +70,9 @@ class Drive:
     sound: Sound | None = None
     before: Callable[[], GeneratorState] | None = None  # the state to start from, if not nothing
     notes: tuple[str, ...] = ()  # what the user should know
+    # Frames i to k -> uint8 [n, H, W, 4] the background of each, RGB and 255 where it is known;
+    # None: as a camera that stands still sees it.
+    behind: Callable[[int, int], NDArray[np.uint8]] | None = None
 
 
 @dataclass(frozen=True)
@@ -238,8 +241,10 @@ class Rendering:
                 tracks = self.drive.tracks(start, min(start + CHUNK, first))
                 chooser(self.trained.reference_track(tracks))
         for start in range(first, len(self), CHUNK):
-            tracks = self.drive.tracks(start, min(start + CHUNK, len(self)))
-            yield tracks, self.trained.conditions(tracks, self.look, chooser)
+            stop = min(start + CHUNK, len(self))
+            tracks = self.drive.tracks(start, stop)
+            behind = None if self.drive.behind is None else self.drive.behind(start, stop)
+            yield tracks, self.trained.conditions(tracks, self.look, chooser, behind)
 
     # ------------------------------------------------------------ a video
 

@@ -96,6 +96,8 @@ def preprocess(
     """
     began = time.monotonic()
     extractors = {name: load_extractor(name) for name in signals}  # wrong names fail first
+    needed = {name for kind in extractors.values() for name in kind.after} - set(extractors)
+    extractors = {name: load_extractor(name) for name in sorted(needed)} | extractors
     is_store = (source / CLIP_FILE).is_file()
     if is_store and output is not None and output.resolve() != source.resolve():
         raise UsageError(
@@ -108,7 +110,7 @@ def preprocess(
         for partial in folder.glob(".*.partial"):  # a process was killed while it wrote them
             discard(partial) if partial.is_dir() else remove(partial)
         try:
-            job = _Job(folder, footage, settings, overwrite, report or Silent())
+            job = _Job(folder, footage, settings, overwrite, report or Silent(), needed)
             outcome = job.run(extractors)
         except V2VError:
             _sweep(lock)
@@ -170,7 +172,9 @@ class _Job:
         settings: PreprocessSettings,
         overwrite: bool,
         report: Reporter,
+        needed: set[str],  # signals that nobody asked for, and others are made from
     ) -> None:
+        self.needed = needed
         self.folder = folder
         self.work = folder / WORK
         self.footage = footage
@@ -232,6 +236,8 @@ class _Job:
         assert self.record is not None
         if name not in self.record.signals:
             return False
+        if name in self.needed:
+            return True
         there = self.record.signals[name].settings
         asked = signal_settings(self.settings, name, extractor)
         if there == asked or (not self.overwrite and asked == signal_settings(DEFAULTS(), name)):
@@ -270,23 +276,29 @@ class _Job:
             else:
                 todo[name] = extractor
 
-        workers = [
-            _Worker(
-                name, extractor, self._parts_folder(name, extractor), context.count, self.report
-            )
-            for name, extractor in todo.items()
-        ]
-        self._pass(frames, workers)
-        if frames is not None:
-            self.record = self._finish_frames(frames)
+        made: list[str] = []
+        # What is made from other signals comes in a pass of its own, once they are finished.
+        first = {name: extractor for name, extractor in todo.items() if not extractor.after}
+        later = {name: extractor for name, extractor in todo.items() if extractor.after}
+        for growing, chosen in ((frames, first), (None, later)):
+            workers = [
+                _Worker(
+                    name, extractor, self._parts_folder(name, extractor), context.count,
+                    self.report,
+                )
+                for name, extractor in chosen.items()
+            ]  # fmt: skip
+            if growing is not None or workers:
+                self._pass(growing, workers)
+            if growing is not None:
+                self.record = self._finish_frames(growing)
+            for worker in workers:
+                problem = worker.error or self._finish_signal(worker)
+                if problem is None:
+                    made.append(worker.name)
+                else:
+                    failed[worker.name] = problem
         assert self.record is not None
-        made = []
-        for worker in workers:
-            problem = worker.error or self._finish_signal(worker)
-            if problem is None:
-                made.append(worker.name)
-            else:
-                failed[worker.name] = problem
         preview = self.settings.preview
         if preview.enabled and (made or frames or not (self.folder / "preview.mp4").exists()):
             write_preview(ClipStore.open(self.folder), preview.side, self.report)
@@ -333,7 +345,7 @@ class _Job:
             rate=plan.rate, count=len(plan), geometry=geometry, sources=plan.sources,
             source_frames=self.footage.frames,
             upright=(self.footage.upright_width, self.footage.upright_height),
-            names=tuple(file.name for file in self.footage.images),
+            names=tuple(file.name for file in self.footage.images), folder=self.folder,
         )  # fmt: skip
 
     def _context_of(self, record: ClipRecord) -> ClipContext:
@@ -354,6 +366,7 @@ class _Job:
             count=frames.count, geometry=geometry, sources=sources,
             source_frames=record.source.frames, upright=upright,
             names=tuple(file.name for file in self.footage.images) if self.footage else (),
+            folder=self.folder,
         )  # fmt: skip
 
     @staticmethod

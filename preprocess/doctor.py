@@ -8,6 +8,7 @@ right are the picture's.
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,6 +30,7 @@ from preprocess.pose import (
 )
 from preprocess.shots import find_cuts, thumbnail
 from preprocess.tracks import Follower
+from v2v.data.plate import background_plate
 from v2v.data.probe import Probe, probe
 from v2v.data.store import CLIP_FILE, ClipStore
 from v2v.data.video import FramePlan, PixelReader, plan_frames, plan_geometry, read_upright
@@ -73,7 +75,7 @@ def examine(path: Path, report: Reporter) -> FootageReport:
         blurred=_blurred(np.array(look.softness)),
         cuts=tuple(round(float(c) / rate, 2) for c in cuts),
         activity=round(float(np.mean(look.changes or [0.0])), 3),
-        camera=_camera(look, cuts),
+        camera=_followed(_camera(look, cuts), store),
         person=_person(look, source),
         face=_face(look, source),
     )
@@ -388,6 +390,17 @@ def _camera(look: _Look, cuts: Array) -> Camera:
     moving = float(((speed > STILL) & (np.array(within) > least)).mean())
     state: Literal["still", "moving"] = "moving" if moving > 0.1 else "still"
     return Camera(state, round(moving, 3), round(float(np.median(speed)), 4))
+
+
+def _followed(camera: Camera, store: ClipStore | None) -> Camera:
+    """With what the store's `camera` signal says, where it has one."""
+    if store is None or "camera" not in store.signals:
+        return camera
+    plate = background_plate(store)
+    return replace(
+        camera, followed=store.record.signals["camera"].coverage,
+        explained=None if plate is None else plate.still,
+    )  # fmt: skip
 
 
 def _person(look: _Look, source: Probe) -> Person | None:

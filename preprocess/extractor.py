@@ -54,6 +54,7 @@ class ClipContext:
     source_frames: int
     upright: tuple[int, int]
     names: tuple[str, ...] = ()
+    folder: Path | None = None  # of the store
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class Extractor(ABC):
     """Takes one signal from frames. Life: (begin, step..., end) for each part, then finish."""
 
     signal: ClassVar[str]
+    after: ClassVar[tuple[str, ...]] = ()  # signals it is made from, and the frames as stored
     backend: str
     version: str
 

@@ -44,6 +44,10 @@ class Camera:
     state: Literal["still", "moving", "unclear"]  # unclear: too little of a background
     moving: float  # share of the samples in which the background moves
     speed: float  # median shift of the background, in widths (longer sides) a second
+    # Of a store with the `camera` signal: the share of frames in which it was followed, and
+    # whether one picture, moved with the camera, explains the background.
+    followed: float | None = None
+    explained: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -139,6 +143,9 @@ class FootageReport:
         yield "shots", f"{len(self.cuts) + 1}" + (f" (cuts at {cuts})" if self.cuts else "")
         c = self.camera
         detail = f", in {c.moving:.0%} of the samples" if c.state == "moving" else ""
+        if c.followed is not None:
+            how = "explained" if c.explained else "not explained by one picture"
+            detail += f"; followed in {c.followed:.0%} of the frames, background {how}"
         yield (
             "camera",
             "unclear, too little background detail to tell"
@@ -232,7 +239,10 @@ def _for_pose(seen: FootageReport) -> Reasons:
         text = f"{person.coverage:.0%} of the space of poses"
         reasons.append((_grade(person.coverage, 0.2, 0.4), text))
     if seen.camera.state == "moving":
-        reasons.append(("usable", "the camera moves"))
+        fine = seen.camera.explained
+        reasons.append(
+            ("good", "the camera moves and is followed") if fine else ("usable", "the camera moves")
+        )
     if person.others > 0.2:
         reasons.append(("usable", f"other people in {person.others:.0%} of the frames"))
     return reasons + _common(seen)
@@ -248,7 +258,10 @@ def _for_face(seen: FootageReport) -> Reasons:
         (_grade(face.width_px, 64, 160), f"the face is {face.width_px} pixels wide"),
         (_grade(float(np.ptp(face.mouth)), 0.05, 0.2), _opens(face)),
         (_grade(turns, 0, 15), f"the head turns by {turns:.0f} degrees"),
-        (_grade(seen.camera.state != "moving", 0, 1), f"camera {seen.camera.state}"),
+        (
+            _grade(seen.camera.state != "moving" or bool(seen.camera.explained), 0, 1),
+            f"camera {seen.camera.state}",
+        ),
         *_common(seen),
     ]
 
@@ -269,6 +282,26 @@ def _for_prediction(seen: FootageReport) -> Reasons:
     if seen.activity < 0.1:
         reasons.append((_grade(seen.activity, 0.02, 0.1), "almost nothing moves"))
     return reasons + _common(seen)[1:]  # its length is judged by frames
+
+
+def _advice_on_camera(camera: Camera) -> Iterator[str]:
+    if camera.followed is None:
+        yield (
+            f"the camera moves in {camera.moving:.0%} of the samples: have it followed, with"
+            " --signal camera beside the others (v2v run does), and the background stays sharp;"
+            " a tripod is better still"
+        )
+    elif camera.followed < 0.9:
+        yield (
+            f"the camera could be followed in {camera.followed:.0%} of the frames only: pan more"
+            " slowly, and keep more of the background in view"
+        )
+    elif not camera.explained:
+        yield (
+            "no single picture explains the background: others move in it, or it lies at several"
+            " depths and the camera travels; stand still and only turn the camera, or film before"
+            " a wall"
+        )
 
 
 def _advice(seen: FootageReport) -> Iterator[str]:
@@ -293,10 +326,7 @@ def _advice(seen: FootageReport) -> Iterator[str]:
     if facts.lost:
         yield f"{facts.lost} frames cannot be decoded and are held over; export the file again"
     if seen.camera.state == "moving" and (person or face):
-        yield (
-            f"the camera moves in {seen.camera.moving:.0%} of the samples: put it on a tripod, or"
-            " expect a background that swims; frame prediction does not mind"
-        )
+        yield from _advice_on_camera(seen.camera)
     if seen.blurred > 0.2:
         yield (
             f"{seen.blurred:.0%} of the frames are blurred: use more light, a shutter of 1/250 s"

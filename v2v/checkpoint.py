@@ -3,7 +3,8 @@
     runs/b/model/
       model.json               what the model is: signals, size, generator, clips, provenance
       generator.safetensors    its weights (the moving average of training)
-      plates.safetensors       the background of each clip, where the camera stood still
+      plates.safetensors       the background of each clip, from a camera that stands still
+      backgrounds.safetensors  where the camera moved: mosaics, and how it moved
       statistics.safetensors   what transfer must know of the training footage, e.g. its poses
 
     runs/b/checkpoints/00001200/
@@ -26,12 +27,14 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Annotated, Any, Self
 
+import numpy as np
 import torch
 from pydantic import Field, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from v2v.data.plate import Backgrounds, Mosaic
 from v2v.data.references import (
     References,
     read_references,
@@ -56,11 +59,14 @@ from v2v.records import (
 )
 from v2v.signals import load_signal
 from v2v.signals._base import check_values
+from v2v.signals.camera import Camera, CameraTrack
 
 FORMAT = 1
 MODEL_FILE = "model.json"
 CHECKPOINT_FILE = "checkpoint.json"
 REFERENCES = "references"  # folder of pictures
+BACKGROUNDS = "backgrounds.safetensors"
+CAMERA_LAYOUT = Camera.layout
 MOST_PIXELS = 1 << 25  # of a model's frames: 7680x4320
 
 
@@ -157,6 +163,7 @@ class Model:
     plates: dict[int, Tensor] = field(default_factory=dict)  # clip -> [4, H, W] as in `Condition`
     statistics: dict[str, Tensor] = field(default_factory=dict)  # "0.pose.points" [T, 75, 3], ...
     references: dict[int, References] = field(default_factory=dict)  # by clip
+    backgrounds: dict[int, Backgrounds] = field(default_factory=dict)  # where the camera moved
 
     def __repr__(self) -> str:
         record = self.record
@@ -184,6 +191,8 @@ def save_model(folder: Path, model: Model) -> None:
                 arrays |= {f"{clip}.{name}": v for name, v in references.arrays().items()}
             tensors = {name: torch.from_numpy(value.copy()) for name, value in arrays.items()}
             save_file(plain(tensors), partial / REFERENCES / "points.safetensors")
+        if model.backgrounds:
+            write_backgrounds(partial / BACKGROUNDS, model.backgrounds)
         write_json(partial / MODEL_FILE, model.record.model_dump(mode="json"))
 
 
@@ -216,6 +225,7 @@ def load_model(path: str | Path, *, device: torch.device | str = "cpu") -> Model
         plates={clip: plate.to(device) for clip, plate in _read_plates(plates, record).items()},
         statistics=_read_statistics(statistics, record),
         references=_read_references(folder / REFERENCES, record),
+        backgrounds=_read_backgrounds(folder / BACKGROUNDS, record),
     )
 
 
@@ -255,6 +265,71 @@ def _read_plates(path: Path, record: ModelRecord) -> dict[int, Tensor]:
     if not set(needed) <= set(found):
         raise CheckpointInvalid(f"{path} lacks the background of a clip", hint=RESTORE)
     return found
+
+
+def write_backgrounds(path: Path, backgrounds: Mapping[int, Backgrounds]) -> None:
+    """Mosaics, and the camera of each clip's frames, in the model's pixels."""
+    arrays: dict[str, Any] = {}
+    for clip, found in backgrounds.items():
+        for name in CAMERA_LAYOUT:
+            arrays[f"{clip}.{name}"] = getattr(found.track, name)
+        for first, mosaic in found.mosaics.items():
+            arrays[f"{clip}.{first}.picture"] = mosaic.picture
+            arrays[f"{clip}.{first}.place"] = np.array([*mosaic.corner, *mosaic.scale])
+    save_file({n: torch.from_numpy(np.array(v)).contiguous() for n, v in arrays.items()}, path)
+
+
+def _read_backgrounds(path: Path, record: ModelRecord) -> dict[int, Backgrounds]:
+    """Of the clips whose camera moved. Raises `CheckpointInvalid`."""
+    if not _is_there(path):
+        return {}
+    tensors = read_tensors(path, missing=True)
+    clips = sorted({name.partition(".")[0] for name in tensors})
+    found = {}
+    for clip in clips:
+        own = {
+            name.removeprefix(f"{clip}."): value.numpy()
+            for name, value in tensors.items()
+            if name.startswith(f"{clip}.")
+        }
+        try:
+            if not clip.isdecimal() or int(clip) >= len(record.clips):
+                raise ValueError(f"{clip!r} is no clip of the model")
+            found[int(clip)] = _background(own, record.height, record.width)
+        except ValueError as error:
+            raise CheckpointInvalid(f"{path}: {error}", hint=RESTORE) from error
+    return found
+
+
+def _background(arrays: dict[str, Any], height: int, width: int) -> Backgrounds:
+    """Raises `ValueError` for arrays that are not those of a clip's backgrounds."""
+    count = len(arrays.get("reference", ()))
+    for name, (kind, shape) in CAMERA_LAYOUT.items():
+        values = arrays.get(name)
+        if values is None or values.dtype != kind or values.shape != (count, *shape) or not count:
+            raise ValueError(f"{name} must be {kind} {[count, *shape]}")
+        if name != "residual" and not np.isfinite(values).all():
+            raise ValueError(f"{name} has values that are not finite")
+    mosaics = {}
+    for name in arrays:
+        first, _, kind = name.partition(".")
+        if kind != "picture":
+            continue
+        picture, place = arrays[name], arrays.get(f"{first}.place")
+        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 4:
+            raise ValueError(f"{name} must be a picture, uint8 [h, w, 4]")
+        if place is None or place.dtype != np.float64 or place.shape != (4,):
+            raise ValueError(f"{first}.place must be float64 [4]")
+        if not np.isfinite(place).all() or (place[2:] <= 0).any() or not first.isdecimal():
+            raise ValueError(f"{first}.place must be finite, its scale more than 0")
+        x, y, across, down = place.tolist()
+        mosaics[int(first)] = Mosaic(picture, (x, y), (across, down))
+    track = CameraTrack(
+        arrays["homography"], arrays["reference"], arrays["residual"], width, height
+    )
+    if not any((track.present() & (track.reference == first)).any() for first in mosaics):
+        raise ValueError("no frame of the camera is of a mosaic")
+    return Backgrounds({first: mosaics[first] for first in sorted(mosaics)}, track)
 
 
 def _read_references(folder: Path, record: ModelRecord) -> dict[int, References]:

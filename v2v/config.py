@@ -120,6 +120,10 @@ class FlowSettings(Config):
     device: str
 
 
+class CameraSettings(Config):
+    side: Annotated[int, Field(ge=128, le=4096)]
+
+
 class PreviewSettings(Config):
     enabled: bool
     side: Annotated[int, Field(ge=64, le=2160)]
@@ -131,6 +135,7 @@ class PreprocessSettings(Config):
     face: FaceSettings
     segmentation: SegmentationSettings
     flow: FlowSettings
+    camera: CameraSettings
     preview: PreviewSettings
     plugins: dict[str, dict[str, Any]] = {}  # settings of signals from installed packages
 

@@ -65,12 +65,17 @@ class Batch(Tensors):
     )
     occlusion: Tensor | None = None  # [B, T, 1, H, W]; the first frame of a window is all 1
     foreground: Tensor | None = None  # [B, T, 1, H, W] 1 on the person
-    plate: Tensor | None = None  # [B, 4, H, W] background, RGB and where it is known (1)
+    # [B, T or 1, 4, H, W] background, RGB and where it is known (1); one for all frames where no
+    # camera moves.
+    plate: Tensor | None = None
     style: Tensor | None = None  # [B, 3, H, W] another frame of the same clip
     instances: Tensor | None = None  # [B, T, 1, H, W] int64 instance ids
     boxes: Tensor | None = None  # [B, T, K, 4] x0, y0, x1, y1 pixels of face, hands; NaN where none
     handles: Tensor | None = None  # [B, T, N, 3] x, y, radius in pixels; all 0 where not seen
     references: Tensor | None = None  # [B, T, K, 5, H, W], see `Condition`
+    # [B, T, K, 3, h, w] how each candidate is to be moved still, in pixels of h x w, and how far
+    # that is known (0 to 1): see `v2v.data.references.residual_motion`.
+    residual: Tensor | None = None
 
     def __post_init__(self) -> None:
         shape = self.frames.shape
@@ -95,15 +100,23 @@ class Batch(Tensors):
         """Frames `start` to `stop` of every window."""
         timed = (
             "frames", "signals", "flow", "occlusion", "foreground", "instances", "boxes", "handles",
-            "references",
+            "references", "residual",
         )  # fmt: skip
         cut = {n: v[:, start:stop] for n in timed if (v := getattr(self, n)) is not None}
+        if self.plate is not None and self.plate.shape[1] > 1:
+            cut["plate"] = self.plate[:, start:stop]
         return replace(self, **cut)
+
+    def _plate(self, index: int) -> Tensor | None:
+        if self.plate is None:
+            return None
+        return self.plate[:, min(index, self.plate.shape[1] - 1)]
 
     def condition(self, index: int) -> Condition:
         """What the generator may know of frame `index`."""
         return Condition(
-            signals=self.signals[:, index], clip=self.clip, plate=self.plate, style=self.style,
+            signals=self.signals[:, index], clip=self.clip, style=self.style,
+            plate=self._plate(index),
             instances=None if self.instances is None else self.instances[:, index],
             handles=None if self.handles is None else self.handles[:, index],
             references=None if self.references is None else self.references[:, index],
@@ -190,4 +203,5 @@ class GeneratorOutput(Tensors):
     flow: Tensor | None = None  # [B, 2, H, W]
     occlusion: Tensor | None = None  # [B, 1, H, W] 1 where the frame is synthesised
     matte: Tensor | None = None  # [B, 1, H, W] 1 where the plate is covered
+    residual: Tensor | None = None  # [B, K, 2, h, w] how references are moved still, in its pixels
     auxiliary: Tensor | None = None  # [] a loss of the model's own (SPADE's KL divergence)

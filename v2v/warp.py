@@ -80,7 +80,10 @@ def moved(frame: Tensor, flow: Tensor) -> Tensor:
 AT_REST = 0.1  # the weight of staying where it is; a handle's own is 1 at its place
 
 
-def carried(now: Tensor, before: Tensor, size: tuple[int, int]) -> Tensor:
+def carried(
+    now: Tensor, before: Tensor, size: tuple[int, int], *, at_rest: float = AT_REST,
+    rounds: int = 0,
+) -> Tensor:  # fmt: skip
     """Flow from where the points of a signal are to where they were: handles carry what is near.
 
     The mean of the handles' displacements and of rest, each handle weighted by a Gaussian around
@@ -91,6 +94,9 @@ def carried(now: Tensor, before: Tensor, size: tuple[int, int]) -> Tensor:
         now, before: [B, K, 3] x, y, radius (standard deviation of the Gaussian) in pixels; radius
             0 where a handle is not seen. One that is missing in either carries nothing.
         size: (H, W).
+        at_rest: the weight of rest: small, and what is far from all handles moves as the nearest.
+        rounds: of twicing (Tukey 1977): what the mean leaves of each handle's displacement at its
+            own place is added to it. Without any, lips that part move by less than they should.
 
     Returns:
         [B, 2, H, W].
@@ -108,6 +114,13 @@ def carried(now: Tensor, before: Tensor, size: tuple[int, int]) -> Tensor:
         seen = (now[..., 2] > 0) & (before[..., 2] > 0)
         gone = torch.where(seen[..., None], before[..., :2] - now[..., :2], 0)
         sharpness = 0.5 / now[..., 2].clamp(min=1e-3).square()
+        if rounds:
+            apart = (now[:, :, None, :2] - now[:, None, :, :2]).square().sum(-1)  # [B, at, handle]
+            share = torch.exp(-(apart * sharpness[:, None]).clamp(max=30)) * seen[:, None]
+            share = share / (share.sum(-1, keepdim=True) + at_rest)
+            wanted = gone
+            for _ in range(rounds):
+                gone = gone + seen[..., None] * (wanted - share @ gone)
 
         def near(axis: int, length: int) -> Tensor:
             centres = torch.arange(length, device=now.device) + 0.5
@@ -120,7 +133,7 @@ def carried(now: Tensor, before: Tensor, size: tuple[int, int]) -> Tensor:
         terms = torch.cat([gone, seen[..., None].float()], dim=-1)  # [B, K, 3]
         weighted = (terms[..., None] * down[:, :, None]).flatten(2)  # [B, K, 3 H]
         sums = (weighted.mT @ across).reshape(-1, 3, *size)
-        return sums[:, :2] / (sums[:, 2:] + AT_REST)
+        return sums[:, :2] / (sums[:, 2:] + at_rest)
 
 
 def compose(later: Tensor, earlier: Tensor) -> Tensor:

@@ -11,10 +11,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
 
 from pipelines.evaluation.clips import Measured, measured_clips
 from pipelines.evaluation.detectors import Detector, Footage, detectors_for, find
@@ -33,6 +37,7 @@ from v2v.evaluation.statistics import FEWEST, Summary, known, summary
 from v2v.evaluation.verdict import Place, compare, order
 from v2v.evaluation.vmaf import ffmpeg_with_vmaf, vmaf
 from v2v.files import remove, workplace
+from v2v.images import read_picture
 from v2v.progress import Reporter, Silent
 from v2v.signals.segmentation import LabelTrack
 from v2v.weights import have_weights
@@ -148,6 +153,7 @@ def evaluate(
     frames: int = FRAMES,
     drift: int = DRIFT,
     device: str = "auto",
+    region: str | None = None,
     detectors: Mapping[str, Callable[[], Detector]] | None = None,
     report: Reporter | None = None,
 ) -> Evaluation:
@@ -163,6 +169,9 @@ def evaluate(
         name: what the model's row is called; by default the run's name.
         frames: of each clip, at most.
         drift: how long the model runs on where a clip has fewer frames; 0: no drift is told.
+        region: what is measured: "x0,y0,x1,y1" in pixels of the clip's frames, or a mask picture
+            of their shape, bright where it counts. Elsewhere every row is taken as right: captions
+            and logos can be left out.
         detectors: what looks at the frames again, by name; by default what the model's signals
             call for.
 
@@ -194,6 +203,11 @@ def evaluate(
         notes = warnings + notes
         films = [_render(rows, clip, room / str(i), report) for i, clip in enumerate(clips)]
         equipment, unavailable = _equipment(trained, clips[0], detectors)
+        if region is not None:
+            chosen, said = read_region(region, clips)
+            equipment = replace(equipment, tools=replace(equipment.tools, region=chosen))
+            unavailable["vmaf"] = "it measures whole pictures, and a region was chosen"
+            notes.append(said)
         courses, sets = _measure(rows, clips, films, equipment, unavailable, room, report)
         summaries = _summaries(rows, clips, courses, sets, drift=drift > 0)
         notes += _warnings(clips, sets, drift=drift > 0)
@@ -214,6 +228,50 @@ def evaluate(
             for file in written:
                 (room / file).replace(folder / file)
     return found
+
+
+def read_region(region: str, clips: Sequence[Measured]) -> tuple[NDArray[np.bool_], str]:
+    """[H, W] what is measured, in the model's pixels, and a sentence on it. Raises `UsageError`."""
+    placement = clips[0].placement
+    if any(clip.placement != placement for clip in clips):
+        raise UsageError(
+            "--region wants clips of one size", hint="measure them one by one: --data STORE"
+        )
+    height, width = placement.source
+    mask = np.zeros((height, width), np.uint8)
+    numbers = region.split(",")
+    if len(numbers) == 4 and all(_is_whole(number) for number in numbers):
+        x0, y0, x1, y1 = (int(number) for number in numbers)
+        if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
+            raise UsageError(
+                f"--region {region} is not inside the frames of {width}x{height}",
+                hint=f"give x0,y0,x1,y1 with x0 < x1 <= {width} and y0 < y1 <= {height}",
+            )
+        mask[y0:y1, x0:x1] = 255
+    else:
+        if not Path(region).is_file():
+            raise UsageError(
+                f"--region {region} is neither four numbers nor a picture",
+                hint="give x0,y0,x1,y1 in pixels, or a mask picture, bright where it counts",
+            )
+        picture = read_picture(Path(region))
+        mask = np.asarray(
+            cv2.resize(picture.max(axis=2), (width, height), interpolation=cv2.INTER_NEAREST),
+            np.uint8,
+        )
+    chosen = np.asarray(np.asarray(placement.picture(mask)) > 127)
+    if not chosen.any():
+        raise UsageError(
+            f"--region {region} shows nothing to measure", hint="let it be bright where it counts"
+        )
+    return chosen, (
+        f"only {chosen.mean():.0%} of the picture is measured (--region {region}); elsewhere every"
+        " row counts as right, so that compare figures with none but those of this region"
+    )
+
+
+def _is_whole(text: str) -> bool:
+    return text.strip().isascii() and text.strip().isdigit()
 
 
 def _default_folder(trained: Trained) -> Path:

@@ -26,7 +26,7 @@ from pipelines.model import Trained, find_model
 from pipelines.rendering import Drive, Rendering
 from pipelines.source import open_source
 from v2v.checkpoint import MODEL_FILE, ClipUse
-from v2v.data.plate import background_plate
+from v2v.data.plate import Backgrounds, background_plate
 from v2v.data.probe import probe
 from v2v.data.references import COUNTS, Chooser, References, gather, reference_signal
 from v2v.data.store import ClipStore
@@ -87,9 +87,17 @@ def rendering(trained: Trained, clip: Measured) -> Rendering:
     def tracks(first: int, stop: int) -> Sequence[Track]:
         return [clip.track(name, first, stop) for name in names]
 
+    backgrounds = trained.model.backgrounds.get(look) if clip.held_out else None
+
+    def behind(first: int, stop: int) -> NDArray[np.uint8]:
+        """What the camera of the footage saw."""
+        assert backgrounds is not None
+        return np.stack([backgrounds.of(int(frame)) for frame in clip.order[first:stop]])
+
     drive = Drive(
         pipeline="evaluation", count=len(clip.order), rate=clip.store.rate, tracks=tracks,
         settings={}, source=clip.name, source_sha256=_sha(clip),
+        behind=None if backgrounds is None else behind,
     )  # fmt: skip
     return Rendering(trained, drive, trained.look(look))
 
@@ -253,6 +261,7 @@ class Warped:
     references: References
     signal: str  # that of the references
     background: Picture | None  # RGB [H, W, 3]; None: that of the reference is shown
+    backgrounds: Backgrounds | None = None  # of each frame, where the camera moves
 
     @classmethod
     def of(cls, trained: Trained, look: int) -> Warped:
@@ -278,16 +287,22 @@ class Warped:
                 hint="leave warped out of --against",
             )
         background = np.asarray(placement.picture(plate.picture)) if plate and still else None
-        return cls(references, signal, background)
+        backgrounds = plate.backgrounds if plate and still else None
+        placed = None if backgrounds is None else backgrounds.placed(placement)
+        return cls(references, signal, background, placed)
 
     def __call__(self, clip: Measured) -> Iterator[Picture]:
         chooser = Chooser(self.references, 1)
-        behind = np.zeros(3, np.float32) if self.background is None else self.background
+        behind: NDArray[Any] = (
+            np.zeros(3, np.float32) if self.background is None else self.background
+        )
         for place in range(clip.count):
             track = clip.track(self.signal, place, place + 1)
             (found,) = self.references.candidates(track, chooser(track))
             pictures = found[0].transpose(1, 2, 0)
             alpha = pictures[..., 3:4]
+            if self.backgrounds is not None and clip.held_out:
+                behind = self.backgrounds.of(int(clip.order[place]))[..., :3]
             shown = pictures[..., :3] * alpha + behind * (1 - alpha)
             yield np.clip(np.rint(shown), 0, 255).astype(np.uint8)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from v2v.data.plate import LEAST, _median, background_plate
+from v2v.data.plate import LARGEST, LEAST, _median, background_plate
+from v2v.data.transforms import Placement
+from v2v.signals.camera import CameraTrack
 
 HEIGHT, WIDTH, COUNT = 48, 64, 40
 
@@ -27,7 +30,8 @@ class Filmed:
         self.pictures, self.person = frames, person
         spec = SimpleNamespace(spec={"classes": list(classes)})
         size = SimpleNamespace(height=frames.shape[1], width=frames.shape[2])
-        self.signals = {"segmentation"}
+        self.signals: Any = {"segmentation"}
+        self.camera: Any = None
         self.record = SimpleNamespace(signals={"segmentation": spec}, frames=size)
 
     def __len__(self) -> int:
@@ -36,7 +40,9 @@ class Filmed:
     def frames(self, start: int, stop: int) -> NDArray[np.uint8]:
         return self.pictures[start:stop]
 
-    def track(self, _: str, start: int, stop: int) -> Any:
+    def track(self, name: str, start: int = 0, stop: int | None = None) -> Any:
+        if name == "camera":
+            return self.camera[start:stop]
         labels = SimpleNamespace(labels=self.person[start:stop].astype(np.uint8))
         return SimpleNamespace(scaled=lambda *_: labels)
 
@@ -109,3 +115,111 @@ def test_the_median_is_that_of_what_is_free(count: int) -> None:
     with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
         truth = np.nan_to_num(np.nanmedian(holed, axis=0))
     assert np.array_equal(_median(frames, free), np.rint(truth).astype(np.uint8))
+
+
+# ---------------------------------------------------------------- a camera that moves
+
+
+def panned(speed: float) -> tuple[Filmed, Any]:
+    """A walk before a smooth wall that the camera pans over by whole pixels; and the wall."""
+    wide = WIDTH + int(speed * COUNT)
+    y, x = np.mgrid[:HEIGHT, :wide].astype(np.float32)
+    wave = 128 + 60 * np.sin(x / 5) * np.cos(y / 4) + 40 * np.cos(x / 11 + y / 7)
+    wall = np.repeat(wave[..., None], 3, axis=2).astype(np.uint8)
+    _, person = walk()
+    gone = np.rint(speed * np.arange(COUNT)).astype(int)
+    frames = np.stack([wall[:, g : g + WIDTH] for g in gone])
+    frames[person] = 128
+    filmed = Filmed(frames, person)
+    matrices = np.stack([np.array([[1.0, 0, -g], [0, 1, 0], [0, 0, 1]]) for g in gone])
+    filmed.camera = CameraTrack(
+        matrices, np.zeros(COUNT, np.int64), np.zeros(COUNT, np.float32), WIDTH, HEIGHT
+    )
+    filmed.signals = {"segmentation", "camera"}
+    return filmed, wall
+
+
+def test_a_mosaic_is_what_all_frames_saw_together() -> None:
+    filmed, wall = panned(1.0)
+    plate = plate_of(filmed)
+    assert plate.still and plate.deviation < 1 and plate.backgrounds is not None
+    (mosaic,) = plate.backgrounds.mosaics.values()
+    assert mosaic.picture.shape[:2] == (HEIGHT, WIDTH + COUNT - 1)
+    known = mosaic.picture[..., 3] > 0
+    assert known.mean() > 0.7
+    gap = np.abs(mosaic.picture[..., :3].astype(int) - wall[:, : WIDTH + COUNT - 1])
+    assert gap[known].max() <= 2
+
+
+def test_each_frame_sees_its_part_of_the_mosaic() -> None:
+    filmed, wall = panned(1.0)
+    backgrounds = plate_of(filmed).backgrounds
+    for t in (4, 20, 35):
+        seen = backgrounds.of(t)
+        known = seen[..., 3] == 255
+        gap = np.abs(seen[..., :3].astype(int) - wall[:, t : t + WIDTH])
+        assert known.mean() > 0.8 and gap[known].max() <= 2
+
+
+def test_a_camera_that_stands_still_keeps_its_plate_to_the_bit() -> None:
+    frames, person = walk()
+    plain = plate_of(Filmed(frames, person))
+    filmed = Filmed(frames, person)
+    filmed.camera = CameraTrack(
+        np.stack([np.eye(3)] * COUNT), np.zeros(COUNT, np.int64), np.zeros(COUNT, np.float32),
+        WIDTH, HEIGHT,
+    )  # fmt: skip
+    filmed.signals = {"segmentation", "camera"}
+    plate = plate_of(filmed)
+    assert plate.backgrounds is None
+    assert np.array_equal(plate.picture, plain.picture)
+    assert np.array_equal(plate.known, plain.known)
+
+
+def test_shots_have_mosaics_of_their_own() -> None:
+    filmed, _ = panned(1.0)
+    half = COUNT // 2
+    filmed.pictures[half:] = 255 - filmed.pictures[half:]
+    first = np.repeat([0, half], half)
+    matrices = filmed.camera.homography.copy()
+    matrices[half:] = matrices[half:] @ np.linalg.inv(matrices[half])
+    filmed.camera = replace(filmed.camera, homography=matrices, reference=first)
+    plate = plate_of(filmed)
+    assert plate.still and sorted(plate.backgrounds.mosaics) == [0, half]
+    seen = plate.backgrounds.of(half + 3)
+    known = seen[..., 3] == 255
+    gap = np.abs(seen[..., :3].astype(int) - filmed.pictures[half + 3])
+    assert gap[known & ~filmed.person[half + 3]].max() <= 2
+
+
+def test_a_camera_that_could_not_be_followed_is_not_used() -> None:
+    filmed, _ = panned(1.0)
+    filmed.camera = replace(filmed.camera, residual=np.full(COUNT, np.nan, np.float32))
+    plate = plate_of(filmed)
+    assert plate.backgrounds is None and not plate.still
+
+
+def test_a_mosaic_does_not_grow_without_end() -> None:
+    filmed, _ = panned(8.0)
+    plate = plate_of(filmed)
+    (mosaic,) = plate.backgrounds.mosaics.values()
+    assert mosaic.picture.shape[0] * mosaic.picture.shape[1] <= 1.1 * LARGEST * HEIGHT * WIDTH
+
+
+def test_what_a_mosaic_does_not_show_is_not_known() -> None:
+    filmed, _ = panned(1.0)
+    backgrounds = plate_of(filmed, 0, 10).backgrounds
+    seen = backgrounds.of(COUNT - 1)
+    assert not seen[:, -20:, 3].any() and seen[:, :20, 3].mean() > 100
+
+
+def test_a_mosaic_at_the_size_of_the_model() -> None:
+    """Shrunk and cut with the frames, it shows what they do."""
+    filmed, wall = panned(1.0)
+    made = plate_of(filmed).backgrounds
+    placement = Placement((HEIGHT, WIDTH), (24, 24), (8, 0, 48, 48))
+    seen = made.placed(placement).of(20)
+    truth = placement.picture(np.ascontiguousarray(wall[:, 20 : 20 + WIDTH]))
+    known = seen[..., 3] > 250
+    gap = np.abs(seen[..., :3].astype(int) - truth)[known]
+    assert known.mean() > 0.6 and gap.mean() < 4

@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from preprocess.extractor import write_arrays
+from v2v.data.plate import Backgrounds, Mosaic, Plate
 from v2v.data.references import gather
 from v2v.data.store import (
     SCHEMA,
@@ -48,6 +49,7 @@ from v2v.errors import (
     UnknownName,
     UsageError,
 )
+from v2v.signals.camera import CameraTrack
 from v2v.signals.flow import pack
 from v2v.signals.pose import LIMB_GROUPS, MIRROR, NAMES
 from v2v.signals.segmentation import CITYSCAPES
@@ -554,9 +556,45 @@ def test_flow_can_be_a_condition(scene):
     assert torch.equal(batch.signals, torch.cat([batch.flow, batch.occlusion], dim=2))
 
 
+def plate_of(picture: Any, known: Any) -> Plate:
+    return Plate(picture, known, 0.0, 0.0)
+
+
+def test_behind_a_camera_that_moves_is_its_part_of_the_mosaic(small):
+    """A noise wall that the camera pans over: every window shows just what its frames show."""
+    path = small("panned", labelled=True)
+    store = ClipStore.open(path)
+    height, width, count = 48, 64, len(store)
+    y, x = np.mgrid[:height, : width + 3 * count].astype(np.float32)
+    wave = 128 + 50 * np.sin(x / 9) + 40 * np.cos(y / 7 + x / 23)
+    wall = np.repeat(wave[..., None], 3, axis=2).astype(np.uint8)
+    matrices = np.stack([np.array([[1.0, 0, -3 * t], [0, 1, 0], [0, 0, 1]]) for t in range(count)])
+    track = CameraTrack(
+        matrices, np.zeros(count, np.int64), np.zeros(count, np.float32), width, height
+    )
+    mosaic = Mosaic(np.concatenate([wall, np.full_like(wall[..., :1], 255)], axis=-1), (0.0, 0.0))
+    made = Plate(wall[:, :width], wall[:, :width, 0], 0.0, 0.0, Backgrounds({0: mosaic}, track))
+    windows = Windows(
+        [path], ["segmentation"], seed=0, extras=("plate",), plates=[made], max_stride=2,
+        augmentation=augmentation(placed=0.8, flip=0.5, scale=(1.0, 1.3)),
+    )  # fmt: skip
+    for index in range(8):
+        draw = windows.draw(index, 3, 48)
+        batch = windows.load([draw])
+        assert batch.plate is not None and batch.plate.shape[1] == 3
+        for t, frame in enumerate(draw.frames):
+            truth = draw.placement.picture(np.ascontiguousarray(wall[:, 3 * frame :][:, :width]))
+            shown = (batch.plate[0, t, :3].permute(1, 2, 0) + 1) * 127.5
+            gap = np.abs(shown.numpy() - truth)[2:-2, 2:-2]
+            assert gap.mean() < 1.0 and gap.max() < 8, (index, t)
+            assert (batch.plate[0, t, 3, 2:-2, 2:-2] > 0.99).all()
+        assert torch.equal(batch.between(1, 3).plate, batch.plate[:, 1:3])
+        assert torch.equal(batch.condition(2).plate, batch.plate[:, 2])
+
+
 def test_colour_is_one_for_frames_plate_and_style(small):
     path = small("grey", labelled=True)
-    plate = np.full((48, 64, 3), 128, np.uint8), np.full((48, 64), 255, np.uint8)
+    plate = plate_of(np.full((48, 64, 3), 128, np.uint8), np.full((48, 64), 255, np.uint8))
     windows = Windows(
         [path], ["segmentation"], seed=0, augmentation=augmentation(colour=0.8),
         extras=("plate", "style"), plates=[plate],
@@ -567,8 +605,8 @@ def test_colour_is_one_for_frames_plate_and_style(small):
     assert levels.std(0).min() > 0.05  # windows differ
     assert levels.std(1).max() < 1e-3  # their frames do not
     assert torch.allclose(batch.style.mean((1, 2, 3)), levels[:, 0], atol=0.02)
-    assert torch.allclose(batch.plate[:, :3].mean((1, 2, 3)), levels[:, 0], atol=0.02)
-    assert (batch.plate[:, 3] == 1).all()
+    assert torch.allclose(batch.plate[:, 0, :3].mean((1, 2, 3)), levels[:, 0], atol=0.02)
+    assert (batch.plate[:, 0, 3] == 1).all()
 
 
 def test_a_plate_lies_under_its_frames(scene):
@@ -577,18 +615,19 @@ def test_a_plate_lies_under_its_frames(scene):
     known = np.zeros((HEIGHT, WIDTH), np.uint8)
     known[:, : WIDTH // 2] = 1
     windows = Windows(
-        [scene], ["pose"], seed=0, augmentation=WILD, extras=("plate",), plates=[(still, known)]
-    )
+        [scene], ["pose"], seed=0, augmentation=WILD, extras=("plate",),
+        plates=[plate_of(still, known)],
+    )  # fmt: skip
     assert windows.batch([0], 1, 48).flow is None
     for index in range(6):
         draw = replace(windows.draw(index, 1, 48), start=4)
         batch = windows.load([draw])
         assert batch.plate is not None
-        assert torch.equal(batch.plate[0, :3], batch.frames[0, 0])
+        assert torch.equal(batch.plate[0, 0, :3], batch.frames[0, 0])
         left = inverse(draw.placement)[..., 0] < WIDTH / 2 - 2
         right = inverse(draw.placement)[..., 0] > WIDTH / 2 + 2
-        assert (batch.plate[0, 3].numpy()[left] == 1).all()
-        assert (batch.plate[0, 3].numpy()[right] == 0).all()
+        assert (batch.plate[0, 0, 3].numpy()[left] == 1).all()
+        assert (batch.plate[0, 0, 3].numpy()[right] == 0).all()
     windows.plates[0] = None
     assert windows.batch([0], 1, 48).plate is None
 
@@ -641,7 +680,8 @@ def test_street_scenes_have_more_in_the_foreground_than_people(small):
 
 def everything(scene: Path, **changes: Any) -> Windows:
     varied = WILD.model_copy(update={"colour": 0.5, "drop": 0.1, "jitter": 3.0})
-    plate = ClipStore.open(scene).frames(0, 1)[0], np.full((HEIGHT, WIDTH), 255, np.uint8)
+    picture = ClipStore.open(scene).frames(0, 1)[0]
+    plate = plate_of(picture, np.full((HEIGHT, WIDTH), 255, np.uint8))
     values: dict[str, Any] = {
         "seed": 7, "augmentation": varied, "extras": EVERYTHING, "max_stride": 3, "plates": [plate]
     }  # fmt: skip

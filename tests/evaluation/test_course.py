@@ -77,6 +77,33 @@ def test_the_same_video_is_perfect() -> None:
         assert average(course[name]) > 0
 
 
+def test_outside_the_region_nothing_is_wrong() -> None:
+    real, region = footage(), np.zeros((HEIGHT, WIDTH), np.bool_)
+    region[:40] = True
+    captioned, worse = real.copy(), real.copy()
+    captioned[:, 50:] = 255 - captioned[:, 50:]
+    worse[:, 30:50] = 255 - worse[:, 30:50]
+    courses = run(real, {"captioned": captioned, "worse": worse}, Tools(region=region))
+    for name, value in {"psnr": 100, "ssim": 1, "sharpness": 1, "tof": 0, "flicker": 0}.items():
+        assert average(courses["captioned"][name]) == pytest.approx(value, abs=1e-6), name
+    assert average(courses["worse"]["psnr"]) < 20
+    whole = run(real, {"worse": worse})["worse"]
+    assert average(courses["worse"]["psnr"]) != pytest.approx(average(whole["psnr"]), abs=0.1)
+
+
+def test_person_and_background_are_told_apart() -> None:
+    real = footage()
+    labels = np.zeros(real.shape[:3], np.uint8)
+    labels[:, :, :30] = 1
+    wrong = real.copy()
+    wrong[:, :, 40:] = 255 - wrong[:, :, 40:]
+    videos = {"wrong": Video(iter(wrong), {"labels": labels})}
+    truth = Video(iter(real), {"labels": labels})
+    course = measure(truth, videos, count=COUNT, tools=Tools(person=1))["wrong"]
+    assert average(course["person_psnr"]) == 100
+    assert average(course["background_psnr"]) < 15
+
+
 def test_pieces_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     """Values are the same however the video is cut into pieces: neighbours are not lost."""
     real = footage()

@@ -368,7 +368,7 @@ def test_each_pixel_is_chosen_among_references():
     references, synthesised = candidates_of(), torch.full((1, 3, 32, 32), -1.0)
     logits = torch.full((1, 2, 32, 32), -30.0)
     logits[:, 1, :, 16:] = 30
-    found = _chosen(synthesised, references, logits)
+    found = _chosen(synthesised, references, logits, "parts")
     assert found[..., :16] == pytest.approx(-1, abs=1e-3)
     assert found[..., 16:] == pytest.approx(0.5, abs=1e-3)
 
@@ -376,7 +376,7 @@ def test_each_pixel_is_chosen_among_references():
 def test_what_a_reference_does_not_show_is_synthesised():
     references, synthesised = candidates_of(), torch.full((1, 3, 32, 32), -1.0)
     references[:, :, 3] = 0
-    found = _chosen(synthesised, references, torch.zeros(1, 2, 32, 32))
+    found = _chosen(synthesised, references, torch.zeros(1, 2, 32, 32), "parts")
     assert found == pytest.approx(-1, abs=5e-3)
 
 

@@ -481,3 +481,34 @@ def test_the_command(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert done.exit_code == 0, done.output
     assert "PSNR (dB)" in done.output and "report.html" in done.output
     assert all(name in BY_NAME for name in ("psnr", "tof"))
+
+
+# ---------------------------------------------------------------- a part of the picture
+
+
+def test_a_region_is_measured_alone(model: Path, tmp_path: Path) -> None:
+    whole = measured(model)
+    part = measured(model, region="0,0,32,24", output=tmp_path / "part")
+    assert part.summaries["b"]["psnr"].mean != whole.summaries["b"]["psnr"].mean
+    assert any("--region 0,0,32,24" in note for note in part.notes)
+    assert "region" in part.unavailable["vmaf"]
+    height, width = part.clips[0].placement.source
+    mask = np.zeros((height, width, 3), np.uint8)
+    mask[:24, :32] = 255
+    cv2.imwrite(str(tmp_path / "mask.png"), mask)
+    same = measured(model, region=str(tmp_path / "mask.png"), output=tmp_path / "same")
+    assert same.summaries["b"]["psnr"].mean == part.summaries["b"]["psnr"].mean
+
+
+@pytest.mark.parametrize(
+    ("region", "says"),
+    [
+        ("0,0,9999,10", "not inside the frames"),
+        ("10,10,10,20", "not inside the frames"),
+        ("no.png", "neither four numbers nor a picture"),
+        ("1,2,3", "neither four numbers nor a picture"),
+    ],
+)
+def test_a_region_that_cannot_be_is_refused(model: Path, region: str, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        measured(model, region=region)

@@ -18,9 +18,9 @@ HIDDEN = slice(4, 12)  # columns where the plate is unknown: behind the person, 
 def matte_loss(matte: torch.Tensor) -> float:
     settings = load_config(TrainSettings, "train", "train-pose", values=SMALL)
     frames = torch.zeros(1, 1, 3, 16, 16)
-    foreground, plate = torch.zeros(1, 1, 1, 16, 16), torch.ones(1, 4, 16, 16)
+    foreground, plate = torch.zeros(1, 1, 1, 16, 16), torch.ones(1, 1, 4, 16, 16)
     foreground[..., LEFT] = 1
-    plate[:, 3, :, HIDDEN] = 0
+    plate[:, :, 3, :, HIDDEN] = 0
     clip = torch.zeros(1, dtype=torch.int64)
     chunk = Batch(frames=frames, signals=frames, clip=clip, foreground=foreground, plate=plate)
     _, parts = Objective(settings.losses).for_generator(
@@ -54,7 +54,7 @@ def occlusion(m: float, matte: torch.Tensor | None = None) -> float:
     past = torch.zeros(1, 3, 16, 16)
     past[..., 8:] = 1.0
     clip = torch.zeros(1, dtype=torch.int64)
-    plate = None if matte is None else torch.zeros(1, 4, 16, 16)
+    plate = None if matte is None else torch.zeros(1, 1, 4, 16, 16)
     chunk = Batch(frames=frames, signals=frames, clip=clip, plate=plate)
     rendered = Rendered(
         frame=frames, synthesised=frames + 0.1, warped=past[:, None],

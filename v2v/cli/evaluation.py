@@ -23,6 +23,8 @@ frames and a side-by-side video, and report.json.
 
     v2v evaluate --model b --data data/held_out --against copy,nearest,frame
 
+    v2v evaluate --model b --region 0,0,720,1100
+
     v2v evaluate --model b --against frozen,other=runs/c,theirs=their_video.mp4 -o report
 """
 
@@ -59,6 +61,13 @@ def evaluate(
             help="Free-running frames for the drift; shorter clips are run over again. 0: none.",
         ),
     ] = 300,
+    region: Annotated[
+        str | None,
+        typer.Option(
+            help="Measure only this part: x0,y0,x1,y1 in pixels of the clip, or a mask picture,"
+            " bright where it counts. Leaves out captions and logos."
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -70,7 +79,8 @@ def evaluate(
     with progress(quiet or as_json) as report:
         found = run(
             model, data or (), against=names,
-            output=output, frames=frames, drift=drift, device=device, report=report,
+            output=output, frames=frames, drift=drift, device=device, region=region,
+            report=report,
         )  # fmt: skip
     if as_json:
         import json

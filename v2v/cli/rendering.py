@@ -47,6 +47,13 @@ Clip = Annotated[
     str | None,
     typer.Option("--clip", help="Which of the model's clips to look like. [default: the first]"),
 ]
+CameraPath = Annotated[
+    str,
+    typer.Option(
+        help="What the camera does: still; target: as in the model's footage; source: as in the"
+        " source. The last two want a model of footage filmed by hand."
+    ),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a video that is there.")]
 
@@ -66,6 +73,8 @@ after a stop.
     v2v transfer --source data/a --target-model b --start 2 --end 10 --compare -o dance.mp4
 
     v2v transfer --source a.mp4 --target-model b --retarget global --size 720
+
+    v2v transfer --source a.mp4 --target-model b --camera-path target
 """
 
 
@@ -79,6 +88,7 @@ def transfer(
             help="limbs: the target's bone lengths; global: only place and size; none: as filmed."
         ),
     ] = "limbs",
+    camera_path: CameraPath = "still",
     start: Start = None,
     end: End = None,
     compare: Compare = False,
@@ -103,7 +113,13 @@ def transfer(
     with progress(quiet or as_json) as report:
         pipeline = MotionTransfer.from_model(target_model, device=device)
         rendering = pipeline(
-            source, start=start, end=end, retarget=retarget, clip=clip, report=report
+            source,
+            start=start,
+            end=end,
+            retarget=retarget,
+            clip=clip,
+            camera=camera_path,
+            report=report,
         )
         told = _finish(rendering, wanted, preview, quiet or as_json, report)
     _print(told, quiet=quiet, as_json=as_json)
@@ -159,6 +175,7 @@ def reenact(
             "--neutral", "The source's neutral moment, in seconds or hh:mm:ss. [default: found]"
         ),
     ] = None,
+    camera_path: CameraPath = "still",
     start: Start = None,
     end: End = None,
     compare: Compare = False,
@@ -187,7 +204,8 @@ def reenact(
         pipeline = FaceReenactment.from_model(target_model, device=device)
         rendering = pipeline(
             source, start=start, end=end, absolute=absolute, strengths=strengths, parts=parts,
-            neutral=neutral, stay=translation is None, clip=clip, report=report,
+            neutral=neutral, stay=translation is None, clip=clip, camera=camera_path,
+            report=report,
         )  # fmt: skip
         told = _finish(rendering, wanted, preview, quiet or as_json, report)
     _print(told, quiet=quiet, as_json=as_json)

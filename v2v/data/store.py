@@ -392,7 +392,8 @@ class ClipStore:
         """`length` frames from `start` with their signals, as tensors.
 
         Args:
-            signals: which; by default all that the store has.
+            signals: which; by default all that the store has. Those that pictures are not rendered
+                from (`camera`) are in `tracks` alone.
             size: (height, width), or both in one number; by default as stored.
         """
         frames = self.frames(start, start + length)
@@ -404,7 +405,11 @@ class ClipStore:
         return Window(
             start=start,
             frames=frames_to_tensor(frames, height, width),
-            signals={name: track.tensor(height, width) for name, track in tracks.items()},
+            signals={
+                name: track.tensor(height, width)
+                for name, track in tracks.items()
+                if load_signal(name).rendered_from
+            },
             tracks=tracks,
         )
 

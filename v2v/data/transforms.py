@@ -109,6 +109,17 @@ class Placement:
         """Pixels shown for each stored pixel, across and down."""
         return self.size[1] / self.box[2], self.size[0] / self.box[3]
 
+    @property
+    def matrix(self) -> NDArray[np.float64]:
+        """[3, 3] from stored pixels to those shown."""
+        across, down = self.scale
+        shown = np.array(
+            [[across, 0, -across * self.box[0]], [0, down, -down * self.box[1]], [0, 0, 1.0]]
+        )
+        if self.flip:
+            shown = np.array([[-1.0, 0, self.size[1]], [0, 1, 0], [0, 0, 1]]) @ shown
+        return shown
+
     def points(self, points: NDArray[np.float32]) -> NDArray[np.float32]:
         """Where stored pixels [..., 2] are shown. Names of sides are not exchanged here."""
         moved = (points - np.array(self.box[:2], np.float32)) * np.array(self.scale, np.float32)

@@ -30,11 +30,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from v2v.data.plate import Backgrounds, Plate
 from v2v.data.references import (
     Chooser,
     References,
     as_condition,
     reference_signal,
+    residual_motion,
+    residual_size,
 )
 from v2v.data.store import ClipStore
 from v2v.data.transforms import (
@@ -65,7 +68,10 @@ from v2v.signals.segmentation import CITYSCAPES, LabelTrack
 from v2v.types import REFERENCE_CHANNELS, Batch
 from v2v.warp import compose, warp
 
-EXTRAS = ("flow", "foreground", "plate", "style", "instances", "boxes", "handles", "references")
+EXTRAS = (
+    "flow", "foreground", "plate", "style", "instances", "boxes", "handles", "references",
+    "residual",
+)  # fmt: skip
 BLOCK = 8  # frames that are cached together: the group length of frames.mp4, decoded in one go
 PIECE = 32  # frames that are read together where nothing is cached
 SMALLEST_BOX = 12  # pixels shown; a discriminator sees nothing in less
@@ -77,7 +83,6 @@ SLOTS = 1 << 20  # indices kept free for the windows of one step
 _WHERE, _PLACE, _COLOUR, _STYLE, _SIGNALS, _REFERENCES = range(6)
 
 Size = int | tuple[int, int]  # shorter side, or (height, width)
-Plate = tuple[NDArray[np.uint8], NDArray[np.uint8]]  # RGB [H, W, 3]; [H, W] not 0 where known
 
 
 class Step(Protocol):
@@ -149,7 +154,7 @@ class Windows:
         max_stride: windows take every 1st to `max_stride`-th frame, at random.
         multiple: both sides of a frame are divisible by this.
         cache: mebibytes of decoded frames, flow and label maps kept in memory, by each process.
-        plates: for each clip its background, as stored frames see it, or None.
+        plates: for each clip its background, or None.
         candidates: warped references for each frame (K), of the `references` that are set later.
 
     Attributes:
@@ -212,6 +217,7 @@ class Windows:
         self._foreground = self._foreground_classes(stores)
         self.boxes = self._box_names()
         self.handles = self._count_handles()
+        self._backgrounds: dict[tuple[int, tuple[int, int]], Backgrounds] = {}
         self._scaled: dict[tuple[int, tuple[int, int]], References] = {}
         self._tables: dict[tuple[int, int], NDArray[np.int64]] = {}
         self._reader: _Reader | None = None
@@ -398,6 +404,8 @@ class Windows:
         length, size = draws[0].length, draws[0].placement.size
         assert all((d.length, d.placement.size) == (length, size) for d in draws), draws
         batch = self._empty(len(draws), length, size)
+        if any(draw.index is None for draw in draws):  # not for training
+            batch = replace(batch, residual=None)
         for number, draw in enumerate(draws):
             self._fill(batch, number, draw)
         return batch
@@ -439,12 +447,14 @@ class Windows:
             flow=room("flow", length, 2, *size),
             occlusion=room("flow", length, 1, *size),
             foreground=room("foreground", length, 1, *size),
-            plate=room("plate", 4, *size),
+            # One for all frames where no camera moves.
+            plate=room("plate", length if self._camera_moves() else 1, 4, *size),
             style=room("style", 3, *size),
             instances=room("instances", length, 1, *size, kind=torch.int64),
             boxes=room("boxes", length, len(self.boxes), 4),
             handles=room("handles", length, self.handles, 3),
             references=room("references", length, self.candidates, REFERENCE_CHANNELS, *size),
+            residual=room("residual", length, self.candidates, 3, *residual_size(size)),
         )
 
     def _carries(self, name: str) -> bool:
@@ -462,7 +472,7 @@ class Windows:
             return all(signal is not None and signal.spec["instances"] for signal in specs)
         if name == "boxes":
             return bool(self.boxes)
-        if name == "references":
+        if name in ("references", "residual"):
             return bool(self.references)
         return name == "style" or self.handles > 0
 
@@ -476,11 +486,13 @@ class Windows:
             draws = self._random(draw.index, _COLOUR).uniform(-1, 1, 4)
             colour = colour_matrix(varied.colour, torch.from_numpy(draws))
 
-        def show(picture: Pictures, out: Tensor) -> None:
-            placed = place.picture(picture)
+        def paint(placed: Pictures, out: Tensor) -> None:
             if colour is not None:
                 placed = recolour(placed, colour)
             planes(placed[None], out[None].numpy())
+
+        def show(picture: Pictures, out: Tensor) -> None:
+            paint(place.picture(picture), out)
 
         if batch.references is not None:
             self._fill_references(batch.references[number], draw, read, colour)
@@ -488,10 +500,10 @@ class Windows:
         for t, picture in enumerate(read.frames(draw)):
             show(picture, batch.frames[number, t])
         if batch.plate is not None:
-            rgb, known = cast(Plate, self.plates[draw.clip])
-            show(rgb, batch.plate[number, :3])
-            mask = place.picture(np.where(known > 0, 255, 0).astype(np.uint8))
-            batch.plate[number, 3] = torch.from_numpy(mask).float().div_(255)
+            for t, out in enumerate(batch.plate[number]):
+                behind = self._behind(draw, t)
+                paint(np.ascontiguousarray(behind[..., :3]), out[:3])
+                out[3] = torch.from_numpy(behind[..., 3]).float().div_(255)
         if batch.style is not None:
             first, stop = self.clips[draw.clip].train
             other = (first + stop) // 2
@@ -499,6 +511,14 @@ class Windows:
                 other = int(self._random(draw.index, _STYLE).integers(first, stop))
             (picture,) = read.frames(Draw(draw.clip, other, 1, 1, place, draw.index))
             show(picture, batch.style[number])
+        if batch.references is not None and batch.residual is not None:
+            for t, found in enumerate(batch.references[number]):
+                backdrop = None if batch.plate is None else batch.plate[number, :, :3]
+                if backdrop is not None:
+                    backdrop = backdrop[min(t, len(backdrop) - 1)]
+                batch.residual[number, t] = residual_motion(
+                    batch.frames[number, t], found, backdrop
+                )
 
         labels = flow = None
         if "segmentation" in self.signals or batch.foreground is not None or (
@@ -519,6 +539,38 @@ class Windows:
             assert labels is not None and labels.instances is not None
             batch.instances[number, :, 0] = torch.from_numpy(labels.instances.astype(np.int64))
         self._fill_signals(batch, number, draw, {"segmentation": labels, "flow": flow})
+
+    def backgrounds(self, clip: int, size: Size) -> Backgrounds | None:
+        """What is behind each frame of a clip whose camera moves, as `placement` shows it."""
+        plate = self.plates[clip]
+        if plate is None or plate.backgrounds is None:
+            return None
+        key = (clip, self.frame_size(size))
+        if key not in self._backgrounds:
+            self._backgrounds[key] = plate.backgrounds.placed(self.placement(clip, size))
+        return self._backgrounds[key]
+
+    def background(self, clip: int, size: Size) -> Pictures:
+        """[H, W, 4] RGB, and 255 where known: what a camera that stands still sees of a clip."""
+        plate, found = self.plates[clip], self.backgrounds(clip, size)
+        assert plate is not None
+        if found is not None:
+            return found.of()
+        return _still(plate, self.placement(clip, size))
+
+    def _behind(self, draw: Draw, t: int) -> Pictures:
+        """[H, W, 4] RGB, and 255 where known, behind frame t of a window."""
+        plate, size = self.plates[draw.clip], draw.placement.size
+        assert plate is not None
+        found = self.backgrounds(draw.clip, size)
+        if found is None:
+            return _still(plate, draw.placement)
+        plain = self.placement(draw.clip, size)
+        change = draw.placement.matrix @ np.linalg.inv(plain.matrix)
+        return found.of(draw.start + t * draw.stride, change=change, size=size)
+
+    def _camera_moves(self) -> bool:
+        return any(plate is not None and plate.backgrounds is not None for plate in self.plates)
 
     def _references(self, clip: int, placement: Placement) -> References:
         """A clip's references at the size of a window that is not zoomed."""
@@ -611,7 +663,7 @@ class Windows:
 
     def __getstate__(self) -> dict[str, Any]:
         """Open files and what was decoded stay in their process."""
-        return {**self.__dict__, "_reader": None, "_tables": {}, "_scaled": {}}
+        return {**self.__dict__, "_reader": None, "_tables": {}, "_scaled": {}, "_backgrounds": {}}
 
     def __repr__(self) -> str:
         frames = sum(b - a for a, b in (clip.train for clip in self.clips))
@@ -624,6 +676,13 @@ class Windows:
 _READ = ("segmentation", "flow")  # signals that are read for more than the condition
 _POINTS = ("pose", "face")
 _MOVING = set(list(CITYSCAPES)[24:34])  # from person to bicycle
+
+
+def _still(plate: Plate, placement: Placement) -> Pictures:
+    known = np.where(plate.known > 0, 255, 0).astype(np.uint8)
+    return np.concatenate(
+        [placement.picture(plate.picture), placement.picture(known)[..., None]], axis=-1
+    )
 
 
 def trained_part(count: int, holdout: float) -> tuple[int, int]:

@@ -37,6 +37,7 @@ class Tools:
     distance: Distance | None = None  # LPIPS
     features: Mapping[str, Callable[[Tensor], NDArray[np.float64]]] = field(default_factory=dict)
     person: int | None = None  # which of the labels that detectors find is a person's
+    region: NDArray[np.bool_] | None = None  # [H, W] what is measured; None: all
 
     def can_read(self, name: str, detectors: Collection[str], height: int, width: int) -> bool:
         """Whether a reading can be taken of frames of this size, on which these have looked."""
@@ -82,7 +83,7 @@ class _Pieces:
         found = {k: np.asarray(v[first : self.done]) for k, v in self.video.found.items()}
         return Side(
             [*before, *new], bool(before), steady[: len(new)], self.tools.distance, found,
-            self.tools.person,
+            self.tools.person, self.tools.region,
         )  # fmt: skip
 
 
@@ -127,7 +128,8 @@ def measure(
             side = video.next(expected)
             if side is None:
                 continue
-            part = Part(side, _same_length(seen, side))
+            seen_by = _same_length(seen, side)
+            part = Part(_within_region(side, seen_by), seen_by)
             for key, values in _read(part, tools).items():
                 readings[name].setdefault(key, []).append(values)
             if sets and first < (count if sets_until is None else sets_until):
@@ -143,6 +145,18 @@ def _same_length(seen: Side, side: Side) -> Side:
         return seen
     found = {name: values[: len(side.new)] for name, values in seen.found.items()}
     return replace(seen, pictures=seen.pictures[:count], steady=side.steady, found=found)
+
+
+def _within_region(side: Side, seen: Side) -> Side:
+    """An output that is the real video wherever nothing is to be measured."""
+    if side.region is None:
+        return side
+    region = side.region[..., None]
+    pictures = [
+        np.where(region, ours, real)
+        for ours, real in zip(side.pictures, seen.pictures, strict=True)
+    ]
+    return replace(side, pictures=pictures)
 
 
 def _read(part: Part, tools: Tools, only: Sequence[str] = tuple(READINGS)) -> dict[str, Values]:

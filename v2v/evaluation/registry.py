@@ -50,6 +50,7 @@ class Side:
     distance: Distance | None = None
     found: dict[str, NDArray[Any]] = field(default_factory=dict)  # detector -> [T, ...]
     person: int | None = None  # which of the labels is a person's
+    region: NDArray[np.bool_] | None = None  # [H, W] what counts; None: all
 
     @cached_property
     def frames(self) -> Tensor:
@@ -61,6 +62,14 @@ class Side:
     def new(self) -> Tensor:
         """[T, 3, H, W] without the frame before."""
         return self.frames[1:] if self.before else self.frames
+
+    @property
+    def counted(self) -> Tensor:
+        """[T, H, W] bool, the pixels that count."""
+        new = self.new
+        if self.region is None:
+            return torch.ones(len(new), *new.shape[-2:], dtype=torch.bool)
+        return torch.from_numpy(self.region).expand(len(new), -1, -1)
 
     @cached_property
     def motion(self) -> Motion:
@@ -94,8 +103,16 @@ class Part:
 
 
 def _psnr(part: Part) -> Values:
-    values = np.asarray(measures.psnr(part.output.new, part.real.new), np.float64)
-    return np.minimum(values, MOST_DECIBELS)
+    if part.real.region is None:
+        found = measures.psnr(part.output.new, part.real.new)
+    else:
+        found = measures.psnr_within(part.output.new, part.real.new, part.real.counted)
+    return np.minimum(np.asarray(found, np.float64), MOST_DECIBELS)
+
+
+def _sharpness(part: Part) -> Values:
+    where = None if part.real.region is None else part.real.counted
+    return np.asarray(measures.sharpness(part.output.new, part.real.new, where), np.float64)
 
 
 def _lpips(part: Part) -> Values:
@@ -109,11 +126,15 @@ def _labels(part: Part) -> Values:
 
 
 def _person(part: Part) -> Values:
-    """[T, 2] PSNR and sharpness where the real frame shows a person."""
-    where = torch.from_numpy(part.real.found["labels"] == part.real.person)
+    """[T, 3] PSNR and sharpness where the real frame shows a person, and PSNR where it does not."""
+    shows = torch.from_numpy(part.real.found["labels"] == part.real.person)
+    where, rest = shows & part.real.counted, ~shows & part.real.counted
     ours, real = part.output.new, part.real.new
-    error = measures.psnr_within(ours, real, where).clamp(max=MOST_DECIBELS)
-    return torch.stack([error, measures.sharpness(ours, real, where)], dim=1).double().numpy()
+    error, behind = (
+        measures.psnr_within(ours, real, w).clamp(max=MOST_DECIBELS) for w in (where, rest)
+    )
+    sharp = measures.sharpness(ours, real, where)
+    return torch.stack([error, sharp, behind], dim=1).double().numpy()
 
 
 @dataclass(frozen=True)
@@ -135,9 +156,7 @@ READINGS: Mapping[str, Reading] = {
         ("161 pixels",),
     ),
     "lpips": Reading(_lpips, ("lpips",)),
-    "sharpness": Reading(
-        lambda p: np.asarray(measures.sharpness(p.output.new, p.real.new), np.float64)
-    ),
+    "sharpness": Reading(_sharpness),
     "tof": Reading(
         lambda p: p.between(measures.flow_difference(p.output.motion, p.real.motion)),
         ("16 pixels",), temporal=True,
@@ -239,6 +258,9 @@ MEASURES: tuple[Measure, ...] = (
             unit="dB", digits=2, values=lambda r: r[:, 0]),
     Measure("person_sharpness", "sharpness of the person", "one", "sharpness, there alone",
             PICTURE, reading="person", values=lambda r: r[:, 1]),
+    Measure("background_psnr", "PSNR of the background", "higher", "error of the pixels where the"
+            " real frame shows no person", PICTURE, reading="person", unit="dB", digits=2,
+            values=lambda r: r[:, 2]),
     Measure("tof", "tOF", "lower", "difference of the flows of output and real video; a frozen"
             " one has all of the real motion", MOTION, unit="px"),
     Measure("tlp", "tLP", "lower", "difference of the perceptual steps from frame to frame; sees"

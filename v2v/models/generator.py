@@ -21,7 +21,7 @@ Shapes: B clips, C channels of the signals, P past frames (2), K scales; H, W th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal, Self
 
 import torch
@@ -42,7 +42,7 @@ from v2v.models.blocks import (
     zeroed,
 )
 from v2v.types import PAST, REFERENCE_CHANNELS, Condition, GeneratorOutput, GeneratorState
-from v2v.warp import carried, moved, resize_flow
+from v2v.warp import carried, moved, resize_flow, warp
 
 STRIDE = 4  # pixels of a side that the stem folds into channels
 CORE_STRIDE = 2 * STRIDE  # the core works here: sizes at the smallest scale are multiples of it
@@ -51,7 +51,18 @@ MOST_CHANNELS = 1024  # of the signals together
 STYLE = 64  # length of the style vector
 FLOW_UNIT = 8.0  # pixels: a head's output of 1
 LATITUDE = 0.02  # see `_within`
-TRUST, DISTRUST = 2.0, 4.0  # logits of a reference in the very pose, and less at a distance
+# How references were moved: in parts, each by its own transform, or as a whole by a dense mesh.
+Motion = Literal["parts", "dense"]
+# Logits of a reference in the very pose, and less at a distance; where a mesh moves it the rest of
+# the head is where it belongs too, and a network that has seen few heads knows less.
+TRUST: dict[Motion, float] = {"parts": 2.0, "dense": 4.0}
+DISTRUST = 4.0
+# Logits by which a network may depart from that. Of heads it has seen little footage often, and
+# knows it by heart: what it synthesises is nearer there than references are, and elsewhere not.
+DEPARTURE: dict[Motion, float] = {"parts": 16.0, "dense": 2.0}
+# Logit of the matte where a head's references show it, or less that where they do not, and by how
+# much a network may depart from that. The outline of parts that were put together is made anew.
+OUTLINE, OUTLINE_DEPARTURE = 6.0, 4.0
 INVALID = 1e-4  # the weight of a reference where it shows nothing, beside 1 where it does
 
 
@@ -98,6 +109,7 @@ class GeneratorSettings(Config):
     style: Literal["auto", "none", "clip", "encoded"]
     handles: Switch  # whether flow begins with how the signals' points move
     references: Switch  # whether real frames, warped to the pose, are inputs and candidates
+    residual: Switch  # whether what is left of the references' motion is learned
     candidates: Annotated[int, Field(ge=1, le=8)]  # warped references for each frame
 
 
@@ -117,6 +129,8 @@ class GeneratorArguments(Config):
     clips: Annotated[int, Field(ge=1, le=10_000)] = 1
     handles: bool = False
     references: Annotated[int, Field(ge=0, le=8)] = 0
+    motion: Motion = "parts"
+    residual: bool = False
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -303,6 +317,8 @@ class SequentialGenerator(nn.Module):
         clips: int = 1,  # how many clips a style is learned for
         handles: bool = False,  # whether conditions carry handles, that flow begins with
         references: int = 0,  # K: warped references that conditions carry
+        motion: Motion = "parts",  # how they were moved
+        residual: bool = False,  # whether what is left of their motion is learned
     ) -> None:
         super().__init__()
         assert not (plate and prior), "a plate is the better prior"
@@ -314,6 +330,9 @@ class SequentialGenerator(nn.Module):
         self.handles = handles and self.warps
         self.blend = self.warps and compose != "condition"
         self.references = references
+        self.motion: Motion = motion
+        # What is left of the motion of references: cloth that swings, a misplaced joint.
+        self.residual = zeroed(conv(arch.stem, 2 * references)) if residual else None
         embedded = min(channels, EMBEDDED)
         self.embed = conv(channels, embedded, 1) if channels > EMBEDDED else nn.Identity()
         self.styles = nn.Embedding(clips, STYLE) if style == "clip" else None
@@ -391,6 +410,12 @@ class SequentialGenerator(nn.Module):
         style = self._style(condition)
         seen_below = half(self._seen(signals, state, real), smaller)
         features = self.core(seen_below, style)
+        residual = None
+        if references is not None and self.residual is not None:
+            residual = self.residual(features).float() * (FLOW_UNIT / STRIDE)
+            residual = residual.reshape(len(residual), -1, 2, *residual.shape[2:])
+            references = _moved(references, residual)
+            real[-1] = references.flatten(1, 2).to(signals.dtype)
 
         # Upwards: each scale corrects what the one below says.
         said: Tensor | None = None  # [B, outputs, h, w] picture, occlusion, matte, unsquashed
@@ -430,7 +455,8 @@ class SequentialGenerator(nn.Module):
             said = added if said is None else said + added
 
         assert said is not None
-        return self._compose(said, flow, warped, known, plate, references)
+        output = self._compose(said, flow, warped, known, plate, references)
+        return replace(output, residual=residual)
 
     def _heads(self, scale: int) -> Heads:
         heads = self.heads[scale]
@@ -493,7 +519,7 @@ class SequentialGenerator(nn.Module):
             synthesised = matte * _within(said[:, 3:6]) + (1 - matte) * synthesised
         if references is not None:
             synthesis_only = synthesised
-            synthesised = _chosen(synthesised, references.float(), said[:, place:])
+            synthesised = _chosen(synthesised, references.float(), said[:, place:], self.motion)
             place += self.references
         frame = synthesised
         if self.blend:
@@ -504,7 +530,11 @@ class SequentialGenerator(nn.Module):
         if plate is not None:
             # Where the plate only guesses the background it may be shown too: a smooth guess is
             # nearer than what a young generator makes of a wall that it has hardly seen.
-            matte = torch.sigmoid(said[:, -1:])
+            seen = said[:, -1:]
+            if references is not None and self.motion == "dense":
+                outline = 2 * references[:, :, 3].amax(1, keepdim=True) - 1
+                seen = OUTLINE_DEPARTURE * torch.tanh(seen / OUTLINE_DEPARTURE) + OUTLINE * outline
+            matte = torch.sigmoid(seen)
             behind = (1 - matte) * plate[:, :3]
             # Both: what is synthesised must be right where it is seen, and nowhere else.
             frame, synthesised = matte * frame + behind, matte * synthesised + behind
@@ -516,7 +546,19 @@ class SequentialGenerator(nn.Module):
         )  # fmt: skip
 
 
-def _chosen(synthesised: Tensor, references: Tensor, logits: Tensor) -> Tensor:
+def _moved(references: Tensor, motion: Tensor) -> Tensor:
+    """References [B, K, 5, H, W], moved along flow [B, K, 2, h, w]."""
+    size = (references.shape[-2], references.shape[-1])
+    flow = resize_flow(motion.flatten(0, 1), size)
+    found = warp(references.flatten(0, 1), flow, kind="bicubic")
+    # Bicubic interpolation overshoots.
+    picture, rest = found[:, :3].clamp(-1, 1), found[:, 3:].clamp(0, 1)
+    return torch.cat([picture, rest], dim=1).reshape(references.shape)
+
+
+def _chosen(
+    synthesised: Tensor, references: Tensor, logits: Tensor, motion: Motion
+) -> Tensor:  # fmt: skip
     """A softmax, for each pixel, over what is synthesised and the references [B, K, 5, H, W].
 
     The last convolution is linear and cannot choose between pictures; this can. A reference has no
@@ -524,8 +566,10 @@ def _chosen(synthesised: Tensor, references: Tensor, logits: Tensor) -> Tensor:
     """
     count = references.shape[1]
     # What a young network begins with: the nearest reference, where it is near.
-    trusted = TRUST - DISTRUST * references[:, :, 4]
-    own = logits[:, :count] + trusted + torch.log(references[:, :, 3] + INVALID)
+    trusted = TRUST[motion] - DISTRUST * references[:, :, 4]
+    most = DEPARTURE[motion]
+    own = most * torch.tanh(logits[:, :count] / most) + trusted
+    own = own + torch.log(references[:, :, 3] + INVALID)
     weights = torch.softmax(torch.cat([torch.zeros_like(own[:, :1]), own], dim=1), dim=1)
     return weights[:, :1] * synthesised + (weights[:, 1:, None] * references[:, :, :3]).sum(1)
 

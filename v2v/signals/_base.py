@@ -110,6 +110,7 @@ class Signal(ABC):
 
     name: ClassVar[str]
     files: ClassVar[tuple[str, ...]]  # written by the extractor; the first is always there
+    rendered_from: ClassVar[bool] = True  # whether it can be a condition of a network
 
     def check_spec(self, spec: dict[str, Any]) -> None:  # noqa: B027 - not every signal has one
         """Raise `ValueError` where `spec` lacks what `read` and `channels` take from it."""
@@ -147,7 +148,7 @@ def signal_names() -> tuple[str, ...]:
     import v2v.signals as package
 
     own = [m.name for m in iter_modules(package.__path__) if not m.name.startswith("_")]
-    order = {"pose": 0, "face": 1, "segmentation": 2, "flow": 3}
+    order = {"pose": 0, "face": 1, "segmentation": 2, "flow": 3, "camera": 4}
     own.sort(key=lambda name: (order.get(name, 9), name))
     return tuple(own) + tuple(sorted(set(_entry_points()) - set(own)))
 

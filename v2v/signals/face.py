@@ -86,12 +86,13 @@ RIGID = (
 
 
 def _handles() -> list[marks.Handle]:
-    """What is drawn and what is rigid, and the hair around the oval."""
+    """What is drawn and what is rigid, and around the oval hair and neck."""
     inner = sorted({*_INNER, *RIGID} - set(OVAL))
     found: list[marks.Handle] = [({point: 1.0}, 0.12) for point in inner]
     found += [({point: 1.0}, 0.25) for point in OVAL]
-    # The upper half of the oval again, farther out from the bridge of the nose.
+    # The oval again, farther out from the bridge of the nose.
     found += [({point: 1.5, 168: -0.5}, 0.4) for point in (*OVAL[:9], *OVAL[-8:])]
+    found += [({point: 1.5, 168: -0.5}, 0.6) for point in OVAL[9:-8]]
     return found
 
 

@@ -774,7 +774,12 @@ class Trainer:
             clip: found.scaled((record.height, record.width))
             for clip, found in enumerate(self.windows.references)
         }
-        return Model(record, self.ema.module, plates, statistics, references)
+        backgrounds = {
+            clip: found
+            for clip in plates
+            if (found := self.windows.backgrounds(clip, (record.height, record.width)))
+        }
+        return Model(record, self.ema.module, plates, statistics, references, backgrounds)
 
     @torch.no_grad()
     def _clusters(self) -> Clusters | None:

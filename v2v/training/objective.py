@@ -19,7 +19,7 @@ from v2v import losses
 from v2v.models.discriminators import Judgement
 from v2v.training.settings import LossSettings
 from v2v.types import Batch
-from v2v.warp import warp
+from v2v.warp import resize_flow, warp
 
 CROPS = ("face", "hands")
 
@@ -35,6 +35,7 @@ class Rendered:
     flow: Tensor | None = None
     occlusion: Tensor | None = None
     matte: Tensor | None = None
+    residual: Tensor | None = None
     auxiliary: Tensor | None = None  # []
 
 
@@ -89,11 +90,17 @@ class Objective(nn.Module):
         self._images(weighted, rendered, chunk.frames)
         if rendered.flow is not None:
             self._motion(weighted, rendered, chunk, before_real, before_fake)
+        if rendered.residual is not None and chunk.residual is not None:
+            told = chunk.residual.flatten(0, 2)
+            moved = resize_flow(rendered.residual.flatten(0, 2), (told.shape[-2], told.shape[-1]))
+            weighted["residual"] = (
+                s.residual, losses.flow_loss(moved, told[:, :2], told[:, 2:])
+            )  # fmt: skip
         if rendered.matte is not None and chunk.foreground is not None:
             foreground, known = chunk.foreground.flatten(0, 1), None
             if chunk.plate is not None:
                 # Where the plate only guesses, the losses of images say whether it is shown.
-                seen = chunk.plate[:, None, 3:].expand_as(chunk.foreground).flatten(0, 1)
+                seen = chunk.plate[:, :, 3:].expand_as(chunk.foreground).flatten(0, 1)
                 known = torch.maximum(seen, foreground)
             weighted["matte"] = (
                 s.matte, losses.matte_loss(rendered.matte.flatten(0, 1), foreground, known)
@@ -175,7 +182,7 @@ class Objective(nn.Module):
             if rendered.matte is not None and chunk.plate is not None:
                 # As it would be seen: before the plate, which neither of the two has a part in.
                 shown = rendered.matte.detach().flatten(0, 1)
-                plate = chunk.plate[:, None, :3].expand_as(chunk.frames).flatten(0, 1)
+                plate = chunk.plate[:, :, :3].expand_as(chunk.frames).flatten(0, 1)
                 copied = shown * copied + (1 - shown) * plate
             share = losses.synthesised_share(real, rendered.synthesised.flatten(0, 1), copied)
             weighted["occlusion"] = (

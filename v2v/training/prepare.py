@@ -16,7 +16,8 @@ from torch import Tensor
 
 from v2v import __version__
 from v2v.checkpoint import FORMAT, ClipUse, ModelRecord, SignalUse
-from v2v.data.plate import Plate, background_plate
+from v2v.data.plate import MOVED_SHARE, Plate, background_plate
+from v2v.data.plate import STILL as PLATE_STILL
 from v2v.data.references import COUNTS, References, gather, reference_signal
 from v2v.data.store import ClipStore
 from v2v.data.windows import Windows, trained_part
@@ -24,6 +25,7 @@ from v2v.errors import ConfigError, UnknownName
 from v2v.models import generator_names
 from v2v.models.generator import CORE_STRIDE, Past
 from v2v.progress import Reporter
+from v2v.signals._landmarks import planes
 from v2v.signals.segmentation import LabelTrack
 from v2v.training.schedule import Stage, build_schedule
 from v2v.training.settings import TrainSettings
@@ -68,10 +70,10 @@ def open_windows(
     for store in stores:
         for signal in settings.data.signals:
             store.track(signal, 0, 1)  # a missing signal is said before anything long
-        used = {*settings.data.signals, "segmentation", "flow"} & set(store.signals)
+        used = {*settings.data.signals, "segmentation", "flow", "camera"} & set(store.signals)
         store.check_frames()
         store.verify(used, again=False, report=report)
-    plates = _plates(settings, stores)
+    plates, reason = _plates(settings, stores)
     generator = settings.generator
     extras = ["flow", "foreground"]
     if plates is not None:
@@ -88,19 +90,33 @@ def open_windows(
     wanted = generator.name == "sequential" and generator.references != "off"
     if wanted and reference_signal(settings.data.signals) is not None:
         extras.append("references")
+        if _learns_residual(settings):
+            extras.append("residual")
     windows = Windows(
         stores, settings.data.signals, seed=settings.loop.seed, augmentation=settings.augment,
         extras=extras, holdout=settings.data.hold_out, max_stride=settings.data.max_stride,
         multiple=CORE_STRIDE << (scales_of(settings) - 1), cache=settings.data.cache_mb,
-        plates=None if plates is None else [(p.picture, p.known) for p in plates],
-        candidates=generator.candidates,
+        plates=plates, candidates=generator.candidates,
     )  # fmt: skip
+    windows.notes = (*windows.notes, *reason)
     if "references" in extras:
         windows.references = _references(settings, stores, windows, plates is not None)
         if windows.references and settings.augment.flip is None:
             # Beside mirrored references the mirrored person is no other: twice as many poses.
             windows.augmentation = settings.augment.model_copy(update={"flip": MIRRORED})
     return windows
+
+
+def _learns_residual(settings: TrainSettings) -> bool:
+    """Whether the references' residual motion is learned.
+
+    Of bodies: cloth and joints are where the points do not say. A face's mesh says all but how the
+    hair moves, and that was guessed wrong in footage that was not trained on.
+    """
+    wanted = settings.generator.residual
+    return wanted == "on" or (
+        wanted == "auto" and reference_signal(settings.data.signals) == "pose"
+    )
 
 
 def _references(
@@ -129,7 +145,7 @@ def _references(
 
 def files_used(settings: TrainSettings, windows: Windows) -> list[dict[str, str]]:
     """The files of each clip that training reads, and their SHA-256: what makes data the same."""
-    used = {*settings.data.signals, "segmentation", "flow"}
+    used = {*settings.data.signals, "segmentation", "flow", "camera"}
     return [
         {
             "frames.mp4": record.frames.file.sha256,
@@ -156,8 +172,10 @@ def scales_of(settings: TrainSettings) -> int:
     return scales
 
 
-def _plates(settings: TrainSettings, stores: list[ClipStore]) -> list[Plate] | None:
-    """A plate for each clip; None where the generator uses none."""
+def _plates(
+    settings: TrainSettings, stores: list[ClipStore]
+) -> tuple[list[Plate] | None, list[str]]:
+    """A plate for each clip, None where the generator uses none; and why, in sentences."""
     wanted, prior = settings.generator.plate, settings.generator.prior
     if wanted == prior == "on":
         raise ConfigError(
@@ -165,8 +183,8 @@ def _plates(settings: TrainSettings, stores: list[ClipStore]) -> list[Plate] | N
             hint="leave one of them at auto",
         )
     if settings.generator.name != "sequential" or wanted == "off" or prior == "on":
-        return None
-    plates = []
+        return None, []
+    plates, reasons = [], []
     for store in stores:
         plate = background_plate(store, *trained_part(len(store), settings.data.hold_out))
         if plate is None:
@@ -176,11 +194,33 @@ def _plates(settings: TrainSettings, stores: list[ClipStore]) -> list[Plate] | N
                     " person mask",
                     hint=f"add it with: v2v preprocess {store.folder} --signal segmentation",
                 )
-            return None
+            return None, []
         if not plate.still and wanted == "auto":
-            return None
+            return None, [_unexplained(store, plate)]
+        if plate.backgrounds is not None:
+            moved = plate.backgrounds.track.motion().max()
+            reasons.append(
+                f"{store.folder.name}: the camera moves by up to {moved:.0f} of"
+                f" {max(store.record.frames.width, store.record.frames.height)} pixels; the"
+                " background is a mosaic that follows it"
+            )
         plates.append(plate)
-    return plates
+    return plates, reasons
+
+
+def _unexplained(store: ClipStore, plate: Plate) -> str:
+    """Why a clip has no background plate, and what is done instead."""
+    said = (
+        f"{store.folder.name}: no background plate: {plate.moved:.0%} of the background changes"
+        f" (at most {MOVED_SHARE:.0%} may), by {plate.deviation:.1f} of 255 in the mean (at most"
+        f" {PLATE_STILL:.0f})"
+    )
+    if "camera" not in store.signals:
+        return (
+            f"{said}. If the camera moves, follow it: v2v preprocess {store.folder} --signal camera"
+        )
+    why = "people or things move in it, or it lies at several depths"
+    return f"{said}, though the camera was followed: {why}. It comes from references instead"
 
 
 def plan_run(settings: TrainSettings, windows: Windows, *, world: int = 1) -> Plan:
@@ -234,6 +274,8 @@ def plan_run(settings: TrainSettings, windows: Windows, *, world: int = 1) -> Pl
             "prior": _has_prior(settings, windows, has_plate),
             "style": style, "clips": len(windows.clips), "handles": windows.handles > 0,
             "references": windows.candidates if windows.references else 0,
+            "motion": "dense" if reference_signal(settings.data.signals) == "face" else "parts",
+            "residual": bool(windows.references) and _learns_residual(settings),
         }  # fmt: skip
     if has_plate:
         notes.append("the background is a plate of the footage (-s generator.plate=off: none)")
@@ -323,11 +365,13 @@ def _has_prior(settings: TrainSettings, windows: Windows, has_plate: bool) -> bo
 
 
 def _plates_at(windows: Windows, size: tuple[int, int]) -> Iterator[tuple[int, Tensor]]:
-    """Each clip's plate as rendering sees it."""
+    """Each clip's plate as rendering sees it, from a camera that stands still."""
     for clip in range(len(windows.clips)):
-        batch = next(windows.sequence(clip, 0, 1, size=size))
-        assert batch.plate is not None
-        yield clip, batch.plate[0]
+        seen = windows.background(clip, size)
+        plate = torch.empty(4, *seen.shape[:2])
+        planes(seen[None, ..., :3], plate[None, :3].numpy())
+        plate[3] = torch.from_numpy(seen[..., 3]).float().div_(255)
+        yield clip, plate
 
 
 def _statistics(windows: Windows, size: tuple[int, int]) -> dict[str, Tensor]:

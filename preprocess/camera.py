@@ -1,0 +1,492 @@
+"""How the camera moves, from what the background shows.
+
+Points of the background, outside the person's mask, are followed from keyframes: each frame is
+compared with a keyframe that was brought to where the camera should be by now, so that little is
+left to find (Lucas and Kanade 1981, in pyramids), and a homography is fitted to what most points
+agree on (MAGSAC++, arXiv 1912.05909). Errors do not add up from frame to frame: only a view that
+no keyframe shows makes a new one, and a camera that returns meets the old ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from preprocess.extractor import ArrayExtractor, ClipContext, Finished, Record, write_arrays
+from v2v.config import PreprocessSettings
+from v2v.data.store import ClipStore
+from v2v.errors import SignalMissing
+from v2v.signals.camera import CameraTrack, Matrices, carry, corners_of
+from v2v.signals.segmentation import LabelTrack
+
+Picture = NDArray[np.uint8]
+Points = NDArray[np.float32]  # [N, 2]
+
+CELLS = 8  # points are spread over so many cells of the longer side,
+CELL_POINTS = 12  # and at most so many of them are in each
+CORNER = 3e-5  # strength of a corner: on a plain wall the best are the codec's noise, which crawls
+# Pixels of a side around a point that are compared: first to find it, then to place it.
+WINDOW, FINE = 11, 21
+LEVELS = 3  # halvings of the pyramid: how far a point may be from where it is guessed
+TURNED = 0.015  # turns and zooms by more are undone before points are compared
+BACK = 0.5  # pixels: a point followed there and back again is where it was, or is dropped
+AGREE = 1.5  # pixels: how far a point may be off the homography
+LEAST = 12  # points that must agree
+LEAST_SHARE = 0.4  # and of those followed: fewer may be something that moves before it
+SPREAD = 0.25  # of the frame's sides: they must span so much of it
+KEEP = 0.6  # of a keyframe's points: while so many are in view no other is made
+TOGETHER = 2  # keyframes that a frame is compared with
+STRIKES = 3  # times that a point was elsewhere than the background, until it is given up
+MASK_MARGIN = 0.015  # of the longer side: masks end a little inside hair and sleeves
+STILL = 0.5  # pixels: no corner moves farther where the camera stands still
+LOST = 0.5  # seconds without a camera: what follows is a background of its own
+AHEAD = 32  # label maps that are read together
+
+
+@dataclass
+class Keyframe:
+    """A frame that others are compared with, at the size that is worked at."""
+
+    index: int
+    matrix: Matrices  # from the reference frame to it
+    picture: Picture  # grey
+    points: Points
+    against: NDArray[np.int64]  # how often each point was elsewhere, less how often it was right
+
+    @classmethod
+    def made(cls, index: int, matrix: Matrices, picture: Picture, points: Points) -> Keyframe:
+        return cls(index, matrix, picture, points, np.zeros(len(points), np.int64))
+
+
+class Follower:
+    """The camera from frame to frame of one background. Pictures are grey, of one size."""
+
+    def __init__(self, rate: float) -> None:
+        self.patience = max(round(LOST * rate), 1)
+        self.keys: list[Keyframe] = []
+        self.matrix: Matrices = np.eye(3)
+        self.before: tuple[Matrices, Picture] | None = None  # the frame before
+        self.lost = 0
+        self.agreed = 1.0  # of the points that should have been in view last
+
+    @property
+    def reference(self) -> int:
+        return self.keys[0].index if self.keys else -1
+
+    @property
+    def points(self) -> int:
+        """Points that there are to follow, at most."""
+        return max((len(key.points) for key in self.keys), default=0)
+
+    def begin(self, index: int, picture: Picture, free: Picture) -> None:
+        """A background of its own begins."""
+        self.matrix, self.lost = np.eye(3), 0
+        self.keys = [Keyframe.made(index, np.eye(3), picture, corners(picture, free))]
+        self.before = np.eye(3), picture
+
+    def step(self, index: int, picture: Picture, free: Picture) -> tuple[float, bool]:
+        """The residual of the next frame, NaN where it cannot be followed; whether it is a key."""
+        residual = self._align(picture, free, self.matrix)
+        if residual is not None:
+            # Windows around points do not turn or grow: once more from where they belong.
+            residual = self._align(picture, free, self.matrix, fine=True)
+        if residual is None and self.lost:  # it may be anywhere by now
+            guess = _found_again(self.keys, picture, free)
+            residual = None if guess is None else self._align(picture, free, guess, fine=True)
+        if residual is None:
+            self.lost += 1
+            if self.lost < self.patience:
+                return float("nan"), False
+            self.begin(index, picture, free)
+            return 0.0, True
+        self.lost = 0
+        shown = [self._shown(key, picture, free) for key in self.keys]
+        new = max(shown) < KEEP or self.agreed < KEEP / 2
+        if new:
+            points = self._steady(corners(picture, free), picture)
+            self.keys.append(Keyframe.made(index, self.matrix, picture, points))
+        self.before = self.matrix, picture
+        return residual, new
+
+    def _align(
+        self, picture: Picture, free: Picture, guess: Matrices, *, fine: bool = False
+    ) -> float | None:
+        """Set the camera from what several keyframes show, near a guess; the residual, or None.
+
+        All their points are laid into the reference frame, and one homography is fitted.
+        """
+        places, ends, whose = [], [], []
+        tried = 0
+        for number in self._compared(picture, free, guess):
+            key = self.keys[number]
+            change = guess @ np.linalg.inv(key.matrix)
+            which, found = _followed(key, change, picture, free, fine=fine)
+            tried += len(which)
+            sound = np.isfinite(found).all(axis=1)
+            places.append(carry(np.linalg.inv(key.matrix), key.points[which[sound]]))
+            ends.append(found[sound])
+            whose += [(number, int(point)) for point in which[sound]]
+        if not whose:
+            return None
+        source, target = np.concatenate(places), np.concatenate(ends)
+        fitted = _fit(source, target, (picture.shape[1], picture.shape[0]))
+        if fitted is None:
+            return None
+        self.matrix, inner = fitted
+        self.agreed = float(inner.sum() / tried)
+        off = np.linalg.norm(carry(self.matrix, source) - target, axis=1)
+        for (number, point), away in zip(whose, off, strict=True):
+            self.keys[number].against[point] += 1 if away > 2 * AGREE else -1
+        for key in self.keys:  # of captions, cars, leaves
+            moving = key.against >= STRIKES
+            if moving.any():
+                key.points, key.against = key.points[~moving], key.against[~moving]
+        return float(np.median(off[inner]))
+
+    def _compared(self, picture: Picture, free: Picture, guess: Matrices) -> list[int]:
+        """Keyframes to compare with: the oldest that shows enough, and those that show most."""
+        shown = [self._shown(key, picture, free, guess) for key in self.keys]
+        order = sorted(range(len(shown)), key=lambda number: (-shown[number], number))
+        enough = [number for number, share in enumerate(shown) if share >= KEEP / 2][:1]
+        return list(dict.fromkeys([*enough, *order]))[:TOGETHER]
+
+    def _shown(
+        self, key: Keyframe, picture: Picture, free: Picture, matrix: Matrices | None = None
+    ) -> float:
+        """Share of a keyframe's points that should be in view."""
+        if not len(key.points):
+            return 0.0
+        matrix = self.matrix if matrix is None else matrix
+        places = carry(matrix @ np.linalg.inv(key.matrix), key.points)
+        height, width = picture.shape
+        inside = (places >= 0).all(axis=1) & (places < (width, height)).all(axis=1)
+        return float((inside & _is_free(free, places)).mean())
+
+    def _steady(self, points: Points, picture: Picture) -> Points:
+        """Those points that moved since the frame before as the background did."""
+        assert self.before is not None
+        matrix, earlier = self.before
+        if not len(points):
+            return points
+        key = Keyframe.made(0, np.eye(3), picture, points)
+        all_free = np.full_like(picture, 255)
+        change = matrix @ np.linalg.inv(self.matrix)
+        which, found = _followed(key, change, earlier, all_free)
+        with np.errstate(invalid="ignore"):
+            off = np.linalg.norm(carry(change, points[which]) - found, axis=1)
+            kept: Points = points[which[off < AGREE / 2]]
+        return kept
+
+
+def corners(picture: Picture, free: Picture) -> Points:
+    """[N, 2] points that can be followed, spread over what is `free` (not 0).
+
+    Spread, for the sharp corners of a caption would else be all of them.
+    """
+    height, width = picture.shape
+    side = max(height, width) / CELLS
+    strength = cv2.cornerMinEigenVal(picture, 5)
+    mask = np.where(strength > CORNER, free, 0).astype(np.uint8)
+    found = []
+    for top in np.arange(0, height, side):
+        for left in np.arange(0, width, side):
+            box = np.s_[int(top) : int(top + side) + 1, int(left) : int(left + side) + 1]
+            if not mask[box].any():
+                continue
+            some = cv2.goodFeaturesToTrack(
+                picture[box], CELL_POINTS, 1e-3, max(side / 8, 3.0), mask=mask[box]
+            )
+            if some is not None:
+                found.append(some[:, 0] + (int(left), int(top)))
+    if not found:
+        return np.empty((0, 2), np.float32)
+    # OpenCV's pixel centres are whole numbers.
+    spread: Points = np.unique(np.concatenate(found), axis=0).astype(np.float32)
+    return spread + np.float32(0.5)
+
+
+def _followed(
+    key: Keyframe, guess: Matrices, picture: Picture, free: Picture, *, fine: bool = False
+) -> tuple[NDArray[np.int64], Points]:
+    """Which of a keyframe's points should be in view [n], and where they are [n, 2]; NaN: lost.
+
+    Args:
+        guess: [3, 3] from the keyframe to the picture.
+    """
+    height, width = picture.shape
+    places = carry(guess, key.points) if len(key.points) else np.empty((0, 2))
+    inside = ((places > 2) & (places < np.array([width, height]) - 2)).all(axis=1)
+    inside &= _is_free(free, places)
+    which = np.flatnonzero(inside)
+    if not len(which):
+        return which, np.empty((0, 2), np.float32)
+    # OpenCV's pixel centres are whole numbers.
+    half = np.array([[1.0, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])
+    start = (places[which] - 0.5).astype(np.float32)[:, None]
+    if np.abs(guess[:2, :2] - np.eye(2)).max() > TURNED:
+        earlier = cv2.warpPerspective(
+            key.picture, np.linalg.inv(half) @ guess @ half, (width, height),
+            flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE,
+        )  # fmt: skip
+        before = start
+    else:
+        earlier, before = key.picture, (key.points[which] - np.float32(0.5))[:, None]
+    side, levels = (FINE, 1) if fine else (WINDOW, LEVELS)
+    around: Any = {"winSize": (side, side), "flags": cv2.OPTFLOW_USE_INITIAL_FLOW}
+    after, there, _ = cv2.calcOpticalFlowPyrLK(
+        earlier, picture, before, start.copy(), maxLevel=levels, **around
+    )
+    # From where it was: a few steps tell whether it is the same place.
+    again, back, _ = cv2.calcOpticalFlowPyrLK(
+        picture, earlier, after, before.copy(), maxLevel=0, **around
+    )
+    sound = (there[:, 0] > 0) & (back[:, 0] > 0)
+    sound &= np.linalg.norm(again - before, axis=-1)[:, 0] < BACK
+    ends = np.asarray(after[:, 0] + np.float32(0.5), np.float32)
+    sound &= _is_free(free, ends)
+    ends[~sound] = np.nan
+    return which, ends
+
+
+def _found_again(keys: list[Keyframe], picture: Picture, free: Picture) -> Matrices | None:
+    """The camera without a guess, by descriptors (SIFT): where it was lost."""
+    finder = cv2.SIFT_create(800)  # type: ignore[attr-defined]
+    new, seen = finder.detectAndCompute(picture, free)
+    if seen is None:
+        return None
+    for key in keys:
+        near = np.zeros_like(key.picture)
+        for x, y in key.points.astype(int):
+            cv2.circle(near, (int(x), int(y)), FINE, (255,), -1)
+        old, told = finder.detectAndCompute(key.picture, near)
+        if told is None:
+            continue
+        pairs = cv2.BFMatcher(cv2.NORM_L2).knnMatch(told, seen, k=2)
+        good = [p[0] for p in pairs if len(p) == 2 and p[0].distance < 0.75 * p[1].distance]
+        if len(good) < LEAST:
+            continue
+        source = np.array([old[m.queryIdx].pt for m in good]) + 0.5
+        target = np.array([new[m.trainIdx].pt for m in good]) + 0.5
+        fitted = _fit(source, target, (picture.shape[1], picture.shape[0]))
+        if fitted is not None:
+            return fitted[0] @ key.matrix
+    return None
+
+
+def _is_free(free: Picture, places: NDArray[np.floating[Any]]) -> NDArray[np.bool_]:
+    height, width = free.shape
+    with np.errstate(invalid="ignore"):
+        x, y = np.nan_to_num(np.floor(places), nan=-1.0).astype(int).T
+    x, y = np.clip(x, 0, width - 1), np.clip(y, 0, height - 1)
+    return np.asarray(free[y, x] > 0)
+
+
+def _fit(
+    source: NDArray[np.floating[Any]], target: NDArray[np.floating[Any]],
+    size: tuple[int, int],
+) -> tuple[Matrices, NDArray[np.bool_]] | None:  # fmt: skip
+    """A homography that most points agree on, and which; None: too few, or in one corner only."""
+    if len(source) < LEAST:
+        return None
+    source, target = source.astype(np.float64), target.astype(np.float64)
+    matrix, agreed = cv2.findHomography(
+        source, target, cv2.USAC_MAGSAC, AGREE, maxIters=2000, confidence=0.999
+    )
+    if matrix is None or agreed is None:
+        return None
+    inner = agreed[:, 0] > 0
+    if inner.sum() < max(LEAST, LEAST_SHARE * len(source)):
+        return None
+    span = np.ptp(target[inner], axis=0) / size
+    if (span < SPREAD).any():
+        return None
+    better, _ = cv2.findHomography(source[inner], target[inner], 0)  # least squares over them all
+    matrix = matrix if better is None else better
+    if np.linalg.det(matrix[:2, :2]) <= 0.1:
+        return None
+    return matrix / matrix[2, 2], inner
+
+
+class Extractor(ArrayExtractor):
+    signal: ClassVar[str] = "camera"
+    after: ClassVar[tuple[str, ...]] = ("segmentation",)
+    backend = "keyframes"
+    version = f"opencv {cv2.__version__}, 1"
+
+    def __init__(self, settings: PreprocessSettings, clip: ClipContext) -> None:
+        super().__init__(settings, clip)
+        side = settings.camera.side
+        self.shrink = min(side / max(clip.width, clip.height), 1.0)
+        self.size = (
+            max(round(clip.width * self.shrink), 1), max(round(clip.height * self.shrink), 1),
+        )  # fmt: skip
+        self.follower = Follower(float(clip.rate))
+        self.maps: tuple[int, LabelTrack] | None = None
+
+    # ------------------------------------------------------------ what was made before
+
+    @property
+    def store(self) -> ClipStore:
+        assert self.clip.folder is not None, "the camera is taken from finished stores"
+        return ClipStore.open(self.clip.folder)
+
+    def _free(self, index: int) -> Picture:
+        """[h, w] 255 where the background is."""
+        if self.maps is None or not self.maps[0] <= index < self.maps[0] + len(self.maps[1]):
+            store = self.store
+            if "segmentation" not in store.signals:
+                raise SignalMissing(
+                    "the camera is told by the background, and no person mask says what that is",
+                    hint="extract it too: --signal segmentation,camera",
+                )
+            track = store.track("segmentation", index, min(index + AHEAD, self.clip.count))
+            assert isinstance(track, LabelTrack)
+            self.maps = index, track
+        first, track = self.maps
+        labels = track.labels[index - first]
+        table = np.zeros(256, np.uint8)
+        table[[i for i, name in enumerate(track.classes) if name in MOVING]] = 1
+        small = cv2.resize(cv2.LUT(labels, table), self.size, interpolation=cv2.INTER_NEAREST)
+        reach = 2 * max(round(MASK_MARGIN * max(self.size)), 1) + 1
+        wider = cv2.dilate(small, np.ones((reach, reach), np.uint8))
+        return np.where(wider > 0, 0, 255).astype(np.uint8)
+
+    def _grey(self, frame: NDArray[np.uint8]) -> Picture:
+        grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
+        return np.asarray(cv2.resize(grey, self.size, interpolation=cv2.INTER_AREA), np.uint8)
+
+    # ------------------------------------------------------------ frame by frame
+
+    def begin(self, carry: Record | None) -> None:
+        self.maps = None
+        self.follower = Follower(float(self.clip.rate))
+        if carry is None:
+            return
+        self.follower.matrix, self.follower.lost = carry["matrix"], int(carry["lost"])
+        for index, matrix in zip(carry["keys"], carry["matrices"], strict=True):
+            picture = self._grey(self.store.frames(int(index), int(index) + 1)[0])
+            self.follower.keys.append(
+                Keyframe.made(int(index), matrix, picture, corners(picture, self._free(int(index))))
+            )
+        last = int(carry["index"])
+        self.follower.before = carry["matrix"], self._grey(self.store.frames(last, last + 1)[0])
+
+    def step(self, index: int, frame: Any, previous: Any, cut: bool) -> Record:
+        picture, free = self._grey(frame), self._free(index)
+        follower = self.follower
+        if previous is None or cut:
+            follower.begin(index, picture, free)
+            residual, key = 0.0, True
+        else:
+            residual, key = follower.step(index, picture, free)
+        return {
+            "matrix": follower.matrix.copy(), "residual": np.array(residual, np.float32),
+            "reference": np.array(follower.reference), "key": np.array(key),
+            "lost": np.array(follower.lost), "points": np.array(follower.points),
+        }  # fmt: skip
+
+    def last_record(self, path: Path) -> Record:
+        """What the next part goes on from: the last frame's record, and all keyframes in use."""
+        parts = sorted(p for p in path.parent.iterdir() if not p.name.startswith("."))
+        made = self.load_parts([p for p in parts if p.name <= path.name])
+        used = np.flatnonzero(made["key"] & (made["reference"] == made["reference"][-1]))
+        last = {name: made[name][-1] for name in ("matrix", "lost")}
+        index = np.array(len(made["key"]) - 1)
+        return {**last, "index": index, "keys": used, "matrices": made["matrix"][used]}
+
+    # ------------------------------------------------------------ the signal
+
+    def finish(self, parts: list[Path], folder: Path, shots: list[tuple[int, int]]) -> Finished:
+        made = self.load_parts(parts)
+        grow = np.diag([self.clip.width / self.size[0], self.clip.height / self.size[1], 1.0])
+        matrices = np.asarray(grow @ made["matrix"] @ np.linalg.inv(grow), np.float64)
+        residual = np.asarray(made["residual"] / self.shrink, np.float32)
+        _bridge(matrices, made["reference"], residual)
+        # A background without a single point to follow tells nothing.
+        bare = made["points"] < LEAST
+        residual[bare] = np.nan
+        track = CameraTrack(
+            matrices / matrices[:, 2:, 2:], made["reference"], residual,
+            self.clip.width, self.clip.height,
+        )  # fmt: skip
+        motion = track.motion()
+        for first in np.unique(track.reference):
+            own = track.reference == first
+            if np.percentile(motion[own], 95) < STILL:  # no corner moves: nor does the camera
+                track.homography[own] = np.eye(3)
+                motion[own] = 0
+        write_arrays(
+            folder / "camera.npz",
+            {
+                "homography": track.homography, "reference": track.reference,
+                "residual": track.residual,
+            },
+        )  # fmt: skip
+        known = track.present()
+        corners = corners_of(self.clip.width, self.clip.height)
+        steps = np.diff(carry(track.homography, corners), axis=0)
+        joined = np.diff(track.reference) == 0
+        speed = np.linalg.norm(steps, axis=-1).max(axis=-1)[joined]
+        return Finished(
+            files=("camera.npz",),
+            spec={"shape": f"homography [{len(track)}, 3, 3]", "references": self._starts(track)},
+            coverage=float(known.mean()),
+            measured={
+                "motion_px": round(float(motion.max()), 2),
+                "speed_px": round(float(np.median(speed)) if len(speed) else 0.0, 3),
+                "residual_px": round(float(np.nanmedian(residual)) if known.any() else -1.0, 3),
+                "keyframes": int(made["key"].sum()),
+                "backgrounds": len(np.unique(track.reference)),
+            },
+            warnings=tuple(self._warnings(track, bare, shots)),
+        )  # fmt: skip
+
+    @staticmethod
+    def _starts(track: CameraTrack) -> list[int]:
+        return [int(first) for first in np.unique(track.reference)]
+
+    @staticmethod
+    def _warnings(
+        track: CameraTrack, bare: NDArray[np.bool_], shots: list[tuple[int, int]]
+    ) -> Iterator[str]:
+        if bare.mean() > 0.1:
+            yield (
+                f"the background has too little texture in {bare.mean():.0%} of the frames to tell"
+                " how the camera moves (a plain wall, or the person fills the picture): whether it"
+                " stands still is judged by its colours"
+            )
+        gone = ~track.present() & ~bare
+        if gone.any():
+            yield (
+                f"the camera could not be followed in {int(gone.sum())} of {len(track)} frames: a"
+                " fast pan, blur, or too little background; they are not used for the background"
+            )
+        backgrounds = len(np.unique(track.reference))
+        if backgrounds > len(shots):
+            yield (
+                f"{backgrounds} backgrounds in {len(shots)} shot(s): what came after a fast pan is"
+                " not joined to what came before"
+            )
+
+
+def _bridge(
+    matrices: Matrices, reference: NDArray[np.int64], residual: NDArray[np.float32]
+) -> None:
+    """Between frames of one background whose camera is known, the camera moves evenly."""
+    known = np.isfinite(residual)
+    for t in np.flatnonzero(~known):
+        same = np.flatnonzero(known & (reference == reference[t]))
+        before, after = same[same < t][-1:], same[same > t][:1]
+        if len(before) and len(after):
+            share = (t - before[0]) / (after[0] - before[0])
+            matrices[t] = (1 - share) * matrices[before[0]] + share * matrices[after[0]]
+
+
+# Classes of label maps that may move before the background.
+MOVING = ("person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle")

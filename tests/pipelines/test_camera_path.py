@@ -1,0 +1,129 @@
+"""What the camera of a rendering does: person and background move together."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipelines.camera_path import camera_path, seen_from, steadied
+from v2v.data.plate import Backgrounds, Mosaic
+from v2v.errors import UnknownName, UsageError
+from v2v.signals.camera import CameraTrack, carry
+from v2v.signals.pose import PoseTrack
+
+HEIGHT, WIDTH, COUNT, TRAINED = 40, 60, 9, 7
+
+
+def shifts(*gone: float) -> Any:
+    return np.stack([np.array([[1.0, 0, -x], [0, 1, 0], [0, 0, 1]]) for x in gone])
+
+
+def camera(matrices: Any, width: int = WIDTH, height: int = HEIGHT) -> CameraTrack:
+    count = len(matrices)
+    return CameraTrack(
+        matrices, np.zeros(count, np.int64), np.zeros(count, np.float32), width, height
+    )
+
+
+def backgrounds() -> Backgrounds:
+    """A wall whose brightness is its column; the camera pans by 2 pixels a frame."""
+    wall = np.tile(np.arange(WIDTH + 2 * COUNT, dtype=np.uint8)[None, :, None], (HEIGHT, 1, 4))
+    wall[..., 3] = 255
+    return Backgrounds({0: Mosaic(wall, (0.0, 0.0))}, camera(shifts(*range(0, 2 * COUNT, 2))))
+
+
+def trained(known: Backgrounds | None) -> Any:
+    clip = SimpleNamespace(trained=(0, TRAINED))
+    record = SimpleNamespace(clips=[clip])
+    made = {} if known is None else {0: known}
+    return SimpleNamespace(
+        name="b", size=(HEIGHT, WIDTH), model=SimpleNamespace(backgrounds=made, record=record)
+    )
+
+
+class Driving:
+    """What a path asks of a source, `start` to `stop` of a store."""
+
+    def __init__(
+        self, matrices: Any = None, *, start: int = 0, size: Any = (HEIGHT, WIDTH)
+    ) -> None:
+        signals = [] if matrices is None else ["camera"]
+        self.start, self.stop = start, COUNT if matrices is None else len(matrices)
+        self.size = size
+        track = None if matrices is None else camera(matrices, size[1], size[0])
+        self.store = SimpleNamespace(signals=signals, track=lambda _: track)
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+def driving(*args: Any, **values: Any) -> Any:
+    return Driving(*args, **values)
+
+
+def pose(x: float, y: float) -> PoseTrack:
+    points = np.full((1, 75, 3), np.nan, np.float32)
+    points[0, 5] = x, y, 1
+    return PoseTrack(points, np.zeros((1, 75), np.bool_), WIDTH, HEIGHT)
+
+
+def test_a_still_camera_needs_nothing() -> None:
+    path = camera_path(trained(None), 0, driving(), "still")
+    assert path.behind is None
+    track = pose(10, 20)
+    assert path.track(track, 3) is track
+
+
+def test_the_target_s_camera_goes_forth_and_back() -> None:
+    known = backgrounds()
+    path = camera_path(trained(known), 0, driving(), "target")
+    assert path.behind is not None
+    shown = path.behind(0, COUNT)[:, 20, 30, 0].astype(int)
+    forth = 30 + 2 * np.minimum(np.arange(COUNT), 2 * (TRAINED - 1) - np.arange(COUNT))
+    assert shown.tolist() == forth.tolist()
+    # The person stays where they are in the scene.
+    middle = known.middle
+    (x, y, _) = path.track(pose(30, 20), 0).points[0, 5]  # type: ignore[attr-defined]
+    assert (x, y) == pytest.approx((30 + 2 * middle, 20))
+
+
+def test_the_source_s_camera_is_brought_to_the_model_s_size() -> None:
+    """The source is twice as large: what moves by 8 of its pixels moves by 4 of ours."""
+    filmed = shifts(0, 8, 16)
+    path = camera_path(
+        trained(backgrounds()), 0, driving(filmed, size=(2 * HEIGHT, 2 * WIDTH)), "source"
+    )
+    assert path.behind is not None
+    shown = path.behind(0, 3)[:, 20, 30, 0].astype(int)
+    assert np.diff(shown).tolist() == [4, 4]
+    part = camera_path(
+        trained(backgrounds()), 0, driving(filmed, start=1, size=(2 * HEIGHT, 2 * WIDTH)), "source"
+    )
+    assert path.matrices is not None and part.matrices is not None
+    np.testing.assert_allclose(part.matrices, path.matrices[1:])
+
+
+def test_what_a_still_camera_saw_does_not_move() -> None:
+    with pytest.raises(UsageError, match="b knows no more of its background"):
+        camera_path(trained(None), 0, driving(), "target")
+    with pytest.raises(UnknownName, match="camera-path"):
+        camera_path(trained(None), 0, driving(), "handheld")
+
+
+def test_a_source_filmed_by_hand_is_steadied() -> None:
+    filmed = shifts(0, 3, -2, 5, 1)
+    standing = np.full((5, 75, 3), np.nan, np.float32)
+    standing[:, 5, :2] = carry(filmed, np.array([[20.0, 10.0]]))[:, 0]
+    standing[:, 5, 2] = 1
+    found = steadied(standing, driving(filmed))
+    assert np.ptp(found[:, 5, 0]) < 1e-4 and np.isnan(found[:, 6]).all()
+    assert steadied(standing, driving()) is standing
+
+
+def test_points_move_as_what_they_are_drawn_on() -> None:
+    turned = np.array([[[0.0, -1, 40], [1, 0, 0], [0, 0, 1]]])
+    (x, y, score) = seen_from(pose(10, 20), turned).points[0, 5]  # type: ignore[attr-defined]
+    assert (x, y, score) == pytest.approx((20, 10, 1))
