@@ -62,7 +62,7 @@ DISTRUST = 4.0
 DEPARTURE: dict[Motion, float] = {"parts": 16.0, "dense": 2.0}
 # Logit of the matte where a head's references show it, or less that where they do not, and by how
 # much a network may depart from that. The outline of parts that were put together is made anew.
-OUTLINE, OUTLINE_DEPARTURE = 6.0, 4.0
+OUTLINE, OUTLINE_DEPARTURE = 6.0, 1.0
 INVALID = 1e-4  # the weight of a reference where it shows nothing, beside 1 where it does
 
 
