@@ -16,9 +16,12 @@ from v2v.data.store import ClipStore
 from v2v.data.video import VideoWriter, stored_frames
 from v2v.progress import Reporter
 from v2v.signals import Track
+from v2v.signals.camera import CameraTrack, carry, corners_of
 
 Picture = NDArray[np.uint8]
 CHUNK = 32  # frames drawn at a time
+AWAY = 0.7  # size of a frame in the panel of the camera: there is room around
+FOLLOWED, LOST = (90, 220, 255), (255, 90, 60)
 UNDERLAY = 0.35  # brightness of the frame under points and labels: shows whether they fit
 
 
@@ -36,16 +39,55 @@ def write_preview(store: ClipStore, side: int, report: Reporter) -> None:
         audio_offset=audio.offset if audio else 0.0,
     ) as writer:  # fmt: skip
         decoded = ahead(_shrunk(store, height, width), CHUNK)
+        mosaic = _Mosaic(width, height)
         for start in range(0, len(store), CHUNK):
             pictures = list(islice(decoded, CHUNK))
-            panels = [
-                _panel(store.track(name, start, start + len(pictures)), pictures)
-                for name in signals
-            ]
+            panels = []
+            for name in signals:
+                track = store.track(name, start, start + len(pictures))
+                if isinstance(track, CameraTrack):
+                    panels.append(mosaic.panel(track, pictures))
+                else:
+                    panels.append(_panel(track, pictures))
             for i, picture in enumerate(pictures):
                 writer.write(np.hstack([picture, *(panel[i] for panel in panels)]))
             report.advance("preview", len(pictures))
     report.finish("preview")
+
+
+class _Mosaic:
+    """The frames laid over one another where the camera says that they belong.
+
+    If it is right, nothing but people moves in it.
+    """
+
+    def __init__(self, width: int, height: int) -> None:
+        self.size = width, height
+        self.canvas = np.zeros((height, width, 3), np.uint8)
+        self.reference = -1
+
+    def panel(self, track: CameraTrack, pictures: list[Picture]) -> list[Picture]:
+        width, height = self.size
+        track = track.scaled(width, height)
+        centre = np.array([[1, 0, width / 2], [0, 1, height / 2], [0, 0, 1.0]])
+        away = centre @ np.diag([AWAY, AWAY, 1]) @ np.linalg.inv(centre)
+        panels = []
+        for picture, matrix, reference, known in zip(
+            pictures, track.homography, track.reference, track.present(), strict=True
+        ):
+            if reference != self.reference:  # of another background
+                self.canvas[:], self.reference = 0, int(reference)
+            back = away @ np.linalg.inv(matrix)
+            if known:
+                cv2.warpPerspective(
+                    picture, back, self.size, dst=self.canvas, flags=cv2.INTER_LINEAR,
+                    borderMode=cv2.BORDER_TRANSPARENT,
+                )  # fmt: skip
+            shown = self.canvas.copy()
+            outline = np.round(carry(back, corners_of(width, height))).astype(np.int32)
+            cv2.polylines(shown, [outline], True, FOLLOWED if known else LOST, 1, cv2.LINE_AA)
+            panels.append(shown)
+        return panels
 
 
 def _shrunk(store: ClipStore, height: int, width: int) -> Iterator[Picture]:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from pipelines.evaluation.clips import Measured, measured_clips
 from pipelines.evaluation.detectors import Detector, Footage, detectors_for, find
 from pipelines.evaluation.leakage import Leakage, find_leakage
+from pipelines.evaluation.returns import difference_on_return
 from pipelines.evaluation.rows import REAL, Row, rows_for
 from pipelines.model import Trained
 from v2v import __version__
@@ -64,6 +65,8 @@ class Evaluation:
     unavailable: dict[str, str]  # measure -> why there is no number
     notes: tuple[str, ...]
     leakage: tuple[Leakage, ...]  # for each clip: measured frames that occur in training too
+    # For each clip, of the rows that run on: how a moment that comes again differs, of 255.
+    returns: tuple[dict[str, float], ...] = ()
 
     def against(self, row: str) -> tuple[list[str], list[str], list[str]]:
         """Measures in which the model is better, worse, or not told apart from another row."""
@@ -91,8 +94,9 @@ class Evaluation:
                     "frames": [clip.start, clip.start + clip.count],
                     "free_running": len(clip.order), "fps": str(clip.store.rate),
                     "in_training": {"moving": leak.moving, "still": leak.still},
+                    "differs_on_return": _rounded(again),
                 }
-                for clip, leak in zip(self.clips, self.leakage, strict=True)
+                for clip, leak, again in zip(self.clips, self.leakage, self.returns, strict=True)
             ],
             "notes": list(self.notes),
             "measures": {
@@ -202,6 +206,12 @@ def evaluate(
         leakage, warnings = find_leakage(trained, clips, report)
         notes = warnings + notes
         films = [_render(rows, clip, room / str(i), report) for i, clip in enumerate(clips)]
+        again = tuple(_returns(rows, clip, paths) for clip, paths in zip(clips, films, strict=True))
+        notes += [
+            f"{name}: a moment of {clip.name} that comes again looks different by {gap:.2f} of 255"
+            for clip, found in zip(clips, again, strict=True)
+            for name, gap in found.items()
+        ]
         equipment, unavailable = _equipment(trained, clips[0], detectors)
         if region is not None:
             chosen, said = read_region(region, clips)
@@ -214,7 +224,7 @@ def evaluate(
         ranked = {row.name: summaries[row.name] for row in rows if not row.knows_truth}
         found = Evaluation(
             folder, own, tuple(clips), tuple(rows), summaries, courses,
-            order(ranked, summaries[REAL]), unavailable, tuple(notes), tuple(leakage),
+            order(ranked, summaries[REAL]), unavailable, tuple(notes), tuple(leakage), again,
         )  # fmt: skip
         from pipelines.evaluation.report import page
 
@@ -298,6 +308,14 @@ def _render(rows: Sequence[Row], clip: Measured, folder: Path, report: Reporter)
         _film(films[row.name], clip, islice(row.frames(clip), wanted), report, stage)
         report.finish(stage)
     return films
+
+
+def _returns(rows: Sequence[Row], clip: Measured, films: Films) -> dict[str, float]:
+    """World consistency of the rows that run on over the clip, by name."""
+    found = {
+        row.name: difference_on_return(films[row.name], clip.order) for row in rows if row.runs_on
+    }
+    return {name: gap for name, gap in found.items() if gap is not None}
 
 
 def _film(

@@ -6,11 +6,11 @@ departs from it in seven ways. One encoder serves signals and past frames. Where
 points, flow begins with how these move, and only what is left of it is learned. The warped past
 frame may be a condition of the normalisation of the last blocks instead of, or beside, being
 blended in. Where the signals say all that moves, the core sees none of the past: it takes no errors
-over, and its first frame is as any other. Where the camera stands still, the background is a plate
-of the training footage, and only what lies before it is synthesised. It starts from nothing, and
-knows it does. And it is given appearance references, real frames of the person whose parts were
-moved to the pose (`v2v.data.references`): inputs at every scale, and for every pixel candidates of
-one softmax with what is synthesised.
+over, and its first frame is as any other. Where it is known, the background is a plate of the
+training footage, moved as the camera does, and only what lies before it is synthesised. It starts
+from nothing, and knows it does. And it is given appearance references, real frames of the person
+whose parts were moved to the pose (`v2v.data.references`): inputs at every scale, and for every
+pixel candidates of one softmax with what is synthesised.
 
 Coarse to fine: a core works at the smallest size; each scale above doubles the size. A new scale
 adds to what the one below says (flow, occlusion, matte, picture), and adds zero at first: growing

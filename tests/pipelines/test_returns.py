@@ -1,0 +1,43 @@
+"""World consistency: the same moment, seen again."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+
+from pipelines.evaluation.clips import there_and_back
+from pipelines.evaluation.returns import MOST, difference_on_return, returns
+from v2v.data.video import VideoWriter
+
+
+def film(path: Path, frames: np.ndarray) -> Path:
+    height, width = frames.shape[1:3]
+    with VideoWriter(
+        path, width=width, height=height, rate=Fraction(25), codec="ffv1"
+    ) as writer:  # fmt: skip
+        for frame in frames:
+            writer.write(frame)
+    return path
+
+
+def test_moments_that_come_again() -> None:
+    order = there_and_back(20, 60)
+    pairs = returns(order)
+    assert len(pairs) == MOST
+    for first, again in pairs:
+        assert order[first] == order[again] and again - first >= 8
+    assert returns(there_and_back(20, 20)) == []
+
+
+def test_what_looks_the_same_again_does_not_differ(tmp_path: Path) -> None:
+    order = there_and_back(16, 30)
+    scene = np.random.default_rng(0).integers(0, 256, (16, 24, 32, 3), np.uint8)
+    assert difference_on_return(film(tmp_path / "a.mkv", scene[order]), order) == 0
+    drifted = np.clip(scene[order].astype(int), 20, 235)
+    drifted[16:] += 6
+    found = difference_on_return(film(tmp_path / "b.mkv", drifted.astype(np.uint8)), order)
+    assert found is not None and 4 < found < 8
+    once = difference_on_return(film(tmp_path / "c.mkv", scene), np.arange(16))
+    assert once is None
