@@ -7,8 +7,8 @@ Shapes: B any number of leading axes folded to one, C channels, H height, W widt
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from typing import Literal
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -81,9 +81,8 @@ AT_REST = 0.1  # the weight of staying where it is; a handle's own is 1 at its p
 
 
 def carried(
-    now: Tensor, before: Tensor, size: tuple[int, int], *, at_rest: float = AT_REST,
-    rounds: int = 0,
-) -> Tensor:  # fmt: skip
+    now: Tensor, before: Tensor, size: tuple[int, int], *, at_rest: float = AT_REST
+) -> Tensor:
     """Flow from where the points of a signal are to where they were: handles carry what is near.
 
     The mean of the handles' displacements and of rest, each handle weighted by a Gaussian around
@@ -95,8 +94,6 @@ def carried(
             0 where a handle is not seen. One that is missing in either carries nothing.
         size: (H, W).
         at_rest: the weight of rest: small, and what is far from all handles moves as the nearest.
-        rounds: of twicing (Tukey 1977): what the mean leaves of each handle's displacement at its
-            own place is added to it. Without any, lips that part move by less than they should.
 
     Returns:
         [B, 2, H, W].
@@ -106,27 +103,14 @@ def carried(
     >>> [round(u, 1) for u in flow[0, 0, 0].tolist()]
     [2.3, 2.7, 2.7, 2.3, 0.9, 0.1, 0.0, 0.0]
     """
-    kind = now.device.type
-    # In fp32: bf16 has 8 bits.
-    exactly = torch.autocast(kind, enabled=False) if is_autocast_available(kind) else nullcontext()
-    with exactly:
+    with _exactly(now):
         now, before = now.float(), before.float()
         seen = (now[..., 2] > 0) & (before[..., 2] > 0)
         gone = torch.where(seen[..., None], before[..., :2] - now[..., :2], 0)
-        sharpness = 0.5 / now[..., 2].clamp(min=1e-3).square()
-        if rounds:
-            apart = (now[:, :, None, :2] - now[:, None, :, :2]).square().sum(-1)  # [B, at, handle]
-            share = torch.exp(-(apart * sharpness[:, None]).clamp(max=30)) * seen[:, None]
-            share = share / (share.sum(-1, keepdim=True) + at_rest)
-            wanted = gone
-            for _ in range(rounds):
-                gone = gone + seen[..., None] * (wanted - share @ gone)
 
         def near(axis: int, length: int) -> Tensor:
             centres = torch.arange(length, device=now.device) + 0.5
-            gap = centres - now[..., axis, None]
-            # No smaller: products of denormal numbers take ten times as long.
-            return torch.exp(-(gap.square() * sharpness[..., None]).clamp(max=30))
+            return _gaussian((centres - now[..., axis, None]).square(), now)
 
         # A Gaussian is a product of its axes, so the sum over handles is a product of matrices.
         across, down = near(0, size[1]), near(1, size[0])  # [B, K, W], [B, K, H]
@@ -134,6 +118,47 @@ def carried(
         weighted = (terms[..., None] * down[:, :, None]).flatten(2)  # [B, K, 3 H]
         sums = (weighted.mT @ across).reshape(-1, 3, *size)
         return sums[:, :2] / (sums[:, 2:] + at_rest)
+
+
+def twiced(now: Tensor, before: Tensor, *, at_rest: float = AT_REST, rounds: int = 12) -> Tensor:
+    """Handles that `carried` takes to where the given ones were.
+
+    A mean of displacements falls short where neighbours go different ways: lips that part. What it
+    leaves of each handle's displacement at its own place is added to it, again and again (twicing,
+    Tukey 1977).
+
+    Args:
+        now: [1, K, 3] as in `carried`.
+        before: [B, K, 3], all moved to the same place; those that miss a handle go without it.
+
+    Returns:
+        [B, K, 3] instead of `before`.
+    """
+    with _exactly(now):
+        now, before = now.float(), before.float()
+        seen = ((now[..., 2] > 0) & (before[..., 2] > 0))[..., None].float()  # [B, K, 1]
+        apart = (now[:, None, :, :2] - now[:, :, None, :2]).square().sum(-1)  # [1, handle, at]
+        weights = _gaussian(apart, now)[0].mT  # [at, handle]
+        total = weights @ seen + at_rest
+        wanted = seen * (before[..., :2] - now[..., :2])
+        gone = wanted
+        for _ in range(rounds):
+            gone = gone + seen * (wanted - (weights @ gone) / total)
+        places = torch.where(seen > 0, now[..., :2] + gone, before[..., :2])
+        return torch.cat([places, before[..., 2:]], dim=-1)
+
+
+def _exactly(like: Tensor) -> AbstractContextManager[Any]:
+    """In fp32, whatever is cast around: bf16 has 8 bits."""
+    kind = like.device.type
+    return torch.autocast(kind, enabled=False) if is_autocast_available(kind) else nullcontext()
+
+
+def _gaussian(squared: Tensor, handles: Tensor) -> Tensor:
+    """Each handle's weight [B, K, n] at squared distances [B, K, n] from it."""
+    sharpness = 0.5 / handles[..., 2:].clamp(min=1e-3).square()
+    # No smaller: products of denormal numbers take ten times as long.
+    return torch.exp(-(squared * sharpness).clamp(max=30))
 
 
 def compose(later: Tensor, earlier: Tensor) -> Tensor:

@@ -33,14 +33,13 @@ from v2v.signals.face import FaceTrack
 from v2v.signals.pose import PoseTrack
 from v2v.signals.segmentation import LabelTrack
 from v2v.types import REFERENCE_CHANNELS
-from v2v.warp import carried
+from v2v.warp import carried, twiced
 
 MISSING = 0.5  # body sizes: what a point costs that is seen in one of two poses only
 KEEP = 0.75  # a reference in use counts as nearer by this factor: choices do not flicker
 FADE = 4  # frames over which one reference fades into the next
 FAR = 0.5  # body sizes: a distance shown as 1 - 1/e
 AT_REST = 0.01  # of `carried`: hair, neck and shoulders go with the head
-ROUNDS = 24  # of `carried`: more bring the mouth no nearer
 VISIBLE = 1 / 64  # of alpha: below it a colour is rounding
 SHARPEST = 0.6  # share of the frames, the sharpest, that references are chosen from
 COUNTS = {"pose": 16, "face": 32}  # references that are kept of a clip
@@ -267,12 +266,14 @@ class References:
     ) -> None:  # fmt: skip
         """Composite faces, warped by their control points, over the canvas."""
         used, before, fading, far = shown
+        were = self._handles_before(np.unique([used, before]), handles, scale, shift)
         for p, (rows, columns, mask) in enumerate(pieces):
             if p and mask is None:
                 continue
 
             def warped(reference: int) -> NDArray[np.float32]:
-                return self._dense(reference, handles, scale, shift, rows, columns)  # noqa: B023
+                known = were[reference]
+                return self._dense(reference, handles, known, scale, shift, rows, columns)  # noqa: B023
 
             for canvas, r, old, share in zip(found, used[p], before[p], fading[p], strict=True):
                 if r < 0:
@@ -289,22 +290,36 @@ class References:
     def _handles(self) -> torch.Tensor:
         return self.track.handle_tensor()
 
+    def _handles_before(
+        self, wanted: NDArray[np.int64], handles: torch.Tensor, scale: tuple[float, float],
+        shift: tuple[float, float],
+    ) -> dict[int, torch.Tensor]:  # fmt: skip
+        """[1, K, 3] where the handles were in each of the references, -1 left out."""
+        numbers = wanted[wanted >= 0].tolist()
+        before = self._handles[numbers].clone()
+        before[..., :2] = before[..., :2] * torch.tensor(scale) + torch.tensor(shift)
+        drawn = twiced(handles, before, at_rest=AT_REST)
+        return {number: drawn[i : i + 1] for i, number in enumerate(numbers)}
+
     def _dense(
-        self, reference: int, handles: torch.Tensor, scale: tuple[float, float],
-        shift: tuple[float, float], rows: slice, columns: slice,
+        self, reference: int, handles: torch.Tensor, before: torch.Tensor,
+        scale: tuple[float, float], shift: tuple[float, float], rows: slice, columns: slice,
     ) -> NDArray[Any]:  # fmt: skip
-        """[h, w, 4] a box of a reference moved by its control points, colours times alpha."""
+        """[h, w, 4] a box of a reference moved by its control points, colours times alpha.
+
+        Args:
+            handles, before: [1, K, 3] where they are and were, in pixels of the picture.
+        """
         corner = torch.tensor((columns.start, rows.start, 0.0))
         zoom, offset = np.asarray(scale, np.float32), np.asarray(shift, np.float32)
-        before = self._handles[reference : reference + 1].clone()
-        before[..., :2] = before[..., :2] * torch.from_numpy(zoom) + torch.from_numpy(offset)
         # The field is smooth: at half the size it is the same, in a quarter of the time.
         size = (rows.stop - rows.start, columns.stop - columns.start)
         half = (-(-size[0] // 2), -(-size[1] // 2))
-        coarse = carried(
-            (handles - corner) / 2, (before - corner) / 2, half, at_rest=AT_REST, rounds=ROUNDS
-        )[0].numpy()  # fmt: skip
-        flow = [2 * cv2.resize(f, (2 * half[1], 2 * half[0]))[: size[0], : size[1]] for f in coarse]
+        coarse = carried((handles - corner) / 2, (before - corner) / 2, half, at_rest=AT_REST)
+        flow = [
+            2 * cv2.resize(f, (2 * half[1], 2 * half[0]))[: size[0], : size[1]]
+            for f in coarse[0].numpy()
+        ]
         x = np.arange(columns.start, columns.stop, dtype=np.float32) + np.float32(0.5)
         y = np.arange(rows.start, rows.stop, dtype=np.float32)[:, None] + np.float32(0.5)
         across = (x + flow[0] - offset[0]) / zoom[0] - np.float32(0.5)
