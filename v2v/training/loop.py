@@ -163,7 +163,10 @@ class Unroll(nn.Module):
             self.generator, conditions, past, corrupt=corrupt, recompute=self.recompute
         )
         outputs, states = zip(*rolled, strict=True)
-        names = ("frame", "synthesised", "synthesis_only", "warped", "flow", "occlusion", "matte")
+        names = (
+            "frame", "synthesised", "synthesis_only", "warped", "flow", "occlusion", "matte",
+            "residual",
+        )  # fmt: skip
         stacked = {
             name: torch.stack([getattr(o, name) for o in outputs], dim=1)
             for name in names
