@@ -19,6 +19,7 @@ from v2v.data.plate import Backgrounds
 from v2v.errors import UnknownName, UsageError
 from v2v.signals import Track
 from v2v.signals.camera import CameraTrack, Matrices, carry
+from v2v.signals.face import FaceTrack
 
 CAMERA_PATHS = ("still", "target", "source")
 
@@ -58,23 +59,50 @@ def seen_from(track: Track, matrices: Matrices) -> Track:
     points: NDArray[np.float32] = np.array(track.points)  # type: ignore[attr-defined]
     for rows, matrix in zip(points, matrices, strict=True):
         rows[:, :2] = carry(matrix, rows[:, :2])
-    return cast(Track, replace(cast(Any, track), points=points))
+    if not isinstance(track, FaceTrack):
+        return cast(Track, replace(cast(Any, track), points=points))
+    # How the camera turns and grows what is around the middle of the head.
+    heads = zip(matrices, track.translation, strict=True)
+    ends = np.stack([carry(matrix, np.stack([head, head + (1, 0)])) for matrix, head in heads])
+    middle, beside = ends[:, 0], ends[:, 1]
+    across = beside - middle
+    grown = np.linalg.norm(across, axis=-1).astype(np.float32)
+    x, y = (across / np.maximum(grown, 1e-6)[:, None]).T
+    roll = np.zeros((len(track), 3, 3), np.float32)
+    roll[:, 0, 0], roll[:, 0, 1], roll[:, 1, 0], roll[:, 1, 1], roll[:, 2, 2] = x, -y, y, x, 1
+    return replace(
+        track, points=points, translation=middle.astype(np.float32), scale=track.scale * grown,
+        depth=track.depth * grown[:, None], rotation=roll @ track.rotation,
+    )  # fmt: skip
 
 
-def steadied(points: NDArray[np.float32], driven: Source) -> NDArray[np.float32]:
-    """Points [T, N, ...] of a whole source as they would be had its camera stood still.
-
-    Those of each background as its middle frame sees it; as they are where the source has no
-    `camera`.
-    """
+def still_views(driven: Source) -> Matrices | None:
+    """[T, 3, 3] from each frame of a source's store to a camera at rest; None: it is unknown."""
     track = _camera(driven)
-    if track is None:
-        return points
-    found = np.array(points)
-    back = np.linalg.inv(_from_the_middle(track))
-    for rows, matrix in zip(found, back, strict=True):
-        rows[:, :2] = carry(matrix, rows[:, :2])
-    return found
+    return None if track is None else track.steady()
+
+
+def steadied(track: Track, views: Matrices | None, frames: Any) -> Track:
+    """Frames of a source as a camera at rest sees them.
+
+    Args:
+        views: of `still_views`.
+        frames: which frames of the store `track` has, as an index of `views`.
+    """
+    return track if views is None else seen_from(track, views[frames])
+
+
+def check_camera_path(trained: Trained, clip: int, kind: str) -> None:
+    """Raises `UnknownName`; `UsageError` where the model has only what a still camera saw."""
+    if kind not in CAMERA_PATHS:
+        raise UnknownName.among("--camera-path", kind, CAMERA_PATHS)
+    if kind != "still" and clip not in trained.model.backgrounds:
+        raise UsageError(
+            f"{trained.name} knows no more of its background than a still camera shows: its"
+            " footage was filmed so, or its store has no camera",
+            hint="use --camera-path still; for footage filmed by hand add the camera with v2v"
+            " preprocess STORE --signal camera, and train again",
+        )
 
 
 def camera_path(trained: Trained, clip: int, driven: Source, kind: str) -> CameraPath:
@@ -84,20 +112,12 @@ def camera_path(trained: Trained, clip: int, driven: Source, kind: str) -> Camer
         kind: still; target: as the model's own footage was filmed, forth and back; source: as the
             driving footage was, from its `camera`.
 
-    Raises `UnknownName`; `UsageError` where the model has only what a still camera saw.
+    Raises as `check_camera_path` does.
     """
-    if kind not in CAMERA_PATHS:
-        raise UnknownName.among("--camera-path", kind, CAMERA_PATHS)
+    check_camera_path(trained, clip, kind)
     if kind == "still":
         return CameraPath()
-    backgrounds = trained.model.backgrounds.get(clip)
-    if backgrounds is None:
-        raise UsageError(
-            f"{trained.name} knows no more of its background than a still camera shows: its"
-            " footage was filmed so, or its store has no camera",
-            hint="use --camera-path still; for footage filmed by hand add the camera with v2v"
-            " preprocess STORE --signal camera, and train again",
-        )
+    backgrounds = trained.model.backgrounds[clip]
     count = len(driven)
     if kind == "target":
         middle = backgrounds.middle
@@ -110,9 +130,9 @@ def camera_path(trained: Trained, clip: int, driven: Source, kind: str) -> Camer
         chosen = frames[np.minimum(place, period - place)]
         matrices = track.homography[chosen] @ np.linalg.inv(track.homography[middle])
         return CameraPath(matrices, backgrounds)
-    filmed = _camera(driven)
-    assert filmed is not None, "the source was opened without its camera"
-    matrices = _from_the_middle(filmed)[driven.start : driven.stop]
+    views = still_views(driven)
+    assert views is not None, "the source was opened without its camera"
+    matrices = np.asarray(np.linalg.inv(views[driven.start : driven.stop]), np.float64)
     # Of the source's height as of the model's; what lies beside it is cut or added on both sides.
     height, width = trained.size
     rows, columns = driven.size
@@ -129,12 +149,7 @@ def _camera(driven: Source) -> CameraTrack | None:
     return track
 
 
-def _from_the_middle(track: CameraTrack) -> Matrices:
-    """[T, 3, 3] from the frame in the middle of each background's views to each of its frames."""
-    found = np.empty_like(track.homography)
-    for first in np.unique(track.reference):
-        own = np.flatnonzero(track.reference == first)
-        middle = Backgrounds.most_central(track, own)
-        found[own] = track.homography[own] @ np.linalg.inv(track.homography[middle])
-    moved: Matrices = found / found[:, 2:, 2:]
-    return moved
+def filmed(driven: Source) -> dict[str, Any]:
+    """What decides about a steadied source's frames, for `Drive.settings`."""
+    record = driven.store.record.signals.get("camera")
+    return {} if record is None else {"filmed": record.model_dump(mode="json")}

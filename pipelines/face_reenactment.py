@@ -16,7 +16,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.camera_path import camera_path
+from pipelines.camera_path import camera_path, check_camera_path, filmed, steadied, still_views
 from pipelines.model import Trained
 from pipelines.rendering import Drive, Rendering
 from pipelines.retarget_face import (
@@ -33,6 +33,7 @@ from v2v.data.store import ClipStore
 from v2v.errors import NothingFound, UsageError
 from v2v.progress import Reporter, Silent
 from v2v.signals import Track
+from v2v.signals.camera import Matrices
 from v2v.signals.face import FaceTrack
 
 __all__ = ["FaceReenactment", "Strengths"]
@@ -99,17 +100,19 @@ class FaceReenactment:
         number = self.trained.clip_number(clip)
         look = self.trained.look(number)
         target = self.target(number)
+        check_camera_path(self.trained, number, camera)
         wanted = [SIGNAL, "camera"] if camera == "source" else [SIGNAL]
         driven = open_source(source, wanted, start=start, end=end, report=report)
         path = camera_path(self.trained, number, driven, camera)
+        views = still_views(driven)
         driver = Face.measure(
-            lambda: _meshes(driven.store, 0, len(driven.store)),
+            lambda: _meshes(driven.store, 0, len(driven.store), views),
             neutral=self._neutral(driven, target, number, neutral),
         )
         rate = float(driven.rate)
         notes = [f"neutral: {driven.seconds(driver.neutral):.2f} s of {driven.name}"]
         motion = _Motion(
-            driven, FaceTransfer(driver, target, strengths, absolute=absolute, parts=parts)
+            driven, FaceTransfer(driver, target, strengths, absolute=absolute, parts=parts), views
         )
         if stay and not absolute and (factor := motion.within(target)) < 1:
             notes.append(
@@ -118,7 +121,9 @@ class FaceReenactment:
             )
             strengths = replace(strengths, translation=factor * strengths.translation)
             motion = _Motion(
-                driven, FaceTransfer(driver, target, strengths, absolute=absolute, parts=parts)
+                driven,
+                FaceTransfer(driver, target, strengths, absolute=absolute, parts=parts),
+                views,
             )
         notes += motion.gaps()
         beyond = outside(motion.pieces, target, rate)
@@ -135,6 +140,7 @@ class FaceReenactment:
                 "strengths": asdict(strengths), "parts": dict(parts or {}), "clip": number,
                 "camera": camera,
                 "signal": driven.store.record.signals[SIGNAL].model_dump(mode="json"),
+                **filmed(driven),
             },
             source=driven.name, source_sha256=driven.sha256, pictures=driven.pictures,
             sound=driven.sound, notes=tuple(notes), behind=path.behind,
@@ -168,9 +174,13 @@ class _Motion:
 
     driven: Source
     transfer: FaceTransfer
+    views: Matrices | None  # to a camera at rest
 
     def __call__(self, first: int, stop: int) -> FaceTrack:
-        return self.transfer.apply(_at(self.driven, self._held[first:stop]))
+        frames = self._held[first:stop]
+        return self.transfer.apply(
+            cast(FaceTrack, steadied(_at(self.driven, frames), self.views, frames))
+        )
 
     def pieces(self) -> Iterator[FaceTrack]:
         for first in range(0, len(self.driven), PIECE):
@@ -202,9 +212,12 @@ class _Motion:
         return factor
 
 
-def _meshes(store: ClipStore, start: int, stop: int) -> Iterator[FaceTrack]:
+def _meshes(
+    store: ClipStore, start: int, stop: int, views: Matrices | None = None
+) -> Iterator[FaceTrack]:
     for first in range(start, stop, PIECE):
-        yield cast(FaceTrack, store.track(SIGNAL, first, min(first + PIECE, stop)))
+        end = min(first + PIECE, stop)
+        yield cast(FaceTrack, steadied(store.track(SIGNAL, first, end), views, slice(first, end)))
 
 
 def _held(driven: Source) -> NDArray[np.int64]:

@@ -132,11 +132,22 @@ class FramePrediction:
             source=source.name, source_sha256=source.sha256,
             pictures=_continuation(source, now, placement) if true else None,
             before=lambda: self._before(source, now, placement, shown), notes=tuple(notes),
+            behind=self._behind(source, now, number),
         )  # fmt: skip
         return Prediction(
             self.trained, drive, shown, source=source, now=now, placement=placement,
             past=past, predicted=predicted,
         )  # fmt: skip
+
+    def _behind(
+        self, source: Source, now: int, clip: int
+    ) -> Callable[[int, int], NDArray[np.uint8]] | None:
+        """The camera of the last real frame stays where it is; None: it never moved."""
+        backgrounds = self.trained.model.backgrounds.get(clip)
+        if backgrounds is None or self.trained.remembered_frames(clip, source.store) is None:
+            return None
+        seen = backgrounds.of(now - 1)
+        return lambda first, stop: np.repeat(seen[None], stop - first, axis=0)
 
     def _placement(self, source: Source, clip: int) -> Placement:
         use = self.trained.model.record.clips[clip]

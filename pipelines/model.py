@@ -182,11 +182,10 @@ class Trained:
     ) -> NDArray[np.float32]:  # fmt: skip
         """Points [T, N, ...] of training frames as a camera that stands still sees them."""
         place = self.placement(clip).matrix
-        cameras = backgrounds.track.homography
-        still = np.linalg.inv(place) @ cameras[backgrounds.middle]
+        steady = np.linalg.inv(place) @ backgrounds.track.steady()[frames] @ place
         steadied = np.array(points)
-        for rows, frame in zip(steadied, frames, strict=True):
-            rows[:, :2] = carry(still @ np.linalg.inv(cameras[frame]) @ place, rows[:, :2])
+        for rows, matrix in zip(steadied, steady, strict=True):
+            rows[:, :2] = carry(matrix, rows[:, :2])
         return steadied
 
     def remembered_frames(self, clip: int, store: ClipStore) -> NDArray[np.int64] | None:

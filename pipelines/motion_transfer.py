@@ -16,7 +16,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.camera_path import camera_path, steadied
+from pipelines.camera_path import camera_path, check_camera_path, filmed, steadied, still_views
 from pipelines.model import Trained
 from pipelines.pose_range import outside
 from pipelines.rendering import Drive, Rendering
@@ -79,6 +79,7 @@ class MotionTransfer:
         report = report or Silent()
         number = self.trained.clip_number(clip)
         look = self.trained.look(number)
+        check_camera_path(self.trained, number, camera)
         wanted = [SIGNAL, "camera"] if camera == "source" else [SIGNAL]
         driven = open_source(source, wanted, start=start, end=end, report=report)
         path = camera_path(self.trained, number, driven, camera)
@@ -109,6 +110,7 @@ class MotionTransfer:
                 "start": driven.start, "retarget": retarget, "clip": number,
                 "camera": camera,
                 "signal": driven.store.record.signals[SIGNAL].model_dump(mode="json"),
+                **filmed(driven),
             },
             source=driven.name, source_sha256=driven.sha256, pictures=driven.pictures,
             sound=driven.sound, notes=tuple(notes), behind=path.behind,
@@ -123,7 +125,8 @@ class MotionTransfer:
         use, size = self.trained.model.record.clips[clip], driven.size
         rate = float(driven.rate)
         # Measured on all of the source, not only on what is rendered: longer is surer.
-        whole = steadied(cast(PoseTrack, driven.store.track(SIGNAL)).points, driven)
+        seen = steadied(driven.store.track(SIGNAL), still_views(driven), slice(None))
+        whole = cast(PoseTrack, seen).points
         known = self.remembered(clip)
         target = Body.measure(known, use.width, use.height, _rate(known, use))
         frames = self.trained.remembered_frames(clip, driven.store)

@@ -48,7 +48,7 @@ Picture = NDArray[np.uint8]  # RGB [H, W, 3]
 
 CHUNK = 4  # frames drawn together
 SEGMENT = 96  # frames of a segment: two groups of the codec; what a kill loses at most
-MAKING = 2  # raised when the same weights begin to make other frames: old files are not theirs
+MAKING = 3  # raised when the same weights begin to make other frames: old files are not theirs
 BEHIND = 6  # frames that encoding may lag behind
 CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm"}
 CRF = 18.0
@@ -296,11 +296,14 @@ class Rendering:
             raise UsageError(f"{path} exists already", hint="replace it with --overwrite")
         places = np.unique(np.linspace(0, len(self) - 1, frames).astype(int))
         plate = self.trained.model.plates.get(self.look.clip)
-        behind = None if plate is None else _picture(plate[:3].float().cpu())
+        still = None if plate is None else _picture(plate[:3].float().cpu())
         columns = []
         for place in places:
             track = self.drive.tracks(int(place), int(place) + 1)[0]
             drawn = track.draw(self.height, self.width)[0]
+            behind = still
+            if self.drive.behind is not None:
+                behind = np.ascontiguousarray(self.drive.behind(place, place + 1)[0, ..., :3])
             if behind is not None and track.transparent:
                 drawn = np.asarray(cv2.max(drawn, cv2.convertScaleAbs(behind, alpha=0.5)), np.uint8)
             rows = [drawn]

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from preprocess.extractor import ArrayExtractor, ClipContext, Finished, Record, write_arrays
 from v2v.config import PreprocessSettings
-from v2v.data.store import ClipStore
+from v2v.data.store import CLIP_FILE, ClipStore, read_record
 from v2v.errors import SignalMissing
 from v2v.signals.camera import CameraTrack, Matrices, carry, corners_of
 from v2v.signals.segmentation import LabelTrack
@@ -42,6 +42,8 @@ LEAST_SHARE = 0.4  # and of those followed: fewer may be something that moves be
 SPREAD = 0.25  # of the frame's sides: they must span so much of it
 KEEP = 0.6  # of a keyframe's points: while so many are in view no other is made
 TOGETHER = 2  # keyframes that a frame is compared with
+KEYS = 48  # keyframes of a background that are kept: the first, and the latest
+SEARCHED = 8  # keyframes that are searched where the camera was lost
 STRIKES = 3  # times that a point was elsewhere than the background, until it is given up
 MASK_MARGIN = 0.015  # of the longer side: masks end a little inside hair and sleeves
 STILL = 0.5  # pixels: no corner moves farther where the camera stands still
@@ -71,7 +73,9 @@ class Follower:
         self.patience = max(round(LOST * rate), 1)
         self.keys: list[Keyframe] = []
         self.matrix: Matrices = np.eye(3)
-        self.before: tuple[Matrices, Picture] | None = None  # the frame before
+        # The last frame whose camera is known.
+        self.before: tuple[Matrices, Picture] | None = None
+        self.known = -1  # its number
         self.lost = 0
         self.agreed = 1.0  # of the points that should have been in view last
 
@@ -88,7 +92,7 @@ class Follower:
         """A background of its own begins."""
         self.matrix, self.lost = np.eye(3), 0
         self.keys = [Keyframe.made(index, np.eye(3), picture, corners(picture, free))]
-        self.before = np.eye(3), picture
+        self.before, self.known = (np.eye(3), picture), index
 
     def step(self, index: int, picture: Picture, free: Picture) -> tuple[float, bool]:
         """The residual of the next frame, NaN where it cannot be followed; whether it is a key."""
@@ -97,7 +101,8 @@ class Follower:
             # Windows around points do not turn or grow: once more from where they belong.
             residual = self._align(picture, free, self.matrix, fine=True)
         if residual is None and self.lost:  # it may be anywhere by now
-            guess = _found_again(self.keys, picture, free)
+            nearest = self._compared(picture, free, self.matrix, most=SEARCHED)
+            guess = _found_again([self.keys[number] for number in nearest], picture, free)
             residual = None if guess is None else self._align(picture, free, guess, fine=True)
         if residual is None:
             self.lost += 1
@@ -111,7 +116,9 @@ class Follower:
         if new:
             points = self._steady(corners(picture, free), picture)
             self.keys.append(Keyframe.made(index, self.matrix, picture, points))
-        self.before = self.matrix, picture
+            if len(self.keys) > KEYS:
+                del self.keys[1]
+        self.before, self.known = (self.matrix, picture), index
         return residual, new
 
     def _align(
@@ -149,12 +156,14 @@ class Follower:
                 key.points, key.against = key.points[~moving], key.against[~moving]
         return float(np.median(off[inner]))
 
-    def _compared(self, picture: Picture, free: Picture, guess: Matrices) -> list[int]:
+    def _compared(
+        self, picture: Picture, free: Picture, guess: Matrices, *, most: int = TOGETHER
+    ) -> list[int]:
         """Keyframes to compare with: the oldest that shows enough, and those that show most."""
         shown = [self._shown(key, picture, free, guess) for key in self.keys]
         order = sorted(range(len(shown)), key=lambda number: (-shown[number], number))
         enough = [number for number, share in enumerate(shown) if share >= KEEP / 2][:1]
-        return list(dict.fromkeys([*enough, *order]))[:TOGETHER]
+        return list(dict.fromkeys([*enough, *order]))[:most]
 
     def _shown(
         self, key: Keyframe, picture: Picture, free: Picture, matrix: Matrices | None = None
@@ -308,9 +317,22 @@ def _fit(
         return None
     better, _ = cv2.findHomography(source[inner], target[inner], 0)  # least squares over them all
     matrix = matrix if better is None else better
-    if np.linalg.det(matrix[:2, :2]) <= 0.1:
+    if not _is_view(np.asarray(matrix, np.float64), size):
         return None
     return matrix / matrix[2, 2], inner
+
+
+def _is_view(matrix: Matrices, size: tuple[int, int]) -> bool:
+    """Whether a camera could see it so: no corner beyond the horizon, not mirrored, not flat."""
+    places = corners_of(*size)
+    depth = np.concatenate([places, np.ones((4, 1))], axis=1) @ matrix[2]
+    if depth.min() <= 0.1 * depth.max():
+        return False
+    ends = carry(matrix, places)
+    # Twice the area, by the diagonals: negative where the picture is turned over.
+    first, second = ends[2] - ends[0], ends[3] - ends[1]
+    area = (first[0] * second[1] - first[1] * second[0]) / (2 * size[0] * size[1])
+    return bool(0.1 < area < 10)
 
 
 class Extractor(ArrayExtractor):
@@ -328,16 +350,26 @@ class Extractor(ArrayExtractor):
         )  # fmt: skip
         self.follower = Follower(float(clip.rate))
         self.maps: tuple[int, LabelTrack] | None = None
+        self.opened: ClipStore | None = None
 
     # ------------------------------------------------------------ what was made before
 
     @property
     def store(self) -> ClipStore:
         assert self.clip.folder is not None, "the camera is taken from finished stores"
-        return ClipStore.open(self.clip.folder)
+        if self.opened is None:
+            self.opened = ClipStore.open(self.clip.folder)
+        return self.opened
 
-    def _free(self, index: int) -> Picture:
-        """[h, w] 255 where the background is."""
+    def inputs(self) -> dict[str, Any]:
+        """The mask that it was made from."""
+        if self.clip.folder is None or not (self.clip.folder / CLIP_FILE).is_file():
+            return {}
+        mask = read_record(self.clip.folder).signals.get("segmentation")
+        return {} if mask is None else {"mask": [file.sha256 for file in mask.files.values()]}
+
+    def _free(self, index: int, ahead: int = AHEAD) -> Picture:
+        """[h, w] 255 where the background is; label maps are read `ahead` at a time."""
         if self.maps is None or not self.maps[0] <= index < self.maps[0] + len(self.maps[1]):
             store = self.store
             if "segmentation" not in store.signals:
@@ -345,7 +377,7 @@ class Extractor(ArrayExtractor):
                     "the camera is told by the background, and no person mask says what that is",
                     hint="extract it too: --signal segmentation,camera",
                 )
-            track = store.track("segmentation", index, min(index + AHEAD, self.clip.count))
+            track = store.track("segmentation", index, min(index + ahead, self.clip.count))
             assert isinstance(track, LabelTrack)
             self.maps = index, track
         first, track = self.maps
@@ -364,7 +396,7 @@ class Extractor(ArrayExtractor):
     # ------------------------------------------------------------ frame by frame
 
     def begin(self, carry: Record | None) -> None:
-        self.maps = None
+        self.maps, self.opened = None, None  # another process may go on from here
         self.follower = Follower(float(self.clip.rate))
         if carry is None:
             return
@@ -372,10 +404,14 @@ class Extractor(ArrayExtractor):
         for index, matrix in zip(carry["keys"], carry["matrices"], strict=True):
             picture = self._grey(self.store.frames(int(index), int(index) + 1)[0])
             self.follower.keys.append(
-                Keyframe.made(int(index), matrix, picture, corners(picture, self._free(int(index))))
+                Keyframe.made(
+                    int(index), matrix, picture, corners(picture, self._free(int(index), 1))
+                )
             )
-        last = int(carry["index"])
-        self.follower.before = carry["matrix"], self._grey(self.store.frames(last, last + 1)[0])
+        known = int(carry["known"])
+        self.follower.known = known
+        self.follower.before = carry["before"], self._grey(self.store.frames(known, known + 1)[0])
+        self.maps = None
 
     def step(self, index: int, frame: Any, previous: Any, cut: bool) -> Record:
         picture, free = self._grey(frame), self._free(index)
@@ -389,6 +425,7 @@ class Extractor(ArrayExtractor):
             "matrix": follower.matrix.copy(), "residual": np.array(residual, np.float32),
             "reference": np.array(follower.reference), "key": np.array(key),
             "lost": np.array(follower.lost), "points": np.array(follower.points),
+            "known": np.array(follower.known),
         }  # fmt: skip
 
     def last_record(self, path: Path) -> Record:
@@ -396,9 +433,10 @@ class Extractor(ArrayExtractor):
         parts = sorted(p for p in path.parent.iterdir() if not p.name.startswith("."))
         made = self.load_parts([p for p in parts if p.name <= path.name])
         used = np.flatnonzero(made["key"] & (made["reference"] == made["reference"][-1]))
-        last = {name: made[name][-1] for name in ("matrix", "lost")}
-        index = np.array(len(made["key"]) - 1)
-        return {**last, "index": index, "keys": used, "matrices": made["matrix"][used]}
+        used = np.concatenate([used[:1], used[1:][-(KEYS - 1) :]])
+        last = {name: made[name][-1] for name in ("matrix", "lost", "known")}
+        before = made["matrix"][int(last["known"])]
+        return {**last, "before": before, "keys": used, "matrices": made["matrix"][used]}
 
     # ------------------------------------------------------------ the signal
 
@@ -442,7 +480,7 @@ class Extractor(ArrayExtractor):
                 "speed_px": round(float(np.median(speed)) if len(speed) else 0.0, 3),
                 "residual_px": round(float(np.nanmedian(residual)) if known.any() else -1.0, 3),
                 "keyframes": int(made["key"].sum()),
-                "backgrounds": len(np.unique(track.reference)),
+                "backgrounds": len(np.unique(track.reference[known])),
             },
             warnings=tuple(self._warnings(track, bare, shots)),
         )  # fmt: skip
@@ -467,7 +505,7 @@ class Extractor(ArrayExtractor):
                 f"the camera could not be followed in {int(gone.sum())} of {len(track)} frames: a"
                 " fast pan, blur, or too little background; they are not used for the background"
             )
-        backgrounds = len(np.unique(track.reference))
+        backgrounds = len(np.unique(track.reference[track.present()]))
         if backgrounds > len(shots):
             yield (
                 f"{backgrounds} backgrounds in {len(shots)} shot(s): what came after a fast pan is"
@@ -480,12 +518,13 @@ def _bridge(
 ) -> None:
     """Between frames of one background whose camera is known, the camera moves evenly."""
     known = np.isfinite(residual)
-    for t in np.flatnonzero(~known):
-        same = np.flatnonzero(known & (reference == reference[t]))
-        before, after = same[same < t][-1:], same[same > t][:1]
-        if len(before) and len(after):
-            share = (t - before[0]) / (after[0] - before[0])
-            matrices[t] = (1 - share) * matrices[before[0]] + share * matrices[after[0]]
+    for first in np.unique(reference[~known]).tolist():
+        own = np.flatnonzero(reference == first)
+        sure = own[known[own]]
+        if len(sure):
+            flat = matrices[own].reshape(len(own), 9)
+            flat = np.stack([np.interp(own, sure, entry[known[own]]) for entry in flat.T], axis=1)
+            matrices[own] = flat.reshape(-1, 3, 3)
 
 
 # Classes of label maps that may move before the background.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from v2v.checkpoint import (
     FORMAT,
@@ -25,8 +27,10 @@ from v2v.checkpoint import (
     save_checkpoint,
     save_model,
 )
+from v2v.data.plate import Backgrounds, Mosaic
 from v2v.errors import CheckpointInvalid, DiskFull, V2VError
 from v2v.models import build_generator
+from v2v.signals.camera import CameraTrack
 from v2v.types import Condition, GeneratorState
 
 ARCHITECTURE = {"name": "sequential", "channels": 3, "preset": "mobile", "scales": 2}
@@ -73,6 +77,46 @@ def test_a_saved_model_renders_the_same(tmp_path: Path) -> None:
     assert torch.equal(loaded.plates[0], made.plates[0])
     assert torch.equal(loaded.statistics["0.pose.points"], made.statistics["0.pose.points"])
     assert loaded.record == made.record and "pose" in repr(loaded)
+
+
+def followed() -> Backgrounds:
+    """Of a camera that pans, in the pixels of `model`."""
+    matrices = np.tile(np.eye(3), (9, 1, 1))
+    matrices[:, 0, 2] = -np.arange(9.0)
+    residual = np.zeros(9, np.float32)
+    residual[4] = np.nan
+    track = CameraTrack(matrices, np.zeros(9, np.int64), residual, 32, 32)
+    picture = np.random.default_rng(0).integers(0, 256, (32, 41, 4), np.uint8)
+    return Backgrounds({0: Mosaic(picture, (0.0, -1.5), (0.5, 0.5))}, track)
+
+
+def test_a_background_that_moves_comes_back_as_it_was(tmp_path: Path) -> None:
+    made = replace(model(), backgrounds={0: followed()})
+    save_model(tmp_path / "model", made)
+    found = load_model(tmp_path / "model").backgrounds[0]
+    for frame in (None, 0, 4, 8):
+        assert np.array_equal(found.of(frame), made.backgrounds[0].of(frame))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("0.homography", torch.zeros(4, 3, 3, dtype=torch.float64)),
+        ("0.reference", torch.zeros(9, dtype=torch.int32)),
+        ("0.residual", torch.full((9,), float("nan"))),
+        ("0.0.picture", torch.zeros(0, 4, 4, dtype=torch.uint8)),
+        ("0.0.place", torch.zeros(4, dtype=torch.float64)),
+        ("7.reference", torch.zeros(9, dtype=torch.int64)),
+    ],
+)
+def test_a_background_that_is_not_one_is_named(
+    name: str, value: torch.Tensor, tmp_path: Path
+) -> None:
+    save_model(tmp_path / "model", replace(model(), backgrounds={0: followed()}))
+    path = tmp_path / "model" / "backgrounds.safetensors"
+    save_file({**load_file(path), name: value}, path)
+    with pytest.raises(CheckpointInvalid, match="backgrounds.safetensors"):
+        load_model(tmp_path / "model")
 
 
 @pytest.mark.parametrize("said", [{"past": False}, {"plate": True}])

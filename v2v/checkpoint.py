@@ -89,7 +89,7 @@ class ClipUse(Record):
     trained: tuple[Count, Count]  # first frame and end (excluded); the rest was held out
     width: Side  # of its stored frames
     height: Side
-    still: bool  # whether the camera stands still, so that there is a plate
+    still: bool  # whether there is a plate: the camera stands still, or was followed
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -295,18 +295,18 @@ def _read_backgrounds(path: Path, record: ModelRecord) -> dict[int, Backgrounds]
         try:
             if not clip.isdecimal() or int(clip) >= len(record.clips):
                 raise ValueError(f"{clip!r} is no clip of the model")
-            found[int(clip)] = _background(own, record.height, record.width)
+            frames = record.clips[int(clip)].frames
+            found[int(clip)] = _background(own, record.height, record.width, frames)
         except ValueError as error:
             raise CheckpointInvalid(f"{path}: {error}", hint=RESTORE) from error
     return found
 
 
-def _background(arrays: dict[str, Any], height: int, width: int) -> Backgrounds:
-    """Raises `ValueError` for arrays that are not those of a clip's backgrounds."""
-    count = len(arrays.get("reference", ()))
+def _background(arrays: dict[str, Any], height: int, width: int, count: int) -> Backgrounds:
+    """Raises `ValueError` for arrays that are not those of the backgrounds of `count` frames."""
     for name, (kind, shape) in CAMERA_LAYOUT.items():
         values = arrays.get(name)
-        if values is None or values.dtype != kind or values.shape != (count, *shape) or not count:
+        if values is None or values.dtype != kind or values.shape != (count, *shape):
             raise ValueError(f"{name} must be {kind} {[count, *shape]}")
         if name != "residual" and not np.isfinite(values).all():
             raise ValueError(f"{name} has values that are not finite")
@@ -316,7 +316,9 @@ def _background(arrays: dict[str, Any], height: int, width: int) -> Backgrounds:
         if kind != "picture":
             continue
         picture, place = arrays[name], arrays.get(f"{first}.place")
-        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 4:
+        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 4 or (
+            not picture.size
+        ):  # fmt: skip
             raise ValueError(f"{name} must be a picture, uint8 [h, w, 4]")
         if place is None or place.dtype != np.float64 or place.shape != (4,):
             raise ValueError(f"{first}.place must be float64 [4]")
@@ -327,8 +329,9 @@ def _background(arrays: dict[str, Any], height: int, width: int) -> Backgrounds:
     track = CameraTrack(
         arrays["homography"], arrays["reference"], arrays["residual"], width, height
     )
-    if not any((track.present() & (track.reference == first)).any() for first in mosaics):
-        raise ValueError("no frame of the camera is of a mosaic")
+    known = set(track.reference[track.present()].tolist())
+    if not mosaics or not set(mosaics) <= known:
+        raise ValueError("a mosaic is of no frame")
     return Backgrounds({first: mosaics[first] for first in sorted(mosaics)}, track)
 
 

@@ -192,6 +192,10 @@ def evaluate(
         moves = reference_signal([use.name for use in trained.model.record.signals]) is not None
         against = (*AGAINST, "warped") if moves else AGAINST
     clips, notes = measured_clips(trained, data, frames=frames, drift=drift, report=report)
+    chosen = None
+    if region is not None:
+        chosen, said = read_region(region, clips)
+        notes.append(said)
     folder = Path(output) if output is not None else _default_folder(trained)
     own = name or trained.name
     busy = NotWritable(
@@ -213,11 +217,9 @@ def evaluate(
             for name, gap in found.items()
         ]
         equipment, unavailable = _equipment(trained, clips[0], detectors)
-        if region is not None:
-            chosen, said = read_region(region, clips)
+        if chosen is not None:
             equipment = replace(equipment, tools=replace(equipment.tools, region=chosen))
             unavailable["vmaf"] = "it measures whole pictures, and a region was chosen"
-            notes.append(said)
         courses, sets = _measure(rows, clips, films, equipment, unavailable, room, report)
         summaries = _summaries(rows, clips, courses, sets, drift=drift > 0)
         notes += _warnings(clips, sets, drift=drift > 0)
@@ -276,7 +278,8 @@ def read_region(region: str, clips: Sequence[Measured]) -> tuple[NDArray[np.bool
         )
     return chosen, (
         f"only {chosen.mean():.0%} of the picture is measured (--region {region}); elsewhere every"
-        " row counts as right, so that compare figures with none but those of this region"
+        " row counts as right: compare figures with none but those of this region. Poses, faces and"
+        " labels are found on whole pictures"
     )
 
 

@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.evaluation.clips import Measured, find_store, trained_on
+from pipelines.evaluation.clips import Measured, find_store, is_of, trained_on
 from pipelines.model import Trained, find_model
 from pipelines.rendering import Drive, Rendering
 from pipelines.source import open_source
@@ -87,7 +87,9 @@ def rendering(trained: Trained, clip: Measured) -> Rendering:
     def tracks(first: int, stop: int) -> Sequence[Track]:
         return [clip.track(name, first, stop) for name in names]
 
-    backgrounds = trained.model.backgrounds.get(look) if clip.held_out else None
+    backgrounds = None
+    if is_of(clip.store.record, record.clips[look]):
+        backgrounds = trained.model.backgrounds.get(look)
 
     def behind(first: int, stop: int) -> NDArray[np.uint8]:
         """What the camera of the footage saw."""
@@ -261,7 +263,8 @@ class Warped:
     references: References
     signal: str  # that of the references
     background: Picture | None  # RGB [H, W, 3]; None: that of the reference is shown
-    backgrounds: Backgrounds | None = None  # of each frame, where the camera moves
+    backgrounds: Backgrounds | None  # of each frame, where the camera moves
+    use: ClipUse  # the clip they are of
 
     @classmethod
     def of(cls, trained: Trained, look: int) -> Warped:
@@ -289,7 +292,7 @@ class Warped:
         background = np.asarray(placement.picture(plate.picture)) if plate and still else None
         backgrounds = plate.backgrounds if plate and still else None
         placed = None if backgrounds is None else backgrounds.placed(placement)
-        return cls(references, signal, background, placed)
+        return cls(references, signal, background, placed, use)
 
     def __call__(self, clip: Measured) -> Iterator[Picture]:
         chooser = Chooser(self.references, 1)
@@ -301,7 +304,7 @@ class Warped:
             (found,) = self.references.candidates(track, chooser(track))
             pictures = found[0].transpose(1, 2, 0)
             alpha = pictures[..., 3:4]
-            if self.backgrounds is not None and clip.held_out:
+            if self.backgrounds is not None and is_of(clip.store.record, self.use):
                 behind = self.backgrounds.of(int(clip.order[place]))[..., :3]
             shown = pictures[..., :3] * alpha + behind * (1 - alpha)
             yield np.clip(np.rint(shown), 0, 255).astype(np.uint8)

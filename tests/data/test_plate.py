@@ -200,7 +200,8 @@ def test_a_camera_that_could_not_be_followed_is_not_used() -> None:
 
 
 def test_a_mosaic_does_not_grow_without_end() -> None:
-    filmed, _ = panned(8.0)
+    filmed, _ = panned(10.0)
+    assert (WIDTH + 10 * (COUNT - 1)) * HEIGHT > 1.15 * LARGEST * HEIGHT * WIDTH
     plate = plate_of(filmed)
     (mosaic,) = plate.backgrounds.mosaics.values()
     assert mosaic.picture.shape[0] * mosaic.picture.shape[1] <= 1.1 * LARGEST * HEIGHT * WIDTH
@@ -223,3 +224,31 @@ def test_a_mosaic_at_the_size_of_the_model() -> None:
     known = seen[..., 3] > 250
     gap = np.abs(seen[..., :3].astype(int) - truth)[known]
     assert known.mean() > 0.6 and gap.mean() < 4
+
+
+def test_where_the_camera_was_lost_nothing_is_known() -> None:
+    filmed, _ = panned(1.0)
+    residual = np.zeros(COUNT, np.float32)
+    residual[20] = np.nan
+    filmed.camera = replace(filmed.camera, residual=residual)
+    backgrounds = plate_of(filmed).backgrounds
+    assert not backgrounds.of(20)[..., 3].any() and backgrounds.of(21)[..., 3].any()
+    assert backgrounds.of(20)[..., :3].any()  # a guess
+
+
+def test_a_wide_pan_ends_before_the_horizon() -> None:
+    """Turned by 70 degrees, a frame lies beyond the horizon of the first one's plane."""
+    filmed, _ = panned(0.0)
+    focal = 50.0
+    lens = np.array([[focal, 0, WIDTH / 2], [0, focal, HEIGHT / 2], [0, 0, 1]])
+    angles = np.radians(np.linspace(0, 70, COUNT))
+    turned = [
+        lens @ np.array([[np.cos(a), 0, -np.sin(a)], [0, 1, 0], [np.sin(a), 0, np.cos(a)]])
+        @ np.linalg.inv(lens) for a in angles
+    ]  # fmt: skip
+    matrices = np.stack([m / m[2, 2] for m in turned])
+    filmed.camera = replace(filmed.camera, homography=matrices)
+    plate = plate_of(filmed)
+    if plate.backgrounds is not None:
+        (mosaic,) = plate.backgrounds.mosaics.values()
+        assert mosaic.picture.shape[0] * mosaic.picture.shape[1] <= 1.1 * LARGEST * HEIGHT * WIDTH

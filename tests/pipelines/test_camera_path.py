@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines.camera_path import camera_path, seen_from, steadied
+from pipelines.camera_path import camera_path, seen_from, steadied, still_views
 from v2v.data.plate import Backgrounds, Mosaic
 from v2v.errors import UnknownName, UsageError
 from v2v.signals.camera import CameraTrack, carry
+from v2v.signals.face import FaceTrack
 from v2v.signals.pose import PoseTrack
 
 HEIGHT, WIDTH, COUNT, TRAINED = 40, 60, 9, 7
@@ -115,12 +116,42 @@ def test_what_a_still_camera_saw_does_not_move() -> None:
 
 def test_a_source_filmed_by_hand_is_steadied() -> None:
     filmed = shifts(0, 3, -2, 5, 1)
-    standing = np.full((5, 75, 3), np.nan, np.float32)
-    standing[:, 5, :2] = carry(filmed, np.array([[20.0, 10.0]]))[:, 0]
-    standing[:, 5, 2] = 1
-    found = steadied(standing, driving(filmed))
+    points = np.full((5, 75, 3), np.nan, np.float32)
+    points[:, 5, :2] = carry(filmed, np.array([[20.0, 10.0]]))[:, 0]
+    points[:, 5, 2] = 1
+    track = PoseTrack(points, np.zeros((5, 75), np.bool_), WIDTH, HEIGHT)
+    found = steadied(track, still_views(driving(filmed)), slice(None)).points  # type: ignore[attr-defined]
     assert np.ptp(found[:, 5, 0]) < 1e-4 and np.isnan(found[:, 6]).all()
-    assert steadied(standing, driving()) is standing
+    assert still_views(driving()) is None and steadied(track, None, slice(None)) is track
+
+
+def test_a_source_s_camera_is_not_seen_twice() -> None:
+    """Steadied and moved again, somebody who stands still is where they were filmed."""
+    filmed = shifts(0, 3, -2, 5, 1)
+    source = driving(filmed)
+    path = camera_path(trained(backgrounds()), 0, source, "source")
+    points = np.full((5, 75, 3), 1, np.float32)
+    points[:, 5, :2] = carry(filmed, np.array([[20.0, 10.0]]))[:, 0]
+    track = PoseTrack(points, np.zeros((5, 75), np.bool_), WIDTH, HEIGHT)
+    again = path.track(steadied(track, still_views(source), slice(None)), 0)
+    np.testing.assert_allclose(again.points[:, 5], points[:, 5], atol=1e-4)  # type: ignore[attr-defined]
+
+
+def test_a_head_turns_and_grows_with_the_camera() -> None:
+    points = np.zeros((1, 478, 3), np.float32)
+    points[0, :, :2] = (10, 20)
+    eye = np.eye(3, dtype=np.float32)[None]
+    face = FaceTrack(
+        points, np.ones((1, 478), np.float32), np.zeros(1, np.bool_), eye,
+        np.array([[10.0, 20.0]], np.float32), np.array([8.0], np.float32), WIDTH, HEIGHT,
+    )  # fmt: skip
+    turned = np.array([[[0.0, -2, 40], [2, 0, 0], [0, 0, 1]]])  # by a quarter, twice as large
+    seen = seen_from(face, turned)
+    assert isinstance(seen, FaceTrack)
+    np.testing.assert_allclose(seen.translation, [[0, 20]], atol=1e-4)
+    np.testing.assert_allclose(seen.scale, [16], rtol=1e-5)
+    np.testing.assert_allclose(seen.rotation[0] @ [1, 0, 0], [0, 1, 0], atol=1e-6)
+    np.testing.assert_allclose(seen.points[0, 0], (0, 20, 0), atol=1e-4)
 
 
 def test_points_move_as_what_they_are_drawn_on() -> None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,6 +37,7 @@ from v2v.errors import (
     UnknownName,
     V2VError,
 )
+from v2v.signals.camera import CameraTrack, carry
 
 RATE = Fraction(30)
 FRAMES = 40
@@ -170,6 +172,75 @@ def test_killed_anywhere_and_run_again_gives_the_same_bytes(footage: Path, tmp_p
 
 class Killed(BaseException):
     """Stands for SIGKILL: nothing gets to tidy up."""
+
+
+@pytest.fixture(scope="module")
+def by_hand(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The drawn person before a wall, through a frame that sways by whole pixels."""
+    path = tmp_path_factory.mktemp("by_hand") / "sway.mp4"
+    random = np.random.default_rng(0)
+    wall = random.integers(0, 256, (44, 32, 3), np.uint8).repeat(8, axis=0).repeat(8, axis=1)
+    with VideoWriter(path, width=192, height=320, rate=RATE, crf=10) as video:
+        for t, frame in enumerate(person.frames(count=FRAMES, height=352, width=256)):
+            shown = frame.copy()
+            shown[:, :40], shown[:, -56:] = wall[:, :40], wall[:, -56:]
+            x, y = 32 + sway(t), 16
+            video.write(np.ascontiguousarray(shown[y : y + 320, x : x + 192]))
+    return path
+
+
+def sway(t: int) -> int:
+    return round(12 * np.sin(t / 6))
+
+
+def test_the_camera_is_followed_through_kills_to_the_byte(
+    by_hand: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked for alone: the mask it is made from comes with it."""
+    outcome = preprocess(by_hand, ["camera"], settings(), output=tmp_path / "straight")
+    assert outcome.made == ["segmentation", "camera"]
+    from preprocess.camera import Extractor
+
+    step = Extractor.step
+    for place in (20, 35):  # in the second and the third of three parts
+        with monkeypatch.context() as patch:
+
+            def stopped(self: Any, index: int, *rest: Any, stop: int = place) -> Any:
+                if index == stop:
+                    raise Killed
+                return step(self, index, *rest)
+
+            patch.setattr(Extractor, "step", stopped)
+            with pytest.raises(Killed):
+                preprocess(by_hand, ["camera"], settings(), output=tmp_path / "killed")
+    preprocess(by_hand, ["camera"], settings(), output=tmp_path / "killed")
+    straight, resumed = (contents(tmp_path / name) for name in ("straight", "killed"))
+    assert straight["camera.npz"] == resumed["camera.npz"]
+    track = ClipStore.open(tmp_path / "straight").track("camera")
+    assert isinstance(track, CameraTrack) and track.present().all()
+    gone = -np.array([sway(t) - sway(0) for t in range(FRAMES)])
+    centre = carry(track.homography, np.array([[96.0, 160.0]]))[:, 0]
+    assert np.abs(centre - (96, 160) - np.stack([gone, 0 * gone], axis=1)).max() < 1.0
+    record = read_record(tmp_path / "straight").signals["camera"]
+    assert 11 < record.measured["motion_px"] < 15 and not record.warnings
+
+
+def test_a_camera_made_from_another_mask_is_not_taken_for_this_one(
+    by_hand: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "s"
+    preprocess(by_hand, ["segmentation", "camera"], settings(), output=store)
+    changed = settings(segmentation__threshold=0.7)
+    preprocess(by_hand, ["segmentation"], changed, output=store, overwrite=True)
+    with pytest.raises(StoreConflict, match="camera with other settings: mask"):
+        preprocess(store, ["camera"], settings())
+
+
+def test_without_a_person_there_is_no_camera_to_be_told(blank: Path, tmp_path: Path) -> None:
+    outcome = preprocess(blank, ["camera", "flow"], settings(), output=tmp_path / "s")
+    assert outcome.made == ["flow"]
+    assert isinstance(outcome.failed["segmentation"], NothingFound)
+    assert isinstance(outcome.failed["camera"], SignalMissing)
 
 
 DAMAGE: dict[str, Callable[[bytes], bytes]] = {

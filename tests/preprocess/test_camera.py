@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from preprocess.camera import Follower, corners
+from preprocess.camera import Extractor, Follower, corners
 from v2v.signals.camera import CameraTrack, carry, corners_of
 
 HEIGHT, WIDTH, COUNT, RATE = 240, 320, 16, 25.0
@@ -152,6 +152,18 @@ def test_a_plain_wall_has_nothing_to_follow() -> None:
     grey = np.full((HEIGHT, WIDTH), 150.0)
     frame = np.clip(grey + noise.normal(0, 1.0, grey.shape), 0, 255).astype(np.uint8)
     assert len(corners(frame, FREE)) == 0
+
+
+def test_a_plain_wall_is_said_to_be_one() -> None:
+    count = 20
+    made = CameraTrack(
+        np.tile(np.eye(3), (count, 1, 1)), np.zeros(count, np.int64),
+        np.full(count, np.nan, np.float32), WIDTH, HEIGHT,
+    )  # fmt: skip
+    (said,) = Extractor._warnings(made, np.ones(count, np.bool_), [(0, count)])
+    assert "too little texture in 100% of the frames" in said
+    (said,) = Extractor._warnings(made, np.zeros(count, np.bool_), [(0, count)])
+    assert "could not be followed in 20 of 20 frames" in said
 
 
 def test_after_a_fast_pan_the_old_view_is_found_again() -> None:

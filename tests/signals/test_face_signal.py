@@ -114,14 +114,14 @@ def angle_between(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.
 # ---------------------------------------------------------------- handles
 
 
-def test_handles_lie_on_the_face_and_the_hair_above(mesh: Array) -> None:
+def test_handles_lie_on_the_face_and_on_hair_and_neck_around(mesh: Array) -> None:
     made = track(np.stack([mesh, mesh]).astype(np.float64))
     points, handles = made.points[0], made.handles()
     assert handles.shape[::2] == (2, 3) and not np.isnan(handles).any()
     low, high = points[:, :2].min(axis=0), points[:, :2].max(axis=0)
     tall = high[1] - low[1]
     found = handles[0]
-    assert found[:, 1].max() <= high[1] + 1e-3
+    assert high[1] + 0.1 * tall < found[:, 1].max() < high[1] + 0.5 * tall  # where the neck is
     assert low[1] - 0.4 * tall < found[:, 1].min() < low[1] - 0.1 * tall  # where the hair is
     assert (found[:, 2] > 0.1 * made.scale[0]).all() and (found[:, 2] < made.scale[0]).all()
 

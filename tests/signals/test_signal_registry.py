@@ -20,11 +20,11 @@ from v2v.errors import StoreDamaged, UnknownName
 from v2v.signals import Signal, load_signal, signal_names
 from v2v.signals._base import check_arrays, read_arrays
 
-OWN = ("pose", "face", "segmentation", "flow")
+OWN = ("pose", "face", "segmentation", "flow", "camera")
 
 
-def test_all_four_load() -> None:
-    assert signal_names()[:4] == OWN
+def test_all_load() -> None:
+    assert signal_names()[: len(OWN)] == OWN
     for name in OWN:
         signal = load_signal(name)
         assert isinstance(signal, Signal) and signal.name == name
@@ -177,7 +177,7 @@ from v2v.data.store import ClipStore
 from v2v.data.video import VideoWriter
 from v2v.signals import signal_names
 
-assert signal_names() == ("pose", "face", "segmentation", "flow", "light"), signal_names()
+assert signal_names() == ("pose", "face", "segmentation", "flow", "camera", "light"), signal_names()
 folder = Path(sys.argv[1])
 with VideoWriter(folder / "dark.mp4", width=64, height=48, rate=Fraction(25)) as video:
     for t in range(5):

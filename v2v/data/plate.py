@@ -8,7 +8,6 @@ plate is then a mosaic, larger than a frame, and each frame sees its part of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -27,7 +26,12 @@ MARGIN = 0.015  # of the frame's longer side: masks end a little inside hair and
 STILL = 6.0  # of 255: mean deviation from the plate that a still camera, its noise, may show
 MOVED = 24.0  # of 255: a pixel that deviates by this shows something else
 MOVED_SHARE = 0.05  # of the background's pixels that may
-LARGEST = 6.0  # frames that a mosaic may be as large as
+# Of a camera that was followed: nothing else shows a background as steady, passers-by or not.
+FOLLOWED_STILL, FOLLOWED_SHARE = 12.0, 0.15
+LARGEST = 6.0  # frames that a mosaic may be as large as,
+TOGETHER = 12.0  # and all mosaics of a clip together
+LONGEST = 16_000  # pixels of a side
+HORIZON = 0.1  # of the nearest corner's depth: what is seen at a flatter angle is left out
 RIM = 2  # pixels at the edge of a frame that a mosaic does without: they are interpolated with none
 
 Picture = NDArray[np.uint8]
@@ -104,20 +108,8 @@ class Backgrounds:
     @cached_property
     def middle(self) -> int:
         """The frame whose view is nearest to all others of the largest mosaic."""
-        known = self.track.present()
-        areas = {first: m.picture.shape[0] * m.picture.shape[1] for first, m in
-                 self.mosaics.items()}  # fmt: skip
-        largest = max(areas, key=lambda first: areas[first])
-        frames = np.flatnonzero((self.track.reference == largest) & known)
-        return self.most_central(self.track, frames)
-
-    @staticmethod
-    def most_central(track: CameraTrack, frames: NDArray[np.int64]) -> int:
-        """Of frames of one background the one whose view is nearest to all others."""
-        places = corners_of(track.width, track.height)
-        ends = carry(np.linalg.inv(track.homography[frames]), places)
-        away = np.linalg.norm(ends - np.median(ends, axis=0), axis=-1).sum(axis=-1)
-        return int(frames[away.argmin()])
+        areas = {first: mosaic.picture.size for first, mosaic in self.mosaics.items()}
+        return self.track.central(max(areas, key=lambda first: areas[first]))
 
     def of(self, frame: int | None = None, *, change: Matrices | None = None,
            size: Size | None = None) -> Picture:  # fmt: skip
@@ -130,7 +122,8 @@ class Backgrounds:
         frame = self.middle if frame is None else frame
         first = int(self.track.reference[frame])
         matrix = self.track.homography[frame]
-        mosaic, known = self.mosaics.get(first), True
+        # Where the camera was lost its place is a guess, and so is all that is seen from there.
+        mosaic, known = self.mosaics.get(first), bool(np.isfinite(self.track.residual[frame]))
         if mosaic is None:  # a shot that nothing was learned of
             first = int(self.track.reference[self.middle])
             mosaic, known = self.mosaics[first], False
@@ -154,8 +147,15 @@ class Plate:
 
     @property
     def still(self) -> bool:
-        """Whether it explains the frames: once their views are brought together, nothing moves."""
-        return self.deviation <= STILL and self.moved <= MOVED_SHARE
+        """Whether it explains the frames: once their views are brought together, little moves."""
+        deviation, moved = self.limits
+        return self.deviation <= deviation and self.moved <= moved
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """The `deviation` and `moved` that it may have."""
+        followed = self.backgrounds is not None
+        return (FOLLOWED_STILL, FOLLOWED_SHARE) if followed else (STILL, MOVED_SHARE)
 
     def __repr__(self) -> str:
         camera = "still" if self.backgrounds is None else "followed"
@@ -172,7 +172,8 @@ def background_plate(store: ClipStore, start: int = 0, stop: int | None = None) 
     A mosaic where the store has a `camera` that moved, and the mosaic explains the frames better
     than a plate that takes no notice of it.
 
-    Memory does not grow with the clip: at most `SAMPLES` frames are looked at, spread evenly.
+    Memory does not grow with the clip: at most `SAMPLES` frames of each background are looked at,
+    spread evenly.
     """
     stop = len(store) if stop is None else stop
     if "segmentation" not in store.signals:
@@ -185,7 +186,8 @@ def background_plate(store: ClipStore, start: int = 0, stop: int | None = None) 
     if "camera" in store.signals:
         track = store.track("camera")
         assert isinstance(track, CameraTrack)
-        if (track[start:stop].motion() > 0).any():
+        part = track[start:stop]
+        if (part.motion() > 0).any() or len(np.unique(part.reference)) > 1:
             mosaic = _mosaic(store, start, stop, person, track)
     if mosaic is not None and mosaic.still:
         return mosaic
@@ -209,22 +211,34 @@ def _mosaic(
     store: ClipStore, start: int, stop: int, person: int, track: CameraTrack
 ) -> Plate | None:
     """The plate of a camera that moves; None where it is never known."""
-    known = track.present()
+    inside, known = track.reference[start:stop], track.present()[start:stop]
+    shots = {
+        first: start + np.flatnonzero((inside == first) & known)
+        for first in np.unique(inside).tolist()
+    }
+    boxes = {
+        first: _extent(track, frames) for first, frames in shots.items() if len(frames) >= LEAST
+    }
+    # Those that most frames see, as long as there is room: of the others nothing is known.
+    room = TOGETHER * track.width * track.height
+    kept: list[int] = []
+    for first in sorted(boxes, key=lambda first: -len(shots[first])):
+        room -= boxes[first][2] * boxes[first][3]
+        if kept and room < 0:
+            break
+        kept.append(first)
     mosaics, total = {}, np.zeros(3)
-    references = np.unique(track.reference[start:stop])
-    for first in references.tolist():
-        frames = start + np.flatnonzero((track.reference[start:stop] == first) & known[start:stop])
-        if len(frames) < LEAST:
-            continue
-        box = _extent(track, frames)
-        room = max(MEMORY // (3 * box[2] * box[3]) // len(references), 3 * LEAST)
-        count = min(SAMPLES, room, len(frames))
+    for first in sorted(kept):
+        frames, (left, top, width, height) = shots[first], boxes[first]
+        count = min(SAMPLES, max(MEMORY // (4 * width * height), LEAST), len(frames))
         chosen = frames[np.unique(np.linspace(0, len(frames) - 1, count).astype(int))]
-        brought, free = zip(*_brought(store, chosen, person, track, box), strict=True)
-        pictures, there = np.stack(brought), np.stack(free)
+        pictures = np.empty((len(chosen), height, width, 3), np.uint8)
+        there = np.empty((len(chosen), height, width), np.bool_)
+        for i, t in enumerate(chosen.tolist()):
+            pictures[i], there[i] = _brought(store, t, person, track, boxes[first])
         picture, seen = _middle(pictures, there)
-        mosaics[int(first)] = Mosaic(
-            np.concatenate([picture, seen[..., None]], axis=-1), (float(box[0]), float(box[1]))
+        mosaics[first] = Mosaic(
+            np.concatenate([picture, seen[..., None]], axis=-1), (float(left), float(top))
         )
         total += _deviation(pictures, there & (seen > 0), picture)
     if not mosaics:
@@ -241,39 +255,38 @@ def _extent(track: CameraTrack, frames: NDArray[np.int64]) -> tuple[int, int, in
     """x, y, width, height of what frames see together, in pixels of their reference frame.
 
     At most `LARGEST` frames, around the middle of all: a camera that goes far is not followed to
-    the end.
+    the end, nor past the horizon of the reference frame's plane.
     """
-    ends = carry(np.linalg.inv(track.homography[frames]), corners_of(track.width, track.height))
-    low, high = ends.min(axis=(0, 1)), ends.max(axis=(0, 1))
+    back = np.linalg.inv(track.homography[frames])
+    places = corners_of(track.width, track.height)
+    depth = np.concatenate([places, np.ones((4, 1))], axis=1) @ back[:, 2].T  # [4, frames]
+    ends = carry(back[(depth > HORIZON * depth.max(axis=0)).all(axis=0)], places)
     middle = np.median(ends, axis=(0, 1))
-    most = LARGEST * track.width * track.height
-    for _ in range(64):
-        if np.prod(high - low) <= most:
-            break
-        low, high = middle + 0.95 * (low - middle), middle + 0.95 * (high - middle)
-    left, top = np.floor(low).astype(int)
-    right, bottom = np.ceil(high).astype(int)
+    low, high = ends.min(axis=(0, 1)), ends.max(axis=(0, 1))
+    size = np.array([track.width, track.height])
+    shrink = min((LARGEST * size.prod() / np.prod(high - low)) ** 0.5, 1.0)
+    shrink = min(shrink, *(LONGEST / (high - low)))
+    left, top = np.floor(middle + shrink * (low - middle)).astype(int)
+    right, bottom = np.ceil(middle + shrink * (high - middle)).astype(int)
     return int(left), int(top), int(right - left), int(bottom - top)
 
 
 def _brought(
-    store: ClipStore, frames: NDArray[np.int64], person: int, track: CameraTrack,
-    box: tuple[int, int, int, int],
-) -> Iterator[tuple[Picture, NDArray[np.bool_]]]:  # fmt: skip
-    """Frames as the camera of their reference frame sees them, and where they show background."""
+    store: ClipStore, frame: int, person: int, track: CameraTrack, box: tuple[int, int, int, int]
+) -> tuple[Picture, NDArray[np.bool_]]:
+    """A frame as the camera of its reference frame sees it, and where it shows background."""
     left, top, width, height = box
     shift = np.array([[1.0, 0, -left], [0, 1, -top], [0, 0, 1]])
-    for t in frames.tolist():
-        frame = store.frames(t, t + 1)[0]
-        free = _free(store, t, person, frame.shape[:2])
-        free[:RIM], free[-RIM:], free[:, :RIM], free[:, -RIM:] = False, False, False, False
-        back: Matrices = np.linalg.inv(track.homography[t])
-        matrix = _centred(np.asarray(shift @ back))
-        picture = cv2.warpPerspective(frame, matrix, (width, height), flags=cv2.INTER_CUBIC)
-        there = cv2.warpPerspective(
-            free.astype(np.uint8) * 255, matrix, (width, height), flags=cv2.INTER_LINEAR
-        )
-        yield np.asarray(picture, np.uint8), np.asarray(there > 254)
+    picture = store.frames(frame, frame + 1)[0]
+    free = _free(store, frame, person, picture.shape[:2])
+    free[:RIM], free[-RIM:], free[:, :RIM], free[:, -RIM:] = False, False, False, False
+    back: Matrices = np.linalg.inv(track.homography[frame])
+    matrix = _centred(np.asarray(shift @ back))
+    brought = cv2.warpPerspective(picture, matrix, (width, height), flags=cv2.INTER_CUBIC)
+    there = cv2.warpPerspective(
+        free.astype(np.uint8) * 255, matrix, (width, height), flags=cv2.INTER_LINEAR
+    )
+    return np.asarray(brought, np.uint8), np.asarray(there > 254)
 
 
 def _middle(frames: Picture, free: NDArray[np.bool_]) -> tuple[Picture, Picture]:

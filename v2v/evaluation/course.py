@@ -133,7 +133,7 @@ def measure(
             for key, values in _read(part, tools).items():
                 readings[name].setdefault(key, []).append(values)
             if sets and first < (count if sets_until is None else sets_until):
-                sets[1][name].add(_features(tools, side))
+                sets[1][name].add(_features(tools, part.output))
         advance(len(expected))
     return {name: _courses(found) for name, found in readings.items()}
 

@@ -85,6 +85,29 @@ class CameraTrack(Track):
         ).max(axis=-1)
         return gone
 
+    def central(self, reference: int) -> int:
+        """Of the frames of one background the one whose view is nearest to all others.
+
+        Raises `ValueError` where the camera is known in none of them.
+        """
+        frames = np.flatnonzero((self.reference == reference) & self.present())
+        if not len(frames):
+            raise ValueError(f"the camera of background {reference} is never known")
+        ends = carry(np.linalg.inv(self.homography[frames]), corners_of(self.width, self.height))
+        away = np.linalg.norm(ends - np.median(ends, axis=0), axis=-1).sum(axis=-1)
+        return int(frames[away.argmin()])
+
+    def steady(self) -> Matrices:
+        """[T, 3, 3] from each frame to the most central one of its background: a camera at rest."""
+        found = np.tile(np.eye(3), (len(self), 1, 1))
+        for reference in np.unique(self.reference).tolist():
+            own = np.flatnonzero(self.reference == reference)
+            if self.present()[own].any():
+                still = self.homography[self.central(reference)]
+                found[own] = still @ np.linalg.inv(self.homography[own])
+        steady: Matrices = found / found[:, 2:, 2:]
+        return steady
+
     def draw(self, height: int | None = None, width: int | None = None) -> NDArray[np.uint8]:
         """A grid that is fixed to the background, red where the camera could not be followed."""
         height, width = height or self.height, width or self.width

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from v2v import __version__
 from v2v.checkpoint import FORMAT, ClipUse, ModelRecord, SignalUse
-from v2v.data.plate import MOVED_SHARE, Plate, background_plate
-from v2v.data.plate import STILL as PLATE_STILL
+from v2v.data.plate import Plate, background_plate
 from v2v.data.references import COUNTS, References, gather, reference_signal
 from v2v.data.store import ClipStore
 from v2v.data.windows import Windows, trained_part
@@ -210,10 +209,11 @@ def _plates(
 
 def _unexplained(store: ClipStore, plate: Plate) -> str:
     """Why a clip has no background plate, and what is done instead."""
+    deviation, moved = plate.limits
     said = (
         f"{store.folder.name}: no background plate: {plate.moved:.0%} of the background changes"
-        f" (at most {MOVED_SHARE:.0%} may), by {plate.deviation:.1f} of 255 in the mean (at most"
-        f" {PLATE_STILL:.0f})"
+        f" (at most {moved:.0%} may), by {plate.deviation:.1f} of 255 in the mean (at most"
+        f" {deviation:.0f})"
     )
     if "camera" not in store.signals:
         return (
