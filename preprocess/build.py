@@ -1,9 +1,9 @@
 """Footage in, clip store out: frames and signals in one pass, resumable at every part.
 
 The source is decoded once; what is made from other signals reads the stored frames again. Each
-frame is encoded, seen as stored, and handed to all extractors,
-every one in its own thread (the networks and codecs run outside Python's lock). What is finished
-is listed in clip.json; what is under way lies in `.work` and is taken up by the next run.
+frame is encoded, seen as stored, and handed to all extractors, every one in its own thread (the
+networks and codecs run outside Python's lock). What is finished is listed in clip.json; what is
+under way lies in `.work` and is taken up by the next run.
 """
 
 from __future__ import annotations

@@ -73,9 +73,6 @@ class Batch(Tensors):
     boxes: Tensor | None = None  # [B, T, K, 4] x0, y0, x1, y1 pixels of face, hands; NaN where none
     handles: Tensor | None = None  # [B, T, N, 3] x, y, radius in pixels; all 0 where not seen
     references: Tensor | None = None  # [B, T, K, 5, H, W], see `Condition`
-    # [B, T, K, 3, h, w] how each candidate is to be moved still, in pixels of h x w, and how far
-    # that is known (0 to 1): see `v2v.data.references.residual_motion`.
-    residual: Tensor | None = None
 
     def __post_init__(self) -> None:
         shape = self.frames.shape
@@ -100,7 +97,7 @@ class Batch(Tensors):
         """Frames `start` to `stop` of every window."""
         timed = (
             "frames", "signals", "flow", "occlusion", "foreground", "instances", "boxes", "handles",
-            "references", "residual",
+            "references",
         )  # fmt: skip
         cut = {n: v[:, start:stop] for n in timed if (v := getattr(self, n)) is not None}
         if self.plate is not None and self.plate.shape[1] > 1:
@@ -203,5 +200,4 @@ class GeneratorOutput(Tensors):
     flow: Tensor | None = None  # [B, 2, H, W]
     occlusion: Tensor | None = None  # [B, 1, H, W] 1 where the frame is synthesised
     matte: Tensor | None = None  # [B, 1, H, W] 1 where the plate is covered
-    residual: Tensor | None = None  # [B, K, 2, h, w] how references are moved still, in its pixels
     auxiliary: Tensor | None = None  # [] a loss of the model's own (SPADE's KL divergence)

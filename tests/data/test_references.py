@@ -7,7 +7,6 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from v2v.data.references import (
@@ -19,8 +18,6 @@ from v2v.data.references import (
     farthest_points,
     join,
     read_references,
-    residual_motion,
-    residual_size,
     sharpness,
     write_pictures,
 )
@@ -240,51 +237,6 @@ def test_candidates_as_a_condition():
 
 
 # ---------------------------------------------------------------- choices
-
-
-def picture_of_waves(shift: float) -> torch.Tensor:
-    """[3, 96, 128] in [-1, 1], a texture moved right by `shift` pixels."""
-    y, x = torch.meshgrid(torch.arange(96.0), torch.arange(128.0), indexing="ij")
-    wave = torch.sin((x - shift) / 5) * torch.cos(y / 7) + torch.sin((x - shift) / 11 + y / 9)
-    return (wave / 2).expand(3, -1, -1)
-
-
-def test_the_motion_that_a_reference_lacks_is_told():
-    shown = torch.ones(1, 5, 96, 128)
-    shown[0, :3] = picture_of_waves(3.0)
-    (told,) = residual_motion(picture_of_waves(0.0), shown, None)
-    inner = told[:, 12:-12, 12:-12]
-    assert (inner[0] - 3).abs().mean() < 0.2 and inner[1].abs().mean() < 0.2
-    assert inner[2].mean() > 0.9
-
-
-def test_motion_between_pictures_that_differ_is_not_trusted():
-    shown = torch.ones(1, 5, 96, 128)
-    shown[0, :3] = 0.8
-    assert residual_motion(picture_of_waves(0.0), shown, None)[0, 2].mean() < 0.5
-
-
-def test_a_reference_that_is_not_shown_has_no_motion_to_learn():
-    assert not residual_motion(picture_of_waves(0.0), torch.zeros(1, 5, 96, 128), None).any()
-
-
-def test_before_a_background_the_outline_tells_the_motion():
-    behind = picture_of_waves(0.0)
-    figure = torch.zeros(1, 5, 96, 128)
-    figure[0, :, 30:70, 44:84] = 1.0
-    real = behind.clone()
-    real[:, 30:70, 41:81] = 1.0
-    (told,) = residual_motion(real, figure, behind)
-    edge = told[0, 36:64, 39:44]
-    assert (edge - 3).abs().mean() < 1.0
-
-
-def test_residual_motion_is_told_at_a_size_that_does_not_grow():
-    assert residual_size((200, 128)) == (200, 128)
-    assert residual_size((240, 192)) == (240, 192)
-    assert residual_size((400, 256)) == (200, 128)
-    assert residual_size((64, 96)) == (64, 96)
-    assert residual_size((1024, 2048)) == (128, 256)
 
 
 def test_choices_do_not_flicker():

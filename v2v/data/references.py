@@ -44,8 +44,6 @@ VISIBLE = 1 / 64  # of alpha: below it a colour is rounding
 SHARPEST = 0.6  # share of the frames, the sharpest, that references are chosen from
 COUNTS = {"pose": 16, "face": 32}  # references that are kept of a clip
 TRACKS = {"pose": PoseTrack, "face": FaceTrack}
-RESIDUAL_SIDE = 128  # pixels: residual motion is told at this size, or a little above
-UNLIKE = 16.0  # grey levels of 255: where two pictures differ by so much their flow is doubted
 LOOKED_AT = 512  # frames, evenly spread, that references are chosen from
 
 
@@ -556,55 +554,6 @@ def as_condition(warped: NDArray[np.float32]) -> torch.Tensor:
     """[K, 5, H, W] of `References.candidates` as that of `Condition`, its RGB in [-1, 1]."""
     found = torch.from_numpy(warped)
     found[:, :3].mul_(1 / 127.5).sub_(1).mul_(found[:, 3:4] > VISIBLE)
-    return found
-
-
-def residual_size(size: tuple[int, int]) -> tuple[int, int]:
-    """(H, W) at which residual motion is told: an optical flow of its own for every candidate."""
-    factor = 1 << max((min(size) // RESIDUAL_SIDE).bit_length() - 1, 0)
-    return size[0] // factor, size[1] // factor
-
-
-def residual_motion(
-    frame: torch.Tensor, references: torch.Tensor, behind: torch.Tensor | None
-) -> torch.Tensor:
-    """How warped references would have to be moved still to show what the real frame does.
-
-    The optical flow (DIS, arXiv 1603.03590) from the frame to each candidate, before the
-    background, and how far to trust it: as far as it brings the two together.
-
-    Args:
-        frame: [3, H, W] in [-1, 1], the real one.
-        references: [K, 5, H, W], of `Condition.references`.
-        behind: [3, H, W] the background; None where a candidate shows its own.
-
-    Returns:
-        [K, 3, h, w] of `residual_size`: u, v in pixels of that size, trust from 0 to 1.
-    """
-    size = residual_size((frame.shape[-2], frame.shape[-1]))
-
-    def grey(picture: torch.Tensor) -> NDArray[np.uint8]:
-        pixels = ((picture + 1) * 127.5).clamp(0, 255).permute(1, 2, 0).numpy().astype(np.uint8)
-        small = cv2.resize(pixels, size[::-1], interpolation=cv2.INTER_AREA)
-        return np.asarray(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY), np.uint8)
-
-    estimate = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)  # type: ignore[attr-defined]
-    y, x = np.mgrid[: size[0], : size[1]].astype(np.float32)
-    real = grey(frame)
-    found = torch.zeros(len(references), 3, *size)
-    for told, candidate in zip(found, references, strict=True):
-        valid = candidate[3:4]
-        if not valid.any():  # dropped
-            continue
-        shown = candidate[:3]
-        if behind is not None:
-            shown = valid * shown + (1 - valid) * behind
-        before = grey(shown)
-        flow = cv2.GaussianBlur(estimate.calc(real, before, None), (0, 0), 1)
-        fetched = cv2.remap(before, x + flow[..., 0], y + flow[..., 1], cv2.INTER_LINEAR)
-        gap = cv2.GaussianBlur(cv2.absdiff(fetched, real).astype(np.float32), (0, 0), 2)
-        told[:2] = torch.from_numpy(flow.transpose(2, 0, 1))
-        told[2] = torch.from_numpy(np.exp(-((gap / UNLIKE) ** 2)))
     return found
 
 

@@ -36,8 +36,6 @@ from v2v.data.references import (
     References,
     as_condition,
     reference_signal,
-    residual_motion,
-    residual_size,
 )
 from v2v.data.store import ClipStore
 from v2v.data.transforms import (
@@ -68,10 +66,7 @@ from v2v.signals.segmentation import CITYSCAPES, LabelTrack
 from v2v.types import REFERENCE_CHANNELS, Batch
 from v2v.warp import compose, warp
 
-EXTRAS = (
-    "flow", "foreground", "plate", "style", "instances", "boxes", "handles", "references",
-    "residual",
-)  # fmt: skip
+EXTRAS = ("flow", "foreground", "plate", "style", "instances", "boxes", "handles", "references")
 BLOCK = 8  # frames that are cached together: the group length of frames.mp4, decoded in one go
 PIECE = 32  # frames that are read together where nothing is cached
 SMALLEST_BOX = 12  # pixels shown; a discriminator sees nothing in less
@@ -404,8 +399,6 @@ class Windows:
         length, size = draws[0].length, draws[0].placement.size
         assert all((d.length, d.placement.size) == (length, size) for d in draws), draws
         batch = self._empty(len(draws), length, size)
-        if any(draw.index is None for draw in draws):  # not for training
-            batch = replace(batch, residual=None)
         for number, draw in enumerate(draws):
             self._fill(batch, number, draw)
         return batch
@@ -454,7 +447,6 @@ class Windows:
             boxes=room("boxes", length, len(self.boxes), 4),
             handles=room("handles", length, self.handles, 3),
             references=room("references", length, self.candidates, REFERENCE_CHANNELS, *size),
-            residual=room("residual", length, self.candidates, 3, *residual_size(size)),
         )
 
     def _carries(self, name: str) -> bool:
@@ -472,7 +464,7 @@ class Windows:
             return all(signal is not None and signal.spec["instances"] for signal in specs)
         if name == "boxes":
             return bool(self.boxes)
-        if name in ("references", "residual"):
+        if name == "references":
             return bool(self.references)
         return name == "style" or self.handles > 0
 
@@ -511,14 +503,6 @@ class Windows:
                 other = int(self._random(draw.index, _STYLE).integers(first, stop))
             (picture,) = read.frames(Draw(draw.clip, other, 1, 1, place, draw.index))
             show(picture, batch.style[number])
-        if batch.references is not None and batch.residual is not None:
-            for t, found in enumerate(batch.references[number]):
-                backdrop = None if batch.plate is None else batch.plate[number, :, :3]
-                if backdrop is not None:
-                    backdrop = backdrop[min(t, len(backdrop) - 1)]
-                batch.residual[number, t] = residual_motion(
-                    batch.frames[number, t], found, backdrop
-                )
 
         labels = flow = None
         if "segmentation" in self.signals or batch.foreground is not None or (

@@ -21,7 +21,7 @@ Shapes: B clips, C channels of the signals, P past frames (2), K scales; H, W th
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
 import torch
@@ -410,11 +410,8 @@ class SequentialGenerator(nn.Module):
         style = self._style(condition)
         seen_below = half(self._seen(signals, state, real), smaller)
         features = self.core(seen_below, style)
-        residual = None
         if references is not None and self.residual is not None:
-            residual = self.residual(features).float() * (FLOW_UNIT / STRIDE)
-            residual = residual.reshape(len(residual), -1, 2, *residual.shape[2:])
-            references = _moved(references, residual)
+            references = _moved(references, self.residual(features).float())
             real[-1] = references.flatten(1, 2).to(signals.dtype)
 
         # Upwards: each scale corrects what the one below says.
@@ -455,8 +452,7 @@ class SequentialGenerator(nn.Module):
             said = added if said is None else said + added
 
         assert said is not None
-        output = self._compose(said, flow, warped, known, plate, references)
-        return replace(output, residual=residual)
+        return self._compose(said, flow, warped, known, plate, references)
 
     def _heads(self, scale: int) -> Heads:
         heads = self.heads[scale]
@@ -547,9 +543,10 @@ class SequentialGenerator(nn.Module):
 
 
 def _moved(references: Tensor, motion: Tensor) -> Tensor:
-    """References [B, K, 5, H, W], moved along flow [B, K, 2, h, w]."""
+    """References [B, K, 5, H, W], moved along K flows [B, 2 K, h, w] in units of a head's."""
     size = (references.shape[-2], references.shape[-1])
-    flow = resize_flow(motion.flatten(0, 1), size)
+    coarse = motion.reshape(-1, 2, *motion.shape[2:]) * (FLOW_UNIT / STRIDE)
+    flow = resize_flow(coarse, size)
     found = warp(references.flatten(0, 1), flow, kind="bicubic")
     # Bicubic interpolation overshoots.
     picture, rest = found[:, :3].clamp(-1, 1), found[:, 3:].clamp(0, 1)

@@ -163,10 +163,7 @@ class Unroll(nn.Module):
             self.generator, conditions, past, corrupt=corrupt, recompute=self.recompute
         )
         outputs, states = zip(*rolled, strict=True)
-        names = (
-            "frame", "synthesised", "synthesis_only", "warped", "flow", "occlusion", "matte",
-            "residual",
-        )  # fmt: skip
+        names = ("frame", "synthesised", "synthesis_only", "warped", "flow", "occlusion", "matte")
         stacked = {
             name: torch.stack([getattr(o, name) for o in outputs], dim=1)
             for name in names

@@ -19,7 +19,7 @@ from v2v import losses
 from v2v.models.discriminators import Judgement
 from v2v.training.settings import LossSettings
 from v2v.types import Batch
-from v2v.warp import resize_flow, warp
+from v2v.warp import warp
 
 CROPS = ("face", "hands")
 
@@ -35,7 +35,6 @@ class Rendered:
     flow: Tensor | None = None
     occlusion: Tensor | None = None
     matte: Tensor | None = None
-    residual: Tensor | None = None
     auxiliary: Tensor | None = None  # []
 
 
@@ -90,12 +89,6 @@ class Objective(nn.Module):
         self._images(weighted, rendered, chunk.frames)
         if rendered.flow is not None:
             self._motion(weighted, rendered, chunk, before_real, before_fake)
-        if rendered.residual is not None and chunk.residual is not None:
-            told = chunk.residual.flatten(0, 2)
-            moved = resize_flow(rendered.residual.flatten(0, 2), (told.shape[-2], told.shape[-1]))
-            weighted["residual"] = (
-                s.residual, losses.flow_loss(moved, told[:, :2], told[:, 2:])
-            )  # fmt: skip
         if rendered.matte is not None and chunk.foreground is not None:
             foreground, known = chunk.foreground.flatten(0, 1), None
             if chunk.plate is not None:

@@ -89,8 +89,6 @@ def open_windows(
     wanted = generator.name == "sequential" and generator.references != "off"
     if wanted and reference_signal(settings.data.signals) is not None:
         extras.append("references")
-        if _learns_residual(settings):
-            extras.append("residual")
     windows = Windows(
         stores, settings.data.signals, seed=settings.loop.seed, augmentation=settings.augment,
         extras=extras, holdout=settings.data.hold_out, max_stride=settings.data.max_stride,

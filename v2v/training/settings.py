@@ -56,7 +56,6 @@ class LossSettings(Config):
     l1: Weight
     synthesised: Weight  # of the image losses on the picture before the past is blended in
     synthesis_only: Weight  # of the image losses on the synthesised picture without references
-    residual: Weight  # how references are moved still, against their optical flow to the frame
     flow: Weight  # predicted against reference flow
     warp_real: Weight  # real frames, moved by the predicted flow
     warp_generated: Weight  # generated frames, moved by the reference flow
