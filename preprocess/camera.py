@@ -46,7 +46,9 @@ KEYS = 48  # keyframes of a background that are kept: the first, and the latest
 SEARCHED = 8  # keyframes that are searched where the camera was lost
 STRIKES = 3  # times that a point was elsewhere than the background, until it is given up
 MASK_MARGIN = 0.015  # of the longer side: masks end a little inside hair and sleeves
-STILL = 0.5  # pixels: no corner moves farther where the camera stands still
+# Pixels of what is worked at: where the camera stands still, half of the points move by less. Not
+# the corners of the frame: where nothing is to follow, their place is guessed.
+STILL = 0.4
 LOST = 0.5  # seconds without a camera: what follows is a background of its own
 AHEAD = 32  # label maps that are read together
 
@@ -78,6 +80,7 @@ class Follower:
         self.known = -1  # its number
         self.lost = 0
         self.agreed = 1.0  # of the points that should have been in view last
+        self.moved = 0.0  # median distance of points from where the reference frame has them
 
     @property
     def reference(self) -> int:
@@ -90,7 +93,7 @@ class Follower:
 
     def begin(self, index: int, picture: Picture, free: Picture) -> None:
         """A background of its own begins."""
-        self.matrix, self.lost = np.eye(3), 0
+        self.matrix, self.lost, self.moved = np.eye(3), 0, 0.0
         self.keys = [Keyframe.made(index, np.eye(3), picture, corners(picture, free))]
         self.before, self.known = (np.eye(3), picture), index
 
@@ -147,6 +150,7 @@ class Follower:
             return None
         self.matrix, inner = fitted
         self.agreed = float(inner.sum() / tried)
+        self.moved = float(np.median(np.linalg.norm(source - target, axis=1)[inner]))
         off = np.linalg.norm(carry(self.matrix, source) - target, axis=1)
         for (number, point), away in zip(whose, off, strict=True):
             self.keys[number].against[point] += 1 if away > 2 * AGREE else -1
@@ -425,7 +429,7 @@ class Extractor(ArrayExtractor):
             "matrix": follower.matrix.copy(), "residual": np.array(residual, np.float32),
             "reference": np.array(follower.reference), "key": np.array(key),
             "lost": np.array(follower.lost), "points": np.array(follower.points),
-            "known": np.array(follower.known),
+            "known": np.array(follower.known), "moved": np.array(follower.moved, np.float32),
         }  # fmt: skip
 
     def last_record(self, path: Path) -> Record:
@@ -456,7 +460,8 @@ class Extractor(ArrayExtractor):
         motion = track.motion()
         for first in np.unique(track.reference):
             own = track.reference == first
-            if np.percentile(motion[own], 95) < STILL:  # no corner moves: nor does the camera
+            seen = own & np.isfinite(residual)
+            if seen.any() and np.percentile(made["moved"][seen], 95) < STILL:
                 track.homography[own] = np.eye(3)
                 motion[own] = 0
         write_arrays(

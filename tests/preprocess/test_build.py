@@ -225,6 +225,21 @@ def test_the_camera_is_followed_through_kills_to_the_byte(
     assert 11 < record.measured["motion_px"] < 15 and not record.warnings
 
 
+def test_a_camera_at_rest_is_exactly_that(tmp_path: Path) -> None:
+    random = np.random.default_rng(1)
+    wall = random.integers(0, 256, (40, 24, 3), np.uint8).repeat(8, axis=0).repeat(8, axis=1)
+    path = tmp_path / "still.mp4"
+    with VideoWriter(path, width=192, height=320, rate=RATE, crf=24) as video:
+        for frame in person.frames(count=FRAMES, height=320, width=192):
+            shown = frame.copy()
+            shown[:, :40], shown[:, -40:] = wall[:, :40], wall[:, -40:]
+            video.write(shown)
+    preprocess(path, ["camera"], settings(), output=tmp_path / "s")
+    track = ClipStore.open(tmp_path / "s").track("camera")
+    assert isinstance(track, CameraTrack)
+    assert np.array_equal(track.homography, np.tile(np.eye(3), (FRAMES, 1, 1)))
+
+
 def test_a_camera_made_from_another_mask_is_not_taken_for_this_one(
     by_hand: Path, tmp_path: Path
 ) -> None:
