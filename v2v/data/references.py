@@ -40,6 +40,7 @@ KEEP = 0.75  # a reference in use counts as nearer by this factor: choices do no
 FADE = 4  # frames over which one reference fades into the next
 FAR = 0.5  # body sizes: a distance shown as 1 - 1/e
 AT_REST = 0.01  # of `carried`: hair, neck and shoulders go with the head
+HANDLE = 2.0  # pixels of its field that the narrowest handle is wide
 VISIBLE = 1 / 64  # of alpha: below it a colour is rounding
 SHARPEST = 0.6  # share of the frames, the sharpest, that references are chosen from
 COUNTS = {"pose": 16, "face": 32}  # references that are kept of a clip
@@ -310,12 +311,16 @@ class References:
         """
         corner = torch.tensor((columns.start, rows.start, 0.0))
         zoom, offset = np.asarray(scale, np.float32), np.asarray(shift, np.float32)
-        # The field is smooth: at half the size it is the same, in a quarter of the time.
+        # The field is smooth: at a size at which the narrowest handle is a few pixels wide it is
+        # the same, in a fraction of the time.
         size = (rows.stop - rows.start, columns.stop - columns.start)
-        half = (-(-size[0] // 2), -(-size[1] // 2))
-        coarse = carried((handles - corner) / 2, (before - corner) / 2, half, at_rest=AT_REST)
+        shrink = _coarseness(handles)
+        small = (-(-size[0] // shrink), -(-size[1] // shrink))
+        coarse = carried(
+            (handles - corner) / shrink, (before - corner) / shrink, small, at_rest=AT_REST
+        )
         flow = [
-            2 * cv2.resize(f, (2 * half[1], 2 * half[0]))[: size[0], : size[1]]
+            shrink * cv2.resize(f, (shrink * small[1], shrink * small[0]))[: size[0], : size[1]]
             for f in coarse[0].numpy()
         ]
         x = np.arange(columns.start, columns.stop, dtype=np.float32) + np.float32(0.5)
@@ -327,17 +332,20 @@ class References:
             borderMode=cv2.BORDER_REPLICATE,
         )  # fmt: skip
         # Bicubic interpolation, which blurs less, overshoots.
-        alpha = np.clip(moved[..., 3:], 0, 1)
-        return np.concatenate([np.clip(moved[..., :3], 0, 255 * alpha), alpha], axis=-1)
+        np.minimum(moved[..., :3], moved[..., 3:], out=moved[..., :3])
+        layer = moved.astype(np.float32)
+        layer[..., 3] *= np.float32(1 / 255)
+        return layer
 
-    def _premultiplied(self, reference: int) -> NDArray[np.float32]:
-        """[H, W, 4] RGB times alpha, and alpha; alpha is 1 where the whole frame counts."""
+    def _premultiplied(self, reference: int) -> NDArray[np.uint8]:
+        """[H, W, 4] RGB times alpha, and alpha; alpha is 255 where the whole frame counts."""
         key = ("premultiplied", reference)
         if key not in self._made:
-            mask = self.masks[reference].astype(np.float32) / 255
-            alpha = np.ones_like(mask)[..., None] if self.whole else mask[..., None]
-            self._made[key] = np.concatenate([self.pictures[reference] * alpha, alpha], axis=-1)
-        found: NDArray[np.float32] = self._made[key]
+            alpha = self.masks[reference][..., None]
+            alpha = np.full_like(alpha, 255) if self.whole else alpha
+            shown = np.rint(self.pictures[reference] * (alpha / np.float32(255)))
+            self._made[key] = np.concatenate([shown.astype(np.uint8), alpha], axis=-1)
+        found: NDArray[np.uint8] = self._made[key]
         return found
 
     # ------------------------------------------------------------ bodies
@@ -466,6 +474,13 @@ def _lay_over(
     for target, plane in zip(place, planes, strict=False):
         target += plane
     place[4] += far * planes[3]
+
+
+def _coarseness(handles: torch.Tensor) -> int:
+    """By which factor the field of handles [1, K, 3] may be coarser than the picture: 1 to 4."""
+    radii = handles[..., 2]
+    narrowest = float(radii[radii > 0].min()) if bool((radii > 0).any()) else 0.0
+    return min(max(int(narrowest / HANDLE), 1), 4)
 
 
 def _centred(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
