@@ -60,9 +60,9 @@ DISTRUST = 4.0
 # Logits by which a network may depart from that. Of heads it has seen little footage often, and
 # knows it by heart: what it synthesises is nearer there than references are, and elsewhere not.
 DEPARTURE: dict[Motion, float] = {"parts": 16.0, "dense": 2.0}
-# Logit of the matte where a head's references show it, or less that where they do not, and by how
-# much a network may depart from that. The outline of parts that were put together is made anew.
-OUTLINE, OUTLINE_DEPARTURE = 6.0, 1.0
+# Logits by which the matte of a head may differ from its references' outline, which is never taken
+# as surer than this. The outline of parts that were put together is made anew.
+OUTLINE_DEPARTURE, SURE = 1.0, 0.99
 INVALID = 1e-4  # the weight of a reference where it shows nothing, beside 1 where it does
 
 
@@ -528,8 +528,9 @@ class SequentialGenerator(nn.Module):
             # nearer than what a young generator makes of a wall that it has hardly seen.
             seen = said[:, -1:]
             if references is not None and self.motion == "dense":
-                outline = 2 * references[:, :, 3].amax(1, keepdim=True) - 1
-                seen = OUTLINE_DEPARTURE * torch.tanh(seen / OUTLINE_DEPARTURE) + OUTLINE * outline
+                outline = references[:, :, 3].amax(1, keepdim=True).clamp(1 - SURE, SURE)
+                seen = OUTLINE_DEPARTURE * torch.tanh(seen / OUTLINE_DEPARTURE)
+                seen = seen + torch.logit(outline.float())
             matte = torch.sigmoid(seen)
             behind = (1 - matte) * plate[:, :3]
             # Both: what is synthesised must be right where it is seen, and nowhere else.
