@@ -109,6 +109,14 @@ def test_any_times_give_a_rising_timeline(times, stream):
         assert not set(found.stamps[~np.array(shown, bool)].tolist()) & set(found.pts.tolist())
 
 
+@pytest.mark.parametrize("times", [[-(2**63), 0, 0], [0, 2**63 - 1]])
+def test_times_at_the_end_of_all_integers_are_counted(times):
+    found = timeline(
+        Packets(times, times, [True] * len(times), np.zeros(0)), MS, Fraction(25), stream=False
+    )
+    assert not found.known and found.pts.tolist() == list(range(len(times)))
+
+
 def test_sound_follows_the_jumps_of_the_picture_only():
     clock = ContinuousClock((58.8,))
     heard = [clock(t) for t in (0.0, 0.5, 1.0, 6.0, 65.3, 65.8)]  # a silence, then the jump

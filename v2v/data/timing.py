@@ -92,7 +92,9 @@ def timeline(packets: Packets, time_base: Fraction, average: Fraction, *, stream
     clock, reordered = times, True
     if all(time is not None for time in packets.dts):
         clock, reordered = np.array(packets.dts, dtype=np.int64)[shown], False
-    if max(np.abs(times).max(), np.abs(clock).max()) > 2**61:
+    # Not by np.abs: the least integer has no absolute value among integers.
+    both = np.concatenate([times, clock])
+    if both.min() < -(2**61) or both.max() > 2**61:
         return counted
     limit = LONGEST_PAUSE_OF_STREAMS if stream else LONGEST_PAUSE
     interval = _interval(clock)
