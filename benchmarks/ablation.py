@@ -80,15 +80,16 @@ def _critics(*strides: int) -> tuple[str, ...]:
     return tuple(f"losses.critics.temporal_{n}={CRITICS[n]}" for n in strides)
 
 
-SEEN = "generator.past=frames"
+SEEN, BLENDED = "generator.past=frames", "generator.compose=blend"
 
 VARIANTS = (
     Variant(FRAME, "frame by frame: no past", ("generator.sequential=false",)),
     Variant("past", "past frames are seen, nothing is warped",
             ("generator.compose=none", SEEN), FRAME),
     Variant("blend", "and warped by a flow, blended in (equation 4), with the losses of motion",
-            (SEEN, "generator.handles=off"), "past"),
-    Variant("handles", "the flow begins with how the signal's points move", (SEEN,), "blend"),
+            (BLENDED, SEEN, "generator.handles=off"), "past"),
+    Variant("handles", "the flow begins with how the signal's points move", (BLENDED, SEEN),
+            "blend"),
     Variant(DEFAULT, "the core sees nothing of the past: the defaults", (), "handles"),
     Variant("signals", "the core sees the past's signals, not its frames",
             ("generator.past=signals",), extra=True),
@@ -96,7 +97,7 @@ VARIANTS = (
             ("generator.past=nothing",), extra=True),
     Variant("both", "the warped frame is a condition of the last blocks too",
             ("generator.compose=both",)),
-    Variant("condition", "a condition, not blended in", ("generator.compose=condition",),
+    Variant("blended", "the warped frame is blended in, references or not", (BLENDED,),
             extra=True),
     Variant("stride-1", "a temporal critic at stride 1", _critics(1)),
     Variant("strides-1-3", "temporal critics at strides 1 and 3", _critics(1, 3), "stride-1"),

@@ -508,7 +508,7 @@ def test_a_run_of_other_settings_is_not_touched(
     straight: Path, dance: Path, small_settings: Settings
 ) -> None:
     before = final(straight)
-    with pytest.raises(RunConflict, match=r"generator\.compose: 'blend' before, 'both' now"):
+    with pytest.raises(RunConflict, match=r"generator\.compose: 'auto' before, 'both' now"):
         run(small_settings(8, **{"generator.compose": "both"}), dance, straight)
     assert_same(final(straight), before)
 

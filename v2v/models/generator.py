@@ -102,7 +102,7 @@ class GeneratorSettings(Config):
         Annotated[int, Field(ge=1, le=6)] | None
     )  # None: the core works at 128 px at most, and each scale doubles that
     sequential: bool  # false: frame by frame, the same network without a past
-    compose: Compose
+    compose: Literal["auto"] | Compose
     past: Literal["auto"] | Past  # what the core sees of it, beside what is warped
     plate: Switch
     prior: Switch  # foreground and background each by a part of its own

@@ -22,7 +22,7 @@ from v2v.data.store import ClipStore
 from v2v.data.windows import Windows, trained_part
 from v2v.errors import ConfigError, UnknownName
 from v2v.models import generator_names
-from v2v.models.generator import CORE_STRIDE, Past
+from v2v.models.generator import CORE_STRIDE, Compose, Past
 from v2v.progress import Reporter
 from v2v.signals._landmarks import planes
 from v2v.signals.segmentation import LabelTrack
@@ -267,7 +267,7 @@ def plan_run(settings: TrainSettings, windows: Windows, *, world: int = 1) -> Pl
     if g.name == "sequential":
         style = ("clip" if several else "none") if g.style == "auto" else g.style
         architecture |= {
-            "sequential": g.sequential, "compose": g.compose,
+            "sequential": g.sequential, "compose": _composed(settings, windows),
             "past": _past(settings, windows, has_plate), "plate": has_plate,
             "prior": _has_prior(settings, windows, has_plate),
             "style": style, "clips": len(windows.clips), "handles": windows.handles > 0,
@@ -328,6 +328,18 @@ def plan_run(settings: TrainSettings, windows: Windows, *, world: int = 1) -> Pl
     )  # fmt: skip
 
 
+def _composed(settings: TrainSettings, windows: Windows) -> Compose:
+    """What becomes of the past frame.
+
+    References are sharp and in place; a past frame that was warped again and again is neither, and
+    blended over them it blurs.
+    """
+    wanted = settings.generator.compose
+    if wanted != "auto":
+        return wanted
+    return "condition" if windows.references else "blend"
+
+
 def _past(settings: TrainSettings, windows: Windows, has_plate: bool) -> Past:
     """What the core sees of the past.
 
@@ -344,7 +356,7 @@ def _past(settings: TrainSettings, windows: Windows, has_plate: bool) -> Past:
         )
     if g.past != "auto":
         return g.past
-    if g.compose == "none" or not (has_plate or windows.references):
+    if _composed(settings, windows) == "none" or not (has_plate or windows.references):
         return "frames"
     return "nothing" if windows.handles else "signals"
 
