@@ -118,7 +118,7 @@ def test_train_stop_go_on_plot_and_load(store: Path, tmp_path: Path) -> None:
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
     again = v2v(*command, "-s", "generator.compose=both", where=tmp_path)
-    assert again.returncode == 1 and "generator.compose: 'blend' before" in again.stderr
+    assert again.returncode == 1 and "generator.compose: 'auto' before" in again.stderr
 
     code = "import v2v, sys; print(v2v.load_model('runs/b'), 'mediapipe' in sys.modules)"
     loaded = subprocess.run(

@@ -366,6 +366,20 @@ def test_flow_begins_with_handles_where_it_is_wanted(
 
 
 @pytest.mark.parametrize(
+    "values, compose",
+    [
+        ({}, "condition"),
+        ({"generator.references": "off"}, "blend"),
+        ({"generator.compose": "both"}, "both"),
+    ],
+)
+def test_the_past_is_blended_over_no_references(
+    values: dict[str, Any], compose: str, dance: Path, small_settings: Settings
+) -> None:
+    assert trainer(small_settings(**values), dance).plan.generator["compose"] == compose
+
+
+@pytest.mark.parametrize(
     "values, past",
     [
         ({}, "nothing"),
