@@ -22,6 +22,9 @@ from v2v.signals.camera import CameraTrack, Matrices, carry
 from v2v.signals.face import FaceTrack
 
 CAMERA_PATHS = ("still", "target", "source")
+LOOKS = 24  # frames of a path that are looked at
+SHOWN = 0.95  # of what the still view knows of the background must be known everywhere
+STRENGTHS = (1.0, 0.8, 0.6, 0.4, 0.2, 0.0)
 
 
 @dataclass(frozen=True)
@@ -32,10 +35,12 @@ class CameraPath:
         matrices: float64 [n, 3, 3] from pixels of the still view to those of each frame, in the
             model's size; None: the camera stands still.
         backgrounds: what is behind, where the camera moves.
+        notes: what the user should know.
     """
 
     matrices: Matrices | None = None
     backgrounds: Backgrounds | None = None
+    notes: tuple[str, ...] = ()
 
     def track(self, track: Track, first: int) -> Track:
         """Points as the still view has them, from frame `first` on, as the frames do."""
@@ -138,7 +143,27 @@ def camera_path(trained: Trained, clip: int, driven: Source, kind: str) -> Camer
     rows, columns = driven.size
     zoom = height / rows
     change = np.array([[zoom, 0, (width - zoom * columns) / 2], [0, zoom, 0], [0, 0, 1]])
-    return CameraPath(change @ matrices @ np.linalg.inv(change), backgrounds)
+    matrices = np.asarray(change @ matrices @ np.linalg.inv(change), np.float64)
+    return _within(CameraPath(matrices / matrices[:, 2:, 2:], backgrounds), backgrounds)
+
+
+def _within(path: CameraPath, backgrounds: Backgrounds) -> CameraPath:
+    """The path, weakened until it shows hardly more than what the training footage did."""
+    assert path.matrices is not None
+    chosen = np.unique(np.linspace(0, len(path.matrices) - 1, LOOKS).astype(int))
+    least = SHOWN * float((backgrounds.of()[..., 3] > 127).mean())
+    for strength in STRENGTHS:
+        weaker = np.eye(3) + strength * (path.matrices - np.eye(3))
+        shown = [(backgrounds.of(change=weaker[i])[..., 3] > 127).mean() for i in chosen]
+        if min(shown) >= least:
+            break
+    if strength == 1:
+        return path
+    note = (
+        "the source's camera looks farther than that of the training footage did: its motion is"
+        f" weakened to {strength:.0%}"
+    )
+    return replace(path, matrices=weaker, notes=(note,))
 
 
 def _camera(driven: Source) -> CameraTrack | None:

@@ -126,6 +126,7 @@ class FaceReenactment:
                 views,
             )
         notes += motion.gaps()
+        notes += path.notes
         beyond = outside(motion.pieces, target, rate)
         notes += told(beyond, lambda frame: driven.seconds(driven.start + frame))
         placement = self.trained.placement(number)

@@ -102,6 +102,7 @@ class MotionTransfer:
             track = placement.track(PoseTrack(points, filled, use.width, use.height))
             return [path.track(track, first)]
 
+        notes += path.notes
         beyond = outside(moved, known, rate, width=use.width, height=use.height)
         notes += told(beyond, lambda frame: driven.seconds(driven.start + frame))
         drive = Drive(

@@ -107,6 +107,16 @@ def test_the_source_s_camera_is_brought_to_the_model_s_size() -> None:
     np.testing.assert_allclose(part.matrices, path.matrices[1:])
 
 
+def test_a_camera_that_looks_too_far_is_held_back() -> None:
+    """Training saw 16 columns beside the first frame; the source pans by a whole frame."""
+    path = camera_path(trained(backgrounds()), 0, driving(shifts(0, -30, 60)), "source")
+    assert path.matrices is not None and path.behind is not None
+    (note,) = path.notes
+    assert "weakened to" in note
+    assert np.abs(path.matrices[:, 0, 2]).max() < 20
+    assert (path.behind(0, 3)[..., 3] > 127).mean() > 0.9
+
+
 def test_what_a_still_camera_saw_does_not_move() -> None:
     with pytest.raises(UsageError, match="b knows no more of its background"):
         camera_path(trained(None), 0, driving(), "target")
