@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from v2v.models.blocks import double, half
+from v2v.models.blocks import double, fold, half
 from v2v.models.generator import (
     PRESETS,
     Architecture,
@@ -404,3 +404,14 @@ def test_references_reach_the_picture_at_every_scale():
         assert not torch.equal(output.frame, generator(other, GeneratorState.nothing(other)).frame)
     with pytest.raises(AssertionError, match="references"):
         generator(replace(condition, references=None), GeneratorState.nothing(condition))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_folding_is_pixel_unshuffle(layout: torch.memory_format) -> None:
+    image = torch.rand(2, 5, 24, 32).to(memory_format=layout).requires_grad_()
+    truth = torch.nn.functional.pixel_unshuffle(image, 4)
+    found = fold(image, 4)
+    assert torch.equal(found, truth)
+    weights = torch.rand_like(truth)
+    gradients = [torch.autograd.grad((x * weights).sum(), image)[0] for x in (truth, found)]
+    assert torch.equal(*gradients)

@@ -36,6 +36,7 @@ from v2v.models.blocks import (
     conv,
     coordinates,
     double,
+    fold,
     half,
     norm,
     smooth,
@@ -180,7 +181,7 @@ class Heads(nn.Module):
         `warped` [B, 4, H, W] is the warped frame and whether it exists; `images`
         [B, images, H, W] are pictures to take detail from.
         """
-        guide = F.pixel_unshuffle(warped, STRIDE) if self.guided else None
+        guide = fold(warped, STRIDE) if self.guided else None
         x = F.leaky_relu(self.norm(self.block(features, guide=guide)), 0.2)
         x = smooth(F.leaky_relu(self.up(x), 0.2))
         last: Tensor = self.last(torch.cat([x, images.to(x.dtype)], dim=1))
@@ -206,7 +207,7 @@ class Core(nn.Module):
         self.up = Up(arch.trunk, arch.stem)
 
     def forward(self, seen: Tensor, style: Tensor | None) -> Tensor:
-        folded = F.pixel_unshuffle(seen, STRIDE)
+        folded = fold(seen, STRIDE)
         stem = self.stem(torch.cat([folded, coordinates(folded)], dim=1))
         x = self.down(F.leaky_relu(stem, 0.2))
         for block in self.trunk:
@@ -231,7 +232,7 @@ class Scale(nn.Module):
         self.blocks = nn.ModuleList(ResidualBlock(channels) for _ in range(blocks))
 
     def forward(self, below: Tensor, seen: Tensor) -> Tensor:
-        x = self.up(below) + self.stem(F.pixel_unshuffle(seen, STRIDE))
+        x = self.up(below) + self.stem(fold(seen, STRIDE))
         for block in self.blocks:
             x = block(x)
         features: Tensor = x
@@ -257,7 +258,7 @@ class Foreground(nn.Module):
         self.last = conv(arch.detail, 3)
 
     def forward(self, signals: Tensor) -> Tensor:
-        folded = F.pixel_unshuffle(signals, STRIDE)
+        folded = fold(signals, STRIDE)
         stem = self.stem(torch.cat([folded, coordinates(folded)], dim=1))
         x = self.down(F.leaky_relu(stem, 0.2))
         for block in self.blocks:
@@ -281,7 +282,7 @@ class StyleEncoder(nn.Module):
         self.out = nn.Linear(width * 4, STYLE)
 
     def forward(self, image: Tensor) -> Tensor:
-        x = F.pixel_unshuffle(image, 4)
+        x = fold(image, 4)
         for layer in self.convs:
             x = F.leaky_relu(layer(x), 0.2)
         code: Tensor = self.out(x.mean(dim=(2, 3)))
