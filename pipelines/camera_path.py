@@ -18,7 +18,7 @@ from pipelines.source import Source
 from v2v.data.plate import Backgrounds
 from v2v.errors import UnknownName, UsageError
 from v2v.signals import Track
-from v2v.signals.camera import CameraTrack, Matrices, carry
+from v2v.signals.camera import CameraTrack, Matrices, carry, carry_each
 from v2v.signals.face import FaceTrack
 
 CAMERA_PATHS = ("still", "target", "source")
@@ -61,9 +61,7 @@ class CameraPath:
 
 def seen_from(track: Track, matrices: Matrices) -> Track:
     """A track of points as other cameras see it: [T, 3, 3] from its pixels to theirs."""
-    points: NDArray[np.float32] = np.array(track.points)  # type: ignore[attr-defined]
-    for rows, matrix in zip(points, matrices, strict=True):
-        rows[:, :2] = carry(matrix, rows[:, :2])
+    points = carry_each(matrices, track.points)  # type: ignore[attr-defined]
     if not isinstance(track, FaceTrack):
         return cast(Track, replace(cast(Any, track), points=points))
     # How the camera turns and grows what is around the middle of the head.

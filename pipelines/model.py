@@ -24,7 +24,7 @@ from v2v.models.generator import SequentialGenerator
 from v2v.native import cpu_has_bf16
 from v2v.signals import Track
 from v2v.signals._landmarks import planes
-from v2v.signals.camera import carry
+from v2v.signals.camera import carry_each
 from v2v.signals.segmentation import LabelTrack
 from v2v.types import Condition
 
@@ -183,10 +183,7 @@ class Trained:
         """Points [T, N, ...] of training frames as a camera that stands still sees them."""
         place = self.placement(clip).matrix
         steady = np.linalg.inv(place) @ backgrounds.track.steady()[frames] @ place
-        steadied = np.array(points)
-        for rows, matrix in zip(steadied, steady, strict=True):
-            rows[:, :2] = carry(matrix, rows[:, :2])
-        return steadied
+        return carry_each(steady, points)
 
     def remembered_frames(self, clip: int, store: ClipStore) -> NDArray[np.int64] | None:
         """Which frames of a store the model remembers, if it is the clip that it was trained on."""

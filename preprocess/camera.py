@@ -22,7 +22,7 @@ from preprocess.extractor import ArrayExtractor, ClipContext, Finished, Record, 
 from v2v.config import PreprocessSettings
 from v2v.data.store import CLIP_FILE, ClipStore, read_record
 from v2v.errors import SignalMissing
-from v2v.signals.camera import CameraTrack, Matrices, carry, corners_of
+from v2v.signals.camera import CameraTrack, Matrices, carry, centred, corners_of
 from v2v.signals.segmentation import LabelTrack
 
 Picture = NDArray[np.uint8]
@@ -240,11 +240,10 @@ def _followed(
     if not len(which):
         return which, np.empty((0, 2), np.float32)
     # OpenCV's pixel centres are whole numbers.
-    half = np.array([[1.0, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])
     start = (places[which] - 0.5).astype(np.float32)[:, None]
     if np.abs(guess[:2, :2] - np.eye(2)).max() > TURNED:
         earlier = cv2.warpPerspective(
-            key.picture, np.linalg.inv(half) @ guess @ half, (width, height),
+            key.picture, centred(guess), (width, height),
             flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE,
         )  # fmt: skip
         before = start
@@ -378,7 +377,8 @@ class Extractor(ArrayExtractor):
             store = self.store
             if "segmentation" not in store.signals:
                 raise SignalMissing(
-                    "the camera is told by the background, and no person mask says what that is",
+                    "the camera is estimated from the background, and no person mask says what is"
+                    " background",
                     hint="extract it too: --signal segmentation,camera",
                 )
             track = store.track("segmentation", index, min(index + ahead, self.clip.count))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from v2v.data.store import ClipStore
 from v2v.data.transforms import Placement
-from v2v.signals.camera import CameraTrack, Matrices, carry, corners_of
+from v2v.signals.camera import CameraTrack, Matrices, carry, centred, corners_of
 
 SAMPLES = 150  # frames that the median is taken over,
 MEMORY = 256 << 20  # and at most so many bytes of them
@@ -75,7 +75,7 @@ class Mosaic:
         """
         shift = np.array([[1, 0, self.corner[0]], [0, 1, self.corner[1]], [0, 0, 1.0]])
         grow = np.diag([1 / self.scale[0], 1 / self.scale[1], 1])
-        whole = _centred(matrix @ shift @ grow)
+        whole = centred(matrix @ shift @ grow)
         picture = cv2.warpPerspective(
             self.picture[..., :3], whole, size[::-1], flags=cv2.INTER_CUBIC,
             borderMode=cv2.BORDER_REPLICATE,
@@ -281,7 +281,7 @@ def _brought(
     free = _free(store, frame, person, picture.shape[:2])
     free[:RIM], free[-RIM:], free[:, :RIM], free[:, -RIM:] = False, False, False, False
     back: Matrices = np.linalg.inv(track.homography[frame])
-    matrix = _centred(np.asarray(shift @ back))
+    matrix = centred(np.asarray(shift @ back))
     brought = cv2.warpPerspective(picture, matrix, (width, height), flags=cv2.INTER_CUBIC)
     there = cv2.warpPerspective(
         free.astype(np.uint8) * 255, matrix, (width, height), flags=cv2.INTER_LINEAR
@@ -356,10 +356,3 @@ def _free(store: ClipStore, index: int, person: int, size: tuple[int, ...]) -> N
     away = cv2.distanceTransform(apart.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     # Squares are whole numbers: half a one beside them, what rounds differently changes nothing.
     return np.asarray(away * away > reach * reach + 0.5)
-
-
-def _centred(matrix: Matrices) -> Matrices:
-    """A homography of continuous coordinates as OpenCV's: pixel centres are whole numbers."""
-    half = np.array([[1.0, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])
-    moved: Matrices = np.linalg.inv(half) @ matrix @ half
-    return moved

@@ -62,7 +62,7 @@ DISTRUST = 4.0
 # knows it by heart: what it synthesises is nearer there than references are, and elsewhere not.
 DEPARTURE: dict[Motion, float] = {"parts": 16.0, "dense": 2.0}
 # Logits by which the matte of a head may differ from its references' outline, which is never taken
-# as surer than this. The outline of parts that were put together is made anew.
+# as surer than this. The outline of a body, composed of parts, is synthesised.
 OUTLINE_DEPARTURE, SURE = 1.0, 0.99
 INVALID = 1e-4  # the weight of a reference where it shows nothing, beside 1 where it does
 

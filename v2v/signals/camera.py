@@ -2,7 +2,7 @@
 
 What is far away, or flat, moves as a homography does when a camera pans, tilts, rolls or zooms.
 Homographies lead from the background's reference frame, the first of its shot, to frame t, in
-stored pixels; what they leave is told as a residual. A camera that stands still has the identity.
+stored pixels; the error that remains is the residual. A camera that stands still has the identity.
 """
 
 from __future__ import annotations
@@ -141,6 +141,21 @@ def carry(matrices: Matrices, points: NDArray[np.floating[Any]]) -> NDArray[np.f
     )
     found: NDArray[np.float64] = ends[..., :2] / ends[..., 2:]
     return found
+
+
+def carry_each(matrices: Matrices, points: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Each frame's points [T, N, 2 or more] through its own homography [T, 3, 3]: x and y moved."""
+    moved = np.array(points)
+    for rows, matrix in zip(moved, matrices, strict=True):
+        rows[:, :2] = carry(matrix, rows[:, :2])
+    return moved
+
+
+def centred(matrix: Matrices) -> Matrices:
+    """A homography of continuous coordinates as OpenCV's: pixel centres are whole numbers."""
+    half = np.array([[1.0, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])
+    moved: Matrices = np.linalg.inv(half) @ matrix @ half
+    return moved
 
 
 def corners_of(width: float, height: float) -> NDArray[np.float64]:
