@@ -560,11 +560,9 @@ def plate_of(picture: Any, known: Any) -> Plate:
     return Plate(picture, known, 0.0, 0.0)
 
 
-def test_behind_a_camera_that_moves_is_its_part_of_the_mosaic(small):
-    """A noise wall that the camera pans over: every window shows just what its frames show."""
-    path = small("panned", labelled=True)
-    store = ClipStore.open(path)
-    height, width, count = 48, 64, len(store)
+def panned_wall(count: int) -> tuple[Any, Plate]:
+    """A wall that the camera pans over, 3 pixels a frame, and its mosaic."""
+    height, width = 48, 64
     y, x = np.mgrid[:height, : width + 3 * count].astype(np.float32)
     wave = 128 + 50 * np.sin(x / 9) + 40 * np.cos(y / 7 + x / 23)
     wall = np.repeat(wave[..., None], 3, axis=2).astype(np.uint8)
@@ -573,7 +571,15 @@ def test_behind_a_camera_that_moves_is_its_part_of_the_mosaic(small):
         matrices, np.zeros(count, np.int64), np.zeros(count, np.float32), width, height
     )
     mosaic = Mosaic(np.concatenate([wall, np.full_like(wall[..., :1], 255)], axis=-1), (0.0, 0.0))
-    made = Plate(wall[:, :width], wall[:, :width, 0], 0.0, 0.0, Backgrounds({0: mosaic}, track))
+    still = wall[:, :width]
+    return wall, Plate(still, still[..., 0], 0.0, 0.0, Backgrounds({0: mosaic}, track))
+
+
+def test_behind_a_camera_that_moves_is_its_part_of_the_mosaic(small):
+    """A noise wall that the camera pans over: every window shows just what its frames show."""
+    path = small("panned", labelled=True)
+    width = 64
+    wall, made = panned_wall(len(ClipStore.open(path)))
     windows = Windows(
         [path], ["segmentation"], seed=0, extras=("plate",), plates=[made], max_stride=2,
         augmentation=augmentation(placed=0.8, flip=0.5, scale=(1.0, 1.3)),
@@ -590,6 +596,29 @@ def test_behind_a_camera_that_moves_is_its_part_of_the_mosaic(small):
             assert (batch.plate[0, t, 3, 2:-2, 2:-2] > 0.99).all()
         assert torch.equal(batch.between(1, 3).plate, batch.plate[:, 1:3])
         assert torch.equal(batch.condition(2).plate, batch.plate[:, 2])
+
+
+def test_a_still_clip_beside_one_whose_camera_moves(small):
+    """Each window shows what is behind its own clip: one picture throughout, or one a frame."""
+    moving, still = small("panned", labelled=True), small("still", labelled=True)
+    _, mosaic = panned_wall(len(ClipStore.open(moving)))
+    grey = plate_of(np.full((48, 64, 3), 100, np.uint8), np.full((48, 64), 255, np.uint8))
+    windows = Windows(
+        [moving, still], ["segmentation"], seed=0, extras=("plate",), plates=[mosaic, grey]
+    )
+    alone = Windows([moving], ["segmentation"], seed=0, extras=("plate",), plates=[mosaic])
+    draws = [windows.draw(index, 3, 48) for index in range(12)]
+    assert {draw.clip for draw in draws} == {0, 1}
+    batch = windows.load(draws)
+    assert batch.plate is not None and batch.plate.shape[1] == 3
+    for draw, plate in zip(draws, batch.plate, strict=True):
+        if draw.clip:
+            assert torch.allclose(plate[:, :3], torch.tensor(100 / 127.5 - 1), atol=1e-6)
+            assert (plate[:, 3] == 1).all()
+        else:
+            expected = alone.load([draw]).plate
+            assert expected is not None and torch.equal(plate, expected[0])
+            assert not torch.equal(plate[0], plate[1])
 
 
 def test_colour_is_one_for_frames_plate_and_style(small):

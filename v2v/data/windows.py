@@ -492,10 +492,12 @@ class Windows:
         for t, picture in enumerate(read.frames(draw)):
             show(picture, batch.frames[number, t])
         if batch.plate is not None:
-            for t, out in enumerate(batch.plate[number]):
-                behind = self._behind(draw, t)
-                paint(np.ascontiguousarray(behind[..., :3]), out[:3])
-                out[3] = torch.from_numpy(behind[..., 3]).float().div_(255)
+            out = batch.plate[number]
+            shown = self._behind(draw, len(out))
+            for plane, behind in zip(out, shown, strict=False):
+                paint(np.ascontiguousarray(behind[..., :3]), plane[:3])
+                plane[3] = torch.from_numpy(behind[..., 3]).float().div_(255)
+            out[len(shown) :] = out[0]
         if batch.style is not None:
             first, stop = self.clips[draw.clip].train
             other = (first + stop) // 2
@@ -542,16 +544,20 @@ class Windows:
             return found.of()
         return _still(plate, self.placement(clip, size))
 
-    def _behind(self, draw: Draw, t: int) -> Pictures:
-        """[H, W, 4] RGB, and 255 where known, behind frame t of a window."""
+    def _behind(self, draw: Draw, length: int) -> list[Pictures]:
+        """[H, W, 4] RGB, and 255 where known, behind each frame of a window.
+
+        One picture for all where the camera stands still.
+        """
         plate, size = self.plates[draw.clip], draw.placement.size
         assert plate is not None
         found = self.backgrounds(draw.clip, size)
         if found is None:
-            return _still(plate, draw.placement)
-        plain = self.placement(draw.clip, size)
-        change = draw.placement.matrix @ np.linalg.inv(plain.matrix)
-        return found.of(draw.start + t * draw.stride, change=change, size=size)
+            return [_still(plate, draw.placement)]
+        change = draw.placement.matrix @ np.linalg.inv(self.placement(draw.clip, size).matrix)
+        return [
+            found.of(draw.start + t * draw.stride, change=change, size=size) for t in range(length)
+        ]
 
     def _camera_moves(self) -> bool:
         return any(plate is not None and plate.backgrounds is not None for plate in self.plates)
