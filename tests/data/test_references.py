@@ -21,7 +21,7 @@ from v2v.data.references import (
     sharpness,
     write_pictures,
 )
-from v2v.signals._parts import Part, Rig, regions
+from v2v.signals._parts import NARROWEST, Part, Rig, regions
 from v2v.signals.pose import NAMES, PARTS, POINT, PoseTrack
 
 HEIGHT, WIDTH = 96, 80
@@ -145,6 +145,39 @@ def test_a_foreshortened_bone_keeps_its_thickness():
     assert np.linalg.norm(zoomed[:, :2] @ (1, 0)) == pytest.approx(2)
 
 
+def test_a_part_seen_from_the_side_is_no_line():
+    """Who turns aside has hips as wide as deep: they narrow, to what a body can be."""
+    before = np.array([[0, 0], [20, 0], [0, 30], [20, 30]], np.float32)
+    now = before * np.array([0.05, 1.0], np.float32)
+    fit, grown = rig("affine", 4), np.ones(1, np.float32)
+    ((free,), _) = fit.transforms(np.array([0]), before[None], now)
+    ((held,), _) = fit.transforms(np.array([0]), before[None], now, growth=grown)
+    assert np.linalg.norm(free[:, 0]) < 0.1
+    assert np.linalg.norm(held[:, 0]) == pytest.approx(NARROWEST)
+    assert held[:, 1] == pytest.approx((0, 1), abs=0.02)
+    middle = np.array((10, 15, 1))
+    assert held @ middle == pytest.approx(now.mean(axis=0), abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("lean", "mirrored"), [(0.0, False), (0.5, False), (0.0, True), (0.5, True)]
+)
+def test_a_head_stays_upright_on_its_shoulders(lean, mirrored):
+    """From behind a detector's face is a mirror image, which no turn in the picture explains."""
+    before = body()[:, :2]
+    turn = np.array([[np.cos(lean), -np.sin(lean)], [np.sin(lean), np.cos(lean)]])
+    now = before.copy()
+    if mirrored:
+        now[:11, 0] = 80 - now[:11, 0]
+    now = (now @ turn.T + (3, 4)).astype(np.float32)
+    head = next(p for p, part in enumerate(PARTS) if part.name == "head")
+    ((matrix,), (good,)) = Rig(PARTS).transforms(
+        np.array([head]), before[None], now, growth=np.ones(1, np.float32)
+    )
+    assert good
+    assert matrix[:, :2] == pytest.approx(turn, abs=0.02)
+
+
 def test_what_cannot_be_fitted_is_said():
     before = np.stack([np.full((3, 2), 4.0), [[0, 0], [np.nan, 1], [np.nan, 2]]]).astype(np.float32)
     now = np.array([[0, 0], [5, 5], [9, 0]], np.float32)
@@ -190,6 +223,41 @@ def test_each_part_is_of_the_reference_that_shows_it_best():
     by_name = {part.name: int(chosen[0, p, 0]) for p, part in enumerate(PARTS)}
     assert by_name["left_shoulder"] == by_name["left_elbow"] == 0
     assert by_name["right_shoulder"] == by_name["right_elbow"] == 1
+
+
+def test_cloth_that_hangs_over_several_parts_is_of_one_reference():
+    wide, narrow = body(), body()
+    for name in ("left_knee", "left_ankle", "left_heel", "left_foot"):
+        wide[POINT[name], 0] += 12
+    references = references_of(wide, narrow)
+    wanted = body()
+    wanted[POINT["left_knee"], 0] += 5  # the thigh is between both
+    used = Chooser(references, 1)(track_of(wanted)).used[0, :, 0]
+    for group in ("skirt", "head"):
+        chosen = {int(r) for r, part in zip(used, PARTS, strict=True) if part.group == group}
+        assert len(chosen) == 1
+
+
+def test_an_arm_beside_another_is_of_a_reference_where_it_is_free():
+    """The nearer one has the other forearm along it: what is cut out there takes some along."""
+    free, beside = body(2.0, 0.5), body(2.1, 0.5)
+    for name in ("elbow", "wrist"):
+        beside[POINT[f"right_{name}"], :2] = beside[POINT[f"left_{name}"], :2] + (2, 4)
+    references, wanted = references_of(beside, free), track_of(body(2.1, 0.5))
+    forearm = next(p for p, part in enumerate(PARTS) if part.name == "left_elbow")
+    assert references.crowded[forearm].tolist() == [1, 0]
+    assert references.distances(wanted)[0, forearm].argmin() == 0
+    assert Chooser(references, 1)(wanted).used[0, forearm, 0] == 1
+
+
+def test_no_gap_opens_at_the_neck():
+    """The chin is higher above the shoulders than the reference shows it."""
+    own, wanted = body(), body()
+    wanted[:11, 1] -= 5
+    references = references_of(own)
+    cv2.line(references.masks[0], (39, 18), (39, 24), 255, 4)  # the drawn figure lacks a neck
+    (found,) = shown(references, wanted)
+    assert found[14:24, 39, 3].min() > 0.9
 
 
 def test_a_part_that_a_reference_does_not_show_is_of_another():

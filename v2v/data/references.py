@@ -35,7 +35,8 @@ from v2v.signals.segmentation import LabelTrack
 from v2v.types import REFERENCE_CHANNELS
 from v2v.warp import carried, twiced
 
-MISSING = 0.5  # body sizes: what a point costs that is seen in one of two poses only
+MISSING = 1.0  # body sizes: what a point costs that is seen in one of two poses only
+CROWDED = 0.3  # body sizes: what a part costs beside which others lie all along
 KEEP = 0.75  # a reference in use counts as nearer by this factor: choices do not flicker
 FADE = 4  # frames over which one reference fades into the next
 FAR = 0.5  # body sizes: a distance shown as 1 - 1/e
@@ -141,27 +142,59 @@ class References:
             np.stack([_apart(now, known) for now in wanted])
             for wanted, known in zip(_poses(track), self._poses, strict=True)
         ]
-        return np.stack(found, axis=1) + np.float32(MISSING) * self._hidden
+        away = np.stack(found, axis=1) + np.float32(MISSING) * self._hidden
+        return away[:, self._speaks]
+
+    @cached_property
+    def _speaks(self) -> NDArray[np.intp]:
+        """[P] which part is compared in its place: of a group the one that lies over the others."""
+        last = {part.group: p for p, part in enumerate(self.parts)}
+        return np.array([last[q.group] if q.group else p for p, q in enumerate(self.parts)])
 
     @cached_property
     def _hidden(self) -> NDArray[np.float32]:
         """[P, R] share of the places along a part's bones at which the part is not seen."""
         hidden = np.zeros((len(self.parts), len(self)), np.float32)
-        steps = np.linspace(0.1, 0.9, 5, dtype=np.float32)[:, None]
-        for r, points in enumerate(self._points):
+        for r in range(len(self)):
             for p, part in enumerate(self.parts):
                 if part.motion == "dense":
                     continue
                 patch, left, top = self._cut_out(p, r)
-                ends = points[list(part.bones)]
-                ends = ends[np.isfinite(ends).all(axis=(1, 2))]
-                places = ends[:, :1] + steps * (ends[:, 1:] - ends[:, :1])
-                places = places.reshape(-1, 2)
+                places = self._along_bones(p, r)
                 x, y = (places - (left, top)).astype(int).T
                 inside = (x >= 0) & (y >= 0) & (x < patch.shape[1]) & (y < patch.shape[0])
                 seen = patch[y[inside], x[inside], 3] > 0.5
                 hidden[p, r] = 1 - seen.sum() / max(len(places), 1)
         return hidden
+
+    @cached_property
+    def crowded(self) -> NDArray[np.float32]:
+        """[P, R] share of those places beside which something lies that is no neighbour.
+
+        What is cut out there carries some of it along: cloth behind a hand, a hand before a face.
+        """
+        crowded = np.zeros((len(self.parts), len(self)), np.float32)
+        joined = [{*part.fit, *part.base, *np.ravel(part.bones)} for part in self.parts]
+        for r in range(len(self)):
+            places = [self._along_bones(p, r) for p in range(len(self.parts))]
+            for p, part in enumerate(self.parts):
+                beside = np.zeros(len(places[p]), np.bool_)
+                for q, other in enumerate(self.parts):
+                    if joined[p] & joined[q] or part.motion == "dense" or not len(places[q]):
+                        continue
+                    gaps = np.linalg.norm(places[p][:, None] - places[q], axis=-1)
+                    room = (part.radius + other.radius) * float(self._sizes[r])
+                    beside |= (gaps < room).any(axis=1)
+                crowded[p, r] = beside.sum() / max(len(beside), 1)
+        return crowded[self._speaks]
+
+    def _along_bones(self, part: int, reference: int) -> NDArray[np.float32]:
+        """[n, 2] places along the bones of a part that are known."""
+        ends = self._points[reference][list(self.parts[part].bones)]
+        ends = ends[np.isfinite(ends).all(axis=(1, 2))]
+        steps = np.linspace(0.1, 0.9, 5, dtype=np.float32)[:, None]
+        places: NDArray[np.float32] = ends[:, :1] + steps * (ends[:, 1:] - ends[:, :1])
+        return places.reshape(-1, 2)
 
     # ------------------------------------------------------------ warping
 
@@ -196,7 +229,7 @@ class References:
                 pieces = self._pieces(points[t], float(sizes[t]), shape)
                 self._move_densely(found, pieces, shown, handles[t : t + 1], scale, shift)
             else:
-                self._move_parts(found, shown, points[t], sum(scale) / 2)
+                self._move_parts(found, shown, points[t], float(sizes[t]), sum(scale) / 2)
             found[:, :3] *= 1 / np.maximum(found[:, 3:4], VISIBLE)
             yield found
 
@@ -351,15 +384,19 @@ class References:
     # ------------------------------------------------------------ bodies
 
     def _move_parts(
-        self, found: NDArray[np.float32], shown: _Shown, points: NDArray[np.float32], scale: float
-    ) -> None:
+        self, found: NDArray[np.float32], shown: _Shown, points: NDArray[np.float32],
+        body: float, scale: float,
+    ) -> None:  # fmt: skip
         """Composite parts, warped to their points, over the canvas, from back to front."""
         used, before, fading, far = shown
         # What fades out comes first: the layer of its successor is blended with it.
         both = np.stack([np.where(fading > 0, before, -1), used], axis=-1)
         parts, slots, order = np.nonzero((both >= 0) & (used >= 0)[..., None])
         references = both[parts, slots, order]
-        matrices, good = self._rig.transforms(parts, self._points[references], points, scale=scale)
+        matrices, good = self._rig.transforms(
+            parts, self._points[references], points, scale=scale,
+            growth=body / self._sizes[references],
+        )  # fmt: skip
         size = (found.shape[2], found.shape[3])
         leaving: dict[int, _Layer] = {}
         for p, k, new, r, matrix, fits in zip(
@@ -385,10 +422,14 @@ class References:
     def _points(self) -> NDArray[np.float32]:
         return self.track.part_points()
 
+    @cached_property
+    def _sizes(self) -> NDArray[np.float32]:
+        return self.track.body_size()
+
     def _cut_out(self, part: int, reference: int) -> _Patch:
         key = ("parts", reference)
         if key not in self._made:
-            size = float(self.track.body_size()[reference])
+            size = float(self._sizes[reference])
             own = regions(self.parts, self._points[reference], size, self.size)
             alphas = own * (self.masks[reference].astype(np.float32) / 255)
             picture = self.pictures[reference].astype(np.float32)
@@ -535,7 +576,8 @@ class Chooser:
         distances = self.references.distances(track)
         used = np.empty((len(track), *self.last.shape), np.int64)
         before, fading = used.copy(), np.empty(used.shape, np.float32)
-        for t, away in enumerate(distances):
+        costs = distances + np.float32(CROWDED) * self.references.crowded
+        for t, away in enumerate(costs):
             now = np.stack([self._next(*row) for row in zip(self.last, away, strict=True)])
             changed = now != self.last
             self.before = np.where(changed, self.last, self.before)

@@ -16,9 +16,15 @@ from numpy.typing import NDArray
 
 Points = NDArray[np.float32]  # [N, 2] x, y in pixels; NaN where not seen
 
-OVERLAP = 0.35  # of a part's radius: how far parts reach into one another
+OVERLAP = 0.5  # of a part's radius: how far parts reach into one another
 EDGE = 0.4  # of a part's radius: the width of a region's soft rim
 STIFF = 1e-2  # keeps affine transforms near a similarity where the points lie almost in a line
+# How far a part may be squeezed and stretched, beside how much larger the body is: who turns aside
+# has hips as wide as deep, and not a line.
+NARROWEST, WIDEST = 0.6, 1.6
+# Degrees by which a head may turn in the picture beside its neck. Beyond the first its points are
+# believed less and less, beyond the second not at all: from behind they are a mirror image.
+BELIEVED, DOUBTED = 60.0, 120.0
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,9 @@ class Part:
     reach: float = 2.2  # radii beyond which nothing belongs to it
     compare: tuple[int, ...] = ()  # poses of these points (and `fit`) say which reference fits
     motion: Literal["bone", "similarity", "affine", "dense"] = "similarity"
+    base: tuple[int, ...] = ()  # what it sits on, which tells where it has its top
+    under: bool = False  # lies under its neighbours: takes nothing from them, and closes gaps
+    group: str = ""  # parts of a group come from one reference: cloth that hangs over several
 
 
 def regions(
@@ -47,9 +56,11 @@ def regions(
         size: of the body, in pixels.
     """
     away = np.stack([_distance(part, points, size, shape) for part in parts])
-    nearest = away.min(axis=0)
+    under = np.array([part.under for part in parts])
+    nearest = away[~under].min(axis=0)
     reach = np.asarray([part.reach for part in parts], np.float32)[:, None, None]
     own = np.clip((nearest + OVERLAP - away) / OVERLAP, 0, 1)
+    own[under] = 1
     found: NDArray[np.float32] = own * np.clip((reach - away) / EDGE, 0, 1)
     return found
 
@@ -96,14 +107,17 @@ class Rig:
             row[: len(part.fit)], used[: len(part.fit)] = part.fit, True
         self.bone = np.array([part.motion == "bone" for part in parts])
         self.affine = np.array([part.motion == "affine" for part in parts])
+        self.bases = [np.array(part.base, np.intp) for part in parts]
 
     def transforms(
-        self, parts: NDArray[np.intp], before: Points, now: Points, *, scale: float = 1.0
-    ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        self, parts: NDArray[np.intp], before: Points, now: Points, *, scale: float = 1.0,
+        growth: NDArray[np.float32] | None = None,
+    ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:  # fmt: skip
         """The affine maps that take points of parts from where they were to where they are.
 
         Least squares over the points that both have: a similarity (Umeyama 1991, without
-        reflection); along a bone its own scale; affine for what is flat.
+        reflection); along a bone its own scale; affine for what is flat. Neither is squeezed to a
+        line, and what sits on another part stays upright on it.
 
         Args:
             parts: [M] their numbers.
@@ -111,6 +125,7 @@ class Rig:
             now: [N, 2].
             scale: pixels of `now` for each of `before`, for what the points do not tell: how thick
                 a limb is.
+            growth: [M] how large the body is now, over how large it was; NaN: not known.
 
         Returns:
             [M, 2, 3], and [M] false where there are too few points, or they coincide.
@@ -137,11 +152,50 @@ class Rig:
             square += STIFF * spread[flat, None, None] * np.eye(2)
             solved = np.linalg.solve(square, np.einsum("mni,mnj->mij", x[flat], rest))
             matrix[flat] += solved.transpose(0, 2, 1)
+        if growth is not None:
+            grown = np.where(np.isfinite(growth), growth, scale)
+            matrix[flat] = _limited(matrix[flat], grown[flat])
+            for m in np.flatnonzero(good):
+                base = self.bases[parts[m]]
+                if len(base):
+                    was = middle[m] - before[m, base].mean(axis=0)
+                    up = goal[m] - now[base].mean(axis=0)
+                    matrix[m] = _upright(matrix[m], was, up, float(grown[m]))
         bones = np.flatnonzero(self.bone[parts] & good)
         matrix[bones] = _along(x[bones, 1] - x[bones, 0], y[bones, 1] - y[bones, 0], scale)
         shift = goal - np.einsum("mij,mj->mi", matrix, middle)
         found: NDArray[np.float64] = np.concatenate([matrix, shift[..., None]], axis=-1)
         return found, good
+
+
+def _limited(matrix: NDArray[np.float64], growth: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Affine maps [M, 2, 2] that neither squeeze nor stretch beyond what is plausible."""
+    left, size, right = np.linalg.svd(matrix)
+    size = np.clip(size, NARROWEST * growth[:, None], WIDEST * growth[:, None])
+    found: NDArray[np.float64] = (left * size[:, None]) @ right
+    return found
+
+
+def _upright(
+    matrix: NDArray[np.float64], before: NDArray[np.float64], now: NDArray[np.float64],
+    growth: float,
+) -> NDArray[np.float64]:  # fmt: skip
+    """A similarity [2, 2] held to how the way up of what the part sits on turned.
+
+    Args:
+        before, now: [2] from what it sits on to its middle; NaN: not known.
+    """
+    scale, angle = np.hypot(*matrix[:, 0]), np.arctan2(matrix[1, 0], matrix[0, 0])
+    scale = np.clip(scale, NARROWEST * growth, WIDEST * growth)
+    if np.isfinite(before + now).all():
+        base = np.arctan2(now[1], now[0]) - np.arctan2(before[1], before[0])
+        beside = np.remainder(angle - base + np.pi, 2 * np.pi) - np.pi
+        believed = (DOUBTED - np.degrees(abs(beside))) / (DOUBTED - BELIEVED)
+        believed = np.clip(believed, 0, 1)
+        scale = growth + believed * (scale - growth)
+        angle = base + believed * beside
+    along, turned = scale * np.cos(angle), scale * np.sin(angle)
+    return np.array([[along, -turned], [turned, along]])
 
 
 def _along(

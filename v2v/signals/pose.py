@@ -166,11 +166,13 @@ _BETWEEN = marks.handle_matrix(
         # The crown, as far above the ears as the mouth is below; the neck, below the mouth.
         ({7: 1.0, 8: 1.0, 9: -0.5, 10: -0.5}, 1.0),
         ({7: 0.1, 8: 0.1, 9: 0.1, 10: 0.1, 11: 0.3, 12: 0.3}, 1.0),
+        # Between the shoulders.
+        ({11: 0.5, 12: 0.5}, 1.0),
     ],
     len(NAMES),
 )  # fmt: skip
-_SKIRT_LEFT, _SKIRT_RIGHT, _LEG_LEFT, _LEG_RIGHT, _CROWN, _NECK_POINT = (
-    len(NAMES) + i for i in range(6)
+_SKIRT_LEFT, _SKIRT_RIGHT, _LEG_LEFT, _LEG_RIGHT, _CROWN, _NECK_POINT, _CHEST = (
+    len(NAMES) + i for i in range(7)
 )
 
 
@@ -196,8 +198,8 @@ def _parts() -> tuple[Part, ...]:
         hip, knee = p[f"{side}_hip"], p[f"{side}_knee"]
         found.append(
             Part(
-                f"{side}_thigh", (hip, knee), ((start, knee),), 0.15,
-                compare=(p[f"{side}_ankle"],), motion="bone",
+                f"{side}_thigh", (hip, knee), ((start, knee),), 0.15, reach=1.7,
+                compare=(p[f"{side}_ankle"],), motion="bone", group="skirt",
             )
         )  # fmt: skip
     left_hip, right_hip = p["left_hip"], p["right_hip"]
@@ -209,7 +211,14 @@ def _parts() -> tuple[Part, ...]:
                 (left_hip, right_hip), (left_hip, _SKIRT_LEFT), (right_hip, _SKIRT_RIGHT),
                 (_SKIRT_LEFT, _SKIRT_RIGHT), (left_hip, _SKIRT_RIGHT), (right_hip, _SKIRT_LEFT),
             ),
-            0.2, reach=3.0, motion="affine",
+            0.15, reach=4.0, compare=(left_shoulder, right_shoulder),
+            motion="affine", group="skirt",
+        )
+    )  # fmt: skip
+    found.append(
+        Part(
+            "neck", (_NECK_POINT, _CHEST), ((_NECK_POINT, _CHEST),), 0.1, reach=1.2, under=True,
+            compare=(left_shoulder, right_shoulder), motion="bone", group="head",
         )
     )  # fmt: skip
     found.append(
@@ -220,7 +229,7 @@ def _parts() -> tuple[Part, ...]:
                 (right_shoulder, right_hip), (left_shoulder, right_hip),
                 (right_shoulder, left_hip),
             ),
-            0.22, reach=3.0, compare=(p["left_elbow"], p["right_elbow"]), motion="affine",
+            0.15, reach=4.4, compare=(p["left_elbow"], p["right_elbow"]), motion="affine",
         )
     )  # fmt: skip
     found.append(
@@ -231,10 +240,11 @@ def _parts() -> tuple[Part, ...]:
                 (9, _NECK_POINT), (10, _NECK_POINT),
             ),
             0.18, reach=2.5, compare=(left_shoulder, right_shoulder),
+            base=(left_shoulder, right_shoulder), group="head",
         )
     )  # fmt: skip
     for side in sides:
-        limb(side, "shoulder", "elbow", 0.13, "wrist", "hip")
+        limb(side, "shoulder", "elbow", 0.15, "wrist", "hip")
     for side in sides:
         limb(side, "elbow", "wrist", 0.10, "shoulder", "index")
     for side, hand in zip(sides, (LEFT_HAND, RIGHT_HAND), strict=True):
