@@ -15,6 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from samples import face as drawn_face
+from v2v.data.references import Chooser, References
 from v2v.signals.face import (
     IRISES,
     LIPS_INNER,
@@ -124,6 +125,27 @@ def test_handles_lie_on_the_face_and_on_hair_and_neck_around(mesh: Array) -> Non
     assert high[1] + 0.1 * tall < found[:, 1].max() < high[1] + 0.5 * tall  # where the neck is
     assert low[1] - 0.4 * tall < found[:, 1].min() < low[1] - 0.1 * tall  # where the hair is
     assert (found[:, 2] > 0.1 * made.scale[0]).all() and (found[:, 2] < made.scale[0]).all()
+
+
+def test_a_reference_goes_with_its_face(mesh: Array) -> None:
+    """What a reference shows lies where the face is now; of two the nearer one is chosen."""
+    smooth = np.random.default_rng(0).integers(0, 255, (SIDE // 16, SIDE // 16, 3), np.uint8)
+    picture = cv2.resize(smooth, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
+    wide = mesh * (1.3, 1.0, 1.0)
+    kept = track(np.stack([mesh, wide]).astype(np.float64))
+    masks = np.full((2, SIDE, SIDE), 255, np.uint8)
+    references = References(
+        np.stack([picture, np.zeros_like(picture)]), masks, kept, np.arange(2), whole=True
+    )
+    wanted = track((mesh + (12, 8, 0)).astype(np.float64)[None])
+    choice = Chooser(references, 1)(wanted)
+    assert (choice.used == 0).all()
+    ((found,),) = references.candidates(wanted, choice)
+    middle = mesh[:, :2].mean(axis=0).astype(int)
+    x, y = slice(middle[0] - 30, middle[0] + 30), slice(middle[1] - 30, middle[1] + 30)
+    expected = np.roll(picture, (8, 12), axis=(0, 1))[y, x]
+    assert np.abs(found[:3, y, x].transpose(1, 2, 0) - expected).mean() < 3
+    assert found[3, y, x].min() > 0.99
 
 
 def test_no_face_no_handles(mesh: Array) -> None:

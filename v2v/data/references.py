@@ -190,7 +190,8 @@ class References:
 
     def _along_bones(self, part: int, reference: int) -> NDArray[np.float32]:
         """[n, 2] places along the bones of a part that are known."""
-        ends = self._points[reference][list(self.parts[part].bones)]
+        bones = np.array(self.parts[part].bones, np.intp).reshape(-1, 2)
+        ends = self._points[reference][bones]
         ends = ends[np.isfinite(ends).all(axis=(1, 2))]
         steps = np.linspace(0.1, 0.9, 5, dtype=np.float32)[:, None]
         places: NDArray[np.float32] = ends[:, :1] + steps * (ends[:, 1:] - ends[:, :1])
