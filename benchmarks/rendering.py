@@ -30,13 +30,13 @@ prepare_process()
 
 import numpy as np
 import torch
+from v2v.pipelines.model import Look, Trained
+from v2v.pipelines.motion_transfer import MotionTransfer
+from v2v.pipelines.rendering import Rendering
+from v2v.preprocess.build import preprocess
+from v2v.preprocess.extractor import write_arrays
+from v2v.samples.person import frames as dancing
 
-from pipelines.model import Look, Trained
-from pipelines.motion_transfer import MotionTransfer
-from pipelines.rendering import Rendering
-from preprocess.build import preprocess
-from preprocess.extractor import write_arrays
-from samples.person import frames as dancing
 from v2v.checkpoint import FORMAT, ClipUse, Model, ModelRecord, SignalUse, save_model
 from v2v.config import PreprocessSettings, load_config
 from v2v.data.store import ClipStore, SignalRecord, file_record, write_record

@@ -11,12 +11,12 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from v2v.pipelines.evaluation.clips import Measured, measured_clips
+from v2v.pipelines.evaluation.rows import rendering
+from v2v.pipelines.model import Trained
+from v2v.preprocess.build import preprocess
+from v2v.samples.clips import write_sample
 
-from pipelines.evaluation.clips import Measured, measured_clips
-from pipelines.evaluation.rows import rendering
-from pipelines.model import Trained
-from preprocess.build import preprocess
-from samples.clips import write_sample
 from v2v.config import PreprocessSettings, load_config
 from v2v.data.store import CLIP_FILE, ClipStore
 from v2v.errors import V2VError

@@ -25,9 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from pydantic import BaseModel
+from v2v.pipelines.mark import Mark, read_mark
+from v2v.pipelines.rendering import CONTAINERS, CRF, Output
 
-from pipelines.mark import Mark, read_mark
-from pipelines.rendering import CONTAINERS, CRF, Output
 from v2v import __version__
 from v2v.ahead import ahead
 from v2v.data.probe import Probe, probe

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from v2v.pipelines.everything import Run, run
+from v2v.pipelines.rendering import Outcome, Picture
+from v2v.samples.clips import write_sample
 
-from pipelines.everything import Run, run
-from pipelines.rendering import Outcome, Picture
-from samples.clips import write_sample
 from v2v.data.probe import probe
 from v2v.data.video import read_stored
 from v2v.errors import NotWritable, UsageError

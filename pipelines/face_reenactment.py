@@ -15,11 +15,10 @@ from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
-
-from pipelines.camera_path import camera_path, check_camera_path, filmed, steadied, still_views
-from pipelines.model import Trained
-from pipelines.rendering import Drive, Rendering
-from pipelines.retarget_face import (
+from v2v.pipelines.camera_path import camera_path, check_camera_path, filmed, steadied, still_views
+from v2v.pipelines.model import Trained
+from v2v.pipelines.rendering import Drive, Rendering
+from v2v.pipelines.retarget_face import (
     MEASURES,
     Face,
     FaceTransfer,
@@ -27,8 +26,9 @@ from pipelines.retarget_face import (
     measures,
     outside,
 )
-from pipelines.source import Source, check_finite, open_source
-from pipelines.stretches import told
+from v2v.pipelines.source import Source, check_finite, open_source
+from v2v.pipelines.stretches import told
+
 from v2v.data.store import ClipStore
 from v2v.errors import NothingFound, UsageError
 from v2v.progress import Reporter, Silent

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from v2v.pipelines.model import Look, Trained
+from v2v.pipelines.rendering import Drive, Picture, Rendering, row
+from v2v.pipelines.source import Source, check_finite, open_source
 
-from pipelines.model import Look, Trained
-from pipelines.rendering import Drive, Picture, Rendering, row
-from pipelines.source import Source, check_finite, open_source
 from v2v.data.store import ClipStore, file_record, frames_to_tensor
 from v2v.data.transforms import Placement
 from v2v.errors import TooFewFrames, UsageError

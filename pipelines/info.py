@@ -6,7 +6,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from pipelines.mark import read_mark
+from v2v.pipelines.mark import read_mark
+
 from v2v.checkpoint import MODEL_FILE, load_model
 from v2v.data.probe import probe
 from v2v.data.store import CLIP_FILE, ClipStore
@@ -25,7 +26,7 @@ def describe(
         verify: whether to compare every file of a store with its hash, and to look for a model's
             predictor too. A model's own files are always read whole.
     """
-    from pipelines.model import RUNS
+    from v2v.pipelines.model import RUNS
 
     place = Path(path)
     if (place / CLIP_FILE).is_file():

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from v2v.pipelines.model import Look, Trained
+from v2v.pipelines.rendering import Drive, Rendering
+from v2v.pipelines.source import Source, open_source
 
-from pipelines.model import Look, Trained
-from pipelines.rendering import Drive, Rendering
-from pipelines.source import Source, open_source
 from v2v.data.store import CLIP_FILE, ClipStore, frames_to_tensor
 from v2v.data.transforms import Placement
 from v2v.errors import LabelsMismatch, MediaError, MediaNotFound, UnknownName, UsageError

@@ -16,7 +16,7 @@ from v2v import __version__
 from v2v.data.video import read_tags
 
 if TYPE_CHECKING:
-    from pipelines.model import Trained
+    from v2v.pipelines.model import Trained
 
 TAG = "comment"
 

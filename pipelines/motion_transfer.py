@@ -15,14 +15,14 @@ from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
+from v2v.pipelines.camera_path import camera_path, check_camera_path, filmed, steadied, still_views
+from v2v.pipelines.model import Trained
+from v2v.pipelines.pose_range import outside
+from v2v.pipelines.rendering import Drive, Rendering
+from v2v.pipelines.retarget_pose import RETARGETS, Body, kept_inside, retarget
+from v2v.pipelines.source import Source, open_source
+from v2v.pipelines.stretches import told
 
-from pipelines.camera_path import camera_path, check_camera_path, filmed, steadied, still_views
-from pipelines.model import Trained
-from pipelines.pose_range import outside
-from pipelines.rendering import Drive, Rendering
-from pipelines.retarget_pose import RETARGETS, Body, kept_inside, retarget
-from pipelines.source import Source, open_source
-from pipelines.stretches import told
 from v2v.checkpoint import ClipUse
 from v2v.data.store import ClipStore
 from v2v.errors import NothingFound, UnknownName
@@ -178,7 +178,7 @@ def _absence(driven: Source, moved: NDArray[np.float32]) -> list[str]:
 
 def _company(driven: Source) -> list[str]:
     """Whether others are in view, and who was followed."""
-    from preprocess.pose import is_another, survey  # MediaPipe loads where it is used
+    from v2v.preprocess.pose import is_another, survey  # MediaPipe loads where it is used
 
     width = driven.size[1]
     pose = cast(PoseTrack, driven.store.track(SIGNAL))

@@ -15,8 +15,7 @@ from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
-
-from pipelines.retarget_pose import (
+from v2v.pipelines.retarget_pose import (
     EARS,
     HIPS,
     LONG,
@@ -28,7 +27,8 @@ from pipelines.retarget_pose import (
     seen_points,
     with_middles,
 )
-from pipelines.stretches import Stretch
+from v2v.pipelines.stretches import Stretch
+
 from v2v.errors import NothingFound
 from v2v.signals.pose import POINT
 

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import save_file
+from v2v.pipelines.model import Trained
+from v2v.pipelines.source import open_source
 
-from pipelines.model import Trained
-from pipelines.source import open_source
 from v2v.checkpoint import REFERENCES, plain, read_tensors
 from v2v.data.references import (
     gather,

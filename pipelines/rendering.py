@@ -30,9 +30,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from v2v.pipelines.mark import Mark, read_mark
+from v2v.pipelines.model import Look, Trained
 
-from pipelines.mark import Mark, read_mark
-from pipelines.model import Look, Trained
 from v2v import __version__
 from v2v.ahead import ahead
 from v2v.data.video import CODECS, Sound, VideoWriter, concatenate

@@ -26,8 +26,8 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
+from v2v.pipelines.stretches import Stretch, joined
 
-from pipelines.stretches import Stretch, joined
 from v2v.errors import ConfigError, NothingFound, UnknownName
 from v2v.signals.face import (
     IRISES,

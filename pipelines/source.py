@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from v2v.preprocess.build import default_folder, preprocess, source_hash
 
-from preprocess.build import default_folder, preprocess, source_hash
 from v2v.config import PreprocessSettings, load_config
 from v2v.data.probe import probe
 from v2v.data.store import CLIP_FILE, ClipStore, read_record

@@ -27,8 +27,7 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
-from pipelines.compare import (
+from v2v.pipelines.compare import (
     Aligned,
     Footage,
     Picture,
@@ -38,7 +37,8 @@ from pipelines.compare import (
     size_notes,
     write_video,
 )
-from pipelines.mark import TAG, Mark
+from v2v.pipelines.mark import TAG, Mark
+
 from v2v import __version__
 from v2v.data.probe import VIDEO_SUFFIXES
 from v2v.errors import MediaNotFound, NotWritable, UsageError, writing

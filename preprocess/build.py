@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from v2v.preprocess.crop import find_box
+from v2v.preprocess.extractor import PART, ClipContext, Extractor, Record, load_extractor
+from v2v.preprocess.frames import GrowingFrames, Item, finished_frames
+from v2v.preprocess.preview import write_preview
 
-from preprocess.crop import find_box
-from preprocess.extractor import PART, ClipContext, Extractor, Record, load_extractor
-from preprocess.frames import GrowingFrames, Item, finished_frames
-from preprocess.preview import write_preview
 from v2v import __version__
 from v2v.config import PreprocessSettings, load_config
 from v2v.data.probe import Probe, hash_files, probe

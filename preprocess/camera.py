@@ -17,8 +17,8 @@ from typing import Any, ClassVar
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from v2v.preprocess.extractor import ArrayExtractor, ClipContext, Finished, Record, write_arrays
 
-from preprocess.extractor import ArrayExtractor, ClipContext, Finished, Record, write_arrays
 from v2v.config import PreprocessSettings
 from v2v.data.store import CLIP_FILE, ClipStore, read_record
 from v2v.errors import SignalMissing

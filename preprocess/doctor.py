@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-
-from preprocess import _mediapipe as mp
-from preprocess.footage import Camera, Face, Facts, FootageReport, Person, Range, judge
-from preprocess.pose import (
+from v2v.preprocess import _mediapipe as mp
+from v2v.preprocess.footage import Camera, Face, Facts, FootageReport, Person, Range, judge
+from v2v.preprocess.pose import (
     HIPS,
     SEARCH,
     SHOULDERS,
@@ -28,8 +27,9 @@ from preprocess.pose import (
     place_of,
     survey,
 )
-from preprocess.shots import find_cuts, thumbnail
-from preprocess.tracks import Follower
+from v2v.preprocess.shots import find_cuts, thumbnail
+from v2v.preprocess.tracks import Follower
+
 from v2v.data.plate import background_plate
 from v2v.data.probe import Probe, probe
 from v2v.data.store import CLIP_FILE, ClipStore

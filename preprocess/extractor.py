@@ -278,6 +278,6 @@ def _entry_points() -> dict[str, Any]:
 def load_extractor(name: str) -> type[Extractor]:
     """The extractor of a signal. Raises `UnknownName`."""
     load_signal(name)
-    module = import_own_or_installed("preprocess", name, _entry_points())
+    module = import_own_or_installed(__package__, name, _entry_points())
     extractor: type[Extractor] = module.Extractor
     return extractor

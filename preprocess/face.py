@@ -8,9 +8,8 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
-
-from preprocess import _mediapipe as mp
-from preprocess.extractor import (
+from v2v.preprocess import _mediapipe as mp
+from v2v.preprocess.extractor import (
     ArrayExtractor,
     ClipContext,
     Finished,
@@ -18,7 +17,8 @@ from preprocess.extractor import (
     release,
     write_arrays,
 )
-from preprocess.tracks import Follower, blocks, bridge_gaps, jitter, smooth, stillest
+from v2v.preprocess.tracks import Follower, blocks, bridge_gaps, jitter, smooth, stillest
+
 from v2v.config import PreprocessSettings
 from v2v.errors import NothingFound, writing
 from v2v.signals.face import (

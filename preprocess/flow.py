@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from v2v.preprocess.extractor import ClipContext, Finished, MapExtractor, Record
 
-from preprocess.extractor import ClipContext, Finished, MapExtractor, Record
 from v2v import warp
 from v2v.config import PreprocessSettings
 from v2v.errors import ConfigError

@@ -1,7 +1,7 @@
 """What footage is good for: the findings, the verdicts that follow from them, and what to do.
 
-`preprocess.doctor` measures; nothing here looks at a picture. Shares are of the sampled frames, in
-[0, 1]; left and right are the picture's.
+`v2v.preprocess.doctor` measures; nothing here looks at a picture. Shares are of the sampled
+frames, in [0, 1]; left and right are the picture's.
 """
 
 from __future__ import annotations

@@ -16,9 +16,9 @@ from pathlib import Path
 import av
 import numpy as np
 from numpy.typing import NDArray
+from v2v.preprocess.extractor import PART, write_arrays
+from v2v.preprocess.shots import LOOKAHEAD, find_cuts, thumbnail
 
-from preprocess.extractor import PART, write_arrays
-from preprocess.shots import LOOKAHEAD, find_cuts, thumbnail
 from v2v.config import FrameSettings
 from v2v.data.probe import Probe
 from v2v.data.video import (

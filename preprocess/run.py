@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+from v2v.preprocess.build import Outcome, default_folder, preprocess
 
-from preprocess.build import Outcome, default_folder, preprocess
 from v2v.config import PreprocessSettings
 from v2v.data.probe import VIDEO_SUFFIXES, image_files
 from v2v.data.store import CLIP_FILE
@@ -211,7 +211,7 @@ def _in_processes(
     # From a server that has only imported, which takes seconds and is done once for all workers.
     context = mp.get_context("forkserver")
     context.set_forkserver_preload(
-        ["preprocess.run", "mediapipe", *(f"preprocess.{name}" for name in signals)]
+        ["v2v.preprocess.run", "mediapipe", *(f"v2v.preprocess.{name}" for name in signals)]
     )
     threads = max((os.cpu_count() or 1) // workers, 1)
     events = context.Queue()

@@ -1,8 +1,8 @@
 """Small sample clips drawn from code, so they are free of rights and their truth is known.
 
-    samples.person  a dancing person before a still room; the joints that were drawn
-    samples.face    a talking face; mouth, eyes and head turn that were drawn
-    samples.street  a drive down a street; labels, instances, exact flow and occlusion
+    v2v.samples.person  a dancing person before a still room; the joints that were drawn
+    v2v.samples.face    a talking face; mouth, eyes and head turn that were drawn
+    v2v.samples.street  a drive down a street; labels, instances, exact flow and occlusion
 
 Person and face are painted as shaded shapes over a small skeleton (OpenCV polygons on a
 supersampled canvas); the street is ray cast from planes with a pinhole camera. Every clip is

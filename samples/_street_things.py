@@ -11,9 +11,8 @@ from functools import cache
 
 import cv2
 import numpy as np
-
-from samples._draw import SUPERSAMPLE, Canvas, Image, Points, Rgb, curve, ellipse, limb, shaded
-from samples._street_view import Vector
+from v2v.samples._draw import SUPERSAMPLE, Canvas, Image, Points, Rgb, curve, ellipse, limb, shaded
+from v2v.samples._street_view import Vector
 
 POLE, LIGHT, SIGN, VEGETATION, PERSON, CAR = 17, 19, 20, 21, 24, 26  # Cityscapes label ids
 SHADOW = -1  # a panel that darkens what lies under it and is itself nothing

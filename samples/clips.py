@@ -40,7 +40,7 @@ def write_sample(
     """Draw one sample into `folder`.
 
     Args:
-        who: which person of `samples.person` dances.
+        who: which person of `v2v.samples.person` dances.
         empty: seconds at the beginning in which that person's room is empty.
         finale: seconds at the end in which that person dances as the other does.
 
@@ -72,7 +72,7 @@ def write_sample(
 def _frames(
     kind: str, count: int, seed: int, who: str, empty: float, finale: float
 ) -> Iterator[NDArray[np.uint8]]:
-    from samples import face, person
+    from v2v.samples import face, person
 
     if kind == "person":
         alone, last = round(empty * RATE[kind]), round(finale * RATE[kind])
@@ -98,7 +98,7 @@ def _write_video(
 
 
 def _write_street(folder: Path, count: int, seed: int, report: Reporter) -> None:
-    from samples import street
+    from v2v.samples import street
 
     for name in ("images", "labels", "instances", "flow"):
         (folder / name).mkdir(parents=True, exist_ok=True)

@@ -13,8 +13,17 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-
-from samples._draw import SUPERSAMPLE, Canvas, Image, Points, Rgb, curve, ellipse, ribbon, shaded
+from v2v.samples._draw import (
+    SUPERSAMPLE,
+    Canvas,
+    Image,
+    Points,
+    Rgb,
+    curve,
+    ellipse,
+    ribbon,
+    shaded,
+)
 
 
 @dataclass(frozen=True)

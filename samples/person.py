@@ -17,8 +17,7 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-
-from samples._draw import (
+from v2v.samples._draw import (
     SUPERSAMPLE,
     Canvas,
     Image,
@@ -31,7 +30,8 @@ from samples._draw import (
     ribbon,
     tube,
 )
-from samples.face import Expression, Palette, draw_head
+from v2v.samples.face import Expression, Palette, draw_head
+
 from v2v.errors import UnknownName
 
 JOINT_NAMES = (

@@ -15,10 +15,9 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-
-from samples._draw import fill_polygon
-from samples._street_things import CAR, PERSON, SHADOW, Panel, Track, tracks
-from samples._street_view import EYE, HAZE, Array, Backdrop, Camera, Layers, Vector, clearness
+from v2v.samples._draw import fill_polygon
+from v2v.samples._street_things import CAR, PERSON, SHADOW, Panel, Track, tracks
+from v2v.samples._street_view import EYE, HAZE, Array, Backdrop, Camera, Layers, Vector, clearness
 
 _SPEED = 6.0  # metres per second
 _SHADED = 40.0  # how far ahead shadows are drawn, metres

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("v2v", "preprocess", "pipelines", "samples", "configs")
+FOLDERS = ("v2v", "preprocess", "pipelines", "samples", "configs")  # installed as v2v and v2v.*
 
 # From the ground up; a module imports from its own layer or lower ones. The longest name decides.
 LAYERS = (
@@ -47,8 +47,8 @@ LAYERS = (
     ("v2v.data.store", "v2v.models", "v2v.losses"),
     ("v2v.data.plate", "v2v.data.transforms", "v2v.data.references", "v2v.data.windows"),
     ("v2v.checkpoint", "v2v.training", "v2v.evaluation"),
-    ("preprocess", "samples", "configs"),
-    ("pipelines",),
+    ("v2v.preprocess", "v2v.samples", "v2v.configs"),
+    ("v2v.pipelines",),
     ("v2v.cli", "v2v.__main__"),
 )
 LAYER = {name: height for height, names in enumerate(LAYERS) for name in names}
@@ -58,10 +58,10 @@ APART = ("v2v.models", "v2v.losses")  # of one layer, but they do not import eac
 @cache
 def modules() -> dict[str, Path]:
     found = {}
-    for package in PACKAGES:
-        for path in sorted((ROOT / package).rglob("*.py")):
-            name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-            found[name.removesuffix(".__init__")] = path
+    for folder in FOLDERS:
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+            found[name if folder == "v2v" else f"v2v.{name}"] = path
     return found
 
 
@@ -155,15 +155,18 @@ def test_there_is_no_circle() -> None:
         "v2v.data.probe",
         "v2v.data.video",
         "v2v.signals.flow",
-        "preprocess.flow",
+        "v2v.preprocess.flow",
     ]
     assert sorted(below, key=order.index) == below
 
 
-@pytest.mark.parametrize("name", [n for n in modules() if n.split(".")[0] == "v2v"])
+STAGES = ("v2v.preprocess", "v2v.samples", "v2v.configs", "v2v.pipelines")
+
+
+@pytest.mark.parametrize("name", [n for n in modules() if within(n, STAGES) is None])
 def test_the_library_leans_on_nothing_that_uses_it(name: str) -> None:
     """Training and reading must run where no extractor, sample or MediaPipe is installed."""
-    upper = ("preprocess", "samples", "pipelines", "mediapipe", "decord", "gradio", "ray")
+    upper = (*STAGES, "mediapipe", "decord", "gradio", "ray")
     if within(name, ("v2v.cli",)) is None:
         upper = (*upper, "typer")
     wrong = [other for other in imports_of(name) if within(other, upper)]
@@ -181,7 +184,7 @@ def test_only_the_command_line_s_own_module_knows_it(name: str) -> None:
 )
 def test_what_really_loads(name: str) -> None:
     """The same, asked of the interpreter."""
-    heavy = ["mediapipe", "decord", "preprocess", "samples"]
+    heavy = ["mediapipe", "decord", "v2v.preprocess", "v2v.samples"]
     heavy += ["torch", "cv2", "av", "numpy"] if name in ("v2v", "v2v.cli") else []
     code = f"import sys, {name}; print(*sorted(set({heavy}) & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
@@ -225,8 +228,8 @@ def test_an_import_from_above_is_seen() -> None:
     assert upward("v2v.errors", {"v2v.config"}) == ["v2v.config"]
     assert upward("v2v.data.video", {"v2v.signals.flow", "v2v.errors"}) == ["v2v.signals.flow"]
     assert upward("v2v.models.generator", {"v2v.losses.temporal"}) == ["v2v.losses.temporal"]
-    assert upward("preprocess.flow", {"v2v.cli"}) == ["v2v.cli"]
-    assert not upward("preprocess.flow", {"v2v.data.store", "preprocess.pose", "v2v.warp"})
+    assert upward("v2v.preprocess.flow", {"v2v.cli"}) == ["v2v.cli"]
+    assert not upward("v2v.preprocess.flow", {"v2v.data.store", "v2v.preprocess.pose", "v2v.warp"})
 
 
 def test_a_circle_is_seen() -> None:

@@ -17,7 +17,7 @@ DOCUMENT = Path(__file__).parents[1] / "CONTRIBUTING.md"
 USE = """
 import sys
 from pathlib import Path
-from preprocess.build import preprocess
+from v2v.preprocess.build import preprocess
 from v2v import open_store
 from v2v.config import PreprocessSettings, load_config
 

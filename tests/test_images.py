@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
+from v2v.preprocess.run import expand_inputs
 
-from preprocess.run import expand_inputs
 from v2v.data.probe import ANIMATED_WEBP, probe
 from v2v.data.video import PixelReader, plan_frames, plan_geometry, read_upright
 from v2v.errors import MediaError, NotAVideo, V2VError

@@ -51,7 +51,7 @@ def test_whatever_is_not_ok_has_advice(here):
 
 
 def test_importing_the_module_loads_nothing_heavy():
-    heavy = "{'torch', 'cv2', 'mediapipe', 'av', 'decord', 'numpy', 'preprocess'}"
+    heavy = "{'torch', 'cv2', 'mediapipe', 'av', 'decord', 'numpy', 'v2v.preprocess'}"
     code = f"import sys, v2v.installation; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -28,10 +28,11 @@ pytestmark = [
 
 SERVER = """
 import json, os, signal, sys
-import pipelines.compare, pipelines.demo, pipelines.evaluation.evaluate, pipelines.motion_transfer
-import pipelines.study, preprocess.run, v2v.cli, v2v.training.loop, v2v.training.plot
-from pipelines import demo, rendering
-from preprocess import build, extractor, flow, frames, pose, segmentation
+import v2v.pipelines.compare, v2v.pipelines.demo, v2v.pipelines.evaluation.evaluate
+import v2v.pipelines.motion_transfer, v2v.pipelines.study, v2v.preprocess.run
+import v2v.cli, v2v.training.loop, v2v.training.plot
+from v2v.pipelines import demo, rendering
+from v2v.preprocess import build, extractor, flow, frames, pose, segmentation
 from v2v.models import generator
 
 generator.PRESETS["mobile"] = generator.Architecture(16, 32, 1, 8, (16,), 1)

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from v2v.pipelines.study import _clips_in
+from v2v.preprocess.run import expand_inputs
 
-from pipelines.study import _clips_in
-from preprocess.run import expand_inputs
 from v2v.data.probe import hash_files, image_files, probe
 from v2v.listing import is_hidden, natural_key, visible_files
 

@@ -217,7 +217,7 @@ def load_config(
 
     Raises `ConfigError` naming the key.
     """
-    defaults = [files("configs").joinpath(f"{name}.yaml").read_text("utf-8") for name in names]
+    defaults = [files("v2v.configs").joinpath(f"{name}.yaml").read_text("utf-8") for name in names]
     merged = cast(Any, OmegaConf.merge(*map(OmegaConf.create, defaults)))
     given = "the settings"  # what is being read, for the error
     try:

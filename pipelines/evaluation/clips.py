@@ -19,9 +19,9 @@ from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
+from v2v.pipelines.model import Trained
+from v2v.pipelines.source import open_source
 
-from pipelines.model import Trained
-from pipelines.source import open_source
 from v2v.checkpoint import ClipUse
 from v2v.data.store import CLIP_FILE, ClipRecord, ClipStore, read_record
 from v2v.data.transforms import Placement, grain_of

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from v2v.preprocess.extractor import ClipContext
 
-from preprocess.extractor import ClipContext
 from v2v.config import PreprocessSettings, load_config
 from v2v.data.video import Geometry
 from v2v.evaluation.registry import Picture
@@ -58,7 +58,7 @@ class Extracting:
             source_frames=1 << 30, upright=self.size,
         )  # fmt: skip
         settings = load_config(PreprocessSettings, "preprocess", values=follow | (values or {}))
-        self.extractor = import_module(f"preprocess.{signal}").Extractor(settings, context)
+        self.extractor = import_module(f"v2v.preprocess.{signal}").Extractor(settings, context)
         self.extractor.begin(None)
         self.index = 0
         self.previous: Picture | None = None

@@ -19,13 +19,13 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from v2v.pipelines.evaluation.clips import Measured, measured_clips
+from v2v.pipelines.evaluation.detectors import Detector, Footage, detectors_for, find
+from v2v.pipelines.evaluation.leakage import Leakage, find_leakage
+from v2v.pipelines.evaluation.returns import difference_on_return
+from v2v.pipelines.evaluation.rows import REAL, Row, rows_for
+from v2v.pipelines.model import Trained
 
-from pipelines.evaluation.clips import Measured, measured_clips
-from pipelines.evaluation.detectors import Detector, Footage, detectors_for, find
-from pipelines.evaluation.leakage import Leakage, find_leakage
-from pipelines.evaluation.returns import difference_on_return
-from pipelines.evaluation.rows import REAL, Row, rows_for
-from pipelines.model import Trained
 from v2v import __version__
 from v2v.data.references import reference_signal
 from v2v.data.store import ClipStore
@@ -228,7 +228,7 @@ def evaluate(
             folder, own, tuple(clips), tuple(rows), summaries, courses,
             order(ranked, summaries[REAL]), unavailable, tuple(notes), tuple(leakage), again,
         )  # fmt: skip
-        from pipelines.evaluation.report import page
+        from v2v.pipelines.evaluation.report import page
 
         written = {
             "report.html": page(found, films),

@@ -13,9 +13,9 @@ from itertools import accumulate, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
+from v2v.pipelines.evaluation.clips import Measured, find_store, is_of
+from v2v.pipelines.model import Trained
 
-from pipelines.evaluation.clips import Measured, find_store, is_of
-from pipelines.model import Trained
 from v2v.data.store import ClipStore
 from v2v.evaluation.duplicates import (
     DuplicateFinder,

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
+from v2v.pipelines.evaluation.rows import REAL
 
-from pipelines.evaluation.rows import REAL
 from v2v.data.video import VideoWriter, read_range, read_stored
 from v2v.evaluation.measures import Values
 from v2v.evaluation.registry import BY_NAME, MEASURES, Picture
 
 if TYPE_CHECKING:
-    from pipelines.evaluation.evaluate import Evaluation
+    from v2v.pipelines.evaluation.evaluate import Evaluation
 
 TALLEST = 256  # pixels of the shorter side of what is shown, at most
 SECONDS = 20.0  # of video, at most

@@ -20,11 +20,11 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from v2v.pipelines.evaluation.clips import Measured, find_store, is_of, trained_on
+from v2v.pipelines.model import Trained, find_model
+from v2v.pipelines.rendering import Drive, Rendering
+from v2v.pipelines.source import open_source
 
-from pipelines.evaluation.clips import Measured, find_store, is_of, trained_on
-from pipelines.model import Trained, find_model
-from pipelines.rendering import Drive, Rendering
-from pipelines.source import open_source
 from v2v.checkpoint import MODEL_FILE, ClipUse
 from v2v.data.plate import Backgrounds, background_plate
 from v2v.data.probe import probe

@@ -11,7 +11,7 @@ from rich.table import Table
 from v2v.evaluation.registry import BY_NAME
 
 if TYPE_CHECKING:
-    from pipelines.evaluation.evaluate import Evaluation
+    from v2v.pipelines.evaluation.evaluate import Evaluation
 
 
 def table(found: Evaluation) -> Table:

@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from v2v.preprocess.build import preprocess
 
-from preprocess.build import preprocess
 from v2v.config import PreprocessSettings, load_config
 from v2v.data import verified
 from v2v.data.store import ClipStore, file_record, frames_to_tensor

@@ -24,8 +24,8 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from v2v.preprocess.extractor import write_arrays
 
-from preprocess.extractor import write_arrays
 from v2v.data.plate import Backgrounds, Mosaic, Plate
 from v2v.data.references import gather
 from v2v.data.store import (

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from v2v.samples import person
 
-from samples import person
 from v2v.data.video import VideoWriter, read_stored
 from v2v.evaluation.duplicates import (
     CELLS,

@@ -11,9 +11,8 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-
-from pipelines import compare as module
-from pipelines.compare import (
+from v2v.pipelines import compare as module
+from v2v.pipelines.compare import (
     Composite,
     Footage,
     Layout,
@@ -26,7 +25,8 @@ from pipelines.compare import (
     parse_zoom,
     shortened,
 )
-from pipelines.mark import Mark, read_mark
+from v2v.pipelines.mark import Mark, read_mark
+
 from v2v.data.probe import probe
 from v2v.data.video import VideoWriter, concatenate, read_stored, read_tags
 from v2v.errors import DiskFull, MediaNotFound, NotWritable, UnknownName, UsageError

@@ -14,9 +14,9 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from v2v.pipelines.evaluation.clips import there_and_back
+from v2v.pipelines.evaluation.evaluate import Evaluation, evaluate
 
-from pipelines.evaluation.clips import there_and_back
-from pipelines.evaluation.evaluate import Evaluation, evaluate
 from v2v.data.store import ClipStore
 from v2v.data.video import VideoWriter
 from v2v.errors import (
@@ -303,8 +303,8 @@ def test_other_footage_that_shows_the_training_clip(
 def test_training_frames_are_read_in_small_parts(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.evaluation.leakage.PIECE", 8)
-    monkeypatch.setattr("pipelines.evaluation.leakage.SEARCHED", 5)
+    monkeypatch.setattr("v2v.pipelines.evaluation.leakage.PIECE", 8)
+    monkeypatch.setattr("v2v.pipelines.evaluation.leakage.SEARCHED", 5)
     read: list[tuple[int, int]] = []
     frames = ClipStore.frames
 
@@ -474,7 +474,7 @@ def test_the_command(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from v2v.cli.evaluation import evaluate as command
 
     monkeypatch.setenv("V2V_DEBUG", "1")  # leave the test process's own streams alone
-    monkeypatch.setattr("pipelines.evaluation.evaluate.detectors_for", lambda *_: {})
+    monkeypatch.setattr("v2v.pipelines.evaluation.evaluate.detectors_for", lambda *_: {})
     app = typer.Typer()
     app.command()(command)
     done = CliRunner().invoke(app, ["--model", str(model), "--against", "frozen", "--drift", "0"])

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from v2v.pipelines.demo import demo
+from v2v.pipelines.everything import run
+from v2v.pipelines.mark import read_mark
+from v2v.samples.clips import write_sample
 
-from pipelines.demo import demo
-from pipelines.everything import run
-from pipelines.mark import read_mark
-from samples.clips import write_sample
 from v2v.data.probe import probe
 from v2v.data.video import read_stored
 from v2v.errors import RunConflict, UsageError
@@ -94,8 +94,8 @@ def test_what_is_not_its_own_is_left_alone(do, people, tmp_path):
 
 
 def test_the_demo_leaves_something_to_look_at(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipelines.demo.SETTINGS", SMALL)
-    monkeypatch.setattr("pipelines.demo.SIZE", 64)
+    monkeypatch.setattr("v2v.pipelines.demo.SETTINGS", SMALL)
+    monkeypatch.setattr("v2v.pipelines.demo.SIZE", 64)
     (tmp_path / "person.mp4").write_bytes(b"mine")
     made = demo(tmp_path, seconds=1.6, minutes=0.02)
     assert (tmp_path / "person.mp4").read_bytes() == b"mine"

@@ -12,12 +12,12 @@ import pytest
 import torch
 from PIL import Image
 from test_retarget_face import about, filmed, person, speaking
+from v2v.pipelines.face_reenactment import FaceReenactment, Strengths
+from v2v.pipelines.frame_prediction import FramePrediction
+from v2v.pipelines.label_to_video import LabelToVideo
+from v2v.pipelines.motion_transfer import MotionTransfer
+from v2v.pipelines.source import open_source
 
-from pipelines.face_reenactment import FaceReenactment, Strengths
-from pipelines.frame_prediction import FramePrediction
-from pipelines.label_to_video import LabelToVideo
-from pipelines.motion_transfer import MotionTransfer
-from pipelines.source import open_source
 from v2v.data.store import ClipStore
 from v2v.data.video import read_stored
 from v2v.errors import (
@@ -47,7 +47,7 @@ Skeletons = Callable[..., np.ndarray]
 @pytest.fixture(autouse=True)
 def _nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawn numbers show no people: do not have MediaPipe look for any."""
-    monkeypatch.setattr("pipelines.motion_transfer._company", lambda driven: [])
+    monkeypatch.setattr("v2v.pipelines.motion_transfer._company", lambda driven: [])
 
 
 def model_of(make_model: MakeModel, store: Path, signal: str, name: str = "b") -> Path:

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from v2v.pipelines.model import Trained
+from v2v.pipelines.references import drop_reference, list_references
+from v2v.pipelines.rendering import Drive, Output, Rendering
 
-from pipelines.model import Trained
-from pipelines.references import drop_reference, list_references
-from pipelines.rendering import Drive, Output, Rendering
 from v2v.checkpoint import REFERENCES, load_model
 from v2v.cli import rendering as rendering_commands
 from v2v.data.references import References

@@ -11,8 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-
-from pipelines.retarget_face import (
+from v2v.pipelines.retarget_face import (
     EYES,
     LIPS,
     PARTS,
@@ -21,6 +20,7 @@ from pipelines.retarget_face import (
     Strengths,
     outside,
 )
+
 from v2v.errors import ConfigError, NothingFound, UnknownName
 from v2v.signals.face import (
     LIPS_INNER,

@@ -14,10 +14,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-from pipelines import study as module
-from pipelines.compare import Footage
-from pipelines.study import (
+from v2v.pipelines import study as module
+from v2v.pipelines.compare import Footage
+from v2v.pipelines.study import (
     Key,
     Preference,
     Trial,
@@ -30,6 +29,7 @@ from pipelines.study import (
     study,
     wilson,
 )
+
 from v2v.data.probe import probe
 from v2v.data.video import read_stored, read_tags
 from v2v.errors import DiskFull, MediaNotFound, NotWritable, UsageError
@@ -286,7 +286,7 @@ def test_spoiled_clips_are_obviously_worse(numbered_frames, read_numbers):
 
 
 def test_marked_clips_stay_marked_without_telling_which(film, tmp_path, monkeypatch):
-    from pipelines.mark import Mark
+    from v2v.pipelines.mark import Mark
 
     mark = Mark(
         tool="v2v", pipeline="test", model="secret", model_sha256="1", trained_on=(), source="x",

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from v2v.preprocess.build import preprocess
+from v2v.samples import person
+from v2v.samples.clips import write_sample
 
-from preprocess.build import preprocess
-from samples import person
-from samples.clips import write_sample
 from v2v.config import PreprocessSettings, load_config
 from v2v.data.store import ClipStore, read_record, write_record
 from v2v.data.video import VideoWriter, read_stored
@@ -52,7 +52,7 @@ def settings(*overrides: str, **values: object) -> PreprocessSettings:
 @pytest.fixture(autouse=True)
 def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("extractor", "build", "frames"):
-        monkeypatch.setattr(f"preprocess.{module}.PART", PART)
+        monkeypatch.setattr(f"v2v.preprocess.{module}.PART", PART)
 
 
 @pytest.fixture(scope="module")
@@ -108,10 +108,10 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 RUN = """
 import sys
-import preprocess.extractor
-preprocess.extractor.PART = {part}
+import v2v.preprocess.extractor
+v2v.preprocess.extractor.PART = {part}
 from pathlib import Path
-from preprocess.build import preprocess
+from v2v.preprocess.build import preprocess
 from v2v.config import PreprocessSettings, load_config
 preprocess(Path(sys.argv[1]), {signals}, load_config(PreprocessSettings, "preprocess"),
            output=Path(sys.argv[2]))
@@ -199,7 +199,7 @@ def test_the_camera_is_followed_through_kills_to_the_byte(
     """Asked for alone: the mask it is made from comes with it."""
     outcome = preprocess(by_hand, ["camera"], settings(), output=tmp_path / "straight")
     assert outcome.made == ["segmentation", "camera"]
-    from preprocess.camera import Extractor
+    from v2v.preprocess.camera import Extractor
 
     step = Extractor.step
     for place in (20, 35):  # in the second and the third of three parts
@@ -269,14 +269,14 @@ def test_damaged_pieces_of_a_stopped_run_are_made_again(
     blank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever is damaged of what was kept, the store is that of an undisturbed run."""
-    monkeypatch.setattr("preprocess.extractor.PART", 8)
-    monkeypatch.setattr("preprocess.build.PART", 8)
-    monkeypatch.setattr("preprocess.frames.PART", 8)
+    monkeypatch.setattr("v2v.preprocess.extractor.PART", 8)
+    monkeypatch.setattr("v2v.preprocess.build.PART", 8)
+    monkeypatch.setattr("v2v.preprocess.frames.PART", 8)
     names = ["flow"]
     preprocess(blank, names, settings(), output=tmp_path / "straight")
     straight = contents(tmp_path / "straight")
     with monkeypatch.context() as patch:
-        patch.setattr("preprocess.build._Job._finish_frames", killed)
+        patch.setattr("v2v.preprocess.build._Job._finish_frames", killed)
         with pytest.raises(Killed):
             preprocess(blank, names, settings(), output=tmp_path / "stopped")
     pieces = sorted(
@@ -307,7 +307,7 @@ def test_a_kill_before_the_preview_of_a_new_signal_makes_it_again(
     folder = tmp_path / "killed"
     preprocess(blank, [], settings(), output=folder)
     with monkeypatch.context() as patch:
-        patch.setattr("preprocess.build.write_preview", killed)
+        patch.setattr("v2v.preprocess.build.write_preview", killed)
         with pytest.raises(Killed):
             preprocess(folder, names, settings())
     (folder / ".preview.mp4.partial").write_bytes(b"half")

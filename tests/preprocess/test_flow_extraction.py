@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from v2v.preprocess.extractor import ClipContext
+from v2v.preprocess.flow import Dis, Extractor
 
-from preprocess.extractor import ClipContext
-from preprocess.flow import Dis, Extractor
 from v2v.config import PreprocessSettings, load_config
 from v2v.data.video import Geometry
 from v2v.errors import WeightsUnavailable
@@ -194,7 +194,7 @@ def test_auto_is_dis_where_no_gpu_or_no_weights_are(
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     assert Extractor(settings(), context()).backend == "dis"
-    monkeypatch.setattr("preprocess.flow.have_weights", lambda name: True)
+    monkeypatch.setattr("v2v.preprocess.flow.have_weights", lambda name: True)
     assert Extractor(settings("flow.device=cpu"), context()).backend == "dis"
 
 
@@ -225,7 +225,7 @@ def test_raft_loads_weights_of_one_s_own_and_runs(raft_file: Path) -> None:
 
 
 def test_raft_gives_backward_flow_first(raft_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from preprocess.flow import Raft
+    from v2v.preprocess.flow import Raft
 
     raft = Raft("raft-small", raft_file, torch.device("cpu"))
     seen = []

@@ -9,9 +9,9 @@ import av
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from v2v.preprocess.extractor import ClipContext
+from v2v.preprocess.pose import HIPS, SHOULDERS, BodyTracker
 
-from preprocess.extractor import ClipContext
-from preprocess.pose import HIPS, SHOULDERS, BodyTracker
 from v2v.config import PreprocessSettings, load_config
 from v2v.data.video import Geometry
 

@@ -14,10 +14,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from v2v.preprocess import segmentation as extraction
+from v2v.preprocess.extractor import ClipContext
+from v2v.preprocess.segmentation import LICENSE_PLATE, Extractor, pair_names
 
-from preprocess import segmentation as extraction
-from preprocess.extractor import ClipContext
-from preprocess.segmentation import LICENSE_PLATE, Extractor, pair_names
 from v2v import weights
 from v2v.config import PreprocessSettings, load_config
 from v2v.data.store import ClipStore
@@ -493,7 +493,7 @@ def test_maps_of_nothing_but_void_are_an_error(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_real_street_labels(clips: Path, tmp_path: Path) -> None:
     """Cityscapes ids of real footage, through the whole of preprocessing."""
-    from preprocess.build import preprocess
+    from v2v.preprocess.build import preprocess
 
     labels = clips / "street" / "labels"
     chosen = settings(labels, "frames.size=256", "preview.enabled=false")

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
-from samples import face
+from v2v.samples import face
 
 
 def test_frames_and_truth_agree_in_length():

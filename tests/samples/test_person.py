@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from v2v.pipelines import demo
+from v2v.samples import person
+from v2v.samples.clips import write_sample
 
-from pipelines import demo
-from samples import person
-from samples.clips import write_sample
 from v2v.config import load_config
 from v2v.errors import UnknownName
 from v2v.training.settings import TrainSettings

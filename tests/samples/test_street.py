@@ -5,9 +5,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
-
-from samples import street
-from samples.street import StreetFrame
+from v2v.samples import street
+from v2v.samples.street import StreetFrame
 
 ROAD, SIDEWALK, BUILDING, SKY, PERSON, CAR = 7, 8, 11, 23, 24, 26
 

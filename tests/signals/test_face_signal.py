@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from v2v.samples import face as drawn_face
 
-from samples import face as drawn_face
 from v2v.data.references import Chooser, References
 from v2v.signals.face import (
     IRISES,
@@ -50,7 +50,7 @@ def connections() -> dict[str, set[frozenset[int]]]:
 @pytest.fixture(scope="module")
 def filmed() -> tuple[Array, Array]:
     """Meshes [T, 478, 3] of the drawn face as it turns, and its yaw, pitch, roll in degrees."""
-    from preprocess import _mediapipe as mp
+    from v2v.preprocess import _mediapipe as mp
 
     count, every = 90, 6
     told = drawn_face.truth(count=count)

@@ -14,8 +14,8 @@ from zipfile import ZipFile
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from v2v.preprocess.extractor import load_extractor
 
-from preprocess.extractor import load_extractor
 from v2v.errors import StoreDamaged, UnknownName
 from v2v.signals import Signal, load_signal, signal_names
 from v2v.signals._base import check_arrays, read_arrays
@@ -152,7 +152,7 @@ SIGNAL = Light()
 '''
 
 EXTRACTOR = """
-from preprocess.extractor import ArrayExtractor, Finished, write_arrays
+from v2v.preprocess.extractor import ArrayExtractor, Finished, write_arrays
 
 class Extractor(ArrayExtractor):
     signal = "light"
@@ -171,7 +171,7 @@ from fractions import Fraction
 from collections.abc import Callable
 from pathlib import Path
 import numpy as np
-from preprocess.build import preprocess
+from v2v.preprocess.build import preprocess
 from v2v.config import PreprocessSettings, load_config
 from v2v.data.store import ClipStore
 from v2v.data.video import VideoWriter

@@ -18,8 +18,8 @@ from v2v.training.settings import TrainSettings
 @pytest.fixture(scope="session")
 def dance(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A clip store of a drawn dancer: 40 frames of 96 pixels, with pose, person mask and flow."""
-    from preprocess.build import preprocess
-    from samples.clips import write_sample
+    from v2v.preprocess.build import preprocess
+    from v2v.samples.clips import write_sample
 
     folder = tmp_path_factory.mktemp("dance")
     video = write_sample("person", folder, seconds=1.6, report=Silent())

@@ -235,10 +235,10 @@ def test_the_model_is_the_moving_average_and_loads_alone(straight: Path) -> None
     assert points.shape[1:] == (75, 3)
     assert len(points) == model.record.clips[0].trained[1], "held-out poses are not remembered"
     code = (
-        "import sys; blocked = ('mediapipe', 'decord', 'typer', 'preprocess')\n"
+        "import sys; blocked = ('mediapipe', 'decord', 'typer', 'v2v.preprocess')\n"
         "class Block:\n"
         "    def find_spec(self, name, *_):\n"
-        "        if name.split('.')[0] in blocked: raise ImportError(name)\n"
+        "        if name in blocked or name.split('.')[0] in blocked: raise ImportError(name)\n"
         "sys.meta_path.insert(0, Block())\n"
         "from v2v.checkpoint import load_model\n"
         "print(load_model(sys.argv[1]))"

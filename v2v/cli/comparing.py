@@ -72,7 +72,7 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     prepare_process()
-    from pipelines.compare import compare as run
+    from v2v.pipelines.compare import compare as run
 
     suffix = ".mkv" if codec == "ffv1" else ".webm" if codec == "vp9" else ".mp4"
     with progress(quiet or as_json) as report:
@@ -169,7 +169,7 @@ def study(
     if key is not None:
         raise UsageError("--key goes with --results", hint="v2v study --results a.json --key KEY")
     prepare_process()
-    from pipelines.study import study as make
+    from v2v.pipelines.study import study as make
 
     with progress(quiet or as_json) as report:
         made = make(
@@ -192,7 +192,7 @@ def _count(
     given: list[Path], key: Path | None, output: Path | None, *, overwrite: bool, quiet: bool,
     as_json: bool,
 ) -> None:  # fmt: skip
-    from pipelines.study import RESULTS_FILE, judge
+    from v2v.pipelines.study import RESULTS_FILE, judge
 
     if key is None:
         raise UsageError("--results needs the key", hint="add --key study/key.json")

@@ -73,7 +73,7 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     prepare_process()
-    from pipelines.evaluation.evaluate import evaluate as run
+    from v2v.pipelines.evaluation.evaluate import evaluate as run
 
     names = None if against is None else [name for name in against.split(",") if name]
     with progress(quiet or as_json) as report:
@@ -87,7 +87,7 @@ def evaluate(
 
         print(json.dumps(found.as_json(), indent=1))
     elif not quiet:
-        from pipelines.evaluation.table import lines, table
+        from v2v.pipelines.evaluation.table import lines, table
 
         out = console(150)
         out.print(table(found))

@@ -101,9 +101,9 @@ def preprocess(
     as_json: AsJson = False,
 ) -> None:
     prepare_process()
-    from preprocess.run import expand_inputs, expand_signals, preprocess_all
     from v2v.config import PreprocessSettings, load_config
     from v2v.errors import ConfigError
+    from v2v.preprocess.run import expand_inputs, expand_signals, preprocess_all
 
     values = {
         "frames.size": parse_size(size), "frames.fps": fps, "frames.start": start,
@@ -165,8 +165,8 @@ def doctor(
         return
     import json
 
-    from preprocess.doctor import examine
-    from preprocess.run import expand_inputs
+    from v2v.preprocess.doctor import examine
+    from v2v.preprocess.run import expand_inputs
 
     found = []
     problems: list[V2VError] = []
@@ -219,7 +219,7 @@ def sample(
 
         v2v sample person && v2v preprocess samples_out/person.mp4 --signal all
     """
-    from samples.clips import KINDS, write_sample
+    from v2v.samples.clips import KINDS, write_sample
 
     for kind in kinds or KINDS:
         if kind not in KINDS:

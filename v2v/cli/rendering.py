@@ -12,7 +12,7 @@ from v2v.errors import UsageError
 from v2v.native import prepare_process
 
 if TYPE_CHECKING:
-    from pipelines.rendering import Outcome, Output, Rendering
+    from v2v.pipelines.rendering import Outcome, Output, Rendering
     from v2v.progress import Reporter
 
 Model = Annotated[
@@ -103,7 +103,7 @@ def transfer(
     as_json: AsJson = False,
 ) -> None:
     prepare_process()
-    from pipelines.motion_transfer import MotionTransfer
+    from v2v.pipelines.motion_transfer import MotionTransfer
 
     wanted = _wanted(
         output, source, target_model, compare=compare, size=size, codec=codec, crf=crf,
@@ -190,7 +190,7 @@ def reenact(
     as_json: AsJson = False,
 ) -> None:
     prepare_process()
-    from pipelines.face_reenactment import FaceReenactment, Strengths
+    from v2v.pipelines.face_reenactment import FaceReenactment, Strengths
 
     wanted = _wanted(
         output, source, target_model, compare=compare, size=size, codec=codec, crf=crf,
@@ -257,7 +257,7 @@ def synthesize(
     as_json: AsJson = False,
 ) -> None:
     prepare_process()
-    from pipelines.label_to_video import LabelToVideo
+    from v2v.pipelines.label_to_video import LabelToVideo
 
     wanted = _wanted(
         output, labels, target_model, compare=compare, size=size, codec=codec, crf=crf,
@@ -316,7 +316,7 @@ def predict_frames(
     as_json: AsJson = False,
 ) -> None:
     prepare_process()
-    from pipelines.frame_prediction import FramePrediction
+    from v2v.pipelines.frame_prediction import FramePrediction
 
     wanted = _wanted(
         output, given, model, compare=compare, size=size, codec=codec, crf=crf,
@@ -384,7 +384,7 @@ def _wanted(
     preview: bool = False,
 ) -> Output:
     """What is to be written; refuses what cannot be before anything is computed."""
-    from pipelines.rendering import Output
+    from v2v.pipelines.rendering import Output
 
     suffix = {"ffv1": ".mkv", "vp9": ".webm"}.get(codec, ".mp4")
     folder = Path(model).resolve()
@@ -469,7 +469,7 @@ def references(
         v2v references b --add smile.jpg
     """
     prepare_process()
-    from pipelines.references import add_reference, drop_reference, list_references
+    from v2v.pipelines.references import add_reference, drop_reference, list_references
 
     if add is not None and drop is not None:
         raise UsageError("--add and --drop are both given", hint="one at a time")
@@ -509,7 +509,7 @@ def info(
 
         v2v info data/dance --verify
     """
-    from pipelines.info import describe
+    from v2v.pipelines.info import describe
 
     with progress(as_json or not verify) as report:
         found = describe(path, verify=verify, report=report)

@@ -14,8 +14,8 @@ from v2v.timecode import TIME_FORMS, parse_time
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from preprocess.build import Outcome
-    from preprocess.run import ClipResult
+    from v2v.preprocess.build import Outcome
+    from v2v.preprocess.run import ClipResult
     from v2v.progress import Reporter
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="A YAML file of settings.")]

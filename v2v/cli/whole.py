@@ -54,7 +54,7 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     prepare_process()
-    from pipelines.everything import run as run_everything
+    from v2v.pipelines.everything import run as run_everything
 
     with progress(quiet or as_json) as report:
         done = run_everything(
@@ -85,7 +85,7 @@ def demo(
     prepare_process()
     from rich.table import Table
 
-    from pipelines.demo import demo as run_demo
+    from v2v.pipelines.demo import demo as run_demo
 
     with progress(False) as report:
         made = run_demo(output, seconds=seconds, minutes=minutes, report=report)
