@@ -48,10 +48,10 @@ def build_generator(name: str, **architecture: Any) -> nn.Module:
     Raises `UnknownName`, which lists the valid ones.
     """
     if name == "sequential":
-        from v2v.models.generator import PRESETS, SequentialGenerator
+        from v2v.models.generator import PRESETS, SequentialGenerator, complete
 
         preset = architecture.pop("preset")
-        return SequentialGenerator(arch=PRESETS[preset], **architecture)
+        return SequentialGenerator(arch=PRESETS[preset], **complete(architecture))
     if name in BASELINES:
         from v2v.models.baselines import build_baseline
 

@@ -22,7 +22,7 @@ Shapes: B clips, C channels of the signals, P past frames (2), K scales; H, W th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -54,16 +54,15 @@ FLOW_UNIT = 8.0  # pixels: a head's output of 1
 LATITUDE = 0.02  # see `_within`
 # How references were moved: in parts, each by its own transform, or as a whole by a dense mesh.
 Motion = Literal["parts", "dense"]
-# Logits of a reference in the very pose, and less at a distance; where a mesh moves it the rest of
-# the head is where it belongs too, and a network that has seen few heads knows less.
-TRUST: dict[Motion, float] = {"parts": 2.0, "dense": 4.0}
-DISTRUST = 4.0
+# Logits of a reference in the very pose, and less at a distance.
+TRUST, DISTRUST = 4.0, 4.0
 # Logits by which a network may depart from that. Of heads it has seen little footage often, and
 # knows it by heart: what it synthesises is nearer there than references are, and elsewhere not.
 DEPARTURE: dict[Motion, float] = {"parts": 16.0, "dense": 2.0}
-# Logits by which the matte of a head may differ from its references' outline, which is never taken
-# as surer than this. The outline of a body, composed of parts, is synthesised.
-OUTLINE_DEPARTURE, SURE = 1.0, 0.99
+# Logits by which the matte may differ from the references' outline, which is never taken as surer
+# than this. Where parts meet, or miss a piece of cloth, the network knows better than a mesh's.
+OUTLINE_DEPARTURE: dict[Motion, float] = {"parts": 2.0, "dense": 1.0}
+SURE: dict[Motion, float] = {"parts": 0.9, "dense": 0.99}
 INVALID = 1e-4  # the weight of a reference where it shows nothing, beside 1 where it does
 
 
@@ -132,6 +131,8 @@ class GeneratorArguments(Config):
     references: Annotated[int, Field(ge=0, le=8)] = 0
     motion: Motion = "parts"
     residual: bool = False
+    outline: bool = False
+    trust: Annotated[float, Field(ge=0, le=16)] = TRUST
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -140,6 +141,15 @@ class GeneratorArguments(Config):
         if self.sequential and self.compose == "none" and self.past != "frames":
             raise ValueError("without compose, past must be frames")
         return self
+
+
+def complete(architecture: dict[str, Any]) -> dict[str, Any]:
+    """A record's arguments with those that earlier versions did not write.
+
+    Their models of heads began with an outline and all the trust, those of bodies with half of it.
+    """
+    dense = architecture.get("motion") == "dense"
+    return {"outline": dense, "trust": TRUST if dense else TRUST / 2} | architecture
 
 
 class Heads(nn.Module):
@@ -320,6 +330,8 @@ class SequentialGenerator(nn.Module):
         references: int = 0,  # K: warped references that conditions carry
         motion: Motion = "parts",  # how they were moved
         residual: bool = False,  # whether what is left of their motion is learned
+        outline: bool = False,  # whether the matte begins with their outline
+        trust: float = TRUST,  # what their logits begin with
     ) -> None:
         super().__init__()
         assert not (plate and prior), "a plate is the better prior"
@@ -332,6 +344,7 @@ class SequentialGenerator(nn.Module):
         self.blend = self.warps and compose != "condition"
         self.references = references
         self.motion: Motion = motion
+        self.outline, self.trust = outline, trust
         # What is left of the motion of references: cloth that swings, a misplaced joint.
         self.residual = zeroed(conv(arch.stem, 2 * references)) if residual else None
         embedded = min(channels, EMBEDDED)
@@ -516,7 +529,9 @@ class SequentialGenerator(nn.Module):
             synthesised = matte * _within(said[:, 3:6]) + (1 - matte) * synthesised
         if references is not None:
             synthesis_only = synthesised
-            synthesised = _chosen(synthesised, references.float(), said[:, place:], self.motion)
+            synthesised = _chosen(
+                synthesised, references.float(), said[:, place:], self.motion, self.trust
+            )
             place += self.references
         frame = synthesised
         if self.blend:
@@ -528,9 +543,10 @@ class SequentialGenerator(nn.Module):
             # Where the plate only guesses the background it may be shown too: a smooth guess is
             # nearer than what a young generator makes of a wall that it has hardly seen.
             seen = said[:, -1:]
-            if references is not None and self.motion == "dense":
-                outline = references[:, :, 3].amax(1, keepdim=True).clamp(1 - SURE, SURE)
-                seen = OUTLINE_DEPARTURE * torch.tanh(seen / OUTLINE_DEPARTURE)
+            if references is not None and self.outline:
+                sure, most = SURE[self.motion], OUTLINE_DEPARTURE[self.motion]
+                outline = references[:, :, 3].amax(1, keepdim=True).clamp(1 - sure, sure)
+                seen = most * torch.tanh(seen / most)
                 seen = seen + torch.logit(outline.float())
             matte = torch.sigmoid(seen)
             behind = (1 - matte) * plate[:, :3]
@@ -556,8 +572,8 @@ def _moved(references: Tensor, motion: Tensor) -> Tensor:
 
 
 def _chosen(
-    synthesised: Tensor, references: Tensor, logits: Tensor, motion: Motion
-) -> Tensor:  # fmt: skip
+    synthesised: Tensor, references: Tensor, logits: Tensor, motion: Motion, trust: float = TRUST
+) -> Tensor:
     """A softmax, for each pixel, over what is synthesised and the references [B, K, 5, H, W].
 
     The last convolution is linear and cannot choose between pictures; this can. A reference has no
@@ -565,7 +581,7 @@ def _chosen(
     """
     count = references.shape[1]
     # What a young network begins with: the nearest reference, where it is near.
-    trusted = TRUST[motion] - DISTRUST * references[:, :, 4]
+    trusted = trust - DISTRUST * references[:, :, 4]
     most = DEPARTURE[motion]
     own = most * torch.tanh(logits[:, :count] / most) + trusted
     own = own + torch.log(references[:, :, 3] + INVALID)

@@ -22,7 +22,7 @@ from v2v.data.store import ClipStore
 from v2v.data.windows import Windows, trained_part
 from v2v.errors import ConfigError, UnknownName
 from v2v.models import generator_names
-from v2v.models.generator import CORE_STRIDE, Compose, Past
+from v2v.models.generator import CORE_STRIDE, TRUST, Compose, Past
 from v2v.progress import Reporter
 from v2v.signals._landmarks import planes
 from v2v.signals.segmentation import LabelTrack
@@ -274,6 +274,7 @@ def plan_run(settings: TrainSettings, windows: Windows, *, world: int = 1) -> Pl
             "references": windows.candidates if windows.references else 0,
             "motion": "dense" if reference_signal(settings.data.signals) == "face" else "parts",
             "residual": bool(windows.references) and _learns_residual(settings),
+            "outline": bool(windows.references) and has_plate, "trust": TRUST,
         }  # fmt: skip
     if has_plate:
         notes.append("the background is a plate of the footage (-s generator.plate=off: none)")
