@@ -61,7 +61,7 @@ TRUST, DISTRUST = 4.0, 4.0
 DEPARTURE: dict[Motion, float] = {"parts": 16.0, "dense": 2.0}
 # Logits by which the matte may differ from the references' outline, which is never taken as surer
 # than this. Where parts meet, or miss a piece of cloth, the network knows better than a mesh's.
-OUTLINE_DEPARTURE: dict[Motion, float] = {"parts": 2.0, "dense": 1.0}
+OUTLINE_DEPARTURE: dict[Motion, float] = {"parts": 6.0, "dense": 1.0}
 SURE: dict[Motion, float] = {"parts": 0.9, "dense": 0.99}
 INVALID = 1e-4  # the weight of a reference where it shows nothing, beside 1 where it does
 
