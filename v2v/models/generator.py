@@ -109,7 +109,7 @@ class GeneratorSettings(Config):
     style: Literal["auto", "none", "clip", "encoded"]
     handles: Switch  # whether flow begins with how the signals' points move
     references: Switch  # whether real frames, warped to the pose, are inputs and candidates
-    residual: Switch  # whether what is left of the references' motion is learned
+    residual: bool  # whether what is left of the references' motion is learned
     candidates: Annotated[int, Field(ge=1, le=8)]  # warped references for each frame
 
 

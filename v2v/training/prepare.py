@@ -104,18 +104,6 @@ def open_windows(
     return windows
 
 
-def _learns_residual(settings: TrainSettings) -> bool:
-    """Whether the references' residual motion is learned.
-
-    Of bodies: cloth and joints are where the points do not say. A face's mesh says all but how the
-    hair moves, and that was guessed wrong in footage that was not trained on.
-    """
-    wanted = settings.generator.residual
-    return wanted == "on" or (
-        wanted == "auto" and reference_signal(settings.data.signals) == "pose"
-    )
-
-
 def _references(
     settings: TrainSettings, stores: list[ClipStore], windows: Windows, has_plate: bool
 ) -> tuple[References, ...]:
@@ -273,7 +261,7 @@ def plan_run(settings: TrainSettings, windows: Windows, *, world: int = 1) -> Pl
             "style": style, "clips": len(windows.clips), "handles": windows.handles > 0,
             "references": windows.candidates if windows.references else 0,
             "motion": "dense" if reference_signal(settings.data.signals) == "face" else "parts",
-            "residual": bool(windows.references) and _learns_residual(settings),
+            "residual": bool(windows.references) and g.residual,
             "outline": bool(windows.references) and has_plate, "trust": TRUST,
         }  # fmt: skip
     if has_plate:
