@@ -122,9 +122,9 @@ def test_a_folder_with_modules_of_the_same_names(tmp_path: Path) -> None:
     command = Path(sys.executable).with_name("v2v")
     if not command.exists():
         pytest.skip("the command is not installed")
-    (tmp_path / "v2v.preprocess.py").write_text("raise SystemExit('the user's own')")
+    (tmp_path / "preprocess.py").write_text("raise SystemExit('the user's own')")
     (tmp_path / "configs").mkdir()
-    (tmp_path / "configs" / "v2v.preprocess.yaml").write_text("frames: [")
+    (tmp_path / "configs" / "preprocess.yaml").write_text("frames: [")
     run = subprocess.run(
         [command, "preprocess", "missing.mp4"], cwd=tmp_path, capture_output=True, text=True
     )

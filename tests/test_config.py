@@ -289,7 +289,7 @@ def test_defaults_stand_in_the_yaml_only() -> None:
     def keys(schema: type[Config]) -> set[str]:
         return {name for name, field in schema.model_fields.items() if field.is_required()}
 
-    raw = OmegaConf.create(files("v2v.configs").joinpath("v2v.preprocess.yaml").read_text("utf-8"))
+    raw = OmegaConf.create(files("v2v.configs").joinpath("preprocess.yaml").read_text("utf-8"))
     assert (
         set(raw) == keys(PreprocessSettings) == set(PreprocessSettings.model_fields) - {"plugins"}
     )
