@@ -62,7 +62,7 @@ DEPARTURE: dict[Motion, float] = {"parts": 16.0, "dense": 2.0}
 # Logits by which the matte may differ from the references' outline, which is never taken as surer
 # than this. Where parts meet, or miss a piece of cloth, the network knows better than a mesh's.
 OUTLINE_DEPARTURE: dict[Motion, float] = {"parts": 6.0, "dense": 1.0}
-SURE: dict[Motion, float] = {"parts": 0.9, "dense": 0.99}
+SURE = 0.99
 INVALID = 1e-4  # the weight of a reference where it shows nothing, beside 1 where it does
 
 
@@ -544,8 +544,8 @@ class SequentialGenerator(nn.Module):
             # nearer than what a young generator makes of a wall that it has hardly seen.
             seen = said[:, -1:]
             if references is not None and self.outline:
-                sure, most = SURE[self.motion], OUTLINE_DEPARTURE[self.motion]
-                outline = references[:, :, 3].amax(1, keepdim=True).clamp(1 - sure, sure)
+                most = OUTLINE_DEPARTURE[self.motion]
+                outline = references[:, :, 3].amax(1, keepdim=True).clamp(1 - SURE, SURE)
                 seen = most * torch.tanh(seen / most)
                 seen = seen + torch.logit(outline.float())
             matte = torch.sigmoid(seen)
