@@ -44,14 +44,14 @@ import numpy as np
 import torch
 from PIL import Image
 from shared import command, drawn, machine, panel, ranked_moments, rendered, settings_of, titled
-from v2v.pipelines.evaluation.evaluate import evaluate
-from v2v.pipelines.evaluation.rows import FRAME, REAL
 
 from v2v import __version__
 from v2v.checkpoint import MODEL_FILE, load_model
 from v2v.data.store import ClipStore
 from v2v.errors import ConfigError, TooFewFrames, UnknownName, UsageError
 from v2v.evaluation.registry import BY_NAME
+from v2v.pipelines.evaluation.evaluate import evaluate
+from v2v.pipelines.evaluation.rows import FRAME, REAL
 from v2v.progress import Reporter, Silent, Terminal
 from v2v.training.estimate import Standing
 from v2v.training.loop import train

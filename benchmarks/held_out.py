@@ -27,12 +27,12 @@ prepare_process()
 import torch
 from rich.console import Console
 from shared import command, settings_of
-from v2v.pipelines.evaluation.evaluate import evaluate
-from v2v.pipelines.evaluation.rows import FRAME, SIMPLE
-from v2v.pipelines.evaluation.table import lines, table
 
 from v2v.data.store import ClipStore
 from v2v.errors import UnknownName, UsageError
+from v2v.pipelines.evaluation.evaluate import evaluate
+from v2v.pipelines.evaluation.rows import FRAME, SIMPLE
+from v2v.pipelines.evaluation.table import lines, table
 from v2v.progress import Terminal
 from v2v.training.loop import train
 

@@ -30,11 +30,11 @@ import numpy as np
 import torch
 from PIL import Image
 from shared import command, drawn, machine, panel, ranked_moments, rendered, settings_of, titled
-from v2v.pipelines.evaluation.evaluate import evaluate
 
 from v2v import __version__
 from v2v.checkpoint import load_model
 from v2v.evaluation.registry import BY_NAME
+from v2v.pipelines.evaluation.evaluate import evaluate
 from v2v.progress import Terminal
 from v2v.training.loop import train
 

@@ -11,18 +11,18 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from v2v.pipelines.evaluation.clips import Measured, measured_clips
-from v2v.pipelines.evaluation.rows import rendering
-from v2v.pipelines.model import Trained
-from v2v.preprocess.build import preprocess
-from v2v.samples.clips import write_sample
 
 from v2v.config import PreprocessSettings, load_config
 from v2v.data.store import CLIP_FILE, ClipStore
 from v2v.errors import V2VError
 from v2v.evaluation.registry import BY_NAME
 from v2v.native import cores
+from v2v.pipelines.evaluation.clips import Measured, measured_clips
+from v2v.pipelines.evaluation.rows import rendering
+from v2v.pipelines.model import Trained
+from v2v.preprocess.build import preprocess
 from v2v.progress import Reporter, Silent
+from v2v.samples.clips import write_sample
 from v2v.training.settings import TrainSettings
 
 Picture = NDArray[np.uint8]

@@ -12,11 +12,11 @@ from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from v2v.pipelines.model import Trained
-from v2v.pipelines.source import Source
 
 from v2v.data.plate import Backgrounds
 from v2v.errors import UnknownName, UsageError
+from v2v.pipelines.model import Trained
+from v2v.pipelines.source import Source
 from v2v.signals import Track
 from v2v.signals.camera import CameraTrack, Matrices, carry, carry_each
 from v2v.signals.face import FaceTrack

@@ -25,8 +25,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from pydantic import BaseModel
-from v2v.pipelines.mark import Mark, read_mark
-from v2v.pipelines.rendering import CONTAINERS, CRF, Output
 
 from v2v import __version__
 from v2v.ahead import ahead
@@ -46,6 +44,8 @@ from v2v.data.video import (
 from v2v.errors import MediaError, UsageError
 from v2v.files import replacing_file
 from v2v.native import step_back
+from v2v.pipelines.mark import Mark, read_mark
+from v2v.pipelines.rendering import CONTAINERS, CRF, Output
 from v2v.progress import Reporter, Silent
 
 Picture = NDArray[np.uint8]  # RGB [H, W, 3]

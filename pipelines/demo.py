@@ -12,15 +12,15 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from v2v.pipelines.everything import Run, run
-from v2v.pipelines.rendering import Outcome, Picture
-from v2v.samples.clips import write_sample
 
 from v2v.data.probe import probe
 from v2v.data.video import read_stored
 from v2v.errors import NotWritable, UsageError
 from v2v.files import replacing_file, workplace
+from v2v.pipelines.everything import Run, run
+from v2v.pipelines.rendering import Outcome, Picture
 from v2v.progress import Reporter, Silent
+from v2v.samples.clips import write_sample
 
 SEEDS = {"host": 11, "guest": 0}  # dances; each of the host's arms soon shows its whole range
 EMPTY = {"host": 0.4, "guest": 0.0}  # seconds of the empty room: its background is then whole

@@ -13,18 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from v2v.checkpoint import MODEL_FILE, load_model
+from v2v.config import load_config
+from v2v.data.probe import probe
+from v2v.data.store import CLIP_FILE, ClipStore
+from v2v.errors import MediaError, RunConflict, UnknownName, UsageError
 from v2v.pipelines.face_reenactment import FaceReenactment
 from v2v.pipelines.mark import read_mark
 from v2v.pipelines.motion_transfer import MotionTransfer
 from v2v.pipelines.rendering import Outcome, Output, Rendering
 from v2v.pipelines.source import Source, open_source
 from v2v.preprocess.build import default_folder, source_hash
-
-from v2v.checkpoint import MODEL_FILE, load_model
-from v2v.config import load_config
-from v2v.data.probe import probe
-from v2v.data.store import CLIP_FILE, ClipStore
-from v2v.errors import MediaError, RunConflict, UnknownName, UsageError
 from v2v.progress import Reporter, Silent
 from v2v.records import check_name
 from v2v.training.settings import TrainSettings

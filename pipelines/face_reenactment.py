@@ -15,6 +15,9 @@ from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
+
+from v2v.data.store import ClipStore
+from v2v.errors import NothingFound, UsageError
 from v2v.pipelines.camera_path import camera_path, check_camera_path, filmed, steadied, still_views
 from v2v.pipelines.model import Trained
 from v2v.pipelines.rendering import Drive, Rendering
@@ -28,9 +31,6 @@ from v2v.pipelines.retarget_face import (
 )
 from v2v.pipelines.source import Source, check_finite, open_source
 from v2v.pipelines.stretches import told
-
-from v2v.data.store import ClipStore
-from v2v.errors import NothingFound, UsageError
 from v2v.progress import Reporter, Silent
 from v2v.signals import Track
 from v2v.signals.camera import Matrices

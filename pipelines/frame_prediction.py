@@ -17,15 +17,15 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from v2v.pipelines.model import Look, Trained
-from v2v.pipelines.rendering import Drive, Picture, Rendering, row
-from v2v.pipelines.source import Source, check_finite, open_source
 
 from v2v.data.store import ClipStore, file_record, frames_to_tensor
 from v2v.data.transforms import Placement
 from v2v.errors import TooFewFrames, UsageError
 from v2v.evaluation.measures import psnr
 from v2v.evaluation.prediction import constant_velocity, copy_last, track_error
+from v2v.pipelines.model import Look, Trained
+from v2v.pipelines.rendering import Drive, Picture, Rendering, row
+from v2v.pipelines.source import Source, check_finite, open_source
 from v2v.progress import Reporter, Silent
 from v2v.signals import Track
 from v2v.training.predictor import WEIGHTS_FILE, Predictor, load_predictor

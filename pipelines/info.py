@@ -6,12 +6,11 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from v2v.pipelines.mark import read_mark
-
 from v2v.checkpoint import MODEL_FILE, load_model
 from v2v.data.probe import probe
 from v2v.data.store import CLIP_FILE, ClipStore
 from v2v.errors import UsageError
+from v2v.pipelines.mark import read_mark
 from v2v.progress import Reporter, Silent
 from v2v.signals import signal_names
 from v2v.training.predictor import load_predictor

@@ -17,14 +17,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from v2v.pipelines.model import Look, Trained
-from v2v.pipelines.rendering import Drive, Rendering
-from v2v.pipelines.source import Source, open_source
 
 from v2v.data.store import CLIP_FILE, ClipStore, frames_to_tensor
 from v2v.data.transforms import Placement
 from v2v.errors import LabelsMismatch, MediaError, MediaNotFound, UnknownName, UsageError
 from v2v.images import float_white, read_picture
+from v2v.pipelines.model import Look, Trained
+from v2v.pipelines.rendering import Drive, Rendering
+from v2v.pipelines.source import Source, open_source
 from v2v.progress import Reporter, Silent
 from v2v.signals import Track
 from v2v.signals.segmentation import CITYSCAPES, VOID, LabelTrack

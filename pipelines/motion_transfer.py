@@ -15,6 +15,10 @@ from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
+
+from v2v.checkpoint import ClipUse
+from v2v.data.store import ClipStore
+from v2v.errors import NothingFound, UnknownName
 from v2v.pipelines.camera_path import camera_path, check_camera_path, filmed, steadied, still_views
 from v2v.pipelines.model import Trained
 from v2v.pipelines.pose_range import outside
@@ -22,10 +26,6 @@ from v2v.pipelines.rendering import Drive, Rendering
 from v2v.pipelines.retarget_pose import RETARGETS, Body, kept_inside, retarget
 from v2v.pipelines.source import Source, open_source
 from v2v.pipelines.stretches import told
-
-from v2v.checkpoint import ClipUse
-from v2v.data.store import ClipStore
-from v2v.errors import NothingFound, UnknownName
 from v2v.progress import Reporter, Silent
 from v2v.signals import Track
 from v2v.signals.pose import MIN_SCORE, NAMES, PoseTrack

@@ -15,6 +15,8 @@ from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
+
+from v2v.errors import NothingFound
 from v2v.pipelines.retarget_pose import (
     EARS,
     HIPS,
@@ -28,8 +30,6 @@ from v2v.pipelines.retarget_pose import (
     with_middles,
 )
 from v2v.pipelines.stretches import Stretch
-
-from v2v.errors import NothingFound
 from v2v.signals.pose import POINT
 
 Flags = NDArray[np.bool_]

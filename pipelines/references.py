@@ -17,8 +17,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from v2v.pipelines.model import Trained
-from v2v.pipelines.source import open_source
 
 from v2v.checkpoint import REFERENCES, plain, read_tensors
 from v2v.data.references import (
@@ -30,6 +28,8 @@ from v2v.data.references import (
 from v2v.data.transforms import Placement
 from v2v.errors import NothingFound, UsageError
 from v2v.files import replacing_file
+from v2v.pipelines.model import Trained
+from v2v.pipelines.source import open_source
 from v2v.progress import Reporter
 
 POINTS = "points.safetensors"

@@ -30,8 +30,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from v2v.pipelines.mark import Mark, read_mark
-from v2v.pipelines.model import Look, Trained
 
 from v2v import __version__
 from v2v.ahead import ahead
@@ -40,6 +38,8 @@ from v2v.errors import NotAVideo, NotWritable, UnknownName, UsageError, writing
 from v2v.files import LOCK, FolderLock, Seal, discard, partial_of, remove, replacing_file
 from v2v.models.rollout import rollout
 from v2v.native import step_back
+from v2v.pipelines.mark import Mark, read_mark
+from v2v.pipelines.model import Look, Trained
 from v2v.progress import Reporter, Silent
 from v2v.signals import Track
 from v2v.types import Condition, GeneratorState

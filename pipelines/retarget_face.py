@@ -26,9 +26,9 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
-from v2v.pipelines.stretches import Stretch, joined
 
 from v2v.errors import ConfigError, NothingFound, UnknownName
+from v2v.pipelines.stretches import Stretch, joined
 from v2v.signals.face import (
     IRISES,
     LIPS_INNER,

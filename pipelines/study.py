@@ -27,6 +27,12 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from v2v import __version__
+from v2v.data.probe import VIDEO_SUFFIXES
+from v2v.errors import MediaNotFound, NotWritable, UsageError, writing
+from v2v.files import discard, partial_of, replacing_file, workplace
+from v2v.listing import is_hidden, visible_files
 from v2v.pipelines.compare import (
     Aligned,
     Footage,
@@ -38,12 +44,6 @@ from v2v.pipelines.compare import (
     write_video,
 )
 from v2v.pipelines.mark import TAG, Mark
-
-from v2v import __version__
-from v2v.data.probe import VIDEO_SUFFIXES
-from v2v.errors import MediaNotFound, NotWritable, UsageError, writing
-from v2v.files import discard, partial_of, replacing_file, workplace
-from v2v.listing import is_hidden, visible_files
 from v2v.progress import Reporter, Silent
 
 QUESTION = "Which looks more real?"

@@ -20,10 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from v2v.preprocess.crop import find_box
-from v2v.preprocess.extractor import PART, ClipContext, Extractor, Record, load_extractor
-from v2v.preprocess.frames import GrowingFrames, Item, finished_frames
-from v2v.preprocess.preview import write_preview
 
 from v2v import __version__
 from v2v.config import PreprocessSettings, load_config
@@ -54,6 +50,10 @@ from v2v.errors import (
 )
 from v2v.files import LOCK, FolderLock, Seal, discard, remove
 from v2v.listing import is_hidden
+from v2v.preprocess.crop import find_box
+from v2v.preprocess.extractor import PART, ClipContext, Extractor, Record, load_extractor
+from v2v.preprocess.frames import GrowingFrames, Item, finished_frames
+from v2v.preprocess.preview import write_preview
 from v2v.progress import Reporter, Silent
 
 WORK = ".work"

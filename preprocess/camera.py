@@ -17,11 +17,11 @@ from typing import Any, ClassVar
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from v2v.preprocess.extractor import ArrayExtractor, ClipContext, Finished, Record, write_arrays
 
 from v2v.config import PreprocessSettings
 from v2v.data.store import CLIP_FILE, ClipStore, read_record
 from v2v.errors import SignalMissing
+from v2v.preprocess.extractor import ArrayExtractor, ClipContext, Finished, Record, write_arrays
 from v2v.signals.camera import CameraTrack, Matrices, carry, centred, corners_of
 from v2v.signals.segmentation import LabelTrack
 

@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
-from v2v.preprocess import _mediapipe as mp
-from v2v.preprocess.pose import survey
 
 from v2v.config import PreprocessSettings
 from v2v.data.probe import Probe
 from v2v.data.video import FramePlan, PixelReader, plan_geometry, read_upright
 from v2v.errors import NothingFound
+from v2v.preprocess import _mediapipe as mp
+from v2v.preprocess.pose import survey
 from v2v.progress import Reporter
 from v2v.signals.face import OVAL
 

@@ -15,6 +15,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+from v2v.data.plate import background_plate
+from v2v.data.probe import Probe, probe
+from v2v.data.store import CLIP_FILE, ClipStore
+from v2v.data.video import FramePlan, PixelReader, plan_frames, plan_geometry, read_upright
 from v2v.preprocess import _mediapipe as mp
 from v2v.preprocess.footage import Camera, Face, Facts, FootageReport, Person, Range, judge
 from v2v.preprocess.pose import (
@@ -29,11 +34,6 @@ from v2v.preprocess.pose import (
 )
 from v2v.preprocess.shots import find_cuts, thumbnail
 from v2v.preprocess.tracks import Follower
-
-from v2v.data.plate import background_plate
-from v2v.data.probe import Probe, probe
-from v2v.data.store import CLIP_FILE, ClipStore
-from v2v.data.video import FramePlan, PixelReader, plan_frames, plan_geometry, read_upright
 from v2v.progress import Reporter
 from v2v.signals.face import OVAL, POINTS, eye_openness, head_pose, mouth_openness
 from v2v.signals.pose import HEAD, MIN_SCORE, POINT

@@ -8,6 +8,9 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
+
+from v2v.config import PreprocessSettings
+from v2v.errors import NothingFound, writing
 from v2v.preprocess import _mediapipe as mp
 from v2v.preprocess.extractor import (
     ArrayExtractor,
@@ -18,9 +21,6 @@ from v2v.preprocess.extractor import (
     write_arrays,
 )
 from v2v.preprocess.tracks import Follower, blocks, bridge_gaps, jitter, smooth, stillest
-
-from v2v.config import PreprocessSettings
-from v2v.errors import NothingFound, writing
 from v2v.signals.face import (
     OVAL,
     POINTS,

@@ -9,11 +9,11 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from v2v.preprocess.extractor import ClipContext, Finished, MapExtractor, Record
 
 from v2v import warp
 from v2v.config import PreprocessSettings
 from v2v.errors import ConfigError
+from v2v.preprocess.extractor import ClipContext, Finished, MapExtractor, Record
 from v2v.signals.flow import pack
 from v2v.weights import find_weights, have_weights, load_state, torchvision_models
 

@@ -16,8 +16,6 @@ from pathlib import Path
 import av
 import numpy as np
 from numpy.typing import NDArray
-from v2v.preprocess.extractor import PART, write_arrays
-from v2v.preprocess.shots import LOOKAHEAD, find_cuts, thumbnail
 
 from v2v.config import FrameSettings
 from v2v.data.probe import Probe
@@ -32,6 +30,8 @@ from v2v.data.video import (
     stored_matrix,
 )
 from v2v.files import Seal
+from v2v.preprocess.extractor import PART, write_arrays
+from v2v.preprocess.shots import LOOKAHEAD, find_cuts, thumbnail
 
 Seen = tuple[int, NDArray[np.uint8], NDArray[np.uint8]]  # number, RGB [H, W, 3], thumbnail
 

@@ -7,12 +7,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from v2v.preprocess import _mediapipe as mp
-from v2v.preprocess.extractor import ArrayExtractor, ClipContext, Finished, Record, write_arrays
-from v2v.preprocess.tracks import Follower, blocks, bridge_gaps, jitter, smooth, stillest
 
 from v2v.config import PreprocessSettings
 from v2v.errors import NothingFound
+from v2v.preprocess import _mediapipe as mp
+from v2v.preprocess.extractor import ArrayExtractor, ClipContext, Finished, Record, write_arrays
+from v2v.preprocess.tracks import Follower, blocks, bridge_gaps, jitter, smooth, stillest
 from v2v.signals.pose import BODY, HEAD, LEFT_HAND, MIN_SCORE, NAMES, POINT, RIGHT_HAND
 
 SHOULDERS = [POINT["left_shoulder"], POINT["right_shoulder"]]

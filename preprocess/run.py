@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-from v2v.preprocess.build import Outcome, default_folder, preprocess
 
 from v2v.config import PreprocessSettings
 from v2v.data.probe import VIDEO_SUFFIXES, image_files
@@ -22,6 +21,7 @@ from v2v.errors import MediaNotFound, UsageError, V2VError
 from v2v.images import animation_kind
 from v2v.listing import is_hidden, natural_key, visible_files
 from v2v.native import prepare_process
+from v2v.preprocess.build import Outcome, default_folder, preprocess
 from v2v.progress import Relayed, Reporter
 from v2v.signals import load_signal, signal_names
 

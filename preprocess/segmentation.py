@@ -11,14 +11,14 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from v2v.preprocess import _mediapipe as mp
-from v2v.preprocess.extractor import ClipContext, Finished, MapExtractor, Record
-from v2v.preprocess.pose import BodyTracker
 
 from v2v.config import PreprocessSettings
 from v2v.data.probe import hash_files, image_files
 from v2v.errors import LabelsMismatch, NothingFound, UsageError, V2VError
 from v2v.images import LabelImage, read_labels
+from v2v.preprocess import _mediapipe as mp
+from v2v.preprocess.extractor import ClipContext, Finished, MapExtractor, Record
+from v2v.preprocess.pose import BodyTracker
 from v2v.signals.segmentation import (
     CITYSCAPES,
     CITYSCAPES_TRAIN_IDS,

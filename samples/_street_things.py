@@ -11,6 +11,7 @@ from functools import cache
 
 import cv2
 import numpy as np
+
 from v2v.samples._draw import SUPERSAMPLE, Canvas, Image, Points, Rgb, curve, ellipse, limb, shaded
 from v2v.samples._street_view import Vector
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
 from v2v.samples._draw import (
     SUPERSAMPLE,
     Canvas,

@@ -17,6 +17,8 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+from v2v.errors import UnknownName
 from v2v.samples._draw import (
     SUPERSAMPLE,
     Canvas,
@@ -31,8 +33,6 @@ from v2v.samples._draw import (
     tube,
 )
 from v2v.samples.face import Expression, Palette, draw_head
-
-from v2v.errors import UnknownName
 
 JOINT_NAMES = (
     "nose",

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+
 from v2v.samples._draw import fill_polygon
 from v2v.samples._street_things import CAR, PERSON, SHADOW, Panel, Track, tracks
 from v2v.samples._street_view import EYE, HAZE, Array, Backdrop, Camera, Layers, Vector, clearness

@@ -50,10 +50,9 @@ def _tiny_preset() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`data/a`, a dance of a second, and `runs/b`, trained on it for two updates."""
+    from v2v.config import PreprocessSettings, load_config
     from v2v.preprocess.build import preprocess
     from v2v.samples.clips import write_sample
-
-    from v2v.config import PreprocessSettings, load_config
 
     folder = tmp_path_factory.mktemp("base")
     video = write_sample("person", folder / "samples", seconds=1.0, report=Silent())

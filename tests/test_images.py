@@ -14,7 +14,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
-from v2v.preprocess.run import expand_inputs
 
 from v2v.data.probe import ANIMATED_WEBP, probe
 from v2v.data.video import PixelReader, plan_frames, plan_geometry, read_upright
@@ -29,6 +28,7 @@ from v2v.images import (
     read_labels,
     read_picture,
 )
+from v2v.preprocess.run import expand_inputs
 
 # 12 of 96 levels from black to white, and value / 257, rounded.
 RAMP = np.rint(np.linspace(0, 65535, 96)).astype(np.uint16)[None, ::8].repeat(8, axis=0)

@@ -23,10 +23,9 @@ FAST = [
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A drawn dance of a second, with pose only."""
+    from v2v.config import PreprocessSettings, load_config
     from v2v.preprocess.build import preprocess
     from v2v.samples.clips import write_sample
-
-    from v2v.config import PreprocessSettings, load_config
 
     folder = tmp_path_factory.mktemp("command")
     video = write_sample("person", folder, seconds=1.0, report=Silent())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -16,9 +17,15 @@ FOREIGN = ("configs", "pipelines", "preprocess", "samples")  # names that other 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from a copy: setuptools packs what it finds in a `build/` that is there."""
     folder = tmp_path_factory.mktemp("wheel")
+    for name in ("v2v", *FOREIGN):
+        unwanted = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, folder / "copy" / name, ignore=unwanted)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder / "copy")
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q"]
-    subprocess.run([*command, "-w", str(folder), str(ROOT)], check=True, timeout=300)
+    subprocess.run([*command, "-w", str(folder), str(folder / "copy")], check=True, timeout=300)
     (found,) = folder.glob("v2v-*.whl")
     return found
 
@@ -32,6 +39,20 @@ def test_everything_is_in_one_package(wheel: Path) -> None:
         for path in [*(ROOT / folder).rglob("*.py"), *(ROOT / folder).glob("*.yaml")]:
             name = path.relative_to(ROOT).as_posix()
             assert (name if folder == "v2v" else f"v2v/{name}") in names
+
+
+@pytest.mark.slow
+def test_a_checkout_that_is_not_installed_is_whole(wheel: Path) -> None:
+    """All of it comes from one tree, whichever other is installed."""
+    copy = wheel.parent / "copy"
+    code = (
+        "import v2v.preprocess, v2v.configs; print(v2v.preprocess.__file__, v2v.configs.__file__)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=copy, env=os.environ | {"PYTHONPATH": str(copy)},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert all(path.startswith(str(copy)) for path in done.stdout.split())
 
 
 @pytest.mark.slow

@@ -12,16 +12,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from v2v.errors import V2VError
 
 __version__ = "0.1.0"
 __all__ = ["V2VError", "__version__", "load_model", "open_store"]
 
-from v2v.errors import V2VError
+# In a checkout the stages lie beside this folder; installed, within it.
+_beside = Path(__file__).resolve().parents[1]
+if (_beside / "pyproject.toml").exists():
+    __path__.append(str(_beside))
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from v2v.checkpoint import Model
     from v2v.data.store import ClipStore
 

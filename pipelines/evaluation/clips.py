@@ -19,8 +19,6 @@ from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from v2v.pipelines.model import Trained
-from v2v.pipelines.source import open_source
 
 from v2v.checkpoint import ClipUse
 from v2v.data.store import CLIP_FILE, ClipRecord, ClipStore, read_record
@@ -34,6 +32,8 @@ from v2v.errors import (
     UsageError,
 )
 from v2v.evaluation.registry import Picture
+from v2v.pipelines.model import Trained
+from v2v.pipelines.source import open_source
 from v2v.progress import Reporter
 from v2v.signals import Track, load_signal
 from v2v.training.run import read_run

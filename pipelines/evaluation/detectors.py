@@ -15,11 +15,11 @@ from typing import Any, Protocol
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from v2v.preprocess.extractor import ClipContext
 
 from v2v.config import PreprocessSettings, load_config
 from v2v.data.video import Geometry
 from v2v.evaluation.registry import Picture
+from v2v.preprocess.extractor import ClipContext
 
 SIDE = 512  # shorter side that small frames are enlarged to: the networks are made for that
 

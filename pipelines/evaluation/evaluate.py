@@ -19,12 +19,6 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from v2v.pipelines.evaluation.clips import Measured, measured_clips
-from v2v.pipelines.evaluation.detectors import Detector, Footage, detectors_for, find
-from v2v.pipelines.evaluation.leakage import Leakage, find_leakage
-from v2v.pipelines.evaluation.returns import difference_on_return
-from v2v.pipelines.evaluation.rows import REAL, Row, rows_for
-from v2v.pipelines.model import Trained
 
 from v2v import __version__
 from v2v.data.references import reference_signal
@@ -39,6 +33,12 @@ from v2v.evaluation.verdict import Place, compare, order
 from v2v.evaluation.vmaf import ffmpeg_with_vmaf, vmaf
 from v2v.files import remove, workplace
 from v2v.images import read_picture
+from v2v.pipelines.evaluation.clips import Measured, measured_clips
+from v2v.pipelines.evaluation.detectors import Detector, Footage, detectors_for, find
+from v2v.pipelines.evaluation.leakage import Leakage, find_leakage
+from v2v.pipelines.evaluation.returns import difference_on_return
+from v2v.pipelines.evaluation.rows import REAL, Row, rows_for
+from v2v.pipelines.model import Trained
 from v2v.progress import Reporter, Silent
 from v2v.signals.segmentation import LabelTrack
 from v2v.weights import have_weights

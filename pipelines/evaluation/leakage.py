@@ -13,8 +13,6 @@ from itertools import accumulate, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
-from v2v.pipelines.evaluation.clips import Measured, find_store, is_of
-from v2v.pipelines.model import Trained
 
 from v2v.data.store import ClipStore
 from v2v.evaluation.duplicates import (
@@ -25,6 +23,8 @@ from v2v.evaluation.duplicates import (
     thumbnail,
     tolerances,
 )
+from v2v.pipelines.evaluation.clips import Measured, find_store, is_of
+from v2v.pipelines.model import Trained
 from v2v.progress import Reporter
 
 APART = 0.5  # seconds: nearer frames of one clip are alike in any footage

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
-from v2v.pipelines.evaluation.rows import REAL
 
 from v2v.data.video import VideoWriter, read_range, read_stored
 from v2v.evaluation.measures import Values
 from v2v.evaluation.registry import BY_NAME, MEASURES, Picture
+from v2v.pipelines.evaluation.rows import REAL
 
 if TYPE_CHECKING:
     from v2v.pipelines.evaluation.evaluate import Evaluation

@@ -20,10 +20,6 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from v2v.pipelines.evaluation.clips import Measured, find_store, is_of, trained_on
-from v2v.pipelines.model import Trained, find_model
-from v2v.pipelines.rendering import Drive, Rendering
-from v2v.pipelines.source import open_source
 
 from v2v.checkpoint import MODEL_FILE, ClipUse
 from v2v.data.plate import Backgrounds, background_plate
@@ -34,6 +30,10 @@ from v2v.data.transforms import Placement
 from v2v.data.video import VideoWriter, read_stored
 from v2v.errors import UnknownName, UsageError
 from v2v.evaluation.registry import Picture
+from v2v.pipelines.evaluation.clips import Measured, find_store, is_of, trained_on
+from v2v.pipelines.model import Trained, find_model
+from v2v.pipelines.rendering import Drive, Rendering
+from v2v.pipelines.source import open_source
 from v2v.progress import Reporter
 from v2v.signals import Track
 from v2v.signals.face import FaceTrack

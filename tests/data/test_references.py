@@ -152,6 +152,8 @@ def test_a_part_seen_from_the_side_is_no_line():
     fit, grown = rig("affine", 4), np.ones(1, np.float32)
     ((free,), _) = fit.transforms(np.array([0]), before[None], now)
     ((held,), _) = fit.transforms(np.array([0]), before[None], now, growth=grown)
+    ((other,), _) = fit.transforms(np.array([0]), before[None], now * (-1, 1), growth=grown)
+    assert other[0, 0] == pytest.approx(held[0, 0])  # within the noise it is not mirrored
     assert np.linalg.norm(free[:, 0]) < 0.1
     assert np.linalg.norm(held[:, 0]) == pytest.approx(NARROWEST)
     assert held[:, 1] == pytest.approx((0, 1), abs=0.02)
@@ -176,6 +178,18 @@ def test_a_head_stays_upright_on_its_shoulders(lean, mirrored):
     )
     assert good
     assert matrix[:, :2] == pytest.approx(turn, abs=0.02)
+
+
+def test_a_bowed_head_goes_by_its_own_points():
+    """Towards the camera it sinks below its shoulders, and is still no head upside-down."""
+    before = body()[:, :2]
+    now = before.copy()
+    now[:11, 1] += 14
+    head = next(p for p, part in enumerate(PARTS) if part.name == "head")
+    ((matrix,), _) = Rig(PARTS).transforms(
+        np.array([head]), before[None], now, growth=np.ones(1, np.float32)
+    )
+    assert matrix[:, :2] == pytest.approx(np.eye(2), abs=0.02)
 
 
 def test_what_cannot_be_fitted_is_said():
@@ -227,11 +241,13 @@ def test_each_part_is_of_the_reference_that_shows_it_best():
 
 def test_cloth_that_hangs_over_several_parts_is_of_one_reference():
     wide, narrow = body(), body()
+    narrow[:11, 0] += 3
     for name in ("left_knee", "left_ankle", "left_heel", "left_foot"):
         wide[POINT[name], 0] += 12
     references = references_of(wide, narrow)
     wanted = body()
     wanted[POINT["left_knee"], 0] += 5  # the thigh is between both
+    wanted[:11, 0] += 1.4
     used = Chooser(references, 1)(track_of(wanted)).used[0, :, 0]
     for group in ("skirt", "head"):
         chosen = {int(r) for r, part in zip(used, PARTS, strict=True) if part.group == group}

@@ -13,7 +13,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from v2v.preprocess.build import preprocess
 
 from v2v.config import PreprocessSettings, load_config
 from v2v.data import verified
@@ -27,6 +26,7 @@ from v2v.errors import (
     UnknownName,
     UsageError,
 )
+from v2v.preprocess.build import preprocess
 
 COUNT = 20
 

@@ -24,7 +24,6 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from v2v.preprocess.extractor import write_arrays
 
 from v2v.data.plate import Backgrounds, Mosaic, Plate
 from v2v.data.references import gather
@@ -49,6 +48,7 @@ from v2v.errors import (
     UnknownName,
     UsageError,
 )
+from v2v.preprocess.extractor import write_arrays
 from v2v.signals.camera import CameraTrack
 from v2v.signals.flow import pack
 from v2v.signals.pose import LIMB_GROUPS, MIRROR, NAMES

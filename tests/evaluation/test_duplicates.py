@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from v2v.samples import person
 
 from v2v.data.video import VideoWriter, read_stored
 from v2v.evaluation.duplicates import (
@@ -21,6 +20,7 @@ from v2v.evaluation.duplicates import (
     thumbnail,
     tolerances,
 )
+from v2v.samples import person
 
 
 @pytest.fixture(scope="module")

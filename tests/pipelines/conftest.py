@@ -125,12 +125,11 @@ def make_store(tmp_path: Path, numbered_frames: Callable[..., np.ndarray]) -> Ma
         pose: [T, 75, 3]; face: [T, 478, 3] with `depth` [T, 478]; labels: uint8 [T, H, W] with
             `classes`.
     """
-    from v2v.preprocess.build import preprocess
-    from v2v.preprocess.extractor import write_arrays
-
     from v2v.config import PreprocessSettings, load_config
     from v2v.data.store import ClipStore, SignalRecord, file_record, write_record
     from v2v.data.video import MapWriter, VideoWriter
+    from v2v.preprocess.build import preprocess
+    from v2v.preprocess.extractor import write_arrays
     from v2v.signals.face import head_pose
     from v2v.signals.segmentation import distinct_colours
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from v2v.pipelines.camera_path import camera_path, seen_from, steadied, still_views
 
 from v2v.data.plate import Backgrounds, Mosaic
 from v2v.errors import UnknownName, UsageError
+from v2v.pipelines.camera_path import camera_path, seen_from, steadied, still_views
 from v2v.signals.camera import CameraTrack, carry
 from v2v.signals.face import FaceTrack
 from v2v.signals.pose import PoseTrack

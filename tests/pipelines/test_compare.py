@@ -11,6 +11,10 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+
+from v2v.data.probe import probe
+from v2v.data.video import VideoWriter, concatenate, read_stored, read_tags
+from v2v.errors import DiskFull, MediaNotFound, NotWritable, UnknownName, UsageError
 from v2v.pipelines import compare as module
 from v2v.pipelines.compare import (
     Composite,
@@ -26,10 +30,6 @@ from v2v.pipelines.compare import (
     shortened,
 )
 from v2v.pipelines.mark import Mark, read_mark
-
-from v2v.data.probe import probe
-from v2v.data.video import VideoWriter, concatenate, read_stored, read_tags
-from v2v.errors import DiskFull, MediaNotFound, NotWritable, UnknownName, UsageError
 
 LOSSLESS = ("-c:v", "ffv1")
 W, H = 128, 96

@@ -14,8 +14,6 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from v2v.pipelines.evaluation.clips import there_and_back
-from v2v.pipelines.evaluation.evaluate import Evaluation, evaluate
 
 from v2v.data.store import ClipStore
 from v2v.data.video import VideoWriter
@@ -28,6 +26,8 @@ from v2v.errors import (
     UsageError,
 )
 from v2v.evaluation.registry import BY_NAME, MEASURES, SET_MEASURES
+from v2v.pipelines.evaluation.clips import there_and_back
+from v2v.pipelines.evaluation.evaluate import Evaluation, evaluate
 
 COUNT, TRAINED = 40, 28
 Make = Callable[..., Path]

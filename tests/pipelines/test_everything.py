@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from v2v.pipelines.demo import demo
-from v2v.pipelines.everything import run
-from v2v.pipelines.mark import read_mark
-from v2v.samples.clips import write_sample
 
 from v2v.data.probe import probe
 from v2v.data.video import read_stored
 from v2v.errors import RunConflict, UsageError
+from v2v.pipelines.demo import demo
+from v2v.pipelines.everything import run
+from v2v.pipelines.mark import read_mark
 from v2v.progress import Silent
+from v2v.samples.clips import write_sample
 
 pytestmark = pytest.mark.slow
 SMALL = [

@@ -12,11 +12,6 @@ import pytest
 import torch
 from PIL import Image
 from test_retarget_face import about, filmed, person, speaking
-from v2v.pipelines.face_reenactment import FaceReenactment, Strengths
-from v2v.pipelines.frame_prediction import FramePrediction
-from v2v.pipelines.label_to_video import LabelToVideo
-from v2v.pipelines.motion_transfer import MotionTransfer
-from v2v.pipelines.source import open_source
 
 from v2v.data.store import ClipStore
 from v2v.data.video import read_stored
@@ -33,6 +28,11 @@ from v2v.errors import (
     UsageError,
     V2VError,
 )
+from v2v.pipelines.face_reenactment import FaceReenactment, Strengths
+from v2v.pipelines.frame_prediction import FramePrediction
+from v2v.pipelines.label_to_video import LabelToVideo
+from v2v.pipelines.motion_transfer import MotionTransfer
+from v2v.pipelines.source import open_source
 from v2v.progress import Silent
 from v2v.signals.pose import MIRROR
 from v2v.signals.segmentation import VOID

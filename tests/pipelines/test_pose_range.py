@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from test_retarget_pose import SIZE, person
-from v2v.pipelines.pose_range import LEAST, MOST, _limit, outside
-from v2v.pipelines.retarget_pose import Points
 
 from v2v.errors import NothingFound
+from v2v.pipelines.pose_range import LEAST, MOST, _limit, outside
+from v2v.pipelines.retarget_pose import Points
 from v2v.signals.pose import LEFT_HAND, NAMES, POINT
 
 RATE = 24.0

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from v2v.pipelines.model import Trained
-from v2v.pipelines.references import drop_reference, list_references
-from v2v.pipelines.rendering import Drive, Output, Rendering
 
 from v2v.checkpoint import REFERENCES, load_model
 from v2v.cli import rendering as rendering_commands
 from v2v.data.references import References
 from v2v.errors import CheckpointInvalid, UsageError
+from v2v.pipelines.model import Trained
+from v2v.pipelines.references import drop_reference, list_references
+from v2v.pipelines.rendering import Drive, Output, Rendering
 from v2v.signals.pose import PoseTrack
 
 HEIGHT, WIDTH = 64, 48

@@ -15,15 +15,15 @@ import av
 import numpy as np
 import pytest
 import torch
+
+from v2v.data.probe import probe
+from v2v.data.video import Sound, read_stored
+from v2v.errors import CheckpointInvalid, DiskFull, NotWritable, UnknownName, UsageError
 from v2v.pipelines import rendering
 from v2v.pipelines.info import describe
 from v2v.pipelines.mark import read_mark
 from v2v.pipelines.model import Trained
 from v2v.pipelines.rendering import Drive, Rendering, output_size
-
-from v2v.data.probe import probe
-from v2v.data.video import Sound, read_stored
-from v2v.errors import CheckpointInvalid, DiskFull, NotWritable, UnknownName, UsageError
 from v2v.progress import Silent
 from v2v.signals.pose import PoseTrack
 

@@ -11,6 +11,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+
+from v2v.errors import ConfigError, NothingFound, UnknownName
 from v2v.pipelines.retarget_face import (
     EYES,
     LIPS,
@@ -20,8 +22,6 @@ from v2v.pipelines.retarget_face import (
     Strengths,
     outside,
 )
-
-from v2v.errors import ConfigError, NothingFound, UnknownName
 from v2v.signals.face import (
     LIPS_INNER,
     LIPS_OUTER,

@@ -6,10 +6,10 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
-from v2v.pipelines.evaluation.clips import there_and_back
-from v2v.pipelines.evaluation.returns import MOST, difference_on_return, returns
 
 from v2v.data.video import VideoWriter
+from v2v.pipelines.evaluation.clips import there_and_back
+from v2v.pipelines.evaluation.returns import MOST, difference_on_return, returns
 
 
 def film(path: Path, frames: np.ndarray) -> Path:

@@ -14,6 +14,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+from v2v.data.probe import probe
+from v2v.data.video import read_stored, read_tags
+from v2v.errors import DiskFull, MediaNotFound, NotWritable, UsageError
 from v2v.pipelines import study as module
 from v2v.pipelines.compare import Footage
 from v2v.pipelines.study import (
@@ -29,10 +33,6 @@ from v2v.pipelines.study import (
     study,
     wilson,
 )
-
-from v2v.data.probe import probe
-from v2v.data.video import read_stored, read_tags
-from v2v.errors import DiskFull, MediaNotFound, NotWritable, UsageError
 
 W, H = 128, 96
 METHODS = ("oldmodel", "newmodel")

@@ -17,9 +17,6 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from v2v.preprocess.build import preprocess
-from v2v.samples import person
-from v2v.samples.clips import write_sample
 
 from v2v.config import PreprocessSettings, load_config
 from v2v.data.store import ClipStore, read_record, write_record
@@ -37,6 +34,9 @@ from v2v.errors import (
     UnknownName,
     V2VError,
 )
+from v2v.preprocess.build import preprocess
+from v2v.samples import person
+from v2v.samples.clips import write_sample
 from v2v.signals.camera import CameraTrack, carry
 
 RATE = Fraction(30)

@@ -7,8 +7,8 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from v2v.preprocess.camera import Extractor, Follower, corners
 
+from v2v.preprocess.camera import Extractor, Follower, corners
 from v2v.signals.camera import CameraTrack, carry, corners_of
 
 HEIGHT, WIDTH, COUNT, RATE = 240, 320, 16, 25.0

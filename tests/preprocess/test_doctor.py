@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from rich.console import Console
-from v2v.preprocess.build import preprocess
-from v2v.preprocess.doctor import FootageReport, examine
-from v2v.samples import face, person
 
 from v2v.config import PreprocessSettings, load_config
 from v2v.errors import MediaNotFound, NotAVideo
+from v2v.preprocess.build import preprocess
+from v2v.preprocess.doctor import FootageReport, examine
 from v2v.progress import Silent
+from v2v.samples import face, person
 
 Frames = list[NDArray[np.uint8]]
 

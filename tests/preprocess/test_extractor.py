@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+
 from v2v.preprocess.extractor import release, write_arrays
 
 LONG = 3000  # frames; several pieces, and no multiple of a page

@@ -9,11 +9,11 @@ import av
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from v2v.preprocess.extractor import ClipContext
-from v2v.preprocess.pose import HIPS, SHOULDERS, BodyTracker
 
 from v2v.config import PreprocessSettings, load_config
 from v2v.data.video import Geometry
+from v2v.preprocess.extractor import ClipContext
+from v2v.preprocess.pose import HIPS, SHOULDERS, BodyTracker
 
 # The middle between shoulders and hips of the woman in the jean jacket and the pink skirt, by eye.
 # A woman in turquoise dances around her, 100 pixels away at frame 150.

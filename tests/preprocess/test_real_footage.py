@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from v2v.preprocess.build import preprocess
-from v2v.preprocess.run import expand_signals
 
 from v2v.config import PreprocessSettings, load_config
 from v2v.data.store import ClipStore
+from v2v.preprocess.build import preprocess
+from v2v.preprocess.run import expand_signals
 from v2v.signals.face import FaceTrack
 from v2v.signals.pose import POINT, PoseTrack
 

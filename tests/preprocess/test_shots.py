@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+
 from v2v.preprocess.shots import LOOKAHEAD, find_cuts, thumbnail
 
 Frames = NDArray[np.uint8]

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
-from v2v.preprocess.tracks import RARELY, Follower, blocks, bridge_gaps, jitter, smooth, stillest
 
 from v2v.config import PreprocessSettings, load_config
+from v2v.preprocess.tracks import RARELY, Follower, blocks, bridge_gaps, jitter, smooth, stillest
 
 Points = NDArray[np.float32]
 RATE = 30.0

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from v2v.pipelines import demo
-from v2v.samples import person
-from v2v.samples.clips import write_sample
 
 from v2v.config import load_config
 from v2v.errors import UnknownName
+from v2v.pipelines import demo
+from v2v.samples import person
+from v2v.samples.clips import write_sample
 from v2v.training.settings import TrainSettings
 
 LIMBS = [i for i, name in enumerate(person.JOINT_NAMES) if name != "nose"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
+
 from v2v.samples import street
 from v2v.samples.street import StreetFrame
 

@@ -13,9 +13,9 @@ import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from v2v.samples import face as drawn_face
 
 from v2v.data.references import Chooser, References
+from v2v.samples import face as drawn_face
 from v2v.signals.face import (
     IRISES,
     LIPS_INNER,

@@ -14,9 +14,9 @@ from zipfile import ZipFile
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from v2v.preprocess.extractor import load_extractor
 
 from v2v.errors import StoreDamaged, UnknownName
+from v2v.preprocess.extractor import load_extractor
 from v2v.signals import Signal, load_signal, signal_names
 from v2v.signals._base import check_arrays, read_arrays
 

@@ -142,8 +142,11 @@ class References:
             np.stack([_apart(now, known) for now in wanted])
             for wanted, known in zip(_poses(track), self._poses, strict=True)
         ]
-        away = np.stack(found, axis=1) + np.float32(MISSING) * self._hidden
-        return away[:, self._speaks]
+        away = np.stack(found, axis=1)[:, self._speaks]
+        # A reference that hides one part of a group is as far for all of it.
+        hidden = [self._hidden[self._speaks == p].max(axis=0) for p in self._speaks]
+        away += np.float32(MISSING) * np.stack(hidden)
+        return away
 
     @cached_property
     def _speaks(self) -> NDArray[np.intp]:

@@ -63,7 +63,7 @@ DEPARTURE: dict[Motion, float] = {"parts": 16.0, "dense": 2.0}
 # than this. Where parts meet, or miss a piece of cloth, the network knows better than a mesh's.
 OUTLINE_DEPARTURE: dict[Motion, float] = {"parts": 6.0, "dense": 1.0}
 SURE = 0.99
-INVALID = 1e-4  # the weight of a reference where it shows nothing, beside 1 where it does
+INVALID = 1e-5  # the weight of a reference where it shows nothing, beside 1 where it does
 
 
 @dataclass(frozen=True)

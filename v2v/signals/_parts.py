@@ -25,6 +25,7 @@ NARROWEST, WIDEST = 0.6, 1.6
 # Degrees by which a head may turn in the picture beside its neck. Beyond the first its points are
 # believed less and less, beyond the second not at all: from behind they are a mirror image.
 BELIEVED, DOUBTED = 60.0, 120.0
+BOWED = 0.3  # of its length in the reference: below it a neck says nothing of what is above
 
 
 @dataclass(frozen=True)
@@ -171,6 +172,10 @@ class Rig:
 def _limited(matrix: NDArray[np.float64], growth: NDArray[np.float64]) -> NDArray[np.float64]:
     """Affine maps [M, 2, 2] that neither squeeze nor stretch beyond what is plausible."""
     left, size, right = np.linalg.svd(matrix)
+    # From the side left and right change places within the detector's noise: a part is mirrored
+    # only once it is clearly wide the other way round.
+    thin = size[:, 1] < NARROWEST / 2 * growth
+    left[thin & (np.linalg.det(matrix) < 0), :, 1] *= -1
     size = np.clip(size, NARROWEST * growth[:, None], WIDEST * growth[:, None])
     found: NDArray[np.float64] = (left * size[:, None]) @ right
     return found
@@ -188,14 +193,25 @@ def _upright(
     scale, angle = np.hypot(*matrix[:, 0]), np.arctan2(matrix[1, 0], matrix[0, 0])
     scale = np.clip(scale, NARROWEST * growth, WIDEST * growth)
     if np.isfinite(before + now).all():
-        base = np.arctan2(now[1], now[0]) - np.arctan2(before[1], before[0])
-        beside = np.remainder(angle - base + np.pi, 2 * np.pi) - np.pi
-        believed = (DOUBTED - np.degrees(abs(beside))) / (DOUBTED - BELIEVED)
-        believed = np.clip(believed, 0, 1)
+        base = _turn(np.arctan2(now[1], now[0]) - np.arctan2(before[1], before[0]))
+        beside = _turn(angle - base)
+        # A neck that is bowed towards the camera, or hangs, tells nothing.
+        tall = np.hypot(*now) / max(growth * np.hypot(*before), 1e-6)
+        told = np.clip((tall - BOWED) / BOWED, 0, 1) * _believed(base)
+        believed = 1 - told * (1 - _believed(beside))
         scale = growth + believed * (scale - growth)
-        angle = base + believed * beside
+        angle -= (1 - believed) * beside
     along, turned = scale * np.cos(angle), scale * np.sin(angle)
     return np.array([[along, -turned], [turned, along]])
+
+
+def _turn(angle: float) -> float:
+    """The same angle in [-pi, pi)."""
+    return float(np.remainder(angle + np.pi, 2 * np.pi) - np.pi)
+
+
+def _believed(angle: float) -> float:
+    return float(np.clip((DOUBTED - np.degrees(abs(angle))) / (DOUBTED - BELIEVED), 0, 1))
 
 
 def _along(

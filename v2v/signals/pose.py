@@ -177,7 +177,7 @@ _SKIRT_LEFT, _SKIRT_RIGHT, _LEG_LEFT, _LEG_RIGHT, _CROWN, _NECK_POINT, _CHEST = 
 
 
 def _parts() -> tuple[Part, ...]:
-    """From the back to the front: legs, skirt or trousers, torso, head, arms, hands."""
+    """From the back to the front: legs, skirt or trousers, neck, torso, head, arms, hands."""
     p, sides = POINT, ("left", "right")
     found: list[Part] = []
 
