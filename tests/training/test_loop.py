@@ -695,6 +695,7 @@ def test_two_processes_give_the_gradients_of_one(
         largest = max(float(moments["exp_avg"].abs().max()) for moments in states[0].values())
         for number, moments in states[0].items():
             first, second = moments["exp_avg"], states[1][number]["exp_avg"]
-            # Some gradients are sums of what cancels, a last bias' for one: zero but for rounding.
+            # Some gradients are sums of what cancels, a last bias' for one, with terms as large
+            # as 1: zero but for their rounding.
             scale = max(float(first.abs().max()), 1e-3 * largest)
-            assert (first - second).abs().max() < 2e-3 * scale, (name, number)
+            assert (first - second).abs().max() < 2e-3 * scale + 1e-8, (name, number)
