@@ -142,21 +142,22 @@ class References:
             np.stack([_apart(now, known) for now in wanted])
             for wanted, known in zip(_poses(track), self._poses, strict=True)
         ]
-        away = np.stack(found, axis=1)[:, self._speaks]
-        # A reference that hides one part of a group is as far for all of it.
-        hidden = [self._hidden[self._speaks == p].max(axis=0) for p in self._speaks]
-        away += np.float32(MISSING) * np.stack(hidden)
+        away = np.stack(found, axis=1)[:, self._leader]
+        away += np.float32(MISSING) * self._hidden
         return away
 
     @cached_property
-    def _speaks(self) -> NDArray[np.intp]:
+    def _leader(self) -> NDArray[np.intp]:
         """[P] which part is compared in its place: of a group the one that lies over the others."""
         last = {part.group: p for p, part in enumerate(self.parts)}
         return np.array([last[q.group] if q.group else p for p, q in enumerate(self.parts)])
 
     @cached_property
     def _hidden(self) -> NDArray[np.float32]:
-        """[P, R] share of the places along a part's bones at which the part is not seen."""
+        """[P, R] share of the places along a part's bones at which the part is not seen.
+
+        A reference that hides one part of a group hides as much of all of it.
+        """
         hidden = np.zeros((len(self.parts), len(self)), np.float32)
         for r in range(len(self)):
             for p, part in enumerate(self.parts):
@@ -168,7 +169,7 @@ class References:
                 inside = (x >= 0) & (y >= 0) & (x < patch.shape[1]) & (y < patch.shape[0])
                 seen = patch[y[inside], x[inside], 3] > 0.5
                 hidden[p, r] = 1 - seen.sum() / max(len(places), 1)
-        return hidden
+        return np.stack([hidden[self._leader == p].max(axis=0) for p in self._leader])
 
     @cached_property
     def crowded(self) -> NDArray[np.float32]:
@@ -189,7 +190,7 @@ class References:
                     room = (part.radius + other.radius) * float(self._sizes[r])
                     beside |= (gaps < room).any(axis=1)
                 crowded[p, r] = beside.sum() / max(len(beside), 1)
-        return crowded[self._speaks]
+        return crowded[self._leader]
 
     def _along_bones(self, part: int, reference: int) -> NDArray[np.float32]:
         """[n, 2] places along the bones of a part that are known."""

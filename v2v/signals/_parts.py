@@ -22,10 +22,10 @@ STIFF = 1e-2  # keeps affine transforms near a similarity where the points lie a
 # How far a part may be squeezed and stretched, beside how much larger the body is: who turns aside
 # has hips as wide as deep, and not a line.
 NARROWEST, WIDEST = 0.6, 1.6
-# Degrees by which a head may turn in the picture beside its neck. Beyond the first its points are
-# believed less and less, beyond the second not at all: from behind they are a mirror image.
-BELIEVED, DOUBTED = 60.0, 120.0
-BOWED = 0.3  # of its length in the reference: below it a neck says nothing of what is above
+# Degrees by which a head may turn in the picture beside its neck: its points have full weight up to
+# the first and none beyond the second. From behind they are a mirror image.
+FULL_WEIGHT, NO_WEIGHT = 60.0, 120.0
+SHORT_NECK = 0.3  # of its length in the reference: a shorter one has no reliable direction
 
 
 @dataclass(frozen=True)
@@ -193,25 +193,26 @@ def _upright(
     scale, angle = np.hypot(*matrix[:, 0]), np.arctan2(matrix[1, 0], matrix[0, 0])
     scale = np.clip(scale, NARROWEST * growth, WIDEST * growth)
     if np.isfinite(before + now).all():
-        base = _turn(np.arctan2(now[1], now[0]) - np.arctan2(before[1], before[0]))
-        beside = _turn(angle - base)
-        # A neck that is bowed towards the camera, or hangs, tells nothing.
-        tall = np.hypot(*now) / max(growth * np.hypot(*before), 1e-6)
-        told = np.clip((tall - BOWED) / BOWED, 0, 1) * _believed(base)
-        believed = 1 - told * (1 - _believed(beside))
-        scale = growth + believed * (scale - growth)
-        angle -= (1 - believed) * beside
+        neck_turn = _wrapped(np.arctan2(now[1], now[0]) - np.arctan2(before[1], before[0]))
+        tilt = _wrapped(angle - neck_turn)
+        # A neck that bends towards the camera, or hangs, has no reliable direction.
+        length = np.hypot(*now) / max(growth * np.hypot(*before), 1e-6)
+        neck_weight = np.clip((length - SHORT_NECK) / SHORT_NECK, 0, 1) * _weight(neck_turn)
+        weight = 1 - neck_weight * (1 - _weight(tilt))
+        scale = growth + weight * (scale - growth)
+        angle -= (1 - weight) * tilt
     along, turned = scale * np.cos(angle), scale * np.sin(angle)
     return np.array([[along, -turned], [turned, along]])
 
 
-def _turn(angle: float) -> float:
+def _wrapped(angle: float) -> float:
     """The same angle in [-pi, pi)."""
     return float(np.remainder(angle + np.pi, 2 * np.pi) - np.pi)
 
 
-def _believed(angle: float) -> float:
-    return float(np.clip((DOUBTED - np.degrees(abs(angle))) / (DOUBTED - BELIEVED), 0, 1))
+def _weight(angle: float) -> float:
+    """1 for small angles, falling to 0 between `FULL_WEIGHT` and `NO_WEIGHT`."""
+    return float(np.clip((NO_WEIGHT - np.degrees(abs(angle))) / (NO_WEIGHT - FULL_WEIGHT), 0, 1))
 
 
 def _along(
