@@ -36,7 +36,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from v2v.native import cores, prepare_process
+from v2v.runtime import cores, prepare_process
 
 prepare_process()
 
@@ -51,9 +51,9 @@ from v2v.data.store import ClipStore
 from v2v.errors import ConfigError, TooFewFrames, UnknownName, UsageError
 from v2v.evaluation.registry import BY_NAME
 from v2v.pipelines.evaluation.evaluate import evaluate
-from v2v.pipelines.evaluation.rows import FRAME, REAL
+from v2v.pipelines.evaluation.methods import FRAME, REAL
 from v2v.progress import Reporter, Silent, Terminal
-from v2v.training.estimate import Standing
+from v2v.training.estimate import DryRunTrainer
 from v2v.training.loop import train
 from v2v.training.settings import TrainSettings
 
@@ -73,11 +73,13 @@ class Variant:
 
 
 # The temporal critics and how much the generator makes of each (arXiv 1808.06601 weighs all alike).
-CRITICS = {1: 0.5, 3: 0.25, 9: 0.25}
+TEMPORAL_DISCRIMINATORS = {1: 0.5, 3: 0.25, 9: 0.25}
 
 
-def _critics(*strides: int) -> tuple[str, ...]:
-    return tuple(f"losses.critics.temporal_{n}={CRITICS[n]}" for n in strides)
+def _discriminators(*strides: int) -> tuple[str, ...]:
+    return tuple(
+        f"losses.discriminators.temporal_{n}={TEMPORAL_DISCRIMINATORS[n]}" for n in strides
+    )
 
 
 SEEN, BLENDED = "generator.past=frames", "generator.compose=blend"
@@ -87,10 +89,10 @@ VARIANTS = (
     Variant("past", "past frames are seen, nothing is warped",
             ("generator.compose=none", SEEN), FRAME),
     Variant("blend", "and warped by a flow, blended in (equation 4), with the losses of motion",
-            (BLENDED, SEEN, "generator.handles=off"), "past"),
-    Variant("handles", "the flow begins with how the signal's points move", (BLENDED, SEEN),
+            (BLENDED, SEEN, "generator.control_points=off"), "past"),
+    Variant("control_points", "the flow begins with how the signal's points move", (BLENDED, SEEN),
             "blend"),
-    Variant(DEFAULT, "the core sees nothing of the past: the defaults", (), "handles"),
+    Variant(DEFAULT, "the core sees nothing of the past: the defaults", (), "control_points"),
     Variant("signals", "the core sees the past's signals, not its frames",
             ("generator.past=signals",), extra=True),
     Variant("nothing", "the core sees nothing of the past, plate or not",
@@ -99,18 +101,21 @@ VARIANTS = (
             ("generator.compose=both",)),
     Variant("blended", "the warped frame is blended in, references or not", (BLENDED,),
             extra=True),
-    Variant("stride-1", "a temporal critic at stride 1", _critics(1)),
-    Variant("strides-1-3", "temporal critics at strides 1 and 3", _critics(1, 3), "stride-1"),
-    Variant("strides-1-3-9", "temporal critics at strides 1, 3 and 9", _critics(1, 3, 9),
+    Variant("stride-1", "a temporal critic at stride 1", _discriminators(1)),
+    Variant("strides-1-3", "temporal discriminators at strides 1 and 3",
+            _discriminators(1, 3), "stride-1"),
+    Variant("strides-1-3-9", "temporal critics at strides 1, 3 and 9", _discriminators(1, 3, 9),
             "strides-1-3"),
-    Variant("chunk-2", "gradients through two frames of half as many windows", ("loop.chunk=2",),
+    Variant("bptt-2", "gradients through two frames of half as many windows",
+            ("loop.bptt_steps=2",),
             extra=True),
     Variant("no-progression", "windows of 20 frames from the first update on",
             ("schedule.lengths=[20]",)),
-    Variant("no-plate", "no background plate: all is synthesised", ("generator.plate=off", SEEN),
-            "handles"),
+    Variant("no-plate", "no background plate: all is synthesised",
+            ("generator.background_plate=off", SEEN),
+            "control_points"),
     Variant("prior", "foreground and background by parts of their own (equation 6), no plate",
-            ("generator.plate=off", "generator.prior=on"), "no-plate"),
+            ("generator.background_plate=off", "generator.prior=on"), "no-plate"),
 )  # fmt: skip
 BY_VARIANT = {variant.name: variant for variant in VARIANTS}
 
@@ -158,19 +163,23 @@ class Bench:
 ROUNDS = 3
 
 
-def stand(bench: Bench, names: Sequence[str]) -> tuple[dict[str, Standing], dict[str, str]]:
+def stand(bench: Bench, names: Sequence[str]) -> tuple[dict[str, DryRunTrainer], dict[str, str]]:
     """Runs to try, and of the variants that there is no use in trying, why."""
-    standing: dict[str, Standing] = {}
+    standing: dict[str, DryRunTrainer] = {}
     left_out: dict[str, str] = {}
     same: dict[str, str] = {}  # what a run is, to the variant that is it
     for name in [DEFAULT, *(name for name in names if name != DEFAULT)]:
         more = (f"budget.minutes={bench.minutes}", "data.workers=0")
         try:
-            run = Standing(bench.settings(name, 0, *more), [bench.data])
+            run = DryRunTrainer(bench.settings(name, 0, *more), [bench.data])
         except (ConfigError, TooFewFrames) as error:
             left_out[name] = error.message
             continue
-        plan = [run.plan.generator, run.plan.critics, [s.as_json() for s in run.plan.schedule]]
+        plan = [
+            run.plan.generator,
+            run.plan.discriminators,
+            [s.as_json() for s in run.plan.schedule],
+        ]
         key = json.dumps([plan, run.settings.losses.model_dump()], sort_keys=True)
         if key in same:
             left_out[name] = f"on this footage it is the same as {same[key]}"
@@ -215,12 +224,12 @@ def costs_of(
 
 
 @dataclass(frozen=True)
-class Plan:
+class AblationPlan:
     costs: dict[str, dict[str, float]]  # of the variants to train, in the order of the list
     left_out: dict[str, str]
 
 
-def plan(bench: Bench, report: Reporter) -> Plan:
+def plan(bench: Bench, report: Reporter) -> AblationPlan:
     """What every variant is and how long it trains; kept, so that it stays so."""
     path = bench.out / "plan.json"
     asked = {
@@ -250,7 +259,7 @@ def plan(bench: Bench, report: Reporter) -> Plan:
     for name in bench.variants:
         if name in left_out:
             report.note(f"{name} is left out: {left_out[name]}")
-    return Plan({name: costs[name] for name in bench.variants if name in costs}, left_out)
+    return AblationPlan({name: costs[name] for name in bench.variants if name in costs}, left_out)
 
 
 def _model(bench: Bench, variant: str) -> str:
@@ -384,9 +393,9 @@ def told(result: dict[str, Any], row: str, name: str) -> str:
     measure, values = BY_NAME[name], result["rows"][row].get(name, {}).get("seeds", [None])
     if any(value is None for value in values):
         return "–"
-    text = measure.told(statistics.mean(values))
+    text = measure.format(statistics.mean(values))
     if len(values) > 1 and len(set(values)) > 1:
-        text += f" ±{measure.told(statistics.stdev(values))}"
+        text += f" ±{measure.format(statistics.stdev(values))}"
     return text + mark(result, row, name)
 
 

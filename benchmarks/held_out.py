@@ -20,7 +20,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from v2v.native import prepare_process
+from v2v.runtime import prepare_process
 
 prepare_process()
 
@@ -31,7 +31,7 @@ from shared import command, settings_of
 from v2v.data.store import ClipStore
 from v2v.errors import UnknownName, UsageError
 from v2v.pipelines.evaluation.evaluate import evaluate
-from v2v.pipelines.evaluation.rows import FRAME, SIMPLE
+from v2v.pipelines.evaluation.methods import FRAME, SIMPLE
 from v2v.pipelines.evaluation.table import lines, table
 from v2v.progress import Terminal
 from v2v.training.loop import train

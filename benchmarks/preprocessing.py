@@ -27,7 +27,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from v2v.native import prepare_process
+from v2v.runtime import prepare_process
 
 prepare_process()  # for the bare loops too, or the ratios would flatter
 

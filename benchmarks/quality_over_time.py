@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from v2v.native import prepare_process
+from v2v.runtime import prepare_process
 
 prepare_process()
 
@@ -101,10 +101,10 @@ def table(result: dict[str, Any]) -> str:
         cells = [row, str(result["lengths"].get(row, {}).get("updates", ""))]
         for name in names:
             summary = measures.get(name, {})
-            told = BY_NAME[name].told(summary.get("mean"))
+            told = BY_NAME[name].format(summary.get("mean"))
             if row in result["lengths"] and summary.get("low") is not None:
-                told += f" ({BY_NAME[name].told(summary['low'])}–" \
-                        f"{BY_NAME[name].told(summary['high'])})"  # fmt: skip
+                told += f" ({BY_NAME[name].format(summary['low'])}–" \
+                        f"{BY_NAME[name].format(summary['high'])})"  # fmt: skip
             cells.append(told)
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

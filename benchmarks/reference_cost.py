@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from v2v.config import load_config
-from v2v.data.windows import Windows
+from v2v.data.windows import ClipDataset
 from v2v.models import build_generator
 from v2v.models.rollout import rollout
 from v2v.training.prepare import open_windows, plan_run
@@ -28,7 +28,7 @@ from v2v.types import Condition
 FRAMES, PASSES = 24, 5
 
 
-def conditions(windows: Windows, size: tuple[int, int]) -> Iterator[Condition]:
+def conditions(windows: ClipDataset, size: tuple[int, int]) -> Iterator[Condition]:
     """Signals, plate and warped references of the clip's last frames, made as rendering does."""
     stop = windows.clips[0].count
     for batch in windows.sequence(0, stop - FRAMES, stop, size=size, chunk=4):

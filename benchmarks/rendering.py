@@ -24,7 +24,7 @@ import time
 from fractions import Fraction
 from pathlib import Path
 
-from v2v.native import cores, prepare_process
+from v2v.runtime import cores, prepare_process
 
 prepare_process()
 
@@ -37,7 +37,7 @@ from v2v.data.store import ClipStore, SignalRecord, file_record, write_record
 from v2v.data.video import VideoWriter
 from v2v.models import build_generator
 from v2v.models.rollout import rollout
-from v2v.pipelines.model import Look, Trained
+from v2v.pipelines.model import Appearance, LoadedModel
 from v2v.pipelines.motion_transfer import MotionTransfer
 from v2v.pipelines.rendering import Rendering
 from v2v.preprocess.build import preprocess
@@ -114,7 +114,7 @@ def rendering_of(run: Path, store: Path, frames: int) -> Rendering:
     return MotionTransfer.from_model(run)(store, end=(frames + 0.5) / float(RATE))
 
 
-def generator_alone(trained: Trained, conditions: list[Condition]) -> float:
+def generator_alone(trained: LoadedModel, conditions: list[Condition]) -> float:
     """Seconds to render from conditions in memory, frames left where they are."""
     began = time.perf_counter()
     generator = trained.model.generator
@@ -130,7 +130,7 @@ def generator_alone(trained: Trained, conditions: list[Condition]) -> float:
 
 def conditions_of(rendering: Rendering, count: int) -> list[Condition]:
     tracks = rendering.drive.tracks(0, count)
-    made = rendering.trained.conditions(tracks, Look()).to(rendering.trained.device)
+    made = rendering.trained.conditions(tracks, Appearance()).to(rendering.trained.device)
     return [made.map(lambda t, i=i: t[i : i + 1]) for i in range(count)]  # type: ignore[misc]
 
 

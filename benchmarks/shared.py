@@ -16,12 +16,12 @@ from v2v.config import PreprocessSettings, load_config
 from v2v.data.store import CLIP_FILE, ClipStore
 from v2v.errors import V2VError
 from v2v.evaluation.registry import BY_NAME
-from v2v.native import cores
 from v2v.pipelines.evaluation.clips import Measured, measured_clips
-from v2v.pipelines.evaluation.rows import rendering
-from v2v.pipelines.model import Trained
+from v2v.pipelines.evaluation.methods import rendering
+from v2v.pipelines.model import LoadedModel
 from v2v.preprocess.build import preprocess
 from v2v.progress import Reporter, Silent
+from v2v.runtime import cores
 from v2v.samples.clips import write_sample
 from v2v.training.settings import TrainSettings
 
@@ -96,7 +96,7 @@ def rendered(
     run: Path, data: Path, moments: Sequence[int], frames: int
 ) -> tuple[list[Picture], Measured]:
     """A run's frames at some moments of what was held out, free running up to there."""
-    trained = Trained.open(run)
+    trained = LoadedModel.open(run)
     (clip,), _ = measured_clips(trained, [data], frames=frames, drift=0, report=Silent())
     wanted, found = set(moments), {}
     for t, picture in enumerate(rendering(trained, clip)):
@@ -117,7 +117,7 @@ def panel(picture: Picture, text: str) -> Picture:
     return np.vstack([caption, large]).astype(np.uint8)
 
 
-def ranked_moments(courses: dict[str, list[float | None]], count: int) -> list[int]:
+def ranked_moments(scores: dict[str, list[float | None]], count: int) -> list[int]:
     """The first `count` frames of a report's course, the worst by SSIM first."""
-    scores = courses["ssim"][:count]
+    scores = scores["ssim"][:count]
     return sorted(range(len(scores)), key=lambda t: -1.0 if scores[t] is None else scores[t])

@@ -31,7 +31,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from v2v.native import prepare_process
+from v2v.runtime import prepare_process
 
 prepare_process()
 
@@ -40,7 +40,7 @@ from shared import drawn, settings_of
 from torch.utils.flop_counter import FlopCounterMode
 
 from v2v.errors import V2VError
-from v2v.training.estimate import Standing
+from v2v.training.estimate import DryRunTrainer
 from v2v.training.settings import TASKS, TrainSettings
 from v2v.types import Batch
 
@@ -66,7 +66,7 @@ class Case:
         return settings_of(self.task, self.size, overrides, budget__steps=1 << 30)
 
 
-class Bench(Standing):
+class Bench(DryRunTrainer):
     """A run that stands in its last stage, and the windows it takes."""
 
     def __init__(self, case: Case, *more: str) -> None:
@@ -187,7 +187,7 @@ def run_updates(case: Case) -> None:
     chunk, window = (Bench(case, f"loop.updates={kind}") for kind in ("chunk", "window"))
     batch = chunk.load()
     each, once = in_turn(lambda: chunk.train(batch), lambda: window.train(batch))
-    updates = -(-chunk.stage.length // chunk.settings.loop.chunk)
+    updates = -(-chunk.stage.length // chunk.settings.loop.bptt_steps)
     say(
         f"{case}: update per chunk over per window", ratio(each, once),
         f"{statistics.median(each):.2f} s with {updates} updates over {statistics.median(once):.2f}"

@@ -13,9 +13,9 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from v2v.data.plate import Backgrounds
+from v2v.data.background import Backgrounds
 from v2v.errors import UnknownName, UsageError
-from v2v.pipelines.model import Trained
+from v2v.pipelines.model import LoadedModel
 from v2v.pipelines.source import Source
 from v2v.signals import Track
 from v2v.signals.camera import CameraTrack, Matrices, carry, carry_each
@@ -50,7 +50,7 @@ class CameraPath:
 
     @property
     def behind(self) -> Callable[[int, int], NDArray[np.uint8]] | None:
-        """`Drive.behind`."""
+        """`ConditioningSource.behind`."""
         matrices, backgrounds = self.matrices, self.backgrounds
         if matrices is None or backgrounds is None:
             return None
@@ -95,7 +95,7 @@ def steadied(track: Track, views: Matrices | None, frames: Any) -> Track:
     return track if views is None else seen_from(track, views[frames])
 
 
-def check_camera_path(trained: Trained, clip: int, kind: str) -> None:
+def check_camera_path(trained: LoadedModel, clip: int, kind: str) -> None:
     """Raises `UnknownName`; `UsageError` where the model has only what a still camera saw."""
     if kind not in CAMERA_PATHS:
         raise UnknownName.among("--camera-path", kind, CAMERA_PATHS)
@@ -108,7 +108,7 @@ def check_camera_path(trained: Trained, clip: int, kind: str) -> None:
         )
 
 
-def camera_path(trained: Trained, clip: int, driven: Source, kind: str) -> CameraPath:
+def camera_path(trained: LoadedModel, clip: int, driven: Source, kind: str) -> CameraPath:
     """The path of a rendering's camera.
 
     Args:
@@ -173,6 +173,6 @@ def _camera(driven: Source) -> CameraTrack | None:
 
 
 def filmed(driven: Source) -> dict[str, Any]:
-    """What decides about a steadied source's frames, for `Drive.settings`."""
+    """What decides about a steadied source's frames, for `ConditioningSource.settings`."""
     record = driven.store.record.signals.get("camera")
     return {} if record is None else {"filmed": record.model_dump(mode="json")}

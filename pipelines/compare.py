@@ -27,7 +27,6 @@ from PIL import Image, ImageDraw, ImageFont
 from pydantic import BaseModel
 
 from v2v import __version__
-from v2v.ahead import ahead
 from v2v.data.probe import Probe, probe
 from v2v.data.store import CLIP_FILE, ClipStore
 from v2v.data.video import (
@@ -43,10 +42,11 @@ from v2v.data.video import (
 )
 from v2v.errors import MediaError, UsageError
 from v2v.files import replacing_file
-from v2v.native import step_back
-from v2v.pipelines.mark import Mark, read_mark
+from v2v.pipelines.provenance import Provenance, read_provenance
 from v2v.pipelines.rendering import CONTAINERS, CRF, Output
+from v2v.prefetch import prefetch
 from v2v.progress import Reporter, Silent
+from v2v.runtime import lower_thread_priority
 
 Picture = NDArray[np.uint8]  # RGB [H, W, 3]
 Box = tuple[float, float, float, float]  # x, y, width, height
@@ -64,17 +64,17 @@ DARK, LIGHT, OUTLINE = (24, 24, 24), (235, 235, 235), (255, 210, 0)
 
 
 @dataclass(frozen=True)
-class Footage:
+class ComparedVideo:
     """One clip to be seen beside others."""
 
     path: Path  # of its pictures
     label: str
     seen: Probe
     sound: Sound | None  # heard from its first frame on
-    mark: Mark | None  # where it says of itself that it is synthetic
+    mark: Provenance | None  # where it says of itself that it is synthetic
 
     @classmethod
-    def open(cls, given: str | Path, label: str | None = None) -> Footage:
+    def open(cls, given: str | Path, label: str | None = None) -> ComparedVideo:
         """Footage of any kind, a folder of images, or a clip store. Raises as `probe` does."""
         path = Path(given)
         sound: Sound | None = None
@@ -89,7 +89,7 @@ class Footage:
         seen = probe(path)
         if seen.audio is not None:
             sound = Sound(path, 0.0, seen.audio.jumps)
-        return cls(path, label or name, seen, sound, None if seen.images else read_mark(path))
+        return cls(path, label or name, seen, sound, None if seen.images else read_provenance(path))
 
     @cached_property
     def size(self) -> tuple[int, int]:
@@ -98,15 +98,17 @@ class Footage:
         return geometry.width, geometry.height
 
 
-def open_all(given: Sequence[str | Path], labels: Sequence[str] | None = None) -> list[Footage]:
+def open_all(
+    given: Sequence[str | Path], labels: Sequence[str] | None = None
+) -> list[ComparedVideo]:
     """The clips, under labels that differ: file names, with their folders where these are equal."""
     if labels and len(labels) != len(given):
         raise UsageError(
             f"{len(labels)} labels for {len(given)} clips", hint="give one --label for each clip"
         )
     if labels:
-        return [Footage.open(path, label) for path, label in zip(given, labels, strict=True)]
-    clips = [Footage.open(path) for path in given]
+        return [ComparedVideo.open(path, label) for path, label in zip(given, labels, strict=True)]
+    clips = [ComparedVideo.open(path) for path in given]
     names = [clip.label for clip in clips]
     return [
         replace(clip, label=f"{Path(path).resolve().parent.name}/{clip.label}")
@@ -120,7 +122,7 @@ def open_all(given: Sequence[str | Path], labels: Sequence[str] | None = None) -
 class Aligned:
     """Clips on one grid of moments: frame k of each is shown at `start + k / rate` seconds."""
 
-    clips: tuple[Footage, ...]
+    clips: tuple[ComparedVideo, ...]
     plans: tuple[FramePlan, ...]  # what each shows; one may be shorter than `count`
     rate: Fraction
     count: int  # frames of the result
@@ -149,7 +151,7 @@ class Aligned:
 
 
 def align(
-    clips: Sequence[Footage],
+    clips: Sequence[ComparedVideo],
     *,
     start: float | None = None,
     end: float | None = None,
@@ -190,7 +192,7 @@ def align(
     )  # fmt: skip
 
 
-def _rate_notes(clips: Sequence[Footage], rate: Fraction) -> Iterator[str]:
+def _rate_notes(clips: Sequence[ComparedVideo], rate: Fraction) -> Iterator[str]:
     for clip in clips:
         own = clip.seen.rate
         if clip.seen.variable_rate:
@@ -204,7 +206,7 @@ def _rate_notes(clips: Sequence[Footage], rate: Fraction) -> Iterator[str]:
 
 
 def _length_notes(
-    clips: Sequence[Footage], lengths: Sequence[int], rate: Fraction, longest: bool
+    clips: Sequence[ComparedVideo], lengths: Sequence[int], rate: Fraction, longest: bool
 ) -> Iterator[str]:
     if len(set(lengths)) == 1:
         return
@@ -458,10 +460,10 @@ def panel_height(given: int | None, layout: Layout, size: tuple[int, int]) -> La
 
 class PanelMark(BaseModel):
     label: str
-    mark: Mark | None
+    mark: Provenance | None
 
 
-class Composite(Mark):
+class Composite(Provenance):
     """What a comparison says of itself where something in it is synthetic."""
 
     pipeline: str = "comparison"
@@ -469,7 +471,7 @@ class Composite(Mark):
     panels: tuple[PanelMark, ...]
 
     @classmethod
-    def of_clips(cls, clips: Sequence[Footage]) -> Composite | None:
+    def of_clips(cls, clips: Sequence[ComparedVideo]) -> Composite | None:
         """None where no clip is marked."""
         marks = [clip.mark for clip in clips if clip.mark is not None]
         if not marks:
@@ -581,7 +583,7 @@ def compare(
     )  # fmt: skip
 
 
-def _sound(clips: Sequence[Footage], number: int | None) -> Sound | None:
+def _sound(clips: Sequence[ComparedVideo], number: int | None) -> Sound | None:
     if number is None:
         return clips[0].sound
     if not 0 <= number <= len(clips):
@@ -594,7 +596,7 @@ def _sound(clips: Sequence[Footage], number: int | None) -> Sound | None:
     return clips[number - 1].sound if number else None
 
 
-def size_notes(clips: Sequence[Footage], size: tuple[int, int]) -> Iterator[str]:
+def size_notes(clips: Sequence[ComparedVideo], size: tuple[int, int]) -> Iterator[str]:
     """What was done to clips whose size is not that of the panels."""
     for clip in clips:
         width, height = clip.size
@@ -608,7 +610,7 @@ def size_notes(clips: Sequence[Footage], size: tuple[int, int]) -> Iterator[str]
 def _composed(aligned: Aligned, layout: Layout) -> Iterator[Picture]:
     views = [View.whole(clip.size, layout.width, layout.height) for clip in aligned.clips]
     board = layout.board()
-    for shown in ahead(_in_step(aligned), 2, prepare=step_back):
+    for shown in prefetch(_in_step(aligned), 2, prepare=lower_thread_priority):
         whole = board.copy()
 
         def put(block: str, index: int, panel: Picture, whole: Picture = whole) -> None:

@@ -17,8 +17,8 @@ from v2v.data.probe import probe
 from v2v.data.video import read_stored
 from v2v.errors import NotWritable, UsageError
 from v2v.files import replacing_file, workplace
-from v2v.pipelines.everything import Run, run
-from v2v.pipelines.rendering import Outcome, Picture
+from v2v.pipelines.end_to_end import Run, run
+from v2v.pipelines.rendering import Picture, RenderResult
 from v2v.progress import Reporter, Silent
 from v2v.samples.clips import write_sample
 
@@ -30,7 +30,8 @@ SETTINGS = [  # what shows most after minutes: more updates instead of more crit
     "schedule.lengths=[1,2,4]",
     "discriminator.scales=1",
     "losses.l1=10",
-    "losses.critics={image: 0.5, temporal_1: 0, temporal_3: 0, temporal_9: 0, face: 0, hands: 0}",
+    "losses.discriminators={image: 0.5, temporal_1: 0, temporal_3: 0, temporal_9: 0, face: 0,"
+    " hands: 0}",
     "output.preview_minutes=2",
     "output.preview_seconds=1",
 ]
@@ -104,7 +105,7 @@ def _check_ours(folder: Path) -> None:
             )
 
 
-def _write_sheet(rendered: Outcome, path: Path) -> None:
+def _write_sheet(rendered: RenderResult, path: Path) -> None:
     """Some frames of input, signals and output, one above the other."""
     assert rendered.comparison is not None
     count = rendered.frames

@@ -19,18 +19,18 @@ from numpy.typing import NDArray
 from v2v.data.store import ClipStore
 from v2v.errors import NothingFound, UsageError
 from v2v.pipelines.camera_path import camera_path, check_camera_path, filmed, steadied, still_views
-from v2v.pipelines.model import Trained
-from v2v.pipelines.rendering import Drive, Rendering
+from v2v.pipelines.model import LoadedModel
+from v2v.pipelines.rendering import ConditioningSource, Rendering
 from v2v.pipelines.retarget_face import (
     MEASURES,
-    Face,
+    FaceProfile,
     FaceTransfer,
     Strengths,
     measures,
-    outside,
+    out_of_distribution,
 )
+from v2v.pipelines.segments import format_segments
 from v2v.pipelines.source import Source, check_finite, open_source
-from v2v.pipelines.stretches import told
 from v2v.progress import Reporter, Silent
 from v2v.signals import Track
 from v2v.signals.camera import Matrices
@@ -48,20 +48,20 @@ STRAY = 98  # percentile of its way to a side that must stay inside
 class FaceReenactment:
     """Renders the face that a model was trained on, driven by another."""
 
-    trained: Trained
+    trained: LoadedModel
 
     @classmethod
     def from_model(cls, path: str | Path, *, device: str = "auto") -> FaceReenactment:
         """Raises `CheckpointInvalid`, and `UsageError` for a model of another signal."""
-        trained = Trained.open(path, device=device)
+        trained = LoadedModel.open(path, device=device)
         trained.expect(SIGNAL, "re-enactment")
         return cls(trained)
 
-    def target(self, clip: int = 0) -> Face:
+    def target(self, clip: int = 0) -> FaceProfile:
         """What the model remembers of the face in one of its clips."""
         use = self.trained.model.record.clips[clip]
         points, depth = (self.trained.remembered(clip, SIGNAL, n) for n in ("points", "depth"))
-        return Face.remembered(points, depth, use.width, use.height)
+        return FaceProfile.remembered(points, depth, use.width, use.height)
 
     def __call__(
         self,
@@ -98,14 +98,14 @@ class FaceReenactment:
         """
         report, strengths = report or Silent(), strengths or Strengths()
         number = self.trained.clip_number(clip)
-        look = self.trained.look(number)
+        appearance = self.trained.appearance(number)
         target = self.target(number)
         check_camera_path(self.trained, number, camera)
         wanted = [SIGNAL, "camera"] if camera == "source" else [SIGNAL]
         driven = open_source(source, wanted, start=start, end=end, report=report)
         path = camera_path(self.trained, number, driven, camera)
         views = still_views(driven)
-        driver = Face.measure(
+        driver = FaceProfile.measure(
             lambda: _meshes(driven.store, 0, len(driven.store), views),
             neutral=self._neutral(driven, target, number, neutral),
         )
@@ -127,14 +127,14 @@ class FaceReenactment:
             )
         notes += motion.gaps()
         notes += path.notes
-        beyond = outside(motion.pieces, target, rate)
-        notes += told(beyond, lambda frame: driven.seconds(driven.start + frame))
+        beyond = out_of_distribution(motion.pieces, target, rate)
+        notes += format_segments(beyond, lambda frame: driven.seconds(driven.start + frame))
         placement = self.trained.placement(number)
 
         def tracks(first: int, stop: int) -> Sequence[Track]:
             return [path.track(placement.track(motion(first, stop)), first)]
 
-        drive = Drive(
+        conditioning = ConditioningSource(
             pipeline="face re-enactment", count=len(driven), rate=driven.rate, tracks=tracks,
             settings={
                 "start": driven.start, "neutral": driver.neutral, "absolute": absolute,
@@ -146,9 +146,11 @@ class FaceReenactment:
             source=driven.name, source_sha256=driven.sha256, pictures=driven.pictures,
             sound=driven.sound, notes=tuple(notes), behind=path.behind,
         )  # fmt: skip
-        return Rendering(self.trained, drive, look)
+        return Rendering(self.trained, conditioning, appearance)
 
-    def _neutral(self, driven: Source, target: Face, clip: int, asked: float | None) -> int | None:
+    def _neutral(
+        self, driven: Source, target: FaceProfile, clip: int, asked: float | None
+    ) -> int | None:
         """The driver's neutral frame, where it is known beforehand."""
         if asked is not None:
             check_finite("--neutral", asked)
@@ -198,7 +200,7 @@ class _Motion:
             return []
         return [f"no face in {lost} of {len(self.driven)} frames: the one before stays"]
 
-    def within(self, target: Face) -> float:
+    def within(self, target: FaceProfile) -> float:
         """By which factor translation must be weakened so that the head stays where it may be."""
         numbers = np.concatenate([measures(piece) for piece in self.pieces()])
         factor = 1.0

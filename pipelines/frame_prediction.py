@@ -23,8 +23,8 @@ from v2v.data.transforms import Placement
 from v2v.errors import TooFewFrames, UsageError
 from v2v.evaluation.measures import psnr
 from v2v.evaluation.prediction import constant_velocity, copy_last, track_error
-from v2v.pipelines.model import Look, Trained
-from v2v.pipelines.rendering import Drive, Picture, Rendering, row
+from v2v.pipelines.model import Appearance, LoadedModel
+from v2v.pipelines.rendering import ConditioningSource, Picture, Rendering, row
 from v2v.pipelines.source import Source, check_finite, open_source
 from v2v.progress import Reporter, Silent
 from v2v.signals import Track
@@ -41,14 +41,14 @@ CLOSE = 1.05  # by which frame rates may differ before it is said
 class FramePrediction:
     """Continues a clip with a model of it and the predictor trained beside the model."""
 
-    trained: Trained
+    trained: LoadedModel
     predictor: Predictor
     predictor_sha256: str
 
     @classmethod
     def from_model(cls, path: str | Path, *, device: str = "auto") -> FramePrediction:
         """Raises `CheckpointInvalid`; it says how to train a predictor where there is none."""
-        trained = Trained.open(path, device=device)
+        trained = LoadedModel.open(path, device=device)
         names = [use.name for use in trained.model.record.signals]
         if len(names) > 1:
             raise UsageError(
@@ -89,7 +89,7 @@ class FramePrediction:
         report = report or Silent()
         check_finite("--at", at)
         number = self.trained.clip_number(look)
-        shown = self.trained.look(number)
+        shown = self.trained.appearance(number)
         source = open_source(clip, [self.signal], report=report)
         rate = float(source.rate)
         now = len(source) - (frames if hold_back else 0) if at is None else round(at * rate)
@@ -122,7 +122,7 @@ class FramePrediction:
                 f" {float(Fraction(seen.fps)):.4g}: the motion will be too fast or too slow"
             )
         true = min(len(source) - now, frames)
-        drive = Drive(
+        conditioning = ConditioningSource(
             pipeline="frame prediction", count=frames, rate=source.rate,
             tracks=lambda a, b: [placement.track(predicted[a:b])],
             settings={
@@ -135,7 +135,7 @@ class FramePrediction:
             behind=self._behind(source, now, number),
         )  # fmt: skip
         return Prediction(
-            self.trained, drive, shown, source=source, now=now, placement=placement,
+            self.trained, conditioning, shown, source=source, now=now, placement=placement,
             past=past, predicted=predicted,
         )  # fmt: skip
 
@@ -155,7 +155,9 @@ class FramePrediction:
             return self.trained.placement(clip)
         return Placement.plain(source.size, self.trained.size)
 
-    def _before(self, source: Source, now: int, placement: Placement, look: Look) -> GeneratorState:
+    def _before(
+        self, source: Source, now: int, placement: Placement, look: Appearance
+    ) -> GeneratorState:
         """The state after the last real frames."""
         start = max(now - PAST, 0)
         tracks = [placement.track(source.store.track(self.signal, start, now))]
@@ -192,9 +194,9 @@ class Prediction(Rendering):
 
     def __init__(
         self,
-        trained: Trained,
-        drive: Drive,
-        look: Look,
+        trained: LoadedModel,
+        conditioning: ConditioningSource,
+        look: Appearance,
         *,
         source: Source,
         now: int,
@@ -202,7 +204,7 @@ class Prediction(Rendering):
         past: Track,
         predicted: Track,
     ) -> None:
-        super().__init__(trained, drive, look)
+        super().__init__(trained, conditioning, look)
         self.source, self.now, self.placement = source, now, placement
         self.past, self.predicted = past, predicted
 

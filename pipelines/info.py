@@ -10,7 +10,7 @@ from v2v.checkpoint import MODEL_FILE, load_model
 from v2v.data.probe import probe
 from v2v.data.store import CLIP_FILE, ClipStore
 from v2v.errors import UsageError
-from v2v.pipelines.mark import read_mark
+from v2v.pipelines.provenance import read_provenance
 from v2v.progress import Reporter, Silent
 from v2v.signals import signal_names
 from v2v.training.predictor import load_predictor
@@ -71,7 +71,7 @@ def _video(path: Path) -> dict[str, Any]:
         "fps": round(float(seen.rate), 4), "frames": seen.frames,
         "seconds": round(seen.duration, 3), "sound": seen.audio.codec if seen.audio else None,
     }  # fmt: skip
-    mark = None if seen.images else read_mark(path)
+    mark = None if seen.images else read_provenance(path)
     if mark is None:
         return facts | {"synthetic": "not marked as rendered by v2v"}
     return facts | {"what": "rendered video"} | mark.model_dump(mode="json")

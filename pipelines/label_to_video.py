@@ -22,8 +22,8 @@ from v2v.data.store import CLIP_FILE, ClipStore, frames_to_tensor
 from v2v.data.transforms import Placement
 from v2v.errors import LabelsMismatch, MediaError, MediaNotFound, UnknownName, UsageError
 from v2v.images import float_white, read_picture
-from v2v.pipelines.model import Look, Trained
-from v2v.pipelines.rendering import Drive, Rendering
+from v2v.pipelines.model import Appearance, LoadedModel
+from v2v.pipelines.rendering import ConditioningSource, Rendering
 from v2v.pipelines.source import Source, open_source
 from v2v.progress import Reporter, Silent
 from v2v.signals import Track
@@ -38,12 +38,12 @@ PIECE = 32  # label maps looked at together
 class LabelToVideo:
     """Renders label maps with a model trained on `segmentation`."""
 
-    trained: Trained
+    trained: LoadedModel
 
     @classmethod
     def from_model(cls, path: str | Path, *, device: str = "auto") -> LabelToVideo:
         """Raises `CheckpointInvalid`, and `UsageError` for a model of another signal."""
-        trained = Trained.open(path, device=device)
+        trained = LoadedModel.open(path, device=device)
         trained.expect(SIGNAL, "label-to-video")
         return cls(trained)
 
@@ -81,8 +81,8 @@ class LabelToVideo:
                 f"--fps is for a folder of maps; {labels} has a rate of its own",
                 hint="leave --fps out",
             )
-        look = self._look(style)
-        source = self._open(labels, start, end, fps, look, report)
+        appearance = self._appearance(style)
+        source = self._open(labels, start, end, fps, appearance, report)
         table = self._table(replace or {})
         notes = self._unseen(source, table, report)
         notes += source.store.record.signals[SIGNAL].warnings
@@ -97,7 +97,7 @@ class LabelToVideo:
             maps = source.store.track(SIGNAL, source.start + first, source.start + stop)
             return [placement.track(replaced(cast(LabelTrack, maps), table))]
 
-        drive = Drive(
+        conditioning = ConditioningSource(
             pipeline="label-to-video", count=len(source), rate=source.rate, tracks=tracks,
             settings={
                 "start": source.start, "replace": dict(replace or {}), "style": list(style),
@@ -108,7 +108,7 @@ class LabelToVideo:
             pictures=None if is_folder_of_maps(labels) else source.pictures,
             sound=source.sound, notes=tuple(notes),
         )  # fmt: skip
-        return Rendering(self.trained, drive, look)
+        return Rendering(self.trained, conditioning, appearance)
 
     # ------------------------------------------------------------ the maps
 
@@ -118,7 +118,7 @@ class LabelToVideo:
         start: float | None,
         end: float | None,
         fps: str | None,
-        look: Look,
+        appearance: Appearance,
         report: Reporter,
     ) -> Source:
         folder = None if isinstance(labels, ClipStore) else Path(labels)
@@ -133,7 +133,7 @@ class LabelToVideo:
             "segmentation.classes": classes, "preview.enabled": False,
             # The maps are shown no larger than the model renders them.
             "frames.size": min(self.trained.size),
-            "frames.fps": fps or self.trained.model.record.clips[look.clip].fps,
+            "frames.fps": fps or self.trained.model.record.clips[appearance.clip].fps,
         }  # fmt: skip
         try:
             source = open_source(
@@ -223,7 +223,7 @@ class LabelToVideo:
 
     # ------------------------------------------------------------ the look
 
-    def _look(self, style: Sequence[str]) -> Look:
+    def _appearance(self, style: Sequence[str]) -> Appearance:
         trained, by_picture = self.trained, self.trained.takes_pictures
         clips = [clip.name for clip in trained.model.record.clips]
         clip, picture, clusters = 0, None, {}
@@ -247,7 +247,7 @@ class LabelToVideo:
                     f"{item} is no style of {trained.name}, and no picture",
                     hint=self._styles(clips, by_picture),
                 )
-        return trained.look(clip, picture=picture, clusters=clusters)
+        return trained.appearance(clip, picture=picture, clusters=clusters)
 
     def _cluster(self, name: str, number: str) -> int:
         found = self.trained.clusters.get(self.classes.index(name))

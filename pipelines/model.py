@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from v2v.checkpoint import MODEL_FILE, REFERENCES, Model, load_model
-from v2v.data.plate import Backgrounds
+from v2v.data.background import Backgrounds
 from v2v.data.references import Chooser, as_condition, reference_signal
 from v2v.data.store import ClipStore, file_record
-from v2v.data.transforms import Placement, grain_of
+from v2v.data.transforms import Placement, downscale_of
 from v2v.errors import CheckpointInvalid, UnknownName, UsageError
 from v2v.models.baselines.pix2pixhd import Clusters, pick_features
 from v2v.models.generator import SequentialGenerator
-from v2v.native import cpu_has_bf16
+from v2v.runtime import cpu_has_bf16
 from v2v.signals import Track
 from v2v.signals._landmarks import planes
 from v2v.signals.camera import carry_each
@@ -37,7 +37,7 @@ COMMANDS = {  # what renders from a signal
 
 
 @dataclass(frozen=True)
-class Look:
+class Appearance:
     """What else than signals decides how a frame looks."""
 
     clip: int = 0  # of the model's clips: its background, its style
@@ -46,7 +46,7 @@ class Look:
 
 
 @dataclass(frozen=True)
-class Trained:
+class LoadedModel:
     """A model on its device, and where it came from."""
 
     folder: Path  # with model.json
@@ -55,7 +55,9 @@ class Trained:
     bf16: bool
 
     @classmethod
-    def open(cls, path: str | Path, *, device: str = "auto", precision: str = "auto") -> Trained:
+    def open(
+        cls, path: str | Path, *, device: str = "auto", precision: str = "auto"
+    ) -> LoadedModel:
         """Open a run's name (below `runs/`), a run folder or a model folder.
 
         Args:
@@ -130,10 +132,10 @@ class Trained:
             return generator.encoder is not None
         return hasattr(generator, "encoder") and not self.clusters
 
-    def look(
+    def appearance(
         self, clip: int = 0, *, picture: Tensor | None = None,
         clusters: dict[int, int] | None = None,
-    ) -> Look:  # fmt: skip
+    ) -> Appearance:  # fmt: skip
         """How frames are to look: as a clip that it was trained on, where nothing else is said.
 
         Raises `UsageError` where a picture is wanted and none is known.
@@ -146,15 +148,15 @@ class Trained:
                     hint="train it again with this version of v2v",
                 )
         picture = None if picture is None else picture.to(self.device)
-        return Look(clip, picture, clusters or {})
+        return Appearance(clip, picture, clusters or {})
 
     def placement(self, clip: int) -> Placement:
         """Where the pixels of a clip that it was trained on are in its frames."""
         use, record = self.model.record.clips[clip], self.model.record
         source = (use.height, use.width)
         # As training saw it, rounding and all.
-        grain = grain_of(source, self.size, record.zoom)
-        return Placement.plain(source, self.size, grain=grain)
+        downscale = downscale_of(source, self.size, record.zoom)
+        return Placement.plain(source, self.size, downscale=downscale)
 
     def remembered(self, clip: int, signal: str, kind: str = "points") -> NDArray[np.float32]:
         """Points of a signal, or their depth, that it was trained on, in that clip's stored pixels.
@@ -203,9 +205,9 @@ class Trained:
             if key.startswith("clusters.")
         }
 
-    def chooser(self, look: Look) -> Chooser | None:
+    def chooser(self, appearance: Appearance) -> Chooser | None:
         """What chooses references for a video from its first frame on; None: there are none."""
-        references = self.model.references.get(look.clip)
+        references = self.model.references.get(appearance.clip)
         if references is None:
             return None
         return Chooser(references, self.model.record.generator["references"])
@@ -218,7 +220,7 @@ class Trained:
         return tracks[names.index(signal)]
 
     def conditions(
-        self, tracks: Sequence[Track], look: Look, chooser: Chooser | None = None,
+        self, tracks: Sequence[Track], appearance: Appearance, chooser: Chooser | None = None,
         behind: NDArray[np.uint8] | None = None,
     ) -> Condition:  # fmt: skip
         """What n frames are rendered from, [n, ...], their signals given in the model's pixels.
@@ -232,13 +234,13 @@ class Trained:
         height, width = self.size
         signals = torch.cat([track.tensor(height, width) for track in tracks], dim=1)
         count = len(signals)
-        plate = self.model.plates.get(look.clip)
-        if plate is not None:
-            plate = plate[None].expand(count, -1, -1, -1)
-        if plate is not None and behind is not None:
-            plate = torch.empty(count, 4, height, width)
-            planes(behind[..., :3], plate[:, :3].numpy())
-            plate[:, 3] = torch.from_numpy(behind[..., 3]).float().div_(255)
+        background_plate = self.model.background_plates.get(appearance.clip)
+        if background_plate is not None:
+            background_plate = background_plate[None].expand(count, -1, -1, -1)
+        if background_plate is not None and behind is not None:
+            background_plate = torch.empty(count, 4, height, width)
+            planes(behind[..., :3], background_plate[:, :3].numpy())
+            background_plate[:, 3] = torch.from_numpy(behind[..., 3]).float().div_(255)
         instances = features = None
         maps = next((t for t in tracks if isinstance(t, LabelTrack)), None)
         if maps is not None and (self.clusters or maps.instances is not None):
@@ -248,10 +250,13 @@ class Trained:
             if instances is None:
                 instances = torch.zeros(count, 1, height, width, dtype=torch.int64)
             chosen = {  # one look where it was picked, else by chance, yet the same over a video
-                kind: rows[[look.clusters[kind]]] if kind in look.clusters else rows
+                kind: rows[[appearance.clusters[kind]]] if kind in appearance.clusters else rows
                 for kind, rows in self.clusters.items()
             }
             features = pick_features(chosen, instances, seed=0)
+        style = appearance.picture
+        if style is not None:
+            style = style[None].expand(count, -1, -1, -1)
         references = None
         if chooser is not None:
             track = self.reference_track(tracks)
@@ -263,11 +268,11 @@ class Trained:
             )
         return Condition(
             signals=signals, references=references,
-            clip=torch.full((count,), look.clip, dtype=torch.int64),
-            plate=plate,
-            style=None if look.picture is None else look.picture[None].expand(count, -1, -1, -1),
+            clip=torch.full((count,), appearance.clip, dtype=torch.int64),
+            background_plate=background_plate,
+            style=style,
             instances=instances, features=features,
-            handles=torch.cat([track.handle_tensor() for track in tracks], dim=1),
+            control_points=torch.cat([track.control_point_tensor() for track in tracks], dim=1),
         )  # fmt: skip
 
 

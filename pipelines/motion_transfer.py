@@ -20,12 +20,12 @@ from v2v.checkpoint import ClipUse
 from v2v.data.store import ClipStore
 from v2v.errors import NothingFound, UnknownName
 from v2v.pipelines.camera_path import camera_path, check_camera_path, filmed, steadied, still_views
-from v2v.pipelines.model import Trained
-from v2v.pipelines.pose_range import outside
-from v2v.pipelines.rendering import Drive, Rendering
+from v2v.pipelines.model import LoadedModel
+from v2v.pipelines.pose_range import out_of_distribution
+from v2v.pipelines.rendering import ConditioningSource, Rendering
 from v2v.pipelines.retarget_pose import RETARGETS, Body, kept_inside, retarget
+from v2v.pipelines.segments import format_segments
 from v2v.pipelines.source import Source, open_source
-from v2v.pipelines.stretches import told
 from v2v.progress import Reporter, Silent
 from v2v.signals import Track
 from v2v.signals.pose import MIN_SCORE, NAMES, PoseTrack
@@ -38,12 +38,12 @@ LOOKS = 4  # frames that are looked at for other people
 class MotionTransfer:
     """Renders the person that a model was trained on, moving as another."""
 
-    trained: Trained
+    trained: LoadedModel
 
     @classmethod
     def from_model(cls, path: str | Path, *, device: str = "auto") -> MotionTransfer:
         """Raises `CheckpointInvalid`, and `UsageError` for a model of another signal."""
-        trained = Trained.open(path, device=device)
+        trained = LoadedModel.open(path, device=device)
         trained.expect(SIGNAL, "motion transfer")
         return cls(trained)
 
@@ -78,7 +78,7 @@ class MotionTransfer:
             raise UnknownName.among("--retarget", retarget, RETARGETS)
         report = report or Silent()
         number = self.trained.clip_number(clip)
-        look = self.trained.look(number)
+        appearance = self.trained.appearance(number)
         check_camera_path(self.trained, number, camera)
         wanted = [SIGNAL, "camera"] if camera == "source" else [SIGNAL]
         driven = open_source(source, wanted, start=start, end=end, report=report)
@@ -103,9 +103,9 @@ class MotionTransfer:
             return [path.track(track, first)]
 
         notes += path.notes
-        beyond = outside(moved, known, rate, width=use.width, height=use.height)
-        notes += told(beyond, lambda frame: driven.seconds(driven.start + frame))
-        drive = Drive(
+        beyond = out_of_distribution(moved, known, rate, width=use.width, height=use.height)
+        notes += format_segments(beyond, lambda frame: driven.seconds(driven.start + frame))
+        conditioning = ConditioningSource(
             pipeline="motion transfer", count=len(driven), rate=driven.rate, tracks=tracks,
             settings={
                 "start": driven.start, "retarget": retarget, "clip": number,
@@ -116,7 +116,7 @@ class MotionTransfer:
             source=driven.name, source_sha256=driven.sha256, pictures=driven.pictures,
             sound=driven.sound, notes=tuple(notes), behind=path.behind,
         )  # fmt: skip
-        return Rendering(self.trained, drive, look)
+        return Rendering(self.trained, conditioning, appearance)
 
     def skeletons(self, driven: Source, mode: str, clip: int = 0) -> NDArray[np.float32]:
         """[frames, 75, 3] the source's poses on the target's body, in its stored pixels.
@@ -178,7 +178,7 @@ def _absence(driven: Source, moved: NDArray[np.float32]) -> list[str]:
 
 def _company(driven: Source) -> list[str]:
     """Whether others are in view, and who was followed."""
-    from v2v.preprocess.pose import is_another, survey  # MediaPipe loads where it is used
+    from v2v.preprocess.pose import detect_people, is_another  # MediaPipe loads where it is used
 
     width = driven.size[1]
     pose = cast(PoseTrack, driven.store.track(SIGNAL))
@@ -188,7 +188,7 @@ def _company(driven: Source) -> list[str]:
         frame = driven.store.frames(int(place), int(place) + 1)[0]
         body = pose.points[place]
         body = body[body[:, 2] >= MIN_SCORE]
-        if any(is_another(person, body) for person in survey(frame, most=3)):
+        if any(is_another(person, body) for person in detect_people(frame, most=3)):
             across = float(np.median(body[:, 0])) / width
             sides = ("on the left", "in the middle", "on the right")
             side = sides[int(across > 0.4) + int(across > 0.6)]

@@ -29,7 +29,7 @@ from v2v.pipelines.retarget_pose import (
     seen_points,
     with_middles,
 )
-from v2v.pipelines.stretches import Stretch
+from v2v.pipelines.segments import Segment
 from v2v.signals.pose import POINT
 
 Flags = NDArray[np.bool_]
@@ -66,9 +66,9 @@ JOINTS = sorted({point for bone in BONES for point in bone if point < HIPS} | {P
 Words = tuple[str, str]  # what is there, and what to do: "film yourself ..."
 
 
-def outside(
+def out_of_distribution(
     points: Points, trained: Points, rate: float, *, width: int, height: int
-) -> list[Stretch]:
+) -> list[Segment]:
     """The stretches of `points` [T, 75, 3] that lie outside the poses `trained` [N, 75, 3].
 
     Args:
@@ -86,7 +86,7 @@ def outside(
     return sorted(found, key=lambda stretch: (stretch.start, stretch.stop))
 
 
-def _new_poses(now: Values, known: Values, rate: float) -> Iterator[Stretch]:
+def _new_poses(now: Values, known: Values, rate: float) -> Iterator[Segment]:
     for part, bones in PARTS.items():
         angles, others = _directions(now, bones), _directions(known, bones)
         beyond = _away(angles, others) - _limit(others, rate)
@@ -94,7 +94,7 @@ def _new_poses(now: Values, known: Values, rate: float) -> Iterator[Stretch]:
         yield from _in_words(beyond > 0, words, rate)
 
 
-def _new_facing(now: Values, known: Values, rate: float) -> Iterator[Stretch]:
+def _new_facing(now: Values, known: Values, rate: float) -> Iterator[Segment]:
     wide = _width(known)
     seen = wide[np.isfinite(wide)]
     if not seen.size:
@@ -106,7 +106,7 @@ def _new_facing(now: Values, known: Values, rate: float) -> Iterator[Stretch]:
     yield from _in_words(beyond > 0, words, rate)
 
 
-def _new_sizes(now: Values, known: Values, rate: float) -> Iterator[Stretch]:
+def _new_sizes(now: Values, known: Values, rate: float) -> Iterator[Segment]:
     full = [_full_length(known, bone) for bone in BONES]
     sizes, others = _size(now, full), _size(known, full)
     others = others[np.isfinite(others)]
@@ -115,17 +115,17 @@ def _new_sizes(now: Values, known: Values, rate: float) -> Iterator[Stretch]:
     small, large = np.percentile(others, (1, 99))
     sizes = np.where(np.isfinite(sizes), sizes, (small + large) / 2)
     for start, stop in _runs(sizes > large * SIZE, rate):
-        yield _stretch(start, stop, ("the person is nearer than ever", "closer to the camera"))
+        yield _segment(start, stop, ("the person is nearer than ever", "closer to the camera"))
     for start, stop in _runs(sizes < small / SIZE, rate):
         words = ("the person is farther away than ever", "farther from the camera")
-        yield _stretch(start, stop, words)
+        yield _segment(start, stop, words)
 
 
-def _cut_off(now: Values, known: Values, rate: float, width: int, height: int) -> Iterator[Stretch]:
+def _cut_off(now: Values, known: Values, rate: float, width: int, height: int) -> Iterator[Segment]:
     usual = float(np.percentile(_share_outside(known, width, height), 98))
     cut = _share_outside(now, width, height) > usual + CUT
     for start, stop in _runs(cut, rate):
-        yield Stretch(
+        yield Segment(
             start,
             stop,
             "the person leaves the picture",
@@ -133,7 +133,7 @@ def _cut_off(now: Values, known: Values, rate: float, width: int, height: int) -
         )
 
 
-def _in_words(flags: Flags, words: dict[int, Words], rate: float) -> Iterator[Stretch]:
+def _in_words(flags: Flags, words: dict[int, Words], rate: float) -> Iterator[Segment]:
     """Stretches of one thing each; one in which nothing lasts goes by what is most often there."""
     for start, stop in _runs(flags, rate):
         said = [words.get(t) for t in range(start, stop)]
@@ -141,12 +141,12 @@ def _in_words(flags: Flags, words: dict[int, Words], rate: float) -> Iterator[St
         found = []
         for kind in counts:
             runs = _runs(np.array([word == kind for word in said]), rate)
-            found += [_stretch(start + a, start + b, kind) for a, b in runs]
-        yield from found or [_stretch(start, stop, counts.most_common(1)[0][0])]
+            found += [_segment(start + a, start + b, kind) for a, b in runs]
+        yield from found or [_segment(start, stop, counts.most_common(1)[0][0])]
 
 
-def _stretch(start: int, stop: int, words: Words) -> Stretch:
-    return Stretch(start, stop, words[0], f"film yourself {words[1]}")
+def _segment(start: int, stop: int, words: Words) -> Segment:
+    return Segment(start, stop, words[0], f"film yourself {words[1]}")
 
 
 # ---------------------------------------------------------------- what is compared

@@ -28,7 +28,7 @@ from v2v.data.references import (
 from v2v.data.transforms import Placement
 from v2v.errors import NothingFound, UsageError
 from v2v.files import replacing_file
-from v2v.pipelines.model import Trained
+from v2v.pipelines.model import LoadedModel
 from v2v.pipelines.source import open_source
 from v2v.progress import Reporter
 
@@ -48,8 +48,8 @@ class ReferencePicture:
         return {"number": self.number, "picture": str(self.path), "frame": self.frame}
 
 
-def _opened(model: str | Path) -> Trained:
-    trained = Trained.open(model, device="cpu")
+def _opened(model: str | Path) -> LoadedModel:
+    trained = LoadedModel.open(model, device="cpu")
     if not trained.model.references:
         raise UsageError(
             f"{trained.name} renders without reference pictures",

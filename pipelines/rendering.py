@@ -32,15 +32,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from v2v import __version__
-from v2v.ahead import ahead
 from v2v.data.video import CODECS, Sound, VideoWriter, concatenate
 from v2v.errors import NotAVideo, NotWritable, UnknownName, UsageError, writing
 from v2v.files import LOCK, FolderLock, Seal, discard, partial_of, remove, replacing_file
 from v2v.models.rollout import rollout
-from v2v.native import step_back
-from v2v.pipelines.mark import Mark, read_mark
-from v2v.pipelines.model import Look, Trained
+from v2v.pipelines.model import Appearance, LoadedModel
+from v2v.pipelines.provenance import Provenance, read_provenance
+from v2v.prefetch import prefetch
 from v2v.progress import Reporter, Silent
+from v2v.runtime import lower_thread_priority
 from v2v.signals import Track
 from v2v.types import Condition, GeneratorState
 
@@ -48,7 +48,9 @@ Picture = NDArray[np.uint8]  # RGB [H, W, 3]
 
 CHUNK = 4  # frames drawn together
 SEGMENT = 96  # frames of a segment: two groups of the codec; what a kill loses at most
-MAKING = 3  # raised when the same weights begin to make other frames: old files are not theirs
+RENDERER_VERSION = (
+    3  # raised when the same weights begin to make other frames: old files are not theirs
+)
 BEHIND = 6  # frames that encoding may lag behind
 CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm"}
 CRF = 18.0
@@ -56,7 +58,7 @@ PLAN = "plan.json"  # of a render that is not whole yet: what decides about its 
 
 
 @dataclass(frozen=True)
-class Drive:
+class ConditioningSource:
     """What drives a rendering: the model's signals for every frame, and where they came from."""
 
     pipeline: str  # its name, for people
@@ -144,7 +146,7 @@ class Output:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RenderResult:
     """What a render left on disk."""
 
     video: Path
@@ -174,29 +176,36 @@ class Rendering:
     >>> frames.save("out.mp4", compare=True)
     """
 
-    def __init__(self, trained: Trained, drive: Drive, look: Look | None = None) -> None:
+    def __init__(
+        self,
+        trained: LoadedModel,
+        conditioning: ConditioningSource,
+        appearance: Appearance | None = None,
+    ) -> None:
         self.trained = trained
-        self.drive = drive
-        self.look = look or Look()
+        self.conditioning = conditioning
+        self.appearance = appearance or Appearance()
         self.height, self.width = trained.size
 
     def __repr__(self) -> str:
         return (
-            f"Rendering({self.drive.pipeline}, {len(self)} frames of {self.width}x{self.height}"
-            f" at {float(self.rate):.4g} a second, {self.drive.source} -> {self.trained.name})"
+            f"Rendering({self.conditioning.pipeline}, {len(self)} frames of"
+            f" {self.width}x{self.height}"
+            f" at {float(self.rate):.4g} a second, {self.conditioning.source} ->"
+            f" {self.trained.name})"
         )
 
     def __len__(self) -> int:
-        return self.drive.count
+        return self.conditioning.count
 
     @property
     def rate(self) -> Fraction:
-        return self.drive.rate
+        return self.conditioning.rate
 
     @property
     def notes(self) -> tuple[str, ...]:
         """Sentences on what to know of the result, e.g. motion that the model never saw."""
-        return self.drive.notes
+        return self.conditioning.notes
 
     def __iter__(self) -> Iterator[Picture]:
         for step in self.steps():
@@ -204,15 +213,15 @@ class Rendering:
 
     # ------------------------------------------------------------ frames
 
-    def steps(self, first: int = 0, state: GeneratorState | None = None) -> Iterator[Step]:
+    def steps(self, first: int = 0, state: GeneratorState | None = None) -> Iterator[RenderedFrame]:
         """Frames from `first` on, given the state before it."""
-        if first == 0 and state is None and self.drive.before is not None:
-            state = self.drive.before()
+        if first == 0 and state is None and self.conditioning.before is not None:
+            state = self.conditioning.before()
         device, generator = self.trained.device, self.trained.model.generator
         drawn: deque[Track] = deque()
 
         def conditions() -> Iterator[Condition]:
-            for tracks, condition in ahead(self._drawn(first), 2, prepare=step_back):
+            for tracks, condition in prefetch(self._drawn(first), 2, prepare=lower_thread_priority):
                 for i in range(len(tracks[0])):
                     drawn.append(tracks[0][i : i + 1])
                     yield condition.map(row(i)).to(device)
@@ -232,25 +241,27 @@ class Rendering:
 
         for output, after in rendered():
             frame = output.frame[0].float().clamp(-1, 1).cpu()
-            yield Step(frame, after, drawn.popleft())
+            yield RenderedFrame(frame, after, drawn.popleft())
 
     def _drawn(self, first: int) -> Iterator[tuple[Sequence[Track], Condition]]:
-        chooser = self.trained.chooser(self.look)
+        chooser = self.trained.chooser(self.appearance)
         if chooser is not None:  # which references are in use follows from all frames before
             for start in range(0, first, CHUNK):
-                tracks = self.drive.tracks(start, min(start + CHUNK, first))
+                tracks = self.conditioning.tracks(start, min(start + CHUNK, first))
                 chooser(self.trained.reference_track(tracks))
         for start in range(first, len(self), CHUNK):
             stop = min(start + CHUNK, len(self))
-            tracks = self.drive.tracks(start, stop)
-            behind = None if self.drive.behind is None else self.drive.behind(start, stop)
-            yield tracks, self.trained.conditions(tracks, self.look, chooser, behind)
+            tracks = self.conditioning.tracks(start, stop)
+            behind = (
+                None if self.conditioning.behind is None else self.conditioning.behind(start, stop)
+            )
+            yield tracks, self.trained.conditions(tracks, self.appearance, chooser, behind)
 
     # ------------------------------------------------------------ a video
 
     def save(
         self, path: str | Path | Output, *, report: Reporter | None = None, **options: Any
-    ) -> Outcome:
+    ) -> RenderResult:
         """Render to a video with the source's sound and rate, marked as synthetic.
 
         Killed and called again with the same arguments it goes on where it stopped.
@@ -266,18 +277,20 @@ class Rendering:
         _Video(output, self).render(report or Silent())
         return self.outcome(output)
 
-    def outcome(self, output: Output) -> Outcome:
+    def outcome(self, output: Output) -> RenderResult:
         """What `save` says of a video once it is there."""
         width, height = output_size(output.size, self.height, self.width)
         comparison = output.comparison if output.compare else None
-        return Outcome(output.path, comparison, len(self), self.rate, width, height, self.notes)
+        return RenderResult(
+            output.path, comparison, len(self), self.rate, width, height, self.notes
+        )
 
     def is_saved(self, output: Output) -> bool:
         """Whether the files are there already, with the very frames of this rendering."""
         mine = _Video(output, self).digest
         for file in output.files:
             try:
-                mark = read_mark(file) if file.exists() else None
+                mark = read_provenance(file) if file.exists() else None
             except NotAVideo:
                 mark = None
             if mark is None or mark.render != mine:
@@ -295,21 +308,23 @@ class Rendering:
         if path.exists() and not overwrite:
             raise UsageError(f"{path} exists already", hint="replace it with --overwrite")
         places = np.unique(np.linspace(0, len(self) - 1, frames).astype(int))
-        plate = self.trained.model.plates.get(self.look.clip)
-        still = None if plate is None else _picture(plate[:3].float().cpu())
+        background_plate = self.trained.model.background_plates.get(self.appearance.clip)
+        still = None if background_plate is None else _picture(background_plate[:3].float().cpu())
         columns = []
         for place in places:
-            track = self.drive.tracks(int(place), int(place) + 1)[0]
+            track = self.conditioning.tracks(int(place), int(place) + 1)[0]
             drawn = track.draw(self.height, self.width)[0]
             behind = still
-            if self.drive.behind is not None:
-                behind = np.ascontiguousarray(self.drive.behind(place, place + 1)[0, ..., :3])
+            if self.conditioning.behind is not None:
+                behind = np.ascontiguousarray(
+                    self.conditioning.behind(place, place + 1)[0, ..., :3]
+                )
             if behind is not None and track.transparent:
                 drawn = np.asarray(cv2.max(drawn, cv2.convertScaleAbs(behind, alpha=0.5)), np.uint8)
             rows = [drawn]
-            if self.drive.pictures is not None:
+            if self.conditioning.pictures is not None:
                 across, down = self.width, self.height
-                picture = next(self.drive.pictures(int(place)))
+                picture = next(self.conditioning.pictures(int(place)))
                 factor = min(across / picture.shape[1], down / picture.shape[0])
                 inner = (
                     max(round(picture.shape[1] * factor), 1),
@@ -326,7 +341,7 @@ class Rendering:
 
 
 @dataclass(frozen=True)
-class Step:
+class RenderedFrame:
     """One rendered frame."""
 
     frame: Tensor  # [3, H, W] in [-1, 1]
@@ -379,16 +394,21 @@ class _Video:
     def identity(self) -> dict[str, Any]:
         """What decides about the frames of the video, as they are written."""
         rendering, trained = self.rendering, self.rendering.trained
-        drive, look, picture = rendering.drive, rendering.look, rendering.look.picture
+        conditioning, appearance, picture = (
+            rendering.conditioning,
+            rendering.appearance,
+            rendering.appearance.picture,
+        )
         styled = None if picture is None else _digest(picture.cpu().numpy().tobytes())
         references = trained.references_sha256
         text = json.dumps(
             {
-                "tool": __version__, "making": MAKING, "model": trained.sha256,
+                "tool": __version__, "making": RENDERER_VERSION, "model": trained.sha256,
                 "device": trained.device.type, "bf16": trained.bf16,
-                "pipeline": drive.pipeline, "settings": drive.settings,
-                "source": drive.source_sha256, "frames": drive.count, "rate": str(drive.rate),
-                "look": [look.clip, styled, sorted(look.clusters.items())],
+                "pipeline": conditioning.pipeline, "settings": conditioning.settings,
+                "source": conditioning.source_sha256, "frames": conditioning.count,
+                "rate": str(conditioning.rate),
+                "look": [appearance.clip, styled, sorted(appearance.clusters.items())],
                 "size": [self.width, self.height], "codec": self.output.codec,
                 "crf": self.output.crf,
             }
@@ -489,14 +509,16 @@ class _Video:
     # ------------------------------------------------------------ rendering
 
     def _segments(self, done: int, report: Reporter) -> None:
-        count, drive = len(self.rendering), self.rendering.drive
+        count, conditioning = len(self.rendering), self.rendering.conditioning
         first = min(done * SEGMENT, count)
         report.start("render", count, first)
         if first < count:
             state = GeneratorState(**load_file(self._state(done - 1))) if done else None
             pictures: Iterator[Picture | None] = iter(())
-            if self.output.compare and drive.pictures is not None:
-                pictures = ahead(drive.pictures(first), CHUNK, prepare=step_back)
+            if self.output.compare and conditioning.pictures is not None:
+                pictures = prefetch(
+                    conditioning.pictures(first), CHUNK, prepare=lower_thread_priority
+                )
             with _Encoding(self) as encoding:
                 for index, step in enumerate(self.rendering.steps(first, state), start=first):
                     encoding.add(index, step, next(pictures, None))
@@ -505,19 +527,27 @@ class _Video:
 
     def _join(self) -> None:
         """All segments as whole files, which come to stand under their names together."""
-        output, drive, trained = self.output, self.rendering.drive, self.rendering.trained
+        output, conditioning, trained = (
+            self.output,
+            self.rendering.conditioning,
+            self.rendering.trained,
+        )
         codec, numbers = CODECS[output.codec], range(self.segments)
         container = CONTAINERS[output.path.suffix.lower()]
         tag = codec.tag if container in ("mp4", "mov") else None
-        mark = Mark.of(
-            trained, drive.pipeline, drive.source, drive.source_sha256, render=self.digest
+        mark = Provenance.of(
+            trained,
+            conditioning.pipeline,
+            conditioning.source,
+            conditioning.source_sha256,
+            render=self.digest,
         )
         whole = {}
         for file, kind in zip(output.files, ("", "-compare"), strict=False):
             whole[file] = self.work / f"whole{kind}"
             concatenate(
                 [self._segment(n, kind) for n in numbers], whole[file], container=container,
-                rate=drive.rate, sound=drive.sound, tags=mark.tags(), tag=tag,
+                rate=conditioning.rate, sound=conditioning.sound, tags=mark.tags(), tag=tag,
             )  # fmt: skip
         for file, made in whole.items():
             with writing(file):
@@ -531,7 +561,9 @@ class _Encoding:
         self.video = video
         # On the cores that the network leaves free: where it has to wait for one of its threads,
         # all of them wait.
-        self.pool = ThreadPoolExecutor(1, thread_name_prefix="encode", initializer=step_back)
+        self.pool = ThreadPoolExecutor(
+            1, thread_name_prefix="encode", initializer=lower_thread_priority
+        )
         self.pending: deque[Future[None]] = deque()
         self.writers: list[VideoWriter] = []
         self.failed = False
@@ -548,13 +580,13 @@ class _Encoding:
             for writer in self.writers:
                 writer.__exit__(BaseException)  # what is not whole is not kept
 
-    def add(self, index: int, step: Step, picture: Picture | None) -> None:
+    def add(self, index: int, step: RenderedFrame, picture: Picture | None) -> None:
         """Hand over a frame; waits where encoding has fallen behind, raises what it raised."""
         self.pending.append(self.pool.submit(self._write, index, step, picture))
         if len(self.pending) > BEHIND:
             self.pending.popleft().result()
 
-    def _write(self, index: int, step: Step, picture: Picture | None) -> None:
+    def _write(self, index: int, step: RenderedFrame, picture: Picture | None) -> None:
         if self.failed:  # those handed over already must not follow the one that is missing
             return
         try:
@@ -563,7 +595,7 @@ class _Encoding:
             self.failed = True
             raise
 
-    def _encode(self, index: int, step: Step, picture: Picture | None) -> None:
+    def _encode(self, index: int, step: RenderedFrame, picture: Picture | None) -> None:
         video = self.video
         number, place = divmod(index, SEGMENT)
         rows = [_sized(step.picture(), video.width, video.height)]
@@ -611,7 +643,7 @@ def _sized(picture: Picture, width: int, height: int) -> Picture:
     return np.asarray(cv2.resize(picture, (width, height), interpolation=kind), np.uint8)
 
 
-def _panels(picture: Picture | None, step: Step, output: Picture) -> Picture:
+def _panels(picture: Picture | None, step: RenderedFrame, output: Picture) -> Picture:
     """input | signals | output, all of the output's height."""
     height, width = output.shape[:2]
     panels = [step.signal.draw(height, width)[0], output]

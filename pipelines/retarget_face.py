@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from v2v.errors import ConfigError, NothingFound, UnknownName
-from v2v.pipelines.stretches import Stretch, joined
+from v2v.pipelines.segments import Segment, joined
 from v2v.signals.face import (
     IRISES,
     LIPS_INNER,
@@ -50,7 +50,7 @@ from v2v.signals.face import PARTS as DRAWN
 Array = NDArray[np.float64]
 Indices = list[int]
 # A clip: all of it, or something that gives its chunks from the start each time it is called.
-Clip = FaceTrack | Callable[[], Iterable[FaceTrack]]
+FaceClip = FaceTrack | Callable[[], Iterable[FaceTrack]]
 
 CHUNK = 1024  # frames worked on at a time
 
@@ -136,7 +136,7 @@ def part_sizes(shape: Array) -> dict[str, Array]:
 
 
 @dataclass(frozen=True, eq=False)
-class Face:
+class FaceProfile:
     """What is known of one person from one clip: the neutral frame, and how far things went.
 
     `shape` [478, 3] is the canonical shape R^T (X - centre) / scale of the neutral frame, whose
@@ -162,7 +162,7 @@ class Face:
         return part_sizes(self.shape)
 
     @classmethod
-    def measure(cls, clip: Clip, neutral: int | None = None) -> Face:
+    def measure(cls, clip: FaceClip, neutral: int | None = None) -> FaceProfile:
         """Measure a clip, which is gone through twice; memory holds a chunk of it at a time.
 
         Args:
@@ -214,7 +214,7 @@ class Face:
         width: int,
         height: int,
         neutral: int | None = None,
-    ) -> Face:
+    ) -> FaceProfile:
         """The face in frames that a model kept of its training clip.
 
         Args:
@@ -248,7 +248,7 @@ def measures(track: FaceTrack) -> NDArray[np.float32]:
     return np.concatenate(numbers, axis=1)
 
 
-def _chunks(clip: Clip) -> Iterator[FaceTrack]:
+def _chunks(clip: FaceClip) -> Iterator[FaceTrack]:
     for part in [clip] if isinstance(clip, FaceTrack) else clip():
         for start in range(0, len(part), CHUNK):
             yield part[start : start + CHUNK]
@@ -287,7 +287,7 @@ class _Summary:
     shapes: Array  # [<= CHUNK, points of `_TELLING`, 3] of the sampled frames
 
     @classmethod
-    def of(cls, clip: Clip) -> _Summary:
+    def of(cls, clip: FaceClip) -> _Summary:
         numbers, motion, filled = [], [], []
         sampled: list[int] = []
         shapes: list[Array] = []
@@ -317,7 +317,7 @@ class _Summary:
         )  # fmt: skip
 
 
-def _find_neutral(clip: Clip, summary: _Summary, forced: int | None) -> tuple[int, FaceTrack]:
+def _find_neutral(clip: FaceClip, summary: _Summary, forced: int | None) -> tuple[int, FaceTrack]:
     """Number of the neutral frame, and the frame.
 
     The second pass adds what the first could not know: how far a frame's expression is from
@@ -440,8 +440,8 @@ class FaceTransfer:
 
     def __init__(
         self,
-        driver: Face,
-        target: Face,
+        driver: FaceProfile,
+        target: FaceProfile,
         strengths: Strengths | None = None,
         *,
         absolute: bool = False,
@@ -766,7 +766,7 @@ DEGREES, SHARE = 5.0, 0.1  # what may be exceeded before it counts
 SHORTEST = 0.3  # seconds
 
 
-def outside(moved: Clip, target: Face, rate: float) -> list[Stretch]:
+def out_of_distribution(moved: FaceClip, target: FaceProfile, rate: float) -> list[Segment]:
     """Where the transferred face leaves the range of the target's training clip.
 
     Angles count from 5 degrees beyond it; place from 10 percent of the frame, size from 10
@@ -789,8 +789,8 @@ def outside(moved: Clip, target: Face, rate: float) -> list[Stretch]:
                 beyond = np.nan_to_num(sign * (values - limit), nan=-np.inf)
             for start, stop in joined((beyond > margin).any(axis=1), shortest):
                 frame, side = divmod(int(beyond[start:stop].argmax()), len(names))
-                what = _told(kind, float(values[start + frame, side]), float(limit[side]), target)
-                found.append(Stretch(start, stop, *what))
+                what = _format(kind, float(values[start + frame, side]), float(limit[side]), target)
+                found.append(Segment(start, stop, *what))
     return sorted(found, key=lambda stretch: (stretch.start, stretch.stop))
 
 
@@ -798,7 +798,7 @@ def outside(moved: Clip, target: Face, rate: float) -> list[Stretch]:
 _KINDS = {name: (name,) for name in MEASURES[:7]} | {"eye": MEASURES[7:]}
 
 
-def _margin(kind: str, high: Array, target: Face) -> Array | float:
+def _margin(kind: str, high: Array, target: FaceProfile) -> Array | float:
     if kind in _WAYS:
         return DEGREES
     if kind in _PLACES:
@@ -815,7 +815,7 @@ _WAYS = {
 _PLACES = {"x": ("width", "right", "left"), "y": ("height", "bottom", "top")}
 
 
-def _told(kind: str, value: float, limit: float, target: Face) -> tuple[str, str]:
+def _format(kind: str, value: float, limit: float, target: FaceProfile) -> tuple[str, str]:
     """What is outside, and what to film so that it is not."""
     more = value > limit
     if kind in _WAYS:

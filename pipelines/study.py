@@ -7,7 +7,7 @@
 The page hands out the same pairs to everyone, in an order and on sides dealt by the participant's
 code (`deal`, here and in the page). So a file of answers is checked against what its page must
 have shown. Which pairs are attention checks stands in the key only: the page, which anyone can
-read, does not know, and whether somebody passed is decided by `judge`.
+read, does not know, and whether somebody passed is decided by `evaluate_answers`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from v2v.files import discard, partial_of, replacing_file, workplace
 from v2v.listing import is_hidden, visible_files
 from v2v.pipelines.compare import (
     Aligned,
-    Footage,
+    ComparedVideo,
     Picture,
     View,
     align,
@@ -43,7 +43,7 @@ from v2v.pipelines.compare import (
     size_notes,
     write_video,
 )
-from v2v.pipelines.mark import TAG, Mark
+from v2v.pipelines.provenance import TAG, Provenance
 from v2v.progress import Reporter, Silent
 
 QUESTION = "Which looks more real?"
@@ -62,14 +62,14 @@ class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Clip(_Record):
+class StudyClip(_Record):
     """What a clip of the page is."""
 
     method: str
     content: str  # what all methods show: the name of the pair's clips
     file: str  # name of what it was made from
     spoiled: bool = False  # made worse by us, for an attention check
-    mark: Mark | None = None  # where the original says that it is synthetic
+    mark: Provenance | None = None  # where the original says that it is synthetic
 
 
 class Trial(_Record):
@@ -87,7 +87,7 @@ class Key(_Record):
     question: str
     methods: tuple[str, ...]
     trials: tuple[Trial, ...]  # in the order that the page has them in
-    clips: dict[str, Clip]
+    clips: dict[str, StudyClip]
     notes: tuple[str, ...] = ()
 
     def is_check(self, trial: Trial) -> bool:
@@ -277,7 +277,7 @@ def _check_home(home: Path, overwrite: bool) -> None:
 
 def _contents(
     given: Sequence[str | Path], pairs: bool, labels: Sequence[str] | None, notes: list[str]
-) -> tuple[list[str], dict[str, list[Footage]]]:
+) -> tuple[list[str], dict[str, list[ComparedVideo]]]:
     """The methods, and of every content one clip of each."""
     if not pairs:
         clips = open_all(given, labels)
@@ -319,7 +319,7 @@ def _clips_in(folder: Path) -> dict[str, Path]:
     return {file.stem: file for file in visible_files(folder, VIDEO_SUFFIXES)}
 
 
-def _size(clip: Footage, height: int | None) -> tuple[int, int]:
+def _size(clip: ComparedVideo, height: int | None) -> tuple[int, int]:
     """(width, height) of the clips of one content, both even, of the shape of the first."""
     across, down = clip.size
     factor = (height or min(down, LARGEST)) / down
@@ -345,7 +345,7 @@ class _Maker:
     def __init__(self, folder: Path, methods: list[str], generator: random.Random | None) -> None:
         self.folder, self.methods = folder, methods
         self.random = generator or secrets.SystemRandom()
-        self.clips: dict[str, Clip] = {}
+        self.clips: dict[str, StudyClip] = {}
         self.trials: list[Trial] = []
         self.used: set[str] = set()
 
@@ -376,7 +376,7 @@ class _Maker:
             )  # fmt: skip
             report.advance("clips")
             clip = one.clips[index]
-            self.clips[identity] = Clip(
+            self.clips[identity] = StudyClip(
                 method=self.methods[index], content=name, file=clip.path.name, spoiled=spoil,
                 mark=clip.mark,
             )  # fmt: skip
@@ -490,7 +490,7 @@ class Preference:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class StudyResult:
     """What the answers of all participants say."""
 
     study: str
@@ -522,7 +522,7 @@ class Verdict:
             partial.write_text(json.dumps(self.as_json(), indent=1) + "\n", "utf-8")
 
 
-def judge(files: Sequence[str | Path], key: str | Path) -> Verdict:
+def evaluate_answers(files: Sequence[str | Path], key: str | Path) -> StudyResult:
     """Unblind and count files of answers; folders of them are looked through.
 
     Who failed an attention check is not counted, nor are a participant's later answers.
@@ -551,7 +551,7 @@ def judge(files: Sequence[str | Path], key: str | Path) -> Verdict:
             counted[answers.participant] = answers
         seen.add(answers.participant)
     contents = list(dict.fromkeys(clip.content for clip in known.clips.values()))
-    return Verdict(
+    return StudyResult(
         known.study, known.question, tuple(counted), excluded,
         _count(counted.values(), known, contents),
         {name: _count(counted.values(), known, [name]) for name in sorted(contents)},

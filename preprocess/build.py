@@ -62,7 +62,7 @@ QUEUE = 4  # frames an extractor may lag behind; each is held once for all
 
 
 @dataclass
-class Outcome:
+class BuildResult:
     """What a run did for one clip."""
 
     folder: Path
@@ -82,7 +82,7 @@ def preprocess(
     output: Path | None = None,
     overwrite: bool = False,
     report: Reporter | None = None,
-) -> Outcome:
+) -> BuildResult:
     """Make the clip store of one piece of footage, or add signals to one.
 
     Args:
@@ -254,7 +254,7 @@ class _Job:
 
     # ------------------------------------------------------------ the run
 
-    def run(self, kinds: dict[str, type[Extractor]]) -> Outcome:
+    def run(self, kinds: dict[str, type[Extractor]]) -> BuildResult:
         frames: GrowingFrames | None = None
         if self.record is None:
             frames = self._plan()
@@ -305,7 +305,7 @@ class _Job:
             write_preview(ClipStore.open(self.folder), preview.side, self.report)
         if not failed:
             remove(self.work)
-        return Outcome(
+        return BuildResult(
             self.folder,
             self.record,
             made,

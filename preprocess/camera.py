@@ -68,7 +68,7 @@ class Keyframe:
         return cls(index, matrix, picture, points, np.zeros(len(points), np.int64))
 
 
-class Follower:
+class CameraTracker:
     """The camera from frame to frame of one background. Pictures are grey, of one size."""
 
     def __init__(self, rate: float) -> None:
@@ -351,7 +351,7 @@ class Extractor(ArrayExtractor):
         self.size = (
             max(round(clip.width * self.shrink), 1), max(round(clip.height * self.shrink), 1),
         )  # fmt: skip
-        self.follower = Follower(float(clip.rate))
+        self.tracker = CameraTracker(float(clip.rate))
         self.maps: tuple[int, LabelTrack] | None = None
         self.opened: ClipStore | None = None
 
@@ -401,35 +401,35 @@ class Extractor(ArrayExtractor):
 
     def begin(self, carry: Record | None) -> None:
         self.maps, self.opened = None, None  # another process may go on from here
-        self.follower = Follower(float(self.clip.rate))
+        self.tracker = CameraTracker(float(self.clip.rate))
         if carry is None:
             return
-        self.follower.matrix, self.follower.lost = carry["matrix"], int(carry["lost"])
+        self.tracker.matrix, self.tracker.lost = carry["matrix"], int(carry["lost"])
         for index, matrix in zip(carry["keys"], carry["matrices"], strict=True):
             picture = self._grey(self.store.frames(int(index), int(index) + 1)[0])
-            self.follower.keys.append(
+            self.tracker.keys.append(
                 Keyframe.made(
                     int(index), matrix, picture, corners(picture, self._free(int(index), 1))
                 )
             )
         known = int(carry["known"])
-        self.follower.known = known
-        self.follower.before = carry["before"], self._grey(self.store.frames(known, known + 1)[0])
+        self.tracker.known = known
+        self.tracker.before = carry["before"], self._grey(self.store.frames(known, known + 1)[0])
         self.maps = None
 
     def step(self, index: int, frame: Any, previous: Any, cut: bool) -> Record:
         picture, free = self._grey(frame), self._free(index)
-        follower = self.follower
+        tracker = self.tracker
         if previous is None or cut:
-            follower.begin(index, picture, free)
+            tracker.begin(index, picture, free)
             residual, key = 0.0, True
         else:
-            residual, key = follower.step(index, picture, free)
+            residual, key = tracker.step(index, picture, free)
         return {
-            "matrix": follower.matrix.copy(), "residual": np.array(residual, np.float32),
-            "reference": np.array(follower.reference), "key": np.array(key),
-            "lost": np.array(follower.lost), "points": np.array(follower.points),
-            "known": np.array(follower.known), "moved": np.array(follower.moved, np.float32),
+            "matrix": tracker.matrix.copy(), "residual": np.array(residual, np.float32),
+            "reference": np.array(tracker.reference), "key": np.array(key),
+            "lost": np.array(tracker.lost), "points": np.array(tracker.points),
+            "known": np.array(tracker.known), "moved": np.array(tracker.moved, np.float32),
         }  # fmt: skip
 
     def last_record(self, path: Path) -> Record:

@@ -13,7 +13,7 @@ from v2v.data.probe import Probe
 from v2v.data.video import FramePlan, PixelReader, plan_geometry, read_upright
 from v2v.errors import NothingFound
 from v2v.preprocess import _mediapipe as mp
-from v2v.preprocess.pose import survey
+from v2v.preprocess.pose import detect_people
 from v2v.progress import Reporter
 from v2v.signals.face import OVAL
 
@@ -66,7 +66,7 @@ def find_box(
 
 def _people(settings: PreprocessSettings) -> Finder:
     def find(frame: mp.Frame, last: NDArray[np.float64] | None) -> Loose | None:
-        people = survey(frame, settings.pose.min_detection, most=1 if last is None else 2)
+        people = detect_people(frame, settings.pose.min_detection, most=1 if last is None else 2)
         if not people:
             return None
         boxes = [mp.box_of(points[:, :2]) for points in people]

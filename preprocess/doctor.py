@@ -16,24 +16,32 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from v2v.data.plate import background_plate
+from v2v.data.background import build_background_plate
 from v2v.data.probe import Probe, probe
 from v2v.data.store import CLIP_FILE, ClipStore
 from v2v.data.video import FramePlan, PixelReader, plan_frames, plan_geometry, read_upright
 from v2v.preprocess import _mediapipe as mp
-from v2v.preprocess.footage import Camera, Face, Facts, FootageReport, Person, Range, judge
+from v2v.preprocess.footage import (
+    CameraFindings,
+    FaceFindings,
+    Facts,
+    FootageReport,
+    PersonFindings,
+    Range,
+    rate_suitability,
+)
 from v2v.preprocess.pose import (
     HIPS,
     SEARCH,
     SHOULDERS,
     TORSO,
+    detect_people,
     is_another,
-    painted_over,
-    place_of,
-    survey,
+    mask_out_person,
+    torso_center_and_size,
 )
 from v2v.preprocess.shots import find_cuts, thumbnail
-from v2v.preprocess.tracks import Follower
+from v2v.preprocess.tracks import SingleTargetTracker
 from v2v.progress import Reporter
 from v2v.signals.face import OVAL, POINTS, eye_openness, head_pose, mouth_openness
 from v2v.signals.pose import HEAD, MIN_SCORE, POINT
@@ -79,7 +87,7 @@ def examine(path: Path, report: Reporter) -> FootageReport:
         person=_person(look, source),
         face=_face(look, source),
     )
-    return judge(seen)
+    return rate_suitability(seen)
 
 
 def _facts(path: Path, source: Probe, plan: FramePlan, store: ClipStore | None, lost: int) -> Facts:
@@ -212,14 +220,15 @@ class _Look:
 class _People:
     """The main person, followed from sample to sample, and whether others are in view.
 
-    As `survey`, but with one network kept for all frames: making one takes ten times as long as
+    As `detect_people`,
+    but with one network kept for all frames: making one takes ten times as long as
     using it.
     """
 
     def __init__(self, patience: int) -> None:
         self.network = mp.mediapipe().solutions.pose.Pose(static_image_mode=True)
         # A quarter of a second lies between samples: a person may be two torsos away.
-        self.follower = Follower(max_jump=2.0, patience=patience)
+        self.tracker = SingleTargetTracker(max_jump=2.0, patience=patience)
 
     def close(self) -> None:
         self.network.close()
@@ -235,27 +244,27 @@ class _People:
             if result is None:
                 break
             points = mp.points(result, frame.shape[1], frame.shape[0])
-            if not people and self.follower.lost:
-                chosen = survey(frame)
-                self.follower.follow(*place_of(chosen[0] if chosen else points))
+            if not people and self.tracker.lost:
+                chosen = detect_people(frame)
+                self.tracker.follow(*torso_center_and_size(chosen[0] if chosen else points))
             people.append(points)
             if not crowd and self._away(points) < 1:
                 break
-            canvas = painted_over(canvas, points)
+            canvas = mask_out_person(canvas, points)
         nearest = min(people, key=self._away, default=None)
-        if nearest is not None and self.follower.accepts(*place_of(nearest)):
+        if nearest is not None and self.tracker.accepts(*torso_center_and_size(nearest)):
             main = nearest
         if main is None:
-            self.follower.missed()
+            self.tracker.missed()
             return nobody, bool(people)
         return main[:, [0, 1, 3]], any(is_another(p, main) for p in people if p is not main)
 
     def _away(self, points: NDArray[np.float32]) -> float:
         """How unlike the main person so far: distance in torsos, and difference in size."""
-        assert self.follower.centre is not None
-        centre, size = place_of(points)
-        known = max(self.follower.size, 1e-3)
-        away = np.linalg.norm(centre - self.follower.centre) / known
+        assert self.tracker.centre is not None
+        centre, size = torso_center_and_size(points)
+        known = max(self.tracker.size, 1e-3)
+        away = np.linalg.norm(centre - self.tracker.centre) / known
         return float(away + 2 * abs(np.log(max(size, 1e-3) / known)))
 
 
@@ -376,34 +385,34 @@ def _shift(before: Array, after: Array, people: list[Array]) -> float:
     return shift
 
 
-def _camera(look: _Look, cuts: Array) -> Camera:
+def _camera(look: _Look, cuts: Array) -> CameraFindings:
     within = [
         shift
         for index, shift in look.shifts
         if np.isfinite(shift) and not ((cuts > index - look.gap) & (cuts <= index)).any()
     ]
     if len(within) < max(0.2 * len(look.shifts), 1):
-        return Camera("unclear", 0.0, 0.0)
+        return CameraFindings("unclear", 0.0, 0.0)
     least = 0.3  # pixels: what tracking makes of codec noise
     unit = max(look.geometry.width, look.geometry.height) * look.gap / float(look.plan.rate)
     speed = np.array(within) / unit
     moving = float(((speed > STILL) & (np.array(within) > least)).mean())
     state: Literal["still", "moving"] = "moving" if moving > 0.1 else "still"
-    return Camera(state, round(moving, 3), round(float(np.median(speed)), 4))
+    return CameraFindings(state, round(moving, 3), round(float(np.median(speed)), 4))
 
 
-def _followed(camera: Camera, store: ClipStore | None) -> Camera:
+def _followed(camera: CameraFindings, store: ClipStore | None) -> CameraFindings:
     """With what the store's `camera` signal says, where it has one."""
     if store is None or "camera" not in store.signals:
         return camera
-    plate = background_plate(store)
+    plate = build_background_plate(store)
     return replace(
         camera, followed=store.record.signals["camera"].coverage,
         explained=None if plate is None else plate.still,
     )  # fmt: skip
 
 
-def _person(look: _Look, source: Probe) -> Person | None:
+def _person(look: _Look, source: Probe) -> PersonFindings | None:
     there = np.isfinite(look.bodies[:, 0, 0])
     if not there.any():
         return None
@@ -417,7 +426,7 @@ def _person(look: _Look, source: Probe) -> Person | None:
     top -= 0.08 * (bottom - top)  # the highest points are the eyes
     tall = float(np.median(np.minimum(bottom, height) - np.maximum(top, 0))) / height
     coverage, arms, legs, missing = _poses(points)
-    return Person(
+    return PersonFindings(
         seen=_share(there),
         whole=round(float(whole.sum() / len(there)), 3),
         feet_cut=_share(cut),
@@ -523,7 +532,7 @@ def _angle(a: Array, b: Array) -> Array:
     return degrees
 
 
-def _face(look: _Look, source: Probe) -> Face | None:
+def _face(look: _Look, source: Probe) -> FaceFindings | None:
     there = np.isfinite(look.faces[:, 0, 0])
     if not there.any():
         return None
@@ -532,7 +541,7 @@ def _face(look: _Look, source: Probe) -> Face | None:
     angles = head_pose(mesh, points[..., 2]).angles()
     eyes = eye_openness(mesh).mean(axis=1)  # blinks are short: no percentiles
     width = float(np.median(np.ptp(mesh[:, OVAL, 0], axis=1))) * source.upright_width
-    return Face(
+    return FaceFindings(
         seen=_share(there),
         width_px=round(width / look.geometry.width),
         yaw=_range(angles[:, 0], 1) or (0.0, 0.0),

@@ -20,7 +20,14 @@ from v2v.preprocess.extractor import (
     release,
     write_arrays,
 )
-from v2v.preprocess.tracks import Follower, blocks, bridge_gaps, jitter, smooth, stillest
+from v2v.preprocess.tracks import (
+    SingleTargetTracker,
+    blocks,
+    bridge_gaps,
+    jitter,
+    quietest_window,
+    smooth,
+)
 from v2v.signals.face import (
     OVAL,
     POINTS,
@@ -42,7 +49,7 @@ class Extractor(ArrayExtractor):
     def __init__(self, settings: PreprocessSettings, clip: ClipContext) -> None:
         super().__init__(settings, clip)
         face = settings.face
-        self.follower = Follower(face.max_jump, patience=round(float(clip.rate)))
+        self.tracker = SingleTargetTracker(face.max_jump, patience=round(float(clip.rate)))
         self.mesh: Any = None
         self.detector: Any = None
 
@@ -56,7 +63,7 @@ class Extractor(ArrayExtractor):
             min_detection_confidence=face.min_detection,
             min_tracking_confidence=face.min_tracking,
         )  # fmt: skip
-        self.follower.restore(None if carry is None else carry["state"])
+        self.tracker.restore(None if carry is None else carry["state"])
 
     def end(self) -> None:
         for graph in (self.mesh, self.detector):
@@ -69,13 +76,13 @@ class Extractor(ArrayExtractor):
             self.begin(None)
         points = np.full((POINTS, 4), np.nan, np.float32)
         found = self._look(self.mesh, frame)
-        if found is None and self.follower.searches:
+        if found is None and self.tracker.searches:
             found = self._look_closer(frame)
         if found is None:
-            self.follower.missed()
+            self.tracker.missed()
         else:
             points = found
-        return {"points": points, "state": self.follower.state}
+        return {"points": points, "state": self.tracker.state}
 
     def _look(self, mesh: Any, frame: mp.Frame) -> NDArray[np.float32] | None:
         result = mesh.process(frame).multi_face_landmarks
@@ -98,7 +105,7 @@ class Extractor(ArrayExtractor):
             box = detection.location_data.relative_bounding_box
             x, y, w, h = box.xmin * width, box.ymin * height, box.width * width, box.height * height
             boxes.append((x, y, w, h))
-        centre = self.follower.centre
+        centre = self.tracker.centre
         if centre is not None:  # the nearest to where it was; otherwise the largest
             boxes.sort(
                 key=lambda b: np.hypot(b[0] + b[2] / 2 - centre[0], b[1] + b[3] / 2 - centre[1])
@@ -126,7 +133,7 @@ class Extractor(ArrayExtractor):
         width = float(np.linalg.norm(points[EDGES[0], :2] - points[EDGES[1], :2]))
         height = float(np.ptp(points[:, 1]))
         size = max(width, 0.8 * height)  # a profile is narrow
-        return points if self.follower.accepts(points[:, :2].mean(axis=0), size) else None
+        return points if self.tracker.accepts(points[:, :2].mean(axis=0), size) else None
 
     @staticmethod
     def _array(path: Path, *shape: int) -> NDArray[np.float32]:
@@ -196,7 +203,7 @@ class Extractor(ArrayExtractor):
                 "eye_openness": eyes, "mouth_openness": mouth,
             },
         )  # fmt: skip
-        start, stop = stillest(before, round(rate))
+        start, stop = quietest_window(before, round(rate))
         warnings: tuple[str, ...] = ()
         if there.mean() < 0.9:
             warnings = (f"no face in {int((~there).sum())} of {len(there)} frames",)

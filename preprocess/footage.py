@@ -40,7 +40,7 @@ class Facts:
 
 
 @dataclass(frozen=True)
-class Camera:
+class CameraFindings:
     state: Literal["still", "moving", "unclear"]  # unclear: too little of a background
     moving: float  # share of the samples in which the background moves
     speed: float  # median shift of the background, in widths (longer sides) a second
@@ -51,7 +51,7 @@ class Camera:
 
 
 @dataclass(frozen=True)
-class Person:
+class PersonFindings:
     """The main person."""
 
     seen: float  # share with any of the body
@@ -70,7 +70,7 @@ class Person:
 
 
 @dataclass(frozen=True)
-class Face:
+class FaceFindings:
     seen: float
     width_px: int  # median, in the footage's own pixels
     yaw: Range  # degrees, positive to the right; 2nd to 98th percentile as all ranges here
@@ -80,7 +80,7 @@ class Face:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Suitability:
     task: str
     level: Level
     reasons: tuple[str, ...]
@@ -93,10 +93,10 @@ class FootageReport:
     blurred: float  # share of them
     cuts: tuple[float, ...]  # seconds at which a new shot begins
     activity: float  # mean change of grey levels (of 255) from frame to frame, at 32x18
-    camera: Camera
-    person: Person | None
-    face: Face | None
-    verdicts: tuple[Verdict, ...] = ()
+    camera: CameraFindings
+    person: PersonFindings | None
+    face: FaceFindings | None
+    verdicts: tuple[Suitability, ...] = ()
     advice: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
@@ -184,7 +184,7 @@ class FootageReport:
             yield "face", "none found"
 
 
-def judge(seen: FootageReport) -> FootageReport:
+def rate_suitability(seen: FootageReport) -> FootageReport:
     """The report with its verdicts and advice, which follow from what was measured."""
 
     tasks = {
@@ -197,7 +197,7 @@ def judge(seen: FootageReport) -> FootageReport:
         levels = [level for level, _ in reasons]
         level: Level = "poor" if "poor" in levels else "usable" if "usable" in levels else "good"
         telling = [text for kind, text in reasons if kind == level]
-        verdicts.append(Verdict(task, level, tuple(telling)))
+        verdicts.append(Suitability(task, level, tuple(telling)))
     return replace(seen, verdicts=tuple(verdicts), advice=tuple(_advice(seen)))
 
 
@@ -269,7 +269,7 @@ def _for_face(seen: FootageReport) -> Reasons:
 _NO_FACE = "no face found: too small, turned away or not there"
 
 
-def _opens(face: Face) -> str:
+def _opens(face: FaceFindings) -> str:
     return f"mouth {face.mouth[0]:.2f} to {face.mouth[1]:.2f} open"
 
 
@@ -284,7 +284,7 @@ def _for_prediction(seen: FootageReport) -> Reasons:
     return reasons + _common(seen)[1:]  # its length is judged by frames
 
 
-def _advice_on_camera(camera: Camera) -> Iterator[str]:
+def _advice_on_camera(camera: CameraFindings) -> Iterator[str]:
     if camera.followed is None:
         yield (
             f"the camera moves in {camera.moving:.0%} of the samples: have it followed, with"
@@ -338,7 +338,7 @@ def _advice(seen: FootageReport) -> Iterator[str]:
         yield from _advice_on_face(face)
 
 
-def _advice_on_person(seen: FootageReport, person: Person) -> Iterator[str]:
+def _advice_on_person(seen: FootageReport, person: PersonFindings) -> Iterator[str]:
     facts = seen.facts
     if person.others > 0.2:
         yield (
@@ -362,7 +362,7 @@ def _advice_on_person(seen: FootageReport, person: Person) -> Iterator[str]:
         yield f"never seen: {never}; the footage should show what the source will do"
 
 
-def _advice_on_face(face: Face) -> Iterator[str]:
+def _advice_on_face(face: FaceFindings) -> Iterator[str]:
     if face.width_px < 160:
         yield f"use --crop face and film closer: the face is {face.width_px} pixels wide"
     for name, (low, high), ways in (

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from v2v.config import FrameSettings
 from v2v.data.probe import Probe
 from v2v.data.video import (
-    EchoEncoder,
     FramePlan,
     Geometry,
     PixelReader,
+    RoundTripEncoder,
     concatenate,
     read_stored,
     read_upright,
@@ -127,7 +127,7 @@ class GrowingFrames:
 
     def _make(self, first: int) -> Iterator[Seen]:
         """Make the frames from `first`, the beginning of a part; finish each part on the way."""
-        encoder: EchoEncoder | None = None
+        encoder: RoundTripEncoder | None = None
         thumbs: list[NDArray[np.uint8]] = []
         lost: list[bool] = []
         out = first
@@ -143,7 +143,7 @@ class GrowingFrames:
         for placed in read_upright(self.probe, self.plan, self.geometry, first=first):
             part = placed.index // PART
             if encoder is None:
-                encoder = EchoEncoder(
+                encoder = RoundTripEncoder(
                     self._partial(part), width=self.geometry.width, height=self.geometry.height,
                     rate=self.plan.rate, crf=self.settings.crf, preset=self.settings.preset,
                     matrix=stored_matrix(self.probe),

@@ -12,7 +12,14 @@ from v2v.config import PreprocessSettings
 from v2v.errors import NothingFound
 from v2v.preprocess import _mediapipe as mp
 from v2v.preprocess.extractor import ArrayExtractor, ClipContext, Finished, Record, write_arrays
-from v2v.preprocess.tracks import Follower, blocks, bridge_gaps, jitter, smooth, stillest
+from v2v.preprocess.tracks import (
+    SingleTargetTracker,
+    blocks,
+    bridge_gaps,
+    jitter,
+    quietest_window,
+    smooth,
+)
 from v2v.signals.pose import BODY, HEAD, LEFT_HAND, MIN_SCORE, NAMES, POINT, RIGHT_HAND
 
 SHOULDERS = [POINT["left_shoulder"], POINT["right_shoulder"]]
@@ -36,18 +43,18 @@ class BodyTracker:
             "min_detection": pose.min_detection,
             "min_tracking": pose.min_tracking,
         }
-        self.follower = Follower(pose.max_jump, patience=round(float(clip.rate)))
+        self.tracker = SingleTargetTracker(pose.max_jump, patience=round(float(clip.rate)))
         self.graph: Any = None
         self.fresh = True  # the graph has no region yet: it will look at the whole picture
 
     def begin(self, state: NDArray[np.float32] | None) -> None:
-        """Take up where `state` left off (see `Follower.state`), or from nothing."""
+        """Take up where `state` left off (see `SingleTargetTracker.state`), or from nothing."""
         self._renew()
-        self.follower.restore(state)
+        self.tracker.restore(state)
 
     @property
     def state(self) -> NDArray[np.float32]:
-        return self.follower.state
+        return self.tracker.state
 
     def end(self) -> None:
         if self.graph is not None:
@@ -58,20 +65,20 @@ class BodyTracker:
         """MediaPipe's result and the body's points [33, 4], or None."""
         if cut:
             self.begin(None)
-        if not self.follower.searches:
-            self.follower.missed()
+        if not self.tracker.searches:
+            self.tracker.missed()
             return None
-        if self.follower.lost:
-            people = survey(frame, self.options["min_detection"])
+        if self.tracker.lost:
+            people = detect_people(frame, self.options["min_detection"])
             if people:
-                self.follower.follow(*place_of(people[0]))
+                self.tracker.follow(*torso_center_and_size(people[0]))
         found = self._look(frame, tries=1 if not self.fresh else SEARCH)
         if found is None and not self.fresh:
             # The network slid off, or on to someone else: search the picture.
             self._renew()
             found = self._look(frame, tries=SEARCH)
         if found is None:
-            self.follower.missed()
+            self.tracker.missed()
             self._renew()
         return found
 
@@ -84,9 +91,9 @@ class BodyTracker:
             if result.pose_landmarks is None:
                 return None
             points = mp.points(result.pose_landmarks, width, height)
-            if self.follower.accepts(*place_of(points)):
+            if self.tracker.accepts(*torso_center_and_size(points)):
                 return result, points
-            frame = painted_over(frame, points)
+            frame = mask_out_person(frame, points)
             self._renew()
         return None
 
@@ -97,13 +104,13 @@ class BodyTracker:
             self.fresh = True
 
 
-def place_of(points: NDArray[np.float32]) -> tuple[NDArray[np.float32], float]:
+def torso_center_and_size(points: NDArray[np.float32]) -> tuple[NDArray[np.float32], float]:
     """Centre and size of a torso, what a person is told by."""
     torso = points[TORSO, :2]
     return torso.mean(axis=0), float(np.ptp(torso, axis=0).max())
 
 
-def painted_over(frame: mp.Frame, points: NDArray[np.float32]) -> mp.Frame:
+def mask_out_person(frame: mp.Frame, points: NDArray[np.float32]) -> mp.Frame:
     """The frame with one person hidden under grey, so that a detector finds the next."""
     x, y, w, h = mp.box_of(points[:, :2])
     out = frame.copy()
@@ -112,7 +119,7 @@ def painted_over(frame: mp.Frame, points: NDArray[np.float32]) -> mp.Frame:
     return out
 
 
-def survey(
+def detect_people(
     frame: mp.Frame, min_detection: float = 0.5, *, most: int = SEARCH
 ) -> list[NDArray[np.float32]]:
     """Points [33, 4] of the people in a frame, RGB uint8 [H, W, 3], the main one first.
@@ -130,7 +137,7 @@ def survey(
         if result.pose_landmarks is None:
             break
         people.append(mp.points(result.pose_landmarks, width, height))
-        frame = painted_over(frame, people[-1])
+        frame = mask_out_person(frame, people[-1])
 
     def weight(points: NDArray[np.float32]) -> float:
         x, _, w, h = mp.box_of(points[:, :2])
@@ -146,7 +153,7 @@ def is_another(points: NDArray[np.float32], main: NDArray[np.float32]) -> bool:
     Painting a person over leaves hair and edges that pass for small, unsure people.
     """
     x, y, w, h = mp.box_of(main[:, :2])
-    centre, _ = place_of(points)
+    centre, _ = torso_center_and_size(points)
     inside = x < centre[0] < x + w and y < centre[1] < y + h
     height = float(np.ptp(points[:, 1]))
     return not inside and height > 0.25 * h and bool(points[TORSO, 3].mean() >= MIN_SCORE)
@@ -217,7 +224,7 @@ class Extractor(ArrayExtractor):
     ) -> Finished:
         body = slice(0, len(BODY))
         there = np.isfinite(points[:, 0, 0])
-        start, stop = stillest(raw[:, TORSO, :2], round(float(self.clip.rate)))
+        start, stop = quietest_window(raw[:, TORSO, :2], round(float(self.clip.rate)))
         with np.errstate(invalid="ignore"):
             whole = (points[:, [*TORSO, *range(25, 29)], 2] >= MIN_SCORE).all(axis=1)
         measured = {

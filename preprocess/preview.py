@@ -11,9 +11,9 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
-from v2v.ahead import ahead
 from v2v.data.store import ClipStore
 from v2v.data.video import VideoWriter, stored_frames
+from v2v.prefetch import prefetch
 from v2v.progress import Reporter
 from v2v.signals import Track
 from v2v.signals.camera import CameraTrack, carry, corners_of
@@ -38,7 +38,7 @@ def write_preview(store: ClipStore, side: int, report: Reporter) -> None:
         rate=store.rate, crf=22, preset="ultrafast", audio=store.audio,
         audio_offset=audio.offset if audio else 0.0,
     ) as writer:  # fmt: skip
-        decoded = ahead(_shrunk(store, height, width), CHUNK)
+        decoded = prefetch(_shrunk(store, height, width), CHUNK)
         mosaic = _Mosaic(width, height)
         for start in range(0, len(store), CHUNK):
             pictures = list(islice(decoded, CHUNK))

@@ -20,9 +20,9 @@ from v2v.data.store import CLIP_FILE
 from v2v.errors import MediaNotFound, UsageError, V2VError
 from v2v.images import animation_kind
 from v2v.listing import is_hidden, natural_key, visible_files
-from v2v.native import prepare_process
-from v2v.preprocess.build import Outcome, default_folder, preprocess
+from v2v.preprocess.build import BuildResult, default_folder, preprocess
 from v2v.progress import Relayed, Reporter
+from v2v.runtime import prepare_process
 from v2v.signals import load_signal, signal_names
 
 
@@ -35,7 +35,7 @@ class ClipJob:
 @dataclass
 class ClipResult:
     job: ClipJob
-    outcome: Outcome | None = None
+    outcome: BuildResult | None = None
     error: V2VError | None = None
 
     @property
@@ -249,7 +249,7 @@ def _prepare_worker(threads: int, events: Any) -> None:
 
 def _one(
     job: ClipJob, signals: list[str], settings: PreprocessSettings, overwrite: bool
-) -> Outcome | V2VError:
+) -> BuildResult | V2VError:
     report = Relayed(_events, f"{job.source.name}: ")
     try:
         return preprocess(

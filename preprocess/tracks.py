@@ -113,7 +113,7 @@ def jitter(points: Points) -> float:
     return float(np.sqrt((second[known] ** 2).sum(axis=-1).mean())) if known.any() else 0.0
 
 
-def stillest(points: Points, length: int) -> tuple[int, int]:
+def quietest_window(points: Points, length: int) -> tuple[int, int]:
     """The stretch of `length` frames in which the points move least, first frame and end."""
     step = np.linalg.norm(np.diff(points, axis=0), axis=-1)
     known = np.isfinite(step)
@@ -130,7 +130,7 @@ def stillest(points: Points, length: int) -> tuple[int, int]:
 RARELY = 5  # frames out of sight after which only every so many frames is searched
 
 
-class Follower:
+class SingleTargetTracker:
     """Decides whether a detection is the one followed so far, by place and size.
 
     Detectors know no identity: when two people cross or one leaves the picture they jump. A

@@ -43,7 +43,7 @@ def clearness(depth: Array | float) -> Array:
 
 
 @dataclass(frozen=True, eq=False)
-class Camera:
+class PinholeCamera:
     """Pinhole camera; pixel centres lie at whole coordinates."""
 
     position: Vector  # [3], metres
@@ -102,7 +102,7 @@ class Backdrop:
         plasters = np.array(_PLASTERS)[rng.integers(0, len(_PLASTERS), (2, _HOUSES))]
         self._plasters = (plasters * tones).astype(np.float32)
 
-    def render(self, now: Camera, previous: Camera) -> Layers:
+    def render(self, now: PinholeCamera, previous: PinholeCamera) -> Layers:
         """What `now` sees of it, with the pixel places where `previous` saw the same points."""
         ray_x, ray_y, ray_z = now.rays()
         eye_x, eye_z = np.float32(now.position[0]), np.float32(now.position[2])

@@ -305,11 +305,11 @@ def frames(
 ) -> Iterator[Image]:
     """Yield `count` RGB frames, uint8 [H, W, 3], of the talking face told by `truth`."""
     background = _studio(height * SUPERSAMPLE, width * SUPERSAMPLE)
-    told = truth(count=count, fps=fps, seed=seed)
+    truths = truth(count=count, fps=fps, seed=seed)
     radius = 0.29 * min(height, width)
     palette = Palette()
     for i in range(count):
-        value = {name: float(series[i]) for name, series in told.items()}
+        value = {name: float(series[i]) for name, series in truths.items()}
         expression = Expression(
             yaw=value["yaw"],
             pitch=value["pitch"],

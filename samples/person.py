@@ -344,8 +344,8 @@ def joints(
     """
     person, bodies = _dancing(who, count=count, fps=fps, seed=seed, finale=finale)
     camera = _Camera.fitting(height, width, person)
-    told = [[camera(body.points[name]) for name in JOINT_NAMES] for body in bodies]
-    return np.asarray(told, np.float32).reshape(count, len(JOINT_NAMES), 2)
+    truths = [[camera(body.points[name]) for name in JOINT_NAMES] for body in bodies]
+    return np.asarray(truths, np.float32).reshape(count, len(JOINT_NAMES), 2)
 
 
 def frames(

@@ -18,7 +18,16 @@ from numpy.typing import NDArray
 
 from v2v.samples._draw import fill_polygon
 from v2v.samples._street_things import CAR, PERSON, SHADOW, Panel, Track, tracks
-from v2v.samples._street_view import EYE, HAZE, Array, Backdrop, Camera, Layers, Vector, clearness
+from v2v.samples._street_view import (
+    EYE,
+    HAZE,
+    Array,
+    Backdrop,
+    Layers,
+    PinholeCamera,
+    Vector,
+    clearness,
+)
 
 _SPEED = 6.0  # metres per second
 _SHADED = 40.0  # how far ahead shadows are drawn, metres
@@ -60,10 +69,10 @@ class _Thing:
         return np.array((self.x, 0.0, self.z + self.speed * t))
 
 
-def _drive(t: float, height: int, width: int) -> Camera:
+def _drive(t: float, height: int, width: int) -> PinholeCamera:
     """The camera at time `t` seconds."""
     position = np.array((1.3 + 0.12 * np.sin(0.9 * t), -EYE, _SPEED * t))
-    return Camera(position, 0.012 * np.sin(0.7 * t + 1.0), height, width)
+    return PinholeCamera(position, 0.012 * np.sin(0.7 * t + 1.0), height, width)
 
 
 class _Traffic:
@@ -110,7 +119,12 @@ class _Traffic:
 
 
 def _paint(
-    layers: Layers, thing: _Thing, t: float, before: float, now: Camera, previous: Camera
+    layers: Layers,
+    thing: _Thing,
+    t: float,
+    before: float,
+    now: PinholeCamera,
+    previous: PinholeCamera,
 ) -> None:
     """Draw one thing over the layers; `before` is the previous frame's time."""
     view, view_before = now.matrix.copy(), previous.matrix.copy()

@@ -24,7 +24,7 @@ LAYERS = (
     ("v2v.errors", "v2v.types"),
     (
         "v2v",
-        "v2v.ahead",
+        "v2v.prefetch",
         "v2v.config",
         "v2v.files",
         "v2v.listing",
@@ -34,7 +34,7 @@ LAYERS = (
         "v2v.warp",
         "v2v.weights",
         "v2v.progress",
-        "v2v.native",
+        "v2v.runtime",
         "v2v.installation",
     ),
     (
@@ -45,7 +45,7 @@ LAYERS = (
     ),  # files and pictures, no signals
     ("v2v.signals",),
     ("v2v.data.store", "v2v.models", "v2v.losses"),
-    ("v2v.data.plate", "v2v.data.transforms", "v2v.data.references", "v2v.data.windows"),
+    ("v2v.data.background", "v2v.data.transforms", "v2v.data.references", "v2v.data.windows"),
     ("v2v.checkpoint", "v2v.training", "v2v.evaluation"),
     ("v2v.preprocess", "v2v.samples", "v2v.configs"),
     ("v2v.pipelines",),

@@ -27,7 +27,7 @@ from v2v.checkpoint import (
     save_checkpoint,
     save_model,
 )
-from v2v.data.plate import Backgrounds, Mosaic
+from v2v.data.background import Backgrounds, Mosaic
 from v2v.errors import CheckpointInvalid, DiskFull, V2VError
 from v2v.models import build_generator
 from v2v.signals.camera import CameraTrack
@@ -74,7 +74,7 @@ def test_a_saved_model_renders_the_same(tmp_path: Path) -> None:
         made.generator.eval()
         before, after = (m.generator(condition, state).frame for m in (made, loaded))
     assert torch.equal(before, after)
-    assert torch.equal(loaded.plates[0], made.plates[0])
+    assert torch.equal(loaded.background_plates[0], made.background_plates[0])
     assert torch.equal(loaded.statistics["0.pose.points"], made.statistics["0.pose.points"])
     assert loaded.record == made.record and "pose" in repr(loaded)
 
@@ -119,7 +119,7 @@ def test_a_background_that_is_not_one_is_named(
         load_model(tmp_path / "model")
 
 
-@pytest.mark.parametrize("said", [{"past": False}, {"plate": True}])
+@pytest.mark.parametrize("said", [{"past": False}, {"background_plate": True}])
 def test_a_model_that_says_otherwise_what_it_sees_of_the_past_is_refused(
     said: dict[str, bool], tmp_path: Path
 ) -> None:
@@ -131,9 +131,11 @@ def test_a_model_that_says_otherwise_what_it_sees_of_the_past_is_refused(
 
 
 def test_a_model_with_a_plate_is_loaded_where_it_says_what_it_sees(tmp_path: Path) -> None:
-    traits = {**ARCHITECTURE, "plate": True, "past": "frames"}
+    traits = {**ARCHITECTURE, "background_plate": True, "past": "frames"}
     record = model().record.model_copy(update={"generator": traits})
-    save_model(tmp_path / "model", Model(record, build_generator(**traits), model().plates))
+    save_model(
+        tmp_path / "model", Model(record, build_generator(**traits), model().background_plates)
+    )
     assert load_model(tmp_path / "model").record == record
 
 
@@ -146,7 +148,7 @@ def test_saving_again_replaces(tmp_path: Path) -> None:
     save_model(tmp_path / "model", model())
     bare = Model(model().record, model().generator)
     save_model(tmp_path / "model", bare)
-    assert not load_model(tmp_path / "model").plates
+    assert not load_model(tmp_path / "model").background_plates
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
 
@@ -207,8 +209,8 @@ def test_a_pickle_as_weights_is_refused_under_any_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize("clips", range(1, 40))
 def test_no_header_is_taken_for_a_pickle(clips: int, tmp_path: Path) -> None:
     """Safetensors begin with their header's length, any bytes: 896 looks like a pickle's first."""
-    plates = {str(n): torch.zeros(4, 8, 8) for n in range(clips)}
-    save_file(plates, tmp_path / "plates.safetensors")
+    background_plates = {str(n): torch.zeros(4, 8, 8) for n in range(clips)}
+    save_file(background_plates, tmp_path / "plates.safetensors")
     assert len(read_tensors(tmp_path / "plates.safetensors")) == clips
 
 

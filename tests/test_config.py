@@ -43,9 +43,9 @@ def test_every_yaml_loads(names: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("written", ["on", "off", "auto", "'off'", "true"])
 def test_switches_are_written_as_people_write_them(written: str) -> None:
     """YAML reads a bare off as false."""
-    found = load_config(TrainSettings, "train", overrides=[f"generator.plate={written}"])
+    found = load_config(TrainSettings, "train", overrides=[f"generator.background_plate={written}"])
     expected = {"true": "on"}.get(written, written.strip("'"))
-    assert found.generator.plate == expected
+    assert found.generator.background_plate == expected
 
 
 def test_every_yaml_is_known() -> None:

@@ -43,7 +43,7 @@ def _tiny_preset() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(generator.PRESETS, "mobile", tiny)
         # Commands run in this process, whose standard error is pytest's.
-        patch.setattr("v2v.native._silence_native_logs", lambda: None)
+        patch.setattr("v2v.runtime._silence_native_logs", lambda: None)
         yield
 
 

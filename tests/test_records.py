@@ -38,7 +38,7 @@ from v2v.data.store import (
 )
 from v2v.errors import CheckpointInvalid, RunConflict, StoreDamaged, UsageError, V2VError
 from v2v.models import build_generator
-from v2v.models.predictor import PointPredictor, ShapeCode
+from v2v.models.predictor import PointPredictor, ShapePCA
 from v2v.records import check_name
 from v2v.records import read_record as read
 from v2v.training.loop import Progress
@@ -154,7 +154,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name, (_, file, _reader) in RECORDS.items():
         found[name] = tmp_path_factory.mktemp(name) / file
     mean, basis = torch.rand(75, 2).numpy(), torch.zeros(3, 150).numpy()
-    code = ShapeCode(mean, basis, torch.arange(33).numpy())
+    code = ShapePCA(mean, basis, torch.arange(33).numpy())
     PointsPredictor(PredictorRecord(**PREDICTOR), PointPredictor(**NETWORK), code).save(
         found["predictor"].parent
     )
@@ -256,7 +256,10 @@ def test_what_contradicts_the_clip_is_named(
     [
         ({"generator": {**ARGUMENTS, "scales": 10**12}}, "scales"),
         ({"generator": {**ARGUMENTS, "clips": 10**9}}, "clips"),
-        ({"generator": {**ARGUMENTS, "plate": True, "prior": True, "past": "frames"}}, "plate"),
+        (
+            {"generator": {**ARGUMENTS, "plate": True, "prior": True, "past": "frames"}},
+            "background_plate",
+        ),
         ({"generator": {**ARGUMENTS, "name": "pix2pix", "preset": "paper", "x": 1}}, "x"),
         ({"height": 2**31}, "height"), ({"height": 8192, "width": 8192}, "too large"),
         ({"active": 2}, "active is 2"), ({"signals": []}, "signals"),
@@ -280,7 +283,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model with a plate, poses and a style."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("made") / "model"
-    traits = {**ARGUMENTS, "plate": True, "past": "nothing", "compose": "blend"}
+    traits = {**ARGUMENTS, "background_plate": True, "past": "nothing", "compose": "blend"}
     record = ModelRecord.model_validate({**MODEL, "generator": traits}, strict=False)
     points = torch.rand(2, 75, 3)
     points[0, 3] = torch.nan  # not seen

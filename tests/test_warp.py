@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from v2v.warp import carried, compose, occlusion, resize_flow, twiced, warp
+from v2v.warp import compose, dense_motion, occlusion, resize_flow, twicing, warp
 
 
 def steady(u: float, v: float, height: int = 24, width: int = 32, count: int = 1) -> torch.Tensor:
@@ -248,7 +248,7 @@ def test_tolerance_grows_with_the_motion() -> None:
 # ---------------------------------------------------------------- handles
 
 
-def handles(count: int = 40, *, radius: float = 4.0, seed: int = 0) -> torch.Tensor:
+def control_points(count: int = 40, *, radius: float = 4.0, seed: int = 0) -> torch.Tensor:
     """[2, count, 3] all over a picture of 24x32."""
     places = torch.rand(2, count, 2, generator=torch.Generator().manual_seed(seed))
     places = places * torch.tensor([32.0, 24.0])
@@ -256,18 +256,20 @@ def handles(count: int = 40, *, radius: float = 4.0, seed: int = 0) -> torch.Ten
 
 
 def test_handles_that_stay_carry_nothing() -> None:
-    assert torch.equal(carried(handles(), handles(), (24, 32)), torch.zeros(2, 2, 24, 32))
+    assert torch.equal(
+        dense_motion(control_points(), control_points(), (24, 32)), torch.zeros(2, 2, 24, 32)
+    )
 
 
 def test_handles_that_move_together_carry_what_is_among_them() -> None:
-    now = handles(200)
-    flow = carried(now, now + torch.tensor([3.0, -2.0, 0.0]), (24, 32))
+    now = control_points(200)
+    flow = dense_motion(now, now + torch.tensor([3.0, -2.0, 0.0]), (24, 32))
     torch.testing.assert_close(flow, steady(3, -2, count=2), atol=0.1, rtol=0)
 
 
 def test_a_handle_carries_what_is_near_and_no_more() -> None:
     now = torch.tensor([[[8.5, 12.5, 2.0]]])
-    flow = carried(now, now + torch.tensor([4.0, 0.0, 0.0]), (24, 32))[0, 0]
+    flow = dense_motion(now, now + torch.tensor([4.0, 0.0, 0.0]), (24, 32))[0, 0]
     assert flow.argmax() == 12 * 32 + 8
     assert flow[12, 8] == pytest.approx(4 / 1.1)  # its weight is 1 there, that of rest 0.1
     assert flow[12, 8] > flow[12, 10] > flow[12, 12] > 0.2
@@ -278,9 +280,9 @@ def test_a_handle_carries_what_is_near_and_no_more() -> None:
 def test_two_handles_share_what_lies_between() -> None:
     now = torch.tensor([[[4.5, 8.5, 3.0], [12.5, 8.5, 3.0]]])
     before = now + torch.tensor([[2.0, 0.0, 0.0], [0.0, 2.0, 0.0]])
-    u, v = carried(now, before, (16, 16))[0, :, 8, 8]
+    u, v = dense_motion(now, before, (16, 16))[0, :, 8, 8]
     assert u == pytest.approx(v) and 0.7 < u < 1
-    at_left = carried(now, before, (16, 16))[0, :, 8, 4]
+    at_left = dense_motion(now, before, (16, 16))[0, :, 8, 4]
     assert at_left[0] > 1.6 and at_left[1] < 0.2
 
 
@@ -288,37 +290,37 @@ def test_twicing_takes_handles_where_they_belong() -> None:
     """Lips that part: handles nearer to one another than their radius move apart."""
     now = torch.tensor([[[8.5, 7.5, 2.0], [8.5, 9.5, 2.0]]])
     before = now + torch.tensor([[0.0, -2.0, 0.0], [0.0, 2.0, 0.0]])
-    mean = carried(now, before, (16, 16), at_rest=0.01)[0, 1, [7, 9], 8]
-    drawn = twiced(now, before, at_rest=0.01)
-    exact = carried(now, drawn, (16, 16), at_rest=0.01)[0, 1, [7, 9], 8]
+    mean = dense_motion(now, before, (16, 16), background_weight=0.01)[0, 1, [7, 9], 8]
+    drawn = twicing(now, before, background_weight=0.01)
+    exact = dense_motion(now, drawn, (16, 16), background_weight=0.01)[0, 1, [7, 9], 8]
     assert mean.abs().max() < 1  # half of it
     torch.testing.assert_close(exact, torch.tensor([-2.0, 2.0]), atol=0.1, rtol=0)
     before[0, 1, 2] = 0  # not seen
-    drawn = twiced(now, before, at_rest=0.01)
-    alone = carried(now, drawn, (16, 16), at_rest=0.01)[0, 1, 7, 8]
+    drawn = twicing(now, before, background_weight=0.01)
+    alone = dense_motion(now, drawn, (16, 16), background_weight=0.01)[0, 1, 7, 8]
     assert alone == pytest.approx(-2, abs=0.1)
-    both = twiced(now, torch.cat([before, now + 1]), at_rest=0.01)
+    both = twicing(now, torch.cat([before, now + 1]), background_weight=0.01)
     torch.testing.assert_close(both[:1], drawn)
 
 
 def test_a_handle_that_is_missing_now_or_before_carries_nothing() -> None:
     for gone in ((0, 1), (1, 0), (0, 0)):
-        now, before = handles(), handles() + torch.tensor([3.0, 0.0, 0.0])
+        now, before = control_points(), control_points() + torch.tensor([3.0, 0.0, 0.0])
         now[..., 2] *= gone[0]
         before[..., 2] *= gone[1]
-        assert torch.equal(carried(now, before, (24, 32)), torch.zeros(2, 2, 24, 32))
-    assert carried(now[:, :0], before[:, :0], (24, 32)).shape == (2, 2, 24, 32)
+        assert torch.equal(dense_motion(now, before, (24, 32)), torch.zeros(2, 2, 24, 32))
+    assert dense_motion(now[:, :0], before[:, :0], (24, 32)).shape == (2, 2, 24, 32)
 
 
 def test_handles_are_exact_where_all_else_is_not() -> None:
-    now, before = handles(), handles() + torch.tensor([2.0, 1.0, 0.0])
+    now, before = control_points(), control_points() + torch.tensor([2.0, 1.0, 0.0])
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = carried(now, before, (24, 32))
-    assert torch.equal(found, carried(now, before, (24, 32)))
-    assert carried(now.to("meta"), before.to("meta"), (24, 32)).shape == (2, 2, 24, 32)
+        found = dense_motion(now, before, (24, 32))
+    assert torch.equal(found, dense_motion(now, before, (24, 32)))
+    assert dense_motion(now.to("meta"), before.to("meta"), (24, 32)).shape == (2, 2, 24, 32)
 
 
 def test_handles_on_a_larger_picture_carry_as_much_more() -> None:
-    now, before = handles(), handles() + torch.tensor([2.0, 1.0, 0.0])
-    small, large = carried(now, before, (24, 32)), carried(3 * now, 3 * before, (72, 96))
+    now, before = control_points(), control_points() + torch.tensor([2.0, 1.0, 0.0])
+    small, large = dense_motion(now, before, (24, 32)), dense_motion(3 * now, 3 * before, (72, 96))
     torch.testing.assert_close(large[..., 1::3, 1::3], 3 * small, atol=1e-4, rtol=1e-4)

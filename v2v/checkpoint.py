@@ -34,7 +34,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from v2v.data.plate import Backgrounds, Mosaic
+from v2v.data.background import Backgrounds, Mosaic
 from v2v.data.references import (
     References,
     read_references,
@@ -66,6 +66,8 @@ MODEL_FILE = "model.json"
 CHECKPOINT_FILE = "checkpoint.json"
 REFERENCES = "references"  # folder of pictures
 BACKGROUNDS = "backgrounds.safetensors"
+# Arguments of the generator in records of earlier versions -> what they are called now.
+RENAMED_ARGUMENTS = {"handles": "control_points", "plate": "background_plate"}
 CAMERA_LAYOUT = Camera.layout
 MOST_PIXELS = 1 << 25  # of a model's frames: 7680x4320
 
@@ -160,7 +162,9 @@ class Model:
 
     record: ModelRecord
     generator: nn.Module
-    plates: dict[int, Tensor] = field(default_factory=dict)  # clip -> [4, H, W] as in `Condition`
+    background_plates: dict[int, Tensor] = field(
+        default_factory=dict
+    )  # clip -> [4, H, W] as in `Condition`
     statistics: dict[str, Tensor] = field(default_factory=dict)  # "0.pose.points" [T, 75, 3], ...
     references: dict[int, References] = field(default_factory=dict)  # by clip
     backgrounds: dict[int, Backgrounds] = field(default_factory=dict)  # where the camera moved
@@ -179,9 +183,12 @@ def save_model(folder: Path, model: Model) -> None:
     """Write a model, in the place of one that is there."""
     with replacing(folder) as partial:
         save_file(plain(model.generator.state_dict()), partial / "generator.safetensors")
-        if model.plates:
-            plates = {str(clip): plate for clip, plate in model.plates.items()}
-            save_file(plain(plates), partial / "plates.safetensors")
+        if model.background_plates:
+            background_plates = {
+                str(clip): background_plate
+                for clip, background_plate in model.background_plates.items()
+            }
+            save_file(plain(background_plates), partial / "plates.safetensors")
         if model.statistics:
             save_file(plain(model.statistics), partial / "statistics.safetensors")
         if model.references:
@@ -218,11 +225,14 @@ def load_model(path: str | Path, *, device: torch.device | str = "cpu") -> Model
             hint="train the model again",
         )
     load_weights(generator, read_tensors(folder / "generator.safetensors"), folder)
-    plates, statistics = folder / "plates.safetensors", folder / "statistics.safetensors"
+    background_plates, statistics = folder / "plates.safetensors", folder / "statistics.safetensors"
     return Model(
         record=record,
         generator=generator.to(device).eval(),
-        plates={clip: plate.to(device) for clip, plate in _read_plates(plates, record).items()},
+        background_plates={
+            clip: background_plate.to(device)
+            for clip, background_plate in _read_background_plates(background_plates, record).items()
+        },
         statistics=_read_statistics(statistics, record),
         references=_read_references(folder / REFERENCES, record),
         backgrounds=_read_backgrounds(folder / BACKGROUNDS, record),
@@ -235,33 +245,42 @@ def read_model_record(folder: Path) -> ModelRecord:
     def check(data: dict[str, Any]) -> None:
         check_format(folder, data)
         generator = data.get("generator")
-        said = generator if isinstance(generator, dict) else {}
-        past = said.get("past")
-        # It was a flag; before that there was none, and a plate was shown only where it is known.
-        if isinstance(past, bool) or (past is None and said.get("plate")):
+        if not isinstance(generator, dict):
+            return
+        for old, new in RENAMED_ARGUMENTS.items():
+            if old in generator and new not in generator:
+                generator[new] = generator.pop(old)
+        past = generator.get("past")
+        # It was a flag once; before that it was not recorded, and plates were used differently.
+        if isinstance(past, bool) or (past is None and generator.get("background_plate")):
             raise CheckpointInvalid(
-                f"{folder} is of an earlier v2v: its generator said otherwise what it sees of the"
-                " past",
+                f"{folder} was saved by an earlier version of v2v, with an incompatible"
+                " `generator.past`",
                 hint="train it again",
             )
 
     return read_saved(folder / MODEL_FILE, ModelRecord, "a model", check, "train the model again")
 
 
-def _read_plates(path: Path, record: ModelRecord) -> dict[int, Tensor]:
+def _read_background_plates(path: Path, record: ModelRecord) -> dict[int, Tensor]:
     """The background of each clip. Raises `CheckpointInvalid` where one is missing or odd."""
     found: dict[int, Tensor] = {}
     if _is_there(path):
-        for key, plate in read_tensors(path).items():
+        for key, background_plate in read_tensors(path).items():
             shape = [4, record.height, record.width]
-            if not key.isdecimal() or list(plate.shape) != shape or plate.dtype != torch.float32:
+            if (
+                not key.isdecimal()
+                or list(background_plate.shape) != shape
+                or background_plate.dtype != torch.float32
+            ):
                 raise CheckpointInvalid(
-                    f"{path}: {key!r} is {plate.dtype} {list(plate.shape)}, expected a clip's"
+                    f"{path}: {key!r} is {background_plate.dtype}"
+                    f" {list(background_plate.shape)}, expected a clip's"
                     f" number and float32 {shape}",
                     hint=RESTORE,
                 )
-            found[int(key)] = plate
-    needed = range(len(record.clips)) if record.generator.get("plate") else range(0)
+            found[int(key)] = background_plate
+    needed = range(len(record.clips)) if record.generator.get("background_plate") else range(0)
     if not set(needed) <= set(found):
         raise CheckpointInvalid(f"{path} lacks the background of a clip", hint=RESTORE)
     return found
@@ -355,7 +374,7 @@ def _read_references(folder: Path, record: ModelRecord) -> dict[int, References]
         try:
             references = read_references(
                 folder, clip, own, signal=signal, size=(record.height, record.width),
-                whole=not record.generator.get("plate"),
+                whole=not record.generator.get("background_plate"),
             )  # fmt: skip
         except ValueError as error:
             raise CheckpointInvalid(

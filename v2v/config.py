@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from difflib import get_close_matches
 from fractions import Fraction
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeGuard, TypeVar, cast, get_args
+from typing import Annotated, Any, ClassVar, Literal, TypeGuard, TypeVar, cast, get_args
 
 import yaml  # type: ignore[import-untyped]
 from omegaconf import OmegaConf
@@ -35,6 +36,8 @@ class Config(BaseModel):
     """Base of all configs: immutable, unknown keys refused. Defaults live in the YAML files."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    # Dotted keys of earlier versions -> what they are called now.
+    renamed_keys: ClassVar[Mapping[str, str]] = {}
 
     def fingerprint(self) -> str:
         """A short hash of all values: the same settings, the same fingerprint."""
@@ -270,6 +273,11 @@ def _explain(schema: type[Config], error: ValidationError) -> ConfigError:
             break
         known = inner[0]
     if problem["type"] == "extra_forbidden":
+        renamed = schema.renamed_keys.get(".".join(parts))
+        if renamed is not None:
+            return ConfigError(
+                f"unknown setting {'.'.join(parts)}", hint=f"it is now called {renamed}"
+            )
         names = sorted(known.model_fields)
         near = get_close_matches(parts[-1], names, n=1, cutoff=0.4)
         suggestion = ".".join([*path, near[0]]) if near else None

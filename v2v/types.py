@@ -67,11 +67,13 @@ class Batch(Tensors):
     foreground: Tensor | None = None  # [B, T, 1, H, W] 1 on the person
     # [B, T or 1, 4, H, W] background, RGB and where it is known (1); one for all frames where no
     # camera moves.
-    plate: Tensor | None = None
+    background_plate: Tensor | None = None
     style: Tensor | None = None  # [B, 3, H, W] another frame of the same clip
     instances: Tensor | None = None  # [B, T, 1, H, W] int64 instance ids
     boxes: Tensor | None = None  # [B, T, K, 4] x0, y0, x1, y1 pixels of face, hands; NaN where none
-    handles: Tensor | None = None  # [B, T, N, 3] x, y, radius in pixels; all 0 where not seen
+    control_points: Tensor | None = (
+        None  # [B, T, N, 3] x, y, radius in pixels; all 0 where not seen
+    )
     references: Tensor | None = None  # [B, T, K, 5, H, W], see `Condition`
 
     def __post_init__(self) -> None:
@@ -82,7 +84,7 @@ class Batch(Tensors):
             assert value is None or (
                 value.ndim == 5 and value.shape[:2] == shape[:2] and value.shape[3:] == shape[3:]
             ), f"{name} {list(value.shape)} does not fit frames {list(shape)}"
-        timed = self.handles is None or self.handles.shape[:2] == shape[:2]
+        timed = self.control_points is None or self.control_points.shape[:2] == shape[:2]
         assert timed, f"handles do not fit frames {list(shape)}"
 
     def __len__(self) -> int:
@@ -96,26 +98,27 @@ class Batch(Tensors):
     def between(self, start: int, stop: int) -> Batch:
         """Frames `start` to `stop` of every window."""
         timed = (
-            "frames", "signals", "flow", "occlusion", "foreground", "instances", "boxes", "handles",
+            "frames", "signals", "flow", "occlusion", "foreground", "instances", "boxes",
+            "control_points",
             "references",
         )  # fmt: skip
         cut = {n: v[:, start:stop] for n in timed if (v := getattr(self, n)) is not None}
-        if self.plate is not None and self.plate.shape[1] > 1:
-            cut["plate"] = self.plate[:, start:stop]
+        if self.background_plate is not None and self.background_plate.shape[1] > 1:
+            cut["background_plate"] = self.background_plate[:, start:stop]
         return replace(self, **cut)
 
-    def _plate(self, index: int) -> Tensor | None:
-        if self.plate is None:
+    def _background_plate(self, index: int) -> Tensor | None:
+        if self.background_plate is None:
             return None
-        return self.plate[:, min(index, self.plate.shape[1] - 1)]
+        return self.background_plate[:, min(index, self.background_plate.shape[1] - 1)]
 
     def condition(self, index: int) -> Condition:
         """What the generator may know of frame `index`."""
         return Condition(
             signals=self.signals[:, index], clip=self.clip, style=self.style,
-            plate=self._plate(index),
+            background_plate=self._background_plate(index),
             instances=None if self.instances is None else self.instances[:, index],
-            handles=None if self.handles is None else self.handles[:, index],
+            control_points=None if self.control_points is None else self.control_points[:, index],
             references=None if self.references is None else self.references[:, index],
         )  # fmt: skip
 
@@ -126,11 +129,13 @@ class Condition(Tensors):
 
     signals: Tensor  # [B, C, H, W]
     clip: Tensor | None = None  # [B] int64, for models of several clips
-    plate: Tensor | None = None  # [B, 4, H, W]
+    background_plate: Tensor | None = None  # [B, 4, H, W]
     style: Tensor | None = None  # [B, 3, H, W] an image to take the style from
     instances: Tensor | None = None  # [B, 1, H, W] int64
     features: Tensor | None = None  # [B, F, H, W] features picked for each instance (pix2pixHD)
-    handles: Tensor | None = None  # [B, N, 3] points that carry the picture; radius 0: not seen
+    control_points: Tensor | None = (
+        None  # [B, N, 3] points that carry the picture; radius 0: not seen
+    )
     # [B, K, 5, H, W] appearance references, warped: RGB, 1 where valid, and how far their pose is
     # from the one wanted, 0 to 1.
     references: Tensor | None = None
@@ -142,8 +147,8 @@ class GeneratorState(Tensors):
 
     frames: Tensor  # [B, P, 3, H, W] past outputs, 0 where there is none
     signals: Tensor  # [B, P, C, H, W] their signals, 0 where there is none
-    known: Tensor  # [B, P] 1 where the past frame exists, else 0: a start from nothing says so
-    handles: Tensor  # [B, N, 3] of the newest past frame; radius 0 where not seen
+    valid: Tensor  # [B, P] 1 where the past frame exists, else 0: a start from nothing says so
+    control_points: Tensor  # [B, N, 3] of the newest past frame; radius 0 where not seen
 
     @classmethod
     def nothing(cls, condition: Condition, past: int = PAST) -> GeneratorState:
@@ -153,8 +158,8 @@ class GeneratorState(Tensors):
         return cls(
             frames=signals.new_zeros(batch, past, 3, height, width),
             signals=signals.new_zeros(batch, past, channels, height, width),
-            known=signals.new_zeros(batch, past),
-            handles=_handles(condition).new_zeros(_handles(condition).shape),
+            valid=signals.new_zeros(batch, past),
+            control_points=_control_points(condition).new_zeros(_control_points(condition).shape),
         )
 
     @classmethod
@@ -164,7 +169,7 @@ class GeneratorState(Tensors):
 
     def with_frames(self, frames: Tensor) -> GeneratorState:
         """The same state with other past frames, 0 still where there is none."""
-        exists = self.known[:, :, None, None, None]
+        exists = self.valid[:, :, None, None, None]
         return replace(self, frames=frames * exists.to(frames.dtype))
 
     def after(self, condition: Condition, frame: Tensor) -> GeneratorState:
@@ -177,15 +182,15 @@ class GeneratorState(Tensors):
             # As a video would hold it: what is out of range must not grow from frame to frame.
             frames=push(self.frames, frame.to(self.frames.dtype).clamp(-1, 1)),
             signals=push(self.signals, condition.signals),
-            known=push(self.known, torch.ones_like(self.known[:, 0])),
-            handles=_handles(condition).contiguous(),  # not the whole window's
+            valid=push(self.valid, torch.ones_like(self.valid[:, 0])),
+            control_points=_control_points(condition).contiguous(),  # not the whole window's
         )
 
 
-def _handles(condition: Condition) -> Tensor:
+def _control_points(condition: Condition) -> Tensor:
     """[B, N, 3]; N is 0 where a condition has none."""
-    if condition.handles is not None:
-        return condition.handles
+    if condition.control_points is not None:
+        return condition.control_points
     return condition.signals.new_zeros(len(condition.signals), 0, 3)
 
 

@@ -77,11 +77,15 @@ def moved(frame: Tensor, flow: Tensor) -> Tensor:
     return warp(frame, flow, kind="bicubic").clamp(-1, 1)
 
 
-AT_REST = 0.1  # the weight of staying where it is; a handle's own is 1 at its place
+BACKGROUND_WEIGHT = 0.1  # the weight of staying where it is; a handle's own is 1 at its place
 
 
-def carried(
-    now: Tensor, before: Tensor, size: tuple[int, int], *, at_rest: float = AT_REST
+def dense_motion(
+    now: Tensor,
+    before: Tensor,
+    size: tuple[int, int],
+    *,
+    background_weight: float = BACKGROUND_WEIGHT,
 ) -> Tensor:
     """Flow from where the points of a signal are to where they were: handles carry what is near.
 
@@ -99,7 +103,7 @@ def carried(
         [B, 2, H, W].
 
     >>> now = torch.tensor([[[2.0, 0.5, 1.0]]])
-    >>> flow = carried(now, now + torch.tensor([3.0, 0.0, 0.0]), (1, 8))
+    >>> flow = dense_motion(now, now + torch.tensor([3.0, 0.0, 0.0]), (1, 8))
     >>> [round(u, 1) for u in flow[0, 0, 0].tolist()]
     [2.3, 2.7, 2.7, 2.3, 0.9, 0.1, 0.0, 0.0]
     """
@@ -117,18 +121,20 @@ def carried(
         terms = torch.cat([gone, seen[..., None].float()], dim=-1)  # [B, K, 3]
         weighted = (terms[..., None] * down[:, :, None]).flatten(2)  # [B, K, 3 H]
         sums = (weighted.mT @ across).reshape(-1, 3, *size)
-        return sums[:, :2] / (sums[:, 2:] + at_rest)
+        return sums[:, :2] / (sums[:, 2:] + background_weight)
 
 
-def twiced(now: Tensor, before: Tensor, *, at_rest: float = AT_REST, rounds: int = 12) -> Tensor:
-    """Handles that `carried` takes to where the given ones were.
+def twicing(
+    now: Tensor, before: Tensor, *, background_weight: float = BACKGROUND_WEIGHT, rounds: int = 12
+) -> Tensor:
+    """Handles that `dense_motion` takes to where the given ones were.
 
     A mean of displacements falls short where neighbours go different ways: lips that part. What it
     leaves of each handle's displacement at its own place is added to it, again and again (twicing,
     Tukey 1977).
 
     Args:
-        now: [1, K, 3] as in `carried`.
+        now: [1, K, 3] as in `dense_motion`.
         before: [B, K, 3], all moved to the same place; those that miss a handle go without it.
 
     Returns:
@@ -139,7 +145,7 @@ def twiced(now: Tensor, before: Tensor, *, at_rest: float = AT_REST, rounds: int
         seen = ((now[..., 2] > 0) & (before[..., 2] > 0))[..., None].float()  # [B, K, 1]
         apart = (now[:, None, :, :2] - now[:, :, None, :2]).square().sum(-1)  # [1, handle, at]
         weights = _gaussian(apart, now)[0].mT  # [at, handle]
-        total = weights @ seen + at_rest
+        total = weights @ seen + background_weight
         wanted = seen * (before[..., :2] - now[..., :2])
         gone = wanted
         for _ in range(rounds):
@@ -154,9 +160,9 @@ def _exactly(like: Tensor) -> AbstractContextManager[Any]:
     return torch.autocast(kind, enabled=False) if is_autocast_available(kind) else nullcontext()
 
 
-def _gaussian(squared: Tensor, handles: Tensor) -> Tensor:
+def _gaussian(squared: Tensor, control_points: Tensor) -> Tensor:
     """Each handle's weight [B, K, n] at squared distances [B, K, n] from it."""
-    sharpness = 0.5 / handles[..., 2:].clamp(min=1e-3).square()
+    sharpness = 0.5 / control_points[..., 2:].clamp(min=1e-3).square()
     # No smaller: products of denormal numbers take ten times as long.
     return torch.exp(-(squared * sharpness).clamp(max=30))
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from v2v.checkpoint import ClipUse
 from v2v.data.store import CLIP_FILE, ClipRecord, ClipStore, read_record
-from v2v.data.transforms import Placement, grain_of
+from v2v.data.transforms import Placement, downscale_of
 from v2v.errors import (
     MediaNotFound,
     RunConflict,
@@ -32,7 +32,7 @@ from v2v.errors import (
     UsageError,
 )
 from v2v.evaluation.registry import Picture
-from v2v.pipelines.model import Trained
+from v2v.pipelines.model import LoadedModel
 from v2v.pipelines.source import open_source
 from v2v.progress import Reporter
 from v2v.signals import Track, load_signal
@@ -49,7 +49,7 @@ class Measured:
 
     store: ClipStore
     placement: Placement  # of its frames in the model's
-    look: int  # of the model's clips, which one to look like
+    clip_number: int  # of the model's clips, which one to look like
     start: int  # first frame
     count: int  # frames that figures are taken from
     order: NDArray[np.int64]  # [>= count] frames of the store that the model runs over
@@ -87,7 +87,7 @@ class Measured:
         return self.placement.track(cast(Any, track)[part - low])
 
 
-def there_and_back(count: int, length: int) -> NDArray[np.int64]:
+def ping_pong(count: int, length: int) -> NDArray[np.int64]:
     """[length] places 0 to `count` - 1, forth and back; the ends are not repeated."""
     period = max(2 * (count - 1), 1)
     place = np.arange(length) % period
@@ -95,7 +95,7 @@ def there_and_back(count: int, length: int) -> NDArray[np.int64]:
 
 
 def measured_clips(
-    trained: Trained,
+    trained: LoadedModel,
     data: Sequence[str | Path | ClipStore],
     *,
     frames: int,
@@ -127,7 +127,7 @@ def measured_clips(
     return found, notes
 
 
-def training_clips(trained: Trained) -> list[ClipStore]:
+def training_clips(trained: LoadedModel) -> list[ClipStore]:
     """The stores that the model was trained on. Raises `UsageError` where one is not at hand."""
     found = []
     for use in trained.model.record.clips:
@@ -141,7 +141,7 @@ def training_clips(trained: Trained) -> list[ClipStore]:
     return found
 
 
-def find_store(trained: Trained, use: ClipUse) -> ClipStore | None:
+def find_store(trained: LoadedModel, use: ClipUse) -> ClipStore | None:
     """The store of a clip that the model was trained on.
 
     Looked for where training found it, in data/, and under other names in both: it is known by
@@ -172,7 +172,7 @@ def is_of(record: ClipRecord, use: ClipUse) -> bool:
     return (record.source.sha256, record.frames.count) == (use.sha256, use.frames)
 
 
-def trained_on(trained: Trained, clip: Measured) -> int:
+def trained_on(trained: LoadedModel, clip: Measured) -> int:
     """How many of the measured frames a model was trained on."""
     shown = np.unique(clip.order)
     return sum(
@@ -182,7 +182,7 @@ def trained_on(trained: Trained, clip: Measured) -> int:
     )
 
 
-def _check_signals(trained: Trained, store: ClipStore) -> None:
+def _check_signals(trained: LoadedModel, store: ClipStore) -> None:
     for use in trained.model.record.signals:
         spec = store.record.signals[use.name].spec
         channels = load_signal(use.name).channels(spec)
@@ -195,7 +195,7 @@ def _check_signals(trained: Trained, store: ClipStore) -> None:
 
 
 def _measured(
-    trained: Trained, store: ClipStore, frames: int, drift: int
+    trained: LoadedModel, store: ClipStore, frames: int, drift: int
 ) -> tuple[Measured, list[str]]:
     record = trained.model.record
     uses = [(i, use) for i, use in enumerate(record.clips) if use.sha256 == _sha256(store)]
@@ -207,9 +207,9 @@ def _measured(
             " out cannot be told",
             hint="give the store that it was trained on, or other footage",
         )
-    start, stop, look = 0, len(store), 0
+    start, stop, clip_number = 0, len(store), 0
     if exact:
-        look, use = exact[0]
+        clip_number, use = exact[0]
         start, stop = use.trained[1], use.frames
         if stop - start < LEAST:
             raise UsageError(
@@ -230,8 +230,9 @@ def _measured(
     if count < LEAST_TO_REPEAT:
         notes.append(f"{store.folder.name}: {count} frames only: too few for any conclusion")
     clip = Measured(
-        store=store, placement=_placement(trained, store, look if exact else None), look=look,
-        start=start, count=count, order=start + there_and_back(count, length),
+        store=store, placement=_placement(trained, store, clip_number if exact else None),
+        clip_number=clip_number,
+        start=start, count=count, order=start + ping_pong(count, length),
         held_out=bool(exact),
     )  # fmt: skip
     return clip, notes + ([] if exact else _differences(trained, clip))
@@ -241,16 +242,16 @@ def _sha256(store: ClipStore) -> str:
     return store.record.source.sha256
 
 
-def _placement(trained: Trained, store: ClipStore, look: int | None) -> Placement:
-    if look is not None:
-        return trained.placement(look)  # as training saw it
+def _placement(trained: LoadedModel, store: ClipStore, clip_number: int | None) -> Placement:
+    if clip_number is not None:
+        return trained.placement(clip_number)  # as training saw it
     source = store.record.frames.height, store.record.frames.width
-    return Placement.plain(source, trained.size, grain=grain_of(source, trained.size))
+    return Placement.plain(source, trained.size, downscale=downscale_of(source, trained.size))
 
 
-def _differences(trained: Trained, clip: Measured) -> list[str]:
+def _differences(trained: LoadedModel, clip: Measured) -> list[str]:
     """How another clip differs from those of training."""
-    use, name = trained.model.record.clips[clip.look], clip.name
+    use, name = trained.model.record.clips[clip.clip_number], clip.name
     height, width = clip.placement.source
     notes = [f"{name}: {trained.name} was never trained on it; all of it is measured"]
     kept = clip.placement.box[2] * clip.placement.box[3] / (height * width)

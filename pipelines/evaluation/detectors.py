@@ -33,7 +33,7 @@ class Detector(Protocol):
 
 
 @dataclass(frozen=True)
-class Footage:
+class FrameFormat:
     """What a detector must know of the video before it sees a frame."""
 
     height: int
@@ -44,7 +44,9 @@ class Footage:
 class Extracting:
     """One extractor on one video, frame by frame."""
 
-    def __init__(self, signal: str, footage: Footage, values: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, signal: str, footage: FrameFormat, values: dict[str, Any] | None = None
+    ) -> None:
         self.footage = footage
         factor = max(SIDE / min(footage.height, footage.width), 1.0)
         self.size = round(footage.width * factor), round(footage.height * factor)
@@ -97,7 +99,7 @@ class Labels(Extracting):
 
 
 def detectors_for(
-    signals: tuple[str, ...], segmenter: str | None, footage: Footage
+    signals: tuple[str, ...], segmenter: str | None, footage: FrameFormat
 ) -> dict[str, Callable[[], Detector]]:
     """Which detectors see what these signals drive.
 

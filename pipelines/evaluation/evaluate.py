@@ -25,20 +25,20 @@ from v2v.data.references import reference_signal
 from v2v.data.store import ClipStore
 from v2v.data.video import VideoWriter, read_stored, stored_frames
 from v2v.errors import EnvironmentProblem, NotWritable, UsageError, V2VError, writing
-from v2v.evaluation.course import TRUTH, Course, Spread, Tools, Video, measure
+from v2v.evaluation.frame_scores import TRUTH, FeatureStatistics, FrameScores, Tools, Video, measure
 from v2v.evaluation.networks import Inception, Lpips, VideoResNet, frechet
-from v2v.evaluation.registry import ALL, BY_NAME, MEASURES, READINGS, SET_MEASURES, Picture
+from v2v.evaluation.ranking import Place, compare, order
+from v2v.evaluation.registry import ALL, BY_NAME, FRAME_STATISTICS, MEASURES, SET_MEASURES, Picture
 from v2v.evaluation.statistics import FEWEST, Summary, known, summary
-from v2v.evaluation.verdict import Place, compare, order
 from v2v.evaluation.vmaf import ffmpeg_with_vmaf, vmaf
 from v2v.files import remove, workplace
 from v2v.images import read_picture
 from v2v.pipelines.evaluation.clips import Measured, measured_clips
-from v2v.pipelines.evaluation.detectors import Detector, Footage, detectors_for, find
+from v2v.pipelines.evaluation.detectors import Detector, FrameFormat, detectors_for, find
 from v2v.pipelines.evaluation.leakage import Leakage, find_leakage
+from v2v.pipelines.evaluation.methods import REAL, Method, methods_for
 from v2v.pipelines.evaluation.returns import difference_on_return
-from v2v.pipelines.evaluation.rows import REAL, Row, rows_for
-from v2v.pipelines.model import Trained
+from v2v.pipelines.model import LoadedModel
 from v2v.progress import Reporter, Silent
 from v2v.signals.segmentation import LabelTrack
 from v2v.weights import have_weights
@@ -58,9 +58,9 @@ class Evaluation:
     folder: Path
     name: str  # of the model's row
     clips: tuple[Measured, ...]
-    rows: tuple[Row, ...]
+    methods: tuple[Method, ...]
     summaries: dict[str, dict[str, Summary]]  # row -> measure -> what it came to
-    courses: list[dict[str, Course]]  # for each clip: row -> measure -> [frames]
+    frame_scores: list[dict[str, FrameScores]]  # for each clip: row -> measure -> [frames]
     order: list[Place]  # of the rows that are not given the truth
     unavailable: dict[str, str]  # measure -> why there is no number
     notes: tuple[str, ...]
@@ -68,15 +68,17 @@ class Evaluation:
     # For each clip, of the rows that run on: how a moment that comes again differs, of 255.
     returns: tuple[dict[str, float], ...] = ()
 
-    def against(self, row: str) -> tuple[list[str], list[str], list[str]]:
+    def against(self, method: str) -> tuple[list[str], list[str], list[str]]:
         """Measures in which the model is better, worse, or not told apart from another row."""
-        ours, theirs = ([rows[name] for rows in self.courses] for name in (self.name, row))
+        ours, theirs = (
+            [methods[name] for methods in self.frame_scores] for name in (self.name, method)
+        )
         counts = [clip.count for clip in self.clips]
         return compare(ours, theirs, counts, block=block_of(self.clips))
 
     def as_json(self) -> dict[str, Any]:
         """The record that report.json holds; floats to six digits."""
-        (main,) = [row.model for row in self.rows if row.name == self.name]
+        (main,) = [method.model for method in self.methods if method.name == self.name]
         assert main is not None
         record = main.model.record
         return {
@@ -105,32 +107,32 @@ class Evaluation:
             },
             "unavailable": self.unavailable,
             "rows": {
-                row.name: {
-                    "what": row.what, "given_the_truth": row.knows_truth,
+                method.name: {
+                    "what": method.what, "given_the_truth": method.uses_ground_truth,
                     "measures": {
                         name: _rounded(found.as_json())
-                        for name, found in self.summaries[row.name].items()
+                        for name, found in self.summaries[method.name].items()
                     },
                 }
-                for row in self.rows
+                for method in self.methods
             },
             "order": [
-                {"row": place.row, "faults": list(place.faults), "rank": _rounded(place.rank),
+                {"row": place.method, "faults": list(place.faults), "rank": _rounded(place.rank),
                  "groups": _rounded(place.groups)}
                 for place in self.order
             ],
             "against": {
-                row.name: dict(zip(("better", "worse", "same"), found, strict=True))
-                for row in self.rows
-                if row.name not in (self.name, REAL)
-                for found in [self.against(row.name)]
+                method.name: dict(zip(("better", "worse", "same"), found, strict=True))
+                for method in self.methods
+                if method.name not in (self.name, REAL)
+                for found in [self.against(method.name)]
             },
             "courses": [
                 {
-                    row: {name: _rounded(values.tolist()) for name, values in course.items()}
-                    for row, course in rows.items()
+                    method: {name: _rounded(values.tolist()) for name, values in scores.items()}
+                    for method, scores in methods.items()
                 }
-                for rows in self.courses
+                for methods in self.frame_scores
             ],
         }  # fmt: skip
 
@@ -167,7 +169,7 @@ def evaluate(
         model: a run's name, run folder or model folder.
         data: clip stores or footage; by default the clips it was trained on. Of those the part
             that was held out is measured, of others all.
-        against: of copy, frozen, nearest, warped, frame, NAME=RUN, NAME=VIDEO; see `rows`. None:
+        against: of copy, frozen, nearest, warped, frame, NAME=RUN, NAME=VIDEO; see `methods`. None:
             the first three, and warped where the model renders a body or a face.
         output: the folder of the report, by default `evaluation` in the run folder.
         name: what the model's row is called; by default the run's name.
@@ -187,7 +189,7 @@ def evaluate(
         raise UsageError(
             f"{frames} frames, {drift} of drift: that cannot be", hint="--frames is 2 or more"
         )
-    trained = Trained.open(model, device=device)
+    trained = LoadedModel.open(model, device=device)
     if against is None:
         moves = reference_signal([use.name for use in trained.model.record.signals]) is not None
         against = (*AGAINST, "warped") if moves else AGAINST
@@ -205,12 +207,14 @@ def evaluate(
     with workplace(folder / ".work", busy) as room:
         for left in folder.glob(".evaluate-*"):  # earlier versions, killed, left lossless video
             remove(left)
-        rows, clips, more = rows_for(trained, against, clips, room, report, name=own)
+        methods, clips, more = methods_for(trained, against, clips, room, report, name=own)
         notes += more
         leakage, warnings = find_leakage(trained, clips, report)
         notes = warnings + notes
-        films = [_render(rows, clip, room / str(i), report) for i, clip in enumerate(clips)]
-        again = tuple(_returns(rows, clip, paths) for clip, paths in zip(clips, films, strict=True))
+        films = [_render(methods, clip, room / str(i), report) for i, clip in enumerate(clips)]
+        again = tuple(
+            _returns(methods, clip, paths) for clip, paths in zip(clips, films, strict=True)
+        )
         notes += [
             f"{name}: a moment of {clip.name} that comes again looks different by {gap:.2f} of 255"
             for clip, found in zip(clips, again, strict=True)
@@ -220,12 +224,16 @@ def evaluate(
         if chosen is not None:
             equipment = replace(equipment, tools=replace(equipment.tools, region=chosen))
             unavailable["vmaf"] = "it measures whole pictures, and a region was chosen"
-        courses, sets = _measure(rows, clips, films, equipment, unavailable, room, report)
-        summaries = _summaries(rows, clips, courses, sets, drift=drift > 0)
+        frame_scores, sets = _measure(methods, clips, films, equipment, unavailable, room, report)
+        summaries = _summaries(methods, clips, frame_scores, sets, drift=drift > 0)
         notes += _warnings(clips, sets, drift=drift > 0)
-        ranked = {row.name: summaries[row.name] for row in rows if not row.knows_truth}
+        ranked = {
+            method.name: summaries[method.name]
+            for method in methods
+            if not method.uses_ground_truth
+        }
         found = Evaluation(
-            folder, own, tuple(clips), tuple(rows), summaries, courses,
+            folder, own, tuple(clips), tuple(methods), summaries, frame_scores,
             order(ranked, summaries[REAL]), unavailable, tuple(notes), tuple(leakage), again,
         )  # fmt: skip
         from v2v.pipelines.evaluation.report import page
@@ -287,41 +295,45 @@ def _is_whole(text: str) -> bool:
     return text.strip().isascii() and text.strip().isdigit()
 
 
-def _default_folder(trained: Trained) -> Path:
+def _default_folder(trained: LoadedModel) -> Path:
     run = trained.folder.parent if trained.folder.name == "model" else trained.folder
     return run / "evaluation"
 
 
 # ---------------------------------------------------------------- frames
 
-Films = dict[str, Path]  # row -> its frames, lossless; `REAL_FRAMES` are the real ones
+RenderedVideos = dict[str, Path]  # row -> its frames, lossless; `REAL_FRAMES` are the real ones
 REAL_FRAMES = ""  # no row is called so
 
 
-def _render(rows: Sequence[Row], clip: Measured, folder: Path, report: Reporter) -> Films:
+def _render(
+    methods: Sequence[Method], clip: Measured, folder: Path, report: Reporter
+) -> RenderedVideos:
     """Every row's frames of one clip."""
     folder.mkdir()
     films = {REAL_FRAMES: folder / "truth.mkv"}
-    _film(films[REAL_FRAMES], clip, clip.pictures(), report)
-    for number, row in enumerate(rows):
-        films[row.name] = folder / f"{number}.mkv"
-        stage = f"render {row.name}"
-        wanted = len(clip.order) if row.runs_on else clip.count
+    _write_frames(films[REAL_FRAMES], clip, clip.pictures(), report)
+    for number, method in enumerate(methods):
+        films[method.name] = folder / f"{number}.mkv"
+        stage = f"render {method.name}"
+        wanted = len(clip.order) if method.runs_on else clip.count
         report.start(stage, wanted)
-        _film(films[row.name], clip, islice(row.frames(clip), wanted), report, stage)
+        _write_frames(films[method.name], clip, islice(method.frames(clip), wanted), report, stage)
         report.finish(stage)
     return films
 
 
-def _returns(rows: Sequence[Row], clip: Measured, films: Films) -> dict[str, float]:
+def _returns(methods: Sequence[Method], clip: Measured, films: RenderedVideos) -> dict[str, float]:
     """World consistency of the rows that run on over the clip, by name."""
     found = {
-        row.name: difference_on_return(films[row.name], clip.order) for row in rows if row.runs_on
+        method.name: difference_on_return(films[method.name], clip.order)
+        for method in methods
+        if method.runs_on
     }
     return {name: gap for name, gap in found.items() if gap is not None}
 
 
-def _film(
+def _write_frames(
     path: Path,
     clip: Measured,
     pictures: Iterator[Picture],
@@ -350,7 +362,7 @@ class Equipment:
 
 
 def _equipment(
-    trained: Trained, clip: Measured, detectors: Mapping[str, Callable[[], Detector]] | None
+    trained: LoadedModel, clip: Measured, detectors: Mapping[str, Callable[[], Detector]] | None
 ) -> tuple[Equipment, dict[str, str]]:
     """What is here, and for each measure that has not what it needs, why."""
     height, width = trained.size
@@ -361,7 +373,7 @@ def _equipment(
     if segmenter is None:
         missing["labels"] = why
     if detectors is None:
-        detectors = detectors_for(signals, segmenter, Footage(height, width, clip.store.rate))
+        detectors = detectors_for(signals, segmenter, FrameFormat(height, width, clip.store.rate))
     distance = _opened("lpips", lambda: Lpips(device), missing)
     networks = {
         "fid": _opened("fid", lambda: Inception(device), missing),
@@ -397,7 +409,7 @@ def _sentence(error: V2VError) -> str:
 def _why(
     reading: str, missing: Mapping[str, str], signals: tuple[str, ...], size: tuple[int, int]
 ) -> str:
-    for need in READINGS[reading].needs:
+    for need in FRAME_STATISTICS[reading].needs:
         number, _, unit = need.partition(" ")
         if unit == "pixels" and min(size) < int(number):
             return f"its windows need sides of {number} pixels; frames are {size[1]}x{size[0]}"
@@ -433,21 +445,21 @@ def _segmenter(signals: tuple[str, ...], clip: Measured) -> tuple[str | None, st
 
 # ---------------------------------------------------------------- measuring
 
-Sets = tuple[Spread, dict[str, Spread]]
+Sets = tuple[FeatureStatistics, dict[str, FeatureStatistics]]
 
 
 def _measure(
-    rows: Sequence[Row],
+    methods: Sequence[Method],
     clips: Sequence[Measured],
-    films: Sequence[Films],
+    films: Sequence[RenderedVideos],
     equipment: Equipment,
     unavailable: Mapping[str, str],
     work: Path,
     report: Reporter,
-) -> tuple[list[dict[str, Course]], Sets]:
+) -> tuple[list[dict[str, FrameScores]], Sets]:
     """Courses of every row on every clip, and the features of all clips together."""
-    sets: Sets = (Spread(), {row.name: Spread() for row in rows})
-    courses = []
+    sets: Sets = (FeatureStatistics(), {method.name: FeatureStatistics() for method in methods})
+    frame_scores = []
     for clip, paths in zip(clips, films, strict=True):
         videos = {
             name: Video(read_stored(path), _found(name or "the truth", path, equipment, report))
@@ -463,11 +475,11 @@ def _measure(
         # Of the real video as it is, not as it was encoded again.
         found[REAL] |= found.pop(TRUTH)
         if "vmaf" not in unavailable:
-            for row in rows:
-                found[row.name]["vmaf"] = vmaf(paths[row.name], paths[REAL_FRAMES], work)
+            for method in methods:
+                found[method.name]["vmaf"] = vmaf(paths[method.name], paths[REAL_FRAMES], work)
         report.finish(stage)
-        courses.append(found)
-    return courses, sets
+        frame_scores.append(found)
+    return frame_scores, sets
 
 
 def _found(what: str, film: Path, equipment: Equipment, report: Reporter) -> dict[str, Any]:
@@ -478,12 +490,12 @@ def _found(what: str, film: Path, equipment: Equipment, report: Reporter) -> dic
         count = sum(1 for _ in stored_frames(film))
         report.start(stage, count)
 
-        def told(stage: str = stage) -> Iterator[Picture]:
+        def measured_frames(stage: str = stage) -> Iterator[Picture]:
             for picture in read_stored(film):
                 yield picture
                 report.advance(stage)
 
-        found[name] = find(told(), count, make, film.with_suffix(f".{name}.npy"))
+        found[name] = find(measured_frames(), count, make, film.with_suffix(f".{name}.npy"))
         report.finish(stage)
     return found
 
@@ -494,30 +506,30 @@ def block_of(clips: Sequence[Measured]) -> int:
 
 
 def _summaries(
-    rows: Sequence[Row],
+    methods: Sequence[Method],
     clips: Sequence[Measured],
-    courses: Sequence[dict[str, Course]],
+    frame_scores: Sequence[dict[str, FrameScores]],
     sets: Sets,
     *,
     drift: bool,
 ) -> dict[str, dict[str, Summary]]:
     block = block_of(clips)
     summaries: dict[str, dict[str, Summary]] = {}
-    for row in rows:
+    for method in methods:
         found: dict[str, Summary] = {}
         for name in BY_NAME:
-            if name not in courses[0][row.name]:
+            if name not in frame_scores[0][method.name]:
                 continue
-            values = [course[row.name][name] for course in courses]
+            values = [scores[method.name][name] for scores in frame_scores]
             parts = [v[: clip.count] for v, clip in zip(values, clips, strict=True)]
             longer = [(v, clip.order) for v, clip in zip(values, clips, strict=True)]
-            told = drift and row.runs_on
-            found[name] = summary(parts, block=block, longer=longer if told else ())
+            measured_frames = drift and method.runs_on
+            found[name] = summary(parts, block=block, longer=longer if measured_frames else ())
         for name, real in sets[0].sets.items():
-            ours = sets[1][row.name].sets[name]
+            ours = sets[1][method.name].sets[name]
             distance = known(frechet(ours, real))
             found[name] = Summary(distance, frames=ours.count)
-        summaries[row.name] = found
+        summaries[method.name] = found
     return summaries
 
 

@@ -24,7 +24,7 @@ from v2v.evaluation.duplicates import (
     tolerances,
 )
 from v2v.pipelines.evaluation.clips import Measured, find_store, is_of
-from v2v.pipelines.model import Trained
+from v2v.pipelines.model import LoadedModel
 from v2v.progress import Reporter
 
 APART = 0.5  # seconds: nearer frames of one clip are alike in any footage
@@ -63,7 +63,7 @@ class Leakage:
 
 
 def find_leakage(
-    trained: Trained, clips: Sequence[Measured], report: Reporter
+    trained: LoadedModel, clips: Sequence[Measured], report: Reporter
 ) -> tuple[list[Leakage], list[str]]:
     """Search all training frames for those measured: counts for each clip, and notes.
 
@@ -112,7 +112,7 @@ def _thumbnails(clip: Measured, low: int, high: int) -> Thumbnails:
 def _search(
     finder: DuplicateFinder,
     first: int,
-    trained: Trained,
+    trained: LoadedModel,
     stores: Sequence[tuple[int, ClipStore]],
     clips: Sequence[Measured],
     ends: Sequence[int],
@@ -142,7 +142,7 @@ def _search(
 
 
 def _training_frames(
-    trained: Trained, number: int, store: ClipStore
+    trained: LoadedModel, number: int, store: ClipStore
 ) -> Iterator[tuple[int, Picture]]:
     """Frames of a training clip with their numbers, as the model shows them."""
     begin, end = trained.model.record.clips[number].trained

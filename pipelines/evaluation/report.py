@@ -20,7 +20,7 @@ import numpy as np
 from v2v.data.video import VideoWriter, read_range, read_stored
 from v2v.evaluation.measures import Values
 from v2v.evaluation.registry import BY_NAME, MEASURES, Picture
-from v2v.pipelines.evaluation.rows import REAL
+from v2v.pipelines.evaluation.methods import REAL
 
 if TYPE_CHECKING:
     from v2v.pipelines.evaluation.evaluate import Evaluation
@@ -49,7 +49,7 @@ video,img{max-width:100%}figure{margin:1em 0}figcaption{color:#555;font-size:.9e
 def page(found: Evaluation, films: Sequence[Mapping[str, Path]]) -> str:
     """The whole report. `films` are the rows' frames of each clip, lossless."""
     colours = {
-        row.name: COLOURS[min(i, len(COLOURS) - 1)] for i, row in enumerate(found.rows)
+        method.name: COLOURS[min(i, len(COLOURS) - 1)] for i, method in enumerate(found.methods)
     }  # fmt: skip
     title = f"{found.name} on {', '.join(clip.name for clip in found.clips)}"
     parts = [
@@ -90,40 +90,44 @@ def _verdict(found: Evaluation) -> str:
     lines = []
     for place in found.order:
         faults = "; ".join(place.faults)
-        told = f" <span class=fault>{escape(faults)}</span>" if faults else " no plain fault"
+        remarks = f" <span class=fault>{escape(faults)}</span>" if faults else " no plain fault"
         groups = ", ".join(f"{name} {rank:.1f}" for name, rank in sorted(place.groups.items()))
         lines.append(
-            f"<li><b>{escape(place.row)}</b>:{told}"
+            f"<li><b>{escape(place.method)}</b>:{remarks}"
             f" <small class=dim>(mean rank {place.rank:.1f}: {escape(groups)})</small></li>"
         )
     against = []
-    for row in found.rows:
-        if row.name in (found.name, REAL):
+    for method in found.methods:
+        if method.name in (found.name, REAL):
             continue
-        better, worse, same = found.against(row.name)
+        better, worse, same = found.against(method.name)
         total = len(better) + len(worse) + len(same)
         what = [
             f"{word} in {len(names)} ({', '.join(BY_NAME[n].title for n in names)})"
             for word, names in (("better", better), ("worse", worse), ("not told apart", same))
             if names
         ]
-        hint = ", which is given real frames" if row.knows_truth else ""
+        hint = ", which is given real frames" if method.uses_ground_truth else ""
         against.append(
-            f"<li>against <b>{escape(row.name)}</b>{hint}, of {total} measures:"
+            f"<li>against <b>{escape(method.name)}</b>{hint}, of {total} measures:"
             f" {escape('; '.join(what))}</li>"
         )
-    rows = "".join(
-        f"<li><b>{escape(row.name)}</b>: {escape(row.what)}"
-        + (" <small class=dim>(beside the others, not ranked)</small>" if row.knows_truth else "")
+    methods = "".join(
+        f"<li><b>{escape(method.name)}</b>: {escape(method.what)}"
+        + (
+            " <small class=dim>(beside the others, not ranked)</small>"
+            if method.uses_ground_truth
+            else ""
+        )
         + "</li>"
-        for row in found.rows
+        for method in found.methods
     )
     return (
         f"<p>From the best to the worst:</p><ol>{''.join(lines)}</ol>"
         "<p class=dim>Ranks count in three groups alike: picture, motion, subject. A"
         " video that is frozen, blurred or noisy comes after all that are not, however near its"
         " pixels are; warping error ranks nothing.</p>"
-        f"<ul>{''.join(against)}</ul><p>What is compared:</p><ul>{rows}</ul>"
+        f"<ul>{''.join(against)}</ul><p>What is compared:</p><ul>{methods}</ul>"
     )
 
 
@@ -173,25 +177,24 @@ def _measures(found: Evaluation) -> str:
 
 def _table(found: Evaluation) -> str:
     names = [name for name in BY_NAME if any(name in s for s in found.summaries.values())]
-    head = "".join(f"<th>{escape(row.name)}</th>" for row in found.rows)
+    head = "".join(f"<th>{escape(method.name)}</th>" for method in found.methods)
     lines = []
     for name in names:
         measure = BY_NAME[name]
         best = _best(found, name)
         cells = []
-        for row in found.rows:
-            summary = found.summaries[row.name].get(name)
+        for method in found.methods:
+            summary = found.summaries[method.name].get(name)
             if summary is None or summary.mean is None:
                 cells.append("<td class=away>undefined</td>")
                 continue
-            text = measure.told(summary.mean)
+            text = measure.format(summary.mean)
             if summary.low is not None:
-                text += (
-                    f"<br><small>{measure.told(summary.low)} – {measure.told(summary.high)}</small>"
-                )
-            if summary.drift is not None and measure.better != "one" and row.runs_on:
+                low, high = measure.format(summary.low), measure.format(summary.high)
+                text += f"<br><small>{low} – {high}</small>"
+            if summary.drift is not None and measure.better != "one" and method.runs_on:
                 text += f"<br><small>drift × {summary.drift:.2f}</small>"
-            mark = " class=best" if row.name in best else ""
+            mark = " class=best" if method.name in best else ""
             cells.append(f"<td{mark}>{text}</td>")
         unit = f" <small>{escape(measure.unit)}</small>" if measure.unit else ""
         if name == "warping_error":
@@ -209,10 +212,10 @@ def _best(found: Evaluation, name: str) -> set[str]:
     if measure.family is None:
         return set()
     means = {
-        row.name: summary.mean
-        for row in found.rows
-        if not row.knows_truth
-        and (summary := found.summaries[row.name].get(name)) is not None
+        method.name: summary.mean
+        for method in found.methods
+        if not method.uses_ground_truth
+        and (summary := found.summaries[method.name].get(name)) is not None
         and summary.mean is not None
     }
     if len(means) < 2:
@@ -232,8 +235,8 @@ def _several_clips(found: Evaluation) -> str:
         if len(summary.clips) != len(found.clips):
             continue
         measure = BY_NAME[name]
-        cells = "".join(f"<td>{measure.told(mean)}</td>" for mean in summary.clips)
-        over = f"{measure.told(summary.clips_low)} – {measure.told(summary.clips_high)}"
+        cells = "".join(f"<td>{measure.format(mean)}</td>" for mean in summary.clips)
+        over = f"{measure.format(summary.clips_low)} – {measure.format(summary.clips_high)}"
         lines.append(f"<tr><td>{escape(measure.title)}</td>{cells}<td>{over}</td></tr>")
     return (
         f"<p>{escape(found.name)}, clip by clip, and the 95 % interval over clips:</p>"
@@ -248,14 +251,14 @@ def _several_clips(found: Evaluation) -> str:
 def _curves(found: Evaluation, colours: Mapping[str, str]) -> str:
     """A small plot for each measure, of the clip on which the model ran longest."""
     number = max(range(len(found.clips)), key=lambda i: len(found.clips[i].order))
-    clip, courses = found.clips[number], found.courses[number]
+    clip, frame_scores = found.clips[number], found.frame_scores[number]
     rate = float(clip.store.rate)
     plots = []
     for measure in MEASURES:
         series = {
-            row.name: np.asarray(courses[row.name][measure.name]) * measure.factor
-            for row in found.rows
-            if measure.name in courses[row.name]
+            method.name: np.asarray(frame_scores[method.name][measure.name]) * measure.factor
+            for method in found.methods
+            if measure.name in frame_scores[method.name]
         }
         if not series or len(clip.order) < 5:
             continue
@@ -267,7 +270,8 @@ def _curves(found: Evaluation, colours: Mapping[str, str]) -> str:
     if not plots:
         return "<p class=dim>Too few frames for curves.</p>"
     legend = " ".join(
-        f'<span style="color:{colours[row.name]}">■</span> {escape(row.name)}' for row in found.rows
+        f'<span style="color:{colours[method.name]}">■</span> {escape(method.name)}'
+        for method in found.methods
     )
     line = (
         " Right of the dashed line the model runs over the measured frames again, back and forth."
@@ -437,7 +441,7 @@ def _sheet(found: Evaluation, films: Mapping[str, Path]) -> str:
     clip = found.clips[0]
     moments = np.unique(np.linspace(0, clip.count - 1, MOMENTS).round().astype(int))
     lines = []
-    for name in [REAL_FRAMES, *(row.name for row in found.rows if row.name != REAL)]:
+    for name in [REAL_FRAMES, *(method.name for method in found.methods if method.name != REAL)]:
         cells = []
         for t in moments:
             picture = _frame(films[name], int(t))
@@ -450,12 +454,12 @@ def _sheet(found: Evaluation, films: Mapping[str, Path]) -> str:
 
 def _extremes(found: Evaluation, films: Mapping[str, Path]) -> str:
     """The model's best, typical and worst frame beside the real ones."""
-    clip, course = found.clips[0], found.courses[0][found.name]
-    name = next((n for n in ("lpips", "ssim", "psnr") if n in course), None)
+    clip, scores = found.clips[0], found.frame_scores[0][found.name]
+    name = next((n for n in ("lpips", "ssim", "psnr") if n in scores), None)
     if name is None:
         return ""
     measure = BY_NAME[name]
-    values = np.asarray(course[name][: clip.count])
+    values = np.asarray(scores[name][: clip.count])
     known = np.flatnonzero(np.isfinite(values))
     if not len(known):
         return ""
@@ -467,10 +471,10 @@ def _extremes(found: Evaluation, films: Mapping[str, Path]) -> str:
                     ("worst", ranked[-1])):  # fmt: skip
         real = read_range(films[REAL_FRAMES], int(t), int(t) + 1)[0]
         ours = read_range(films[found.name], int(t), int(t) + 1)[0]
-        told = f"{word} {clip.order[t]}: {measure.told(float(values[t]))}"
+        caption = f"{word} {clip.order[t]}: {measure.format(float(values[t]))}"
         columns.append(
             np.vstack([_captioned(_shown(real), f"{REAL}  {clip.order[t]}"),
-                       _captioned(_shown(ours), told)])
+                       _captioned(_shown(ours), caption)])
         )  # fmt: skip
     text = f"best, typical and worst frame of {found.name} by {measure.title}, under the real one"
     return _image(np.hstack(columns), text)

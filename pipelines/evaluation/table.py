@@ -18,16 +18,16 @@ def table(found: Evaluation) -> Table:
     """A line for each measure, a column for each video."""
     grid = Table(box=None, pad_edge=False, header_style="bold")
     grid.add_column("")
-    for row in found.rows:
-        grid.add_column(escape(row.name), justify="right")
+    for method in found.methods:
+        grid.add_column(escape(method.name), justify="right")
     for name, measure in BY_NAME.items():
         if not any(name in summaries for summaries in found.summaries.values()):
             continue
         title = f"{measure.title} ({measure.unit})" if measure.unit else measure.title
         cells = []
-        for row in found.rows:
-            summary = found.summaries[row.name].get(name)
-            cells.append(measure.told(None if summary is None else summary.mean))
+        for method in found.methods:
+            summary = found.summaries[method.name].get(name)
+            cells.append(measure.format(None if summary is None else summary.mean))
         grid.add_row(escape(title), *cells)
     return grid
 
@@ -35,7 +35,7 @@ def table(found: Evaluation) -> Table:
 def lines(found: Evaluation) -> Iterator[str]:
     """What else is to be said."""
     for place in found.order:
-        yield f"{escape(place.row)}: {escape('; '.join(place.faults) or 'no plain fault')}"
+        yield f"{escape(place.method)}: {escape('; '.join(place.faults) or 'no plain fault')}"
     for note in found.notes:
         yield f"note: {escape(note)}"
     if found.unavailable:

@@ -15,8 +15,8 @@ from PIL import Image
 
 from v2v.data.probe import Probe, probe
 from v2v.data.video import (
-    EchoEncoder,
     FramePlan,
+    RoundTripEncoder,
     copy_audio,
     plan_frames,
     plan_geometry,
@@ -48,7 +48,7 @@ def store(tmp_path: Path) -> Callable[..., Stored]:
         plan = plan_frames(footage, **plan_options)
         geometry = plan_geometry(footage, size=size)
         target = tmp_path / "stored.mp4"
-        encoder = EchoEncoder(
+        encoder = RoundTripEncoder(
             target, width=geometry.width, height=geometry.height, rate=plan.rate, crf=16,
             preset="ultrafast", matrix=stored_matrix(footage),
         )  # fmt: skip

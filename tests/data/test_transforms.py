@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from v2v.data.transforms import (
-    Augmentation,
+    AugmentationSettings,
     Placement,
     colour_matrix,
     corrupt_past,
@@ -30,16 +30,17 @@ HEIGHT, WIDTH = 120, 90
 SOURCE = (HEIGHT, WIDTH)
 
 
-def settings(**changes: Any) -> Augmentation:
+def settings(**changes: Any) -> AugmentationSettings:
     """Nothing is varied but what is named."""
     nothing = {
-        "placed": 0.0, "flip": 0.0, "scale": (1.0, 1.0), "shift": 0.0, "colour": 0.0, "drop": 0.0,
+        "crop_probability": 0.0, "flip": 0.0, "scale": (1.0, 1.0), "shift": 0.0, "colour": 0.0,
+        "drop": 0.0,
         "jitter": 0.0, "reference_drop": 0.0, "past": {"noise": 0.0, "blur": 0.0, "colour": 0.0},
     }  # fmt: skip
-    return Augmentation.model_validate(nothing | changes)
+    return AugmentationSettings.model_validate(nothing | changes)
 
 
-WILD = settings(placed=0.9, flip=0.5, scale=(1.0, 1.6), shift=1.0)
+WILD = settings(crop_probability=0.9, flip=0.5, scale=(1.0, 1.6), shift=1.0)
 
 
 def placements(count: int = 40) -> list[Placement]:
@@ -47,9 +48,9 @@ def placements(count: int = 40) -> list[Placement]:
     made = []
     for seed in range(count):
         size = [(64, 48), (120, 90), (48, 48), (160, 112), (32, 24), (30, 40)][seed % 6]
-        grain = 2 if size in ((32, 24), (30, 40)) else 1
+        downscale = 2 if size in ((32, 24), (30, 40)) else 1
         generator = np.random.default_rng(seed)
-        made.append(Placement.sampled(SOURCE, size, WILD, generator, grain=grain))
+        made.append(Placement.sampled(SOURCE, size, WILD, generator, downscale=downscale))
     assert {p.flip for p in made} == {True, False}
     assert any(p.box[0] > 0 and p.box[1] > 0 for p in made)
     return made
@@ -149,19 +150,19 @@ def test_what_need_not_change_does_not():
 def test_a_picture_shrunk_beforehand_gives_the_same():
     picture = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
     for placement in placements():
-        small = shrink(picture[None], placement.grain)[0]
+        small = shrink(picture[None], placement.downscale)[0]
         assert np.array_equal(placement.picture(picture), placement.picture(small))
 
 
 def test_sides_that_no_grain_divides():
     source = (101, 67)
     picture = np.zeros((*source, 3), np.uint8)
-    for grain in (2, 3):
+    for downscale in (2, 3):
         placement = Placement.sampled(
-            source, (20, 14), WILD, np.random.default_rng(grain), grain=grain
+            source, (20, 14), WILD, np.random.default_rng(downscale), downscale=downscale
         )
         assert placement.picture(picture).shape == (20, 14, 3)
-        assert placement.picture(shrink(picture[None], grain)[0]).shape == (20, 14, 3)
+        assert placement.picture(shrink(picture[None], downscale)[0]).shape == (20, 14, 3)
 
 
 def test_a_placement_keeps_to_the_picture_and_its_settings():
@@ -169,11 +170,13 @@ def test_a_placement_keeps_to_the_picture_and_its_settings():
         x, y, width, height = placement.box
         assert x >= 0 and y >= 0 and x + width <= WIDTH and y + height <= HEIGHT
         across, down = placement.scale
-        assert across == pytest.approx(down, rel=2.5 * placement.grain / min(width, height))
-        whole = Placement.plain(SOURCE, placement.size, grain=placement.grain)
+        assert across == pytest.approx(down, rel=2.5 * placement.downscale / min(width, height))
+        whole = Placement.plain(SOURCE, placement.size, downscale=placement.downscale)
         assert 0.98 <= whole.box[3] / height <= 1.6 * 1.05
     generator = np.random.default_rng(0)
-    centred = Placement.sampled(SOURCE, (60, 45), settings(placed=1.0, scale=(1.5, 1.5)), generator)
+    centred = Placement.sampled(
+        SOURCE, (60, 45), settings(crop_probability=1.0, scale=(1.5, 1.5)), generator
+    )
     assert centred.box == (15, 20, 60, 80)
     still = Placement.sampled(SOURCE, (60, 45), settings(scale=(2, 2), shift=1), generator)
     assert still == Placement.plain(SOURCE, (60, 45))
@@ -238,9 +241,9 @@ def test_flow_follows(grid):
         truth = np.moveaxis(placement.points(earlier(stored)) - shown, -1, 0)
         # A grid knows nothing beyond its outermost pixel centres, and repeats them.
         step = np.array([WIDTH, HEIGHT]) / grid[::-1]
-        known = ((stored > step) & (stored < (WIDTH, HEIGHT) - step)).all(-1)
-        assert known.mean() > 0.8
-        assert np.abs(placed[0] - truth)[:, known].max() < 0.02
+        valid = ((stored > step) & (stored < (WIDTH, HEIGHT) - step)).all(-1)
+        assert valid.mean() > 0.8
+        assert np.abs(placed[0] - truth)[:, valid].max() < 0.02
 
         target = shown + np.moveaxis(placed[0], 0, -1)
         size = np.array(placement.size[::-1])
@@ -253,7 +256,7 @@ def test_flow_follows(grid):
 def test_flow_of_a_much_finer_grid_is_averaged():
     generator = np.random.default_rng(0)
     noise = generator.normal(0, 1, (1, 2, 120, 88)).astype(np.float32)
-    placement = Placement.plain((120, 88), (16, 12), grain=7)
+    placement = Placement.plain((120, 88), (16, 12), downscale=7)
     placed, _ = placement.flow(noise, np.zeros((1, 1, 120, 88), np.float32))
     assert placed.std() * 7.4 < 0.3  # 49 numbers averaged; one of them alone would give 1
 
@@ -456,13 +459,13 @@ def test_blur_keeps_what_is_flat():
 
 
 def test_what_is_not_known_stays():
-    frames, known = past_frames(), torch.tensor([[0.0, 1.0], [0.0, 0.0], [1.0, 1.0]])
+    frames, valid = past_frames(), torch.tensor([[0.0, 1.0], [0.0, 0.0], [1.0, 1.0]])
     strengths = {"noise": 0.1, "blur": 2.0, "colour": 0.3}
     changed = corrupt_past(
-        frames, generator=torch.Generator().manual_seed(0), known=known, **strengths
+        frames, generator=torch.Generator().manual_seed(0), valid=valid, **strengths
     )
     same = (changed == frames).flatten(2).all(2)
-    assert torch.equal(same, known == 0)
+    assert torch.equal(same, valid == 0)
 
 
 def test_one_kind_does_not_change_what_another_draws():

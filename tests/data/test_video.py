@@ -18,9 +18,9 @@ from v2v.data.probe import Probe, probe
 from v2v.data.video import (
     GOP,
     SMPTE170M,
-    EchoEncoder,
     MapWriter,
     PixelReader,
+    RoundTripEncoder,
     VideoWriter,
     concatenate,
     plan_frames,
@@ -207,7 +207,7 @@ def test_maps_of_any_size(seed, height, width, tmp_path_factory):
 def write_frames(path: Path, frames: np.ndarray, rate: Fraction) -> tuple[Path, np.ndarray]:
     """A stored segment and its frames as the encoder's echo shows them."""
     height, width = frames.shape[1:3]
-    encoder = EchoEncoder(
+    encoder = RoundTripEncoder(
         path, width=width, height=height, rate=rate, crf=16, preset="ultrafast", matrix=SMPTE170M
     )
     echoes, pixels = [], PixelReader()

@@ -25,7 +25,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from v2v.data.plate import Backgrounds, Mosaic, Plate
+from v2v.data.background import BackgroundPlate, Backgrounds, Mosaic
 from v2v.data.references import gather
 from v2v.data.store import (
     SCHEMA,
@@ -37,9 +37,9 @@ from v2v.data.store import (
     file_record,
     write_record,
 )
-from v2v.data.transforms import Augmentation, Placement
+from v2v.data.transforms import AugmentationSettings, Placement
 from v2v.data.video import MapWriter, h264_stream
-from v2v.data.windows import Draw, Windows, _near, compose_over, loader, share
+from v2v.data.windows import ClipDataset, WindowSample, _near, compose_over, loader, shard
 from v2v.errors import (
     ConfigError,
     SignalMissing,
@@ -54,7 +54,7 @@ from v2v.signals.flow import pack
 from v2v.signals.pose import LIMB_GROUPS, MIRROR, NAMES
 from v2v.signals.segmentation import CITYSCAPES
 from v2v.types import Batch
-from v2v.warp import carried, warp
+from v2v.warp import dense_motion, warp
 
 HEIGHT, WIDTH, COUNT = 96, 128, 40
 SHOTS = (0, 11, 30)
@@ -225,20 +225,29 @@ def small(tmp_path) -> Callable[..., Path]:
     return make
 
 
-def augmentation(**changes: Any) -> Augmentation:
+def augmentation(**changes: Any) -> AugmentationSettings:
     nothing = {
-        "placed": 0.0, "flip": 0.0, "scale": (1.0, 1.0), "shift": 0.0, "colour": 0.0, "drop": 0.0,
+        "crop_probability": 0.0, "flip": 0.0, "scale": (1.0, 1.0), "shift": 0.0, "colour": 0.0,
+        "drop": 0.0,
         "jitter": 0.0, "reference_drop": 0.0, "past": {"noise": 0.0, "blur": 0.0, "colour": 0.0},
     }  # fmt: skip
-    return Augmentation.model_validate(nothing | changes)
+    return AugmentationSettings.model_validate(nothing | changes)
 
 
-WILD = augmentation(placed=0.8, flip=0.5, scale=(1.0, 1.5), shift=1.0)
-EVERYTHING = ("flow", "foreground", "plate", "style", "instances", "boxes", "handles")
+WILD = augmentation(crop_probability=0.8, flip=0.5, scale=(1.0, 1.5), shift=1.0)
+EVERYTHING = (
+    "flow",
+    "foreground",
+    "background_plate",
+    "style",
+    "instances",
+    "boxes",
+    "control_points",
+)
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     step: int
     length: int = 3
     size: int = 48
@@ -284,12 +293,12 @@ def test_windows_stay_in_a_shot_and_out_of_what_is_held_out(
 
 
 @cache
-def opened(scene: Path, holdout: float) -> Windows:
-    return Windows([scene], ["pose"], seed=0, holdout=holdout, augmentation=WILD)
+def opened(scene: Path, holdout: float) -> ClipDataset:
+    return ClipDataset([scene], ["pose"], seed=0, holdout=holdout, augmentation=WILD)
 
 
 def test_every_start_and_every_stride_comes_up(scene):
-    windows = Windows([scene], ["pose"], seed=1, max_stride=3)
+    windows = ClipDataset([scene], ["pose"], seed=1, max_stride=3)
     draws = [windows.draw(i, 4, 48) for i in range(2500)]
     for stride in (1, 2, 3):
         seen = {d.start for d in draws if d.stride == stride}
@@ -305,13 +314,13 @@ def test_every_start_and_every_stride_comes_up(scene):
 
 def test_the_last_frames_are_held_out(scene):
     for holdout, held in ((0.15, 6), (0.0, 0), (0.001, 1)):
-        clip = Windows([scene], ["pose"], seed=0, holdout=holdout).clips[0]
+        clip = ClipDataset([scene], ["pose"], seed=0, holdout=holdout).clips[0]
         assert clip.train == (0, COUNT - held) and clip.held_out == (COUNT - held, COUNT)
 
 
 def test_clips_are_drawn_by_how_many_windows_they_have(small):
     paths = [small("short", 20, labelled=True), small("long", 56, labelled=True)]
-    windows = Windows(paths, ["segmentation"], seed=0, holdout=0.0)
+    windows = ClipDataset(paths, ["segmentation"], seed=0, holdout=0.0)
     share_of_long = np.mean([windows.draw(i, 5, 48).clip for i in range(2000)])
     assert share_of_long == pytest.approx(52 / 68, abs=0.04)
 
@@ -320,12 +329,12 @@ def test_where_the_signal_is_missing_no_window_is(small):
     pose = np.ones((40, len(NAMES), 3), np.float32)
     pose[10:30] = np.nan
     path = small("gap", 40, pose=pose)
-    windows = Windows([path], ["pose"], seed=0, holdout=0.0, max_stride=2)
+    windows = ClipDataset([path], ["pose"], seed=0, holdout=0.0, max_stride=2)
     for index in range(300):
         frames = np.array(windows.draw(index, 6, 48).frames)
         assert ((frames < 10) | (frames >= 30)).sum() >= 3
     pose[:] = np.nan
-    empty = Windows([small("none", 40, pose=pose)], ["pose"], seed=0)
+    empty = ClipDataset([small("none", 40, pose=pose)], ["pose"], seed=0)
     with pytest.raises(SignalMissing, match="no 6 frames in a row have pose") as caught:
         empty.draw(0, 6, 48)
     assert "preview.mp4" in str(caught.value.hint)
@@ -345,7 +354,7 @@ def inverse(placement: Placement) -> NDArray[np.float64]:
 @pytest.mark.parametrize("size", [32, 48, 96, 128])
 def test_flow_is_that_of_the_frames_shown(scene, size):
     """Zoomed, mirrored, shrunk, at strides 1 to 3, against the camera's true motion."""
-    windows = Windows([scene], ["pose"], seed=size, augmentation=WILD, max_stride=3)
+    windows = ClipDataset([scene], ["pose"], seed=size, augmentation=WILD, max_stride=3)
     draws = [windows.draw(i, 4, size) for i in range(9)]
     assert {d.stride for d in draws} == {1, 2, 3}
     assert {d.placement.flip for d in draws} == {True, False}
@@ -376,7 +385,7 @@ def test_flow_is_that_of_the_frames_shown(scene, size):
 
 
 def test_occlusion_is_what_the_past_frame_does_not_show(scene):
-    windows = Windows([scene], ["pose"], seed=4, augmentation=WILD, max_stride=3)
+    windows = ClipDataset([scene], ["pose"], seed=4, augmentation=WILD, max_stride=3)
     for index in range(8):
         draw = windows.draw(index, 3, 48)
         occlusion = windows.load([draw]).occlusion
@@ -394,7 +403,7 @@ def test_occlusion_is_what_the_past_frame_does_not_show(scene):
 
 
 def test_labels_and_foreground_lie_on_their_colours(scene):
-    windows = Windows([scene], ["segmentation"], seed=2, augmentation=WILD, extras=EVERYTHING)
+    windows = ClipDataset([scene], ["segmentation"], seed=2, augmentation=WILD, extras=EVERYTHING)
     batch = windows.batch(range(10), 3, 64)
     assert batch.signals.shape == (10, 3, len(CLASSES) + 1, 64, 80)
     hot, edges = batch.signals[:, :, :3], batch.signals[:, :, 3]
@@ -414,22 +423,22 @@ def test_labels_thinned_out_stay_in_place(small):
     places = centres(96, 128)
     labels = (np.hypot(*np.moveaxis(places - (50, 43), -1, 0)) < 30).astype(np.uint8)
     path = small("disc", 2, (96, 128), labels=np.stack([labels] * 2), classes=CLASSES)
-    windows = Windows([path], ["segmentation"], seed=0, holdout=0.0)
-    for size, grain in ((16, 6), (32, 2), ((32, 42), 3)):
+    windows = ClipDataset([path], ["segmentation"], seed=0, holdout=0.0)
+    for size, downscale in ((16, 6), (32, 2), ((32, 42), 3)):
         placement = windows.placement(0, size)
-        assert placement.grain == grain
+        assert placement.downscale == downscale
         batch = windows.batch([0], 1, size)
         assert batch.foreground is not None
         weight = batch.foreground[0, 0, 0].numpy()
         middle = (centres(*weight.shape) * weight[..., None]).sum((0, 1)) / weight.sum()
         truth = placement.points(np.array([50, 43], np.float32))
         # Blocks of an even side have no middle label: half a stored pixel may be missed.
-        assert np.abs(middle - truth).max() < 0.5 / placement.grain + 0.06
+        assert np.abs(middle - truth).max() < 0.5 / placement.downscale + 0.06
 
 
 def test_landmarks_stay_on_what_they_mark(scene):
     """Each point marks a place on the map; its neighbourhood looks alike wherever it is shown."""
-    windows = Windows([scene], ["pose"], seed=3, augmentation=WILD, max_stride=2)
+    windows = ClipDataset([scene], ["pose"], seed=3, augmentation=WILD, max_stride=2)
     picture, _ = lands()
     spots = to_map(0, scene_pose()[0, :, :2].astype(float))
     truth = cv2.remap(
@@ -459,11 +468,11 @@ def test_boxes_follow_and_stay_inside(small):
     pose[:, :11] = [*((x, 20, 1) for x in range(20, 31))]
     pose[:, 33:54] = [*((60 + i / 10, 40, 1) for i in range(21))]  # too small to see
     path = small("boxed", pose=pose)
-    windows = Windows([path], ["pose"], seed=0, augmentation=WILD)
+    windows = ClipDataset([path], ["pose"], seed=0, augmentation=WILD)
     assert windows.boxes == ("face", "left_hand", "right_hand")
     pose[:, 11:13, 2] = 1
     pose[:, 11:13, :2] = 30
-    windows = Windows([small("body", pose=pose)], ["pose"], seed=0, augmentation=WILD)
+    windows = ClipDataset([small("body", pose=pose)], ["pose"], seed=0, augmentation=WILD)
     found = 0
     for index in range(20):
         draw = windows.draw(index, 2, 96)
@@ -487,19 +496,22 @@ def test_boxes_follow_and_stay_inside(small):
 
 def test_handles_move_as_the_camera_does(scene):
     """All points are fixed to the map, so what they carry is the camera's true motion."""
-    windows = Windows(
+    windows = ClipDataset(
         [scene], ["segmentation", "pose"], seed=1, augmentation=WILD, max_stride=3,
-        extras=("flow", "handles"),
+        extras=("flow", "control_points"),
     )  # fmt: skip
     batch = windows.batch(range(8), 3, 96)
-    assert batch.handles is not None and batch.flow is not None
-    assert batch.handles.shape == (8, 3, windows.handles, 3) and windows.handles == 157
+    assert batch.control_points is not None and batch.flow is not None
+    assert (
+        batch.control_points.shape == (8, 3, windows.control_points, 3)
+        and windows.control_points == 157
+    )
     compared = 0
     for t in (1, 2):
-        now, before = batch.handles[:, t], batch.handles[:, t - 1]
-        share = carried(now, now + torch.tensor([1.0, 0.0, 0.0]), (96, 128))[:, :1]
-        among = (share > 0.95).expand_as(batch.flow[:, t])
-        gap = (carried(now, before, (96, 128)) / share - batch.flow[:, t])[among].abs()
+        now, before = batch.control_points[:, t], batch.control_points[:, t - 1]
+        shard = dense_motion(now, now + torch.tensor([1.0, 0.0, 0.0]), (96, 128))[:, :1]
+        among = (shard > 0.95).expand_as(batch.flow[:, t])
+        gap = (dense_motion(now, before, (96, 128)) / shard - batch.flow[:, t])[among].abs()
         compared += len(gap)
         assert gap.mean() < 0.1 and batch.flow[:, t][among].abs().mean() > 1
     assert compared > 20000
@@ -507,60 +519,62 @@ def test_handles_move_as_the_camera_does(scene):
 
 def test_what_is_rendered_sees_the_handles_of_training(scene):
     """A picture of another size than the stored one, and the second of two signals."""
-    windows = Windows([scene], ["segmentation", "pose"], seed=0, extras=("handles",))
+    windows = ClipDataset([scene], ["segmentation", "pose"], seed=0, extras=("control_points",))
     batch = next(windows.sequence(0, 3, 6, size=48))
     track = windows.placement(0, 48).track(ClipStore.open(scene).track("pose", 3, 6))
-    assert batch.handles is not None
-    torch.testing.assert_close(batch.handles[0], track.handle_tensor())
-    stored = ClipStore.open(scene).track("pose", 3, 6).handle_tensor()
-    torch.testing.assert_close(2 * batch.handles[0], stored, atol=1e-3, rtol=1e-4)
+    assert batch.control_points is not None
+    torch.testing.assert_close(batch.control_points[0], track.control_point_tensor())
+    stored = ClipStore.open(scene).track("pose", 3, 6).control_point_tensor()
+    torch.testing.assert_close(2 * batch.control_points[0], stored, atol=1e-3, rtol=1e-4)
 
 
 def test_handles_are_there_where_a_signal_has_points(scene, small):
-    assert Windows([scene], ["pose"], seed=0).batch([0], 2, 48).handles is None  # not asked for
-    labels = Windows([scene], ["segmentation"], seed=0, extras=("handles",))
-    assert labels.handles == 0 and labels.batch([0], 2, 48).handles is None
+    assert (
+        ClipDataset([scene], ["pose"], seed=0).batch([0], 2, 48).control_points is None
+    )  # not asked for
+    labels = ClipDataset([scene], ["segmentation"], seed=0, extras=("control_points",))
+    assert labels.control_points == 0 and labels.batch([0], 2, 48).control_points is None
     pose = np.full((12, len(NAMES), 3), np.nan, np.float32)
     pose[:, 11:14:2] = 1.0  # a shoulder and an elbow: nothing that tells the body's size
-    windows = Windows([small("head", pose=pose)], ["pose"], seed=0, extras=("handles",))
+    windows = ClipDataset([small("head", pose=pose)], ["pose"], seed=0, extras=("control_points",))
     batch = windows.batch([0], 2, 48)
-    assert batch.handles is not None and not batch.handles.isnan().any()
-    assert (batch.handles[..., 2] == 0).all()
+    assert batch.control_points is not None and not batch.control_points.isnan().any()
+    assert (batch.control_points[..., 2] == 0).all()
 
 
 # ---------------------------------------------------------------- what else varies
 
 
 def test_unvaried_windows_are_the_stored_frames(scene):
-    windows = Windows([scene], ["pose", "segmentation"], seed=0)
+    windows = ClipDataset([scene], ["pose", "segmentation"], seed=0)
     draw = windows.draw(5, 4, 96)
     batch, stored = windows.load([draw]), ClipStore.open(scene).window(draw.start, 4)
     assert torch.equal(batch.frames[0], stored.frames)
     assert torch.equal(batch.signals[0, :, :3], stored.signals["pose"])
     assert torch.equal(batch.signals[0, :, 3:], stored.signals["segmentation"])
     assert batch.clip.tolist() == [0] and windows.channels == batch.signals.shape[2] == 7
-    assert batch.plate is None and batch.style is None and batch.instances is None
+    assert batch.background_plate is None and batch.style is None and batch.instances is None
 
 
 def test_the_order_of_signals_is_the_order_of_channels(scene):
-    one = Windows([scene], ["segmentation", "pose"], seed=0).batch([3], 2, 48)
-    other = Windows([scene], ["pose", "segmentation"], seed=0).batch([3], 2, 48)
+    one = ClipDataset([scene], ["segmentation", "pose"], seed=0).batch([3], 2, 48)
+    other = ClipDataset([scene], ["pose", "segmentation"], seed=0).batch([3], 2, 48)
     assert torch.equal(one.signals[:, :, :4], other.signals[:, :, 3:])
     assert torch.equal(one.signals[:, :, 4:], other.signals[:, :, :3])
 
 
 def test_flow_can_be_a_condition(scene):
-    windows = Windows([scene], ["flow"], seed=0, augmentation=WILD, max_stride=2)
+    windows = ClipDataset([scene], ["flow"], seed=0, augmentation=WILD, max_stride=2)
     batch = windows.batch(range(3), 3, 48)
     assert batch.flow is not None and batch.occlusion is not None
     assert torch.equal(batch.signals, torch.cat([batch.flow, batch.occlusion], dim=2))
 
 
-def plate_of(picture: Any, known: Any) -> Plate:
-    return Plate(picture, known, 0.0, 0.0)
+def plate_of(picture: Any, known: Any) -> BackgroundPlate:
+    return BackgroundPlate(picture, known, 0.0, 0.0)
 
 
-def panned_wall(count: int) -> tuple[Any, Plate]:
+def panned_wall(count: int) -> tuple[Any, BackgroundPlate]:
     """A wall that the camera pans over, 3 pixels a frame, and its mosaic."""
     height, width = 48, 64
     y, x = np.mgrid[:height, : width + 3 * count].astype(np.float32)
@@ -572,7 +586,7 @@ def panned_wall(count: int) -> tuple[Any, Plate]:
     )
     mosaic = Mosaic(np.concatenate([wall, np.full_like(wall[..., :1], 255)], axis=-1), (0.0, 0.0))
     still = wall[:, :width]
-    return wall, Plate(still, still[..., 0], 0.0, 0.0, Backgrounds({0: mosaic}, track))
+    return wall, BackgroundPlate(still, still[..., 0], 0.0, 0.0, Backgrounds({0: mosaic}, track))
 
 
 def test_behind_a_camera_that_moves_is_its_part_of_the_mosaic(small):
@@ -580,22 +594,23 @@ def test_behind_a_camera_that_moves_is_its_part_of_the_mosaic(small):
     path = small("panned", labelled=True)
     width = 64
     wall, made = panned_wall(len(ClipStore.open(path)))
-    windows = Windows(
-        [path], ["segmentation"], seed=0, extras=("plate",), plates=[made], max_stride=2,
-        augmentation=augmentation(placed=0.8, flip=0.5, scale=(1.0, 1.3)),
+    windows = ClipDataset(
+        [path], ["segmentation"], seed=0, extras=("background_plate",), background_plates=[made],
+        max_stride=2,
+        augmentation=augmentation(crop_probability=0.8, flip=0.5, scale=(1.0, 1.3)),
     )  # fmt: skip
     for index in range(8):
         draw = windows.draw(index, 3, 48)
         batch = windows.load([draw])
-        assert batch.plate is not None and batch.plate.shape[1] == 3
+        assert batch.background_plate is not None and batch.background_plate.shape[1] == 3
         for t, frame in enumerate(draw.frames):
             truth = draw.placement.picture(np.ascontiguousarray(wall[:, 3 * frame :][:, :width]))
-            shown = (batch.plate[0, t, :3].permute(1, 2, 0) + 1) * 127.5
+            shown = (batch.background_plate[0, t, :3].permute(1, 2, 0) + 1) * 127.5
             gap = np.abs(shown.numpy() - truth)[2:-2, 2:-2]
             assert gap.mean() < 1.0 and gap.max() < 8, (index, t)
-            assert (batch.plate[0, t, 3, 2:-2, 2:-2] > 0.99).all()
-        assert torch.equal(batch.between(1, 3).plate, batch.plate[:, 1:3])
-        assert torch.equal(batch.condition(2).plate, batch.plate[:, 2])
+            assert (batch.background_plate[0, t, 3, 2:-2, 2:-2] > 0.99).all()
+        assert torch.equal(batch.between(1, 3).background_plate, batch.background_plate[:, 1:3])
+        assert torch.equal(batch.condition(2).background_plate, batch.background_plate[:, 2])
 
 
 def test_a_still_clip_beside_one_whose_camera_moves(small):
@@ -603,39 +618,47 @@ def test_a_still_clip_beside_one_whose_camera_moves(small):
     moving, still = small("panned", labelled=True), small("still", labelled=True)
     _, mosaic = panned_wall(len(ClipStore.open(moving)))
     grey = plate_of(np.full((48, 64, 3), 100, np.uint8), np.full((48, 64), 255, np.uint8))
-    windows = Windows(
-        [moving, still], ["segmentation"], seed=0, extras=("plate",), plates=[mosaic, grey]
+    windows = ClipDataset(
+        [moving, still],
+        ["segmentation"],
+        seed=0,
+        extras=("background_plate",),
+        background_plates=[mosaic, grey],
     )
-    alone = Windows([moving], ["segmentation"], seed=0, extras=("plate",), plates=[mosaic])
+    alone = ClipDataset(
+        [moving], ["segmentation"], seed=0, extras=("background_plate",), background_plates=[mosaic]
+    )
     draws = [windows.draw(index, 3, 48) for index in range(12)]
     assert {draw.clip for draw in draws} == {0, 1}
     batch = windows.load(draws)
-    assert batch.plate is not None and batch.plate.shape[1] == 3
-    for draw, plate in zip(draws, batch.plate, strict=True):
+    assert batch.background_plate is not None and batch.background_plate.shape[1] == 3
+    for draw, background_plate in zip(draws, batch.background_plate, strict=True):
         if draw.clip:
-            assert torch.allclose(plate[:, :3], torch.tensor(100 / 127.5 - 1), atol=1e-6)
-            assert (plate[:, 3] == 1).all()
+            assert torch.allclose(background_plate[:, :3], torch.tensor(100 / 127.5 - 1), atol=1e-6)
+            assert (background_plate[:, 3] == 1).all()
         else:
-            expected = alone.load([draw]).plate
-            assert expected is not None and torch.equal(plate, expected[0])
-            assert not torch.equal(plate[0], plate[1])
+            expected = alone.load([draw]).background_plate
+            assert expected is not None and torch.equal(background_plate, expected[0])
+            assert not torch.equal(background_plate[0], background_plate[1])
 
 
 def test_colour_is_one_for_frames_plate_and_style(small):
     path = small("grey", labelled=True)
-    plate = plate_of(np.full((48, 64, 3), 128, np.uint8), np.full((48, 64), 255, np.uint8))
-    windows = Windows(
+    background_plate = plate_of(
+        np.full((48, 64, 3), 128, np.uint8), np.full((48, 64), 255, np.uint8)
+    )
+    windows = ClipDataset(
         [path], ["segmentation"], seed=0, augmentation=augmentation(colour=0.8),
-        extras=("plate", "style"), plates=[plate],
+        extras=("background_plate", "style"), background_plates=[background_plate],
     )  # fmt: skip
     batch = windows.batch(range(6), 3, 48)
-    assert batch.plate is not None and batch.style is not None
+    assert batch.background_plate is not None and batch.style is not None
     levels = batch.frames.mean((2, 3, 4))
     assert levels.std(0).min() > 0.05  # windows differ
     assert levels.std(1).max() < 1e-3  # their frames do not
     assert torch.allclose(batch.style.mean((1, 2, 3)), levels[:, 0], atol=0.02)
-    assert torch.allclose(batch.plate[:, 0, :3].mean((1, 2, 3)), levels[:, 0], atol=0.02)
-    assert (batch.plate[:, 0, 3] == 1).all()
+    assert torch.allclose(batch.background_plate[:, 0, :3].mean((1, 2, 3)), levels[:, 0], atol=0.02)
+    assert (batch.background_plate[:, 0, 3] == 1).all()
 
 
 def test_a_plate_lies_under_its_frames(scene):
@@ -643,26 +666,26 @@ def test_a_plate_lies_under_its_frames(scene):
     still = store.frames(4, 5)[0]
     known = np.zeros((HEIGHT, WIDTH), np.uint8)
     known[:, : WIDTH // 2] = 1
-    windows = Windows(
-        [scene], ["pose"], seed=0, augmentation=WILD, extras=("plate",),
-        plates=[plate_of(still, known)],
+    windows = ClipDataset(
+        [scene], ["pose"], seed=0, augmentation=WILD, extras=("background_plate",),
+        background_plates=[plate_of(still, known)],
     )  # fmt: skip
     assert windows.batch([0], 1, 48).flow is None
     for index in range(6):
         draw = replace(windows.draw(index, 1, 48), start=4)
         batch = windows.load([draw])
-        assert batch.plate is not None
-        assert torch.equal(batch.plate[0, 0, :3], batch.frames[0, 0])
+        assert batch.background_plate is not None
+        assert torch.equal(batch.background_plate[0, 0, :3], batch.frames[0, 0])
         left = inverse(draw.placement)[..., 0] < WIDTH / 2 - 2
         right = inverse(draw.placement)[..., 0] > WIDTH / 2 + 2
-        assert (batch.plate[0, 0, 3].numpy()[left] == 1).all()
-        assert (batch.plate[0, 0, 3].numpy()[right] == 0).all()
-    windows.plates[0] = None
-    assert windows.batch([0], 1, 48).plate is None
+        assert (batch.background_plate[0, 0, 3].numpy()[left] == 1).all()
+        assert (batch.background_plate[0, 0, 3].numpy()[right] == 0).all()
+    windows.background_plates[0] = None
+    assert windows.batch([0], 1, 48).background_plate is None
 
 
 def test_style_is_another_frame_of_the_training_part(scene):
-    windows = Windows([scene], ["pose"], seed=0, extras=("style",), holdout=0.5)
+    windows = ClipDataset([scene], ["pose"], seed=0, extras=("style",), holdout=0.5)
     frames = ClipStore.open(scene).window(0, COUNT, signals=[]).frames
     chosen = set()
     styles = windows.batch(range(30), 1, 96).style
@@ -675,10 +698,10 @@ def test_style_is_another_frame_of_the_training_part(scene):
 
 
 def test_limbs_are_dropped_and_moved(scene):
-    plain = Windows([scene], ["pose"], seed=0).batch([0], 4, 96)
-    every = Windows([scene], ["pose"], seed=0, augmentation=augmentation(drop=1.0))
-    some = Windows([scene], ["pose"], seed=0, augmentation=augmentation(drop=0.3))
-    moved = Windows([scene], ["pose"], seed=0, augmentation=augmentation(jitter=20.0))
+    plain = ClipDataset([scene], ["pose"], seed=0).batch([0], 4, 96)
+    every = ClipDataset([scene], ["pose"], seed=0, augmentation=augmentation(drop=1.0))
+    some = ClipDataset([scene], ["pose"], seed=0, augmentation=augmentation(drop=0.3))
+    moved = ClipDataset([scene], ["pose"], seed=0, augmentation=augmentation(jitter=20.0))
     ink = [(w.batch([0], 4, 96).signals > -1).any(2).float().mean() for w in (every, some)]
     full = (plain.signals > -1).any(2).float().mean()
     assert 0 < ink[0] < ink[1] < full  # trunk and hips are in no group that is dropped
@@ -694,27 +717,28 @@ def test_street_scenes_have_more_in_the_foreground_than_people(small):
     labels = np.zeros((12, 48, 64), np.uint8)
     labels[:, :, 32:] = 26  # a car
     path = small("street", labels=labels, classes=tuple(CITYSCAPES))
-    batch = Windows([path], ["segmentation"], seed=0).batch([0], 2, 48)
+    batch = ClipDataset([path], ["segmentation"], seed=0).batch([0], 2, 48)
     assert batch.foreground is not None and batch.signals.shape[2] == 36
     assert (batch.foreground[..., 32:] == 1).all() and (batch.foreground[..., :32] == 0).all()
     assert PEOPLE[0] == "person" and PEOPLE[-1] == "bicycle"
     assert batch.boxes is None and batch.flow is None
 
     things = small("things", classes=("floor", "box"))
-    assert Windows([things], ["segmentation"], seed=0).batch([0], 2, 48).foreground is None
+    assert ClipDataset([things], ["segmentation"], seed=0).batch([0], 2, 48).foreground is None
 
 
 # ---------------------------------------------------------------- the same everywhere
 
 
-def everything(scene: Path, **changes: Any) -> Windows:
+def everything(scene: Path, **changes: Any) -> ClipDataset:
     varied = WILD.model_copy(update={"colour": 0.5, "drop": 0.1, "jitter": 3.0})
     picture = ClipStore.open(scene).frames(0, 1)[0]
-    plate = plate_of(picture, np.full((HEIGHT, WIDTH), 255, np.uint8))
+    background_plate = plate_of(picture, np.full((HEIGHT, WIDTH), 255, np.uint8))
     values: dict[str, Any] = {
-        "seed": 7, "augmentation": varied, "extras": EVERYTHING, "max_stride": 3, "plates": [plate]
+        "seed": 7, "augmentation": varied, "extras": EVERYTHING, "max_stride": 3,
+        "plates": [background_plate]
     }  # fmt: skip
-    return Windows([scene], ["pose", "segmentation"], **(values | changes))
+    return ClipDataset([scene], ["pose", "segmentation"], **(values | changes))
 
 
 def test_the_cache_changes_nothing(scene):
@@ -728,7 +752,7 @@ def test_the_cache_changes_nothing(scene):
 
 def test_the_cache_keeps_to_its_budget_and_follows_the_size(scene, small):
     other = small("other", 40, (96, 128), labelled=True)
-    windows = Windows([scene, other], ["segmentation"], seed=0, cache=1, extras=("foreground",))
+    windows = ClipDataset([scene, other], ["segmentation"], seed=0, cache=1, extras=("foreground",))
     for size, kept in ((16, {0, 1}), (96, set())):
         windows.batch(range(12), 2, size)
         reader = windows._reader
@@ -746,7 +770,12 @@ def test_any_window_by_itself_is_the_one_in_the_batch(scene):
 
 
 def test_worker_processes_give_the_same_batches(scene):
-    plans = [Plan(0), Plan(1, length=4), Plan(2, size=32, batch=1), Plan(3)]
+    plans = [
+        TrainingPlan(0),
+        TrainingPlan(1, length=4),
+        TrainingPlan(2, size=32, batch=1),
+        TrainingPlan(3),
+    ]
     here = list(loader(everything(scene), plans))
     windows = everything(scene)
     windows.batch([0], 2, 48)  # open files and a filled cache do not travel
@@ -759,19 +788,19 @@ def test_no_more_workers_than_cores(scene, monkeypatch):
     """More of them make torch warn, which is an error in these tests."""
     monkeypatch.setattr("v2v.data.windows.cores", lambda: 1)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0}, raising=False)
-    assert len(list(loader(everything(scene), [Plan(0)], workers=9))) == 1
+    assert len(list(loader(everything(scene), [TrainingPlan(0)], workers=9))) == 1
 
 
 def test_a_worker_s_error_is_ours(scene):
     windows = everything(scene)
     with pytest.raises(StoreError, match=r"^too few frames: a window needs 30 in a row") as caught:
-        next(loader(windows, [Plan(0, length=30)], workers=1))
+        next(loader(windows, [TrainingPlan(0, length=30)], workers=1))
     assert "Traceback" not in caught.value.message and caught.value.hint
 
 
 def test_shares_of_all_processes_make_the_whole_batch(scene):
     windows = everything(scene)
-    plans = [Plan(n, batch=4) for n in range(2)]
+    plans = [TrainingPlan(n, batch=4) for n in range(2)]
     whole = list(loader(windows, plans))
     parts = [list(loader(windows, plans, rank=rank, world=2)) for rank in range(2)]
     for n, batch in enumerate(whole):
@@ -781,18 +810,18 @@ def test_shares_of_all_processes_make_the_whole_batch(scene):
             assert same(parts[rank][n], half)
     for batch in (1, 3, 5):
         with pytest.raises(ConfigError, match=f"batch of {batch} .* 2 processes") as caught:
-            share(Plan(0, batch=batch), world=2)
+            shard(TrainingPlan(0, batch=batch), world=2)
         assert "multiple of 2" in str(caught.value.hint)
 
 
 def test_steps_never_share_a_window():
-    seen = [i for n in range(50) for i in share(Plan(n, batch=1 + n % 7))]
+    seen = [i for n in range(50) for i in shard(TrainingPlan(n, batch=1 + n % 7))]
     assert len(set(seen)) == len(seen)
 
 
 def test_a_resumed_loader_goes_on_as_a_straight_one(scene):
-    def plans(first: int) -> list[Plan]:
-        return [Plan(n, length=2 + n // 2, batch=1 + n % 2) for n in range(first, 5)]
+    def plans(first: int) -> list[TrainingPlan]:
+        return [TrainingPlan(n, length=2 + n // 2, batch=1 + n % 2) for n in range(first, 5)]
 
     straight = list(loader(everything(scene), plans(0)))
     resumed = list(loader(everything(scene), plans(3)))
@@ -801,7 +830,7 @@ def test_a_resumed_loader_goes_on_as_a_straight_one(scene):
 
 def test_endless_plans(scene):
     windows = everything(scene)
-    endless = (Plan(n) for n in iter(int, 1))
+    endless = (TrainingPlan(n) for n in iter(int, 1))
     assert len(list(islice(loader(windows, endless), 3))) == 3
 
 
@@ -822,7 +851,7 @@ def test_a_sequence_runs_on_from_chunk_to_chunk(scene):
     parts = list(windows.sequence(0, 3, 25, size=48, chunk=8))
     assert [b.length for b in parts] == [8, 8, 6] and len(whole) == 1
     timed = ("frames", "signals", "flow", "occlusion", "foreground", "instances", "boxes")
-    for name in (*timed, "handles"):
+    for name in (*timed, "control_points"):
         joined = torch.cat([getattr(b, name) for b in parts], dim=1)
         assert torch.equal(joined.nan_to_num(-1), getattr(whole[0], name).nan_to_num(-1)), name
     assert whole[0].flow is not None and whole[0].occlusion is not None
@@ -836,11 +865,11 @@ def test_a_sequence_runs_on_from_chunk_to_chunk(scene):
 
 
 def test_a_sequence_is_of_what_is_held_out_unless_told(scene):
-    windows = Windows([scene], ["pose"], seed=0)
+    windows = ClipDataset([scene], ["pose"], seed=0)
     frames = ClipStore.open(scene).window(34, 6, signals=[]).frames
     (batch,) = windows.sequence(0, size=96)
     assert torch.equal(batch.frames[0], frames)
-    whole = Windows([scene], ["pose"], seed=0, holdout=0.0)
+    whole = ClipDataset([scene], ["pose"], seed=0, holdout=0.0)
     for start, stop, shown in ((None, None, "40 to 40"), (5, 41, "5 to 41"), (7, 7, "7 to 7")):
         with pytest.raises(UsageError, match=f"frames {shown} of .*scene do not exist") as caught:
             next(whole.sequence(0, start, stop, size=96))
@@ -859,14 +888,14 @@ def test_a_sequence_is_of_what_is_held_out_unless_told(scene):
 )  # fmt: skip
 def test_frame_sizes(small, stored, size, shown):
     path = small("one", 2, stored, labelled=True)
-    windows = Windows([path], ["segmentation"], seed=0, holdout=0.0)
+    windows = ClipDataset([path], ["segmentation"], seed=0, holdout=0.0)
     assert windows.frame_size(size) == shown
     assert windows.frame_size(shown) == shown
     assert windows.batch([0], 1, size).frames.shape[3:] == shown
 
 
 def test_sizes_that_cannot_be(small):
-    windows = Windows([small("one", labelled=True)], ["segmentation"], seed=0)
+    windows = ClipDataset([small("one", labelled=True)], ["segmentation"], seed=0)
     for size, hint in ((50, "48"), (0, "16"), (-16, "16"), (7, "16")):
         with pytest.raises(ConfigError, match=f"{size} pixels .* multiple of 16") as caught:
             windows.draw(0, 1, size)
@@ -881,7 +910,7 @@ def test_clips_of_other_shapes_are_cropped_and_said(small):
         small("wide", 4, (48, 72), labelled=True), small("usual", 30, labelled=True),
         small("fast", 9, rate=Fraction(60), labelled=True),
     ]  # fmt: skip
-    windows = Windows(paths, ["segmentation"], seed=0, holdout=0.0)
+    windows = ClipDataset(paths, ["segmentation"], seed=0, holdout=0.0)
     assert windows.frame_size(48) == (48, 64)
     assert [note.split(":")[0] for note in windows.notes] == ["wide", "fast"]
     assert "11% of the picture" in windows.notes[0] and "64x48" in windows.notes[0]
@@ -889,15 +918,17 @@ def test_clips_of_other_shapes_are_cropped_and_said(small):
     batch = windows.batch(range(24), 2, 48)
     assert batch.frames.shape == (24, 2, 3, 48, 64) and set(batch.clip.tolist()) == {0, 1, 2}
     with pytest.raises(StoreConflict, match="tall has frames of 48x128.*64x48.*half"):
-        Windows([*paths, small("tall", 4, (128, 48), labelled=True)], ["segmentation"], seed=0)
+        ClipDataset([*paths, small("tall", 4, (128, 48), labelled=True)], ["segmentation"], seed=0)
 
 
 def test_parts_that_not_every_clip_has_are_left_out(scene, small):
     plain = small("plain", 12, (96, 128), labelled=True, classes=CLASSES)
-    windows = Windows([scene, plain], ["segmentation"], seed=0, extras=EVERYTHING)
+    windows = ClipDataset([scene, plain], ["segmentation"], seed=0, extras=EVERYTHING)
     batch = windows.batch(range(4), 2, 48)
     assert batch.flow is None and batch.occlusion is None and batch.instances is None
-    assert batch.plate is None and batch.foreground is not None and batch.style is not None
+    assert (
+        batch.background_plate is None and batch.foreground is not None and batch.style is not None
+    )
 
 
 # ---------------------------------------------------------------- errors
@@ -906,7 +937,7 @@ def test_parts_that_not_every_clip_has_are_left_out(scene, small):
 def test_what_a_store_lacks(small, scene):
     path = small("bare", labelled=True)
     with pytest.raises(SignalMissing, match=r"bare has no pose .it has: segmentation") as caught:
-        Windows([scene, path], ["segmentation", "pose"], seed=0)
+        ClipDataset([scene, path], ["segmentation", "pose"], seed=0)
     assert f"v2v preprocess {path} --signal pose" in str(caught.value.hint)
 
 
@@ -915,15 +946,15 @@ def test_clips_that_do_not_go_together(small):
     more = small("more", classes=CLASSES)
     other = small("other", classes=("background", "horse"))
     with pytest.raises(StoreConflict, match="segmentation has 4 channels in .*more.* 3 in .*first"):
-        Windows([first, more], ["segmentation"], seed=0)
+        ClipDataset([first, more], ["segmentation"], seed=0)
     with pytest.raises(StoreConflict, match="classes of segmentation in .*other") as caught:
-        Windows([first, other], ["segmentation"], seed=0)
+        ClipDataset([first, other], ["segmentation"], seed=0)
     assert "--overwrite" in str(caught.value.hint)
 
 
 def test_too_few_frames(small):
     path = small("short", 12, labelled=True, shots=(0, 5))
-    windows = Windows([path], ["segmentation"], seed=0, holdout=0.25)
+    windows = ClipDataset([path], ["segmentation"], seed=0, holdout=0.25)
     assert windows.draw(0, 5, 48).start == 0
     with pytest.raises(StoreError) as caught:
         windows.draw(0, 6, 48)
@@ -949,14 +980,14 @@ def test_too_few_frames(small):
 def test_wrong_arguments(scene, changes, kind, message):
     values: dict[str, Any] = {"clips": [scene], "signals": ["pose"], "seed": 0} | changes
     if kind is None:
-        Windows(**values)
+        ClipDataset(**values)
         return
     with pytest.raises(kind, match=message):
-        Windows(**values)
+        ClipDataset(**values)
 
 
 def test_repr_says_what_it_holds(scene):
-    text = repr(Windows([scene], ["pose", "segmentation"], seed=0))
+    text = repr(ClipDataset([scene], ["pose", "segmentation"], seed=0))
     assert text == (
         "Windows(1 clip(s), 34 frames for training, signals=pose+segmentation, channels=7)"
     )
@@ -995,8 +1026,8 @@ def test_what_any_step_hides_is_hidden():
 # ---------------------------------------------------------------- references
 
 
-def with_references(scene: Path, **changes: Any) -> Windows:
-    windows = Windows(
+def with_references(scene: Path, **changes: Any) -> ClipDataset:
+    windows = ClipDataset(
         [scene], ["pose"], seed=3, holdout=0.25, extras=("references",), multiple=8, **changes
     )
     clip = windows.clips[0]
@@ -1026,7 +1057,7 @@ def test_references_are_warped_to_every_frame(scene):
 
 def test_a_mirrored_window_has_mirrored_references(scene):
     windows = with_references(scene, candidates=1)
-    draw = Draw(0, 4, 1, 2, windows.placement(0, 48))
+    draw = WindowSample(0, 4, 1, 2, windows.placement(0, 48))
     turned = replace(draw, placement=replace(draw.placement, flip=True))
     plain, flipped = windows.load([draw]).references, windows.load([turned]).references
     assert plain is not None and flipped is not None
@@ -1043,7 +1074,7 @@ def test_training_sees_no_reference_of_its_own_moment(scene):
         for number, frame in enumerate(references.frames):
             apart = max(draw.start - frame, frame - (draw.stop - 1))
             assert (number in near) == (apart < gap)
-    shown = Draw(0, clip.held_out[0], 1, 1, windows.placement(0, 48))
+    shown = WindowSample(0, clip.held_out[0], 1, 1, windows.placement(0, 48))
     assert not len(_near(references, shown, clip))  # rendering may use them all
 
 

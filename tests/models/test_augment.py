@@ -8,25 +8,27 @@ import pytest
 import torch
 from torch import Tensor
 
-from v2v.models.augment import Augmentation, AugmentSettings, draw
+from v2v.models.augment import DiscriminatorAugmentation, DiscriminatorAugmentSettings, draw
 
 B, T, H, W = 6, 4, 24, 32
 
 
-def settings(**changes: float) -> AugmentSettings:
+def settings(**changes: float) -> DiscriminatorAugmentSettings:
     values: dict[str, Any] = {
         "probability": 1, "brightness": 0.5, "saturation": 1, "contrast": 0.5,
         "translation": 0.125, "cutout": 0.5,
     }  # fmt: skip
-    return AugmentSettings(**(values | changes))
+    return DiscriminatorAugmentSettings(**(values | changes))
 
 
-def only(**kept: float) -> AugmentSettings:
+def only(**kept: float) -> DiscriminatorAugmentSettings:
     nothing = dict.fromkeys(("brightness", "saturation", "contrast", "translation", "cutout"), 0.0)
     return settings(**(nothing | kept))
 
 
-def drawn(given: AugmentSettings, seed: int = 0, batch: int = B) -> Augmentation:
+def drawn(
+    given: DiscriminatorAugmentSettings, seed: int = 0, batch: int = B
+) -> DiscriminatorAugmentation:
     generator = torch.Generator().manual_seed(seed)
     return draw(given, batch=batch, size=(H, W), generator=generator)
 
@@ -36,7 +38,7 @@ def frames(seed: int = 0) -> Tensor:
 
 
 @pytest.mark.parametrize("given", [settings(probability=0), only()], ids=["never", "by nothing"])
-def test_nothing_is_the_identity(given: AugmentSettings) -> None:
+def test_nothing_is_the_identity(given: DiscriminatorAugmentSettings) -> None:
     x, boxes = frames(), torch.rand(B, T, 3, 4)
     augmentation = drawn(given)
     assert augmentation.frames(x) is x
@@ -160,11 +162,11 @@ def test_colour_is_what_it_says() -> None:
     x = frames()
     identity = ((0, 0),) * B
     nothing = (None,) * B
-    brighter = Augmentation(((0.2, 1.0, 1.0),) * B, identity, nothing)
+    brighter = DiscriminatorAugmentation(((0.2, 1.0, 1.0),) * B, identity, nothing)
     torch.testing.assert_close(brighter.frames(x), x + 0.2)
-    grey = Augmentation(((0.0, 0.0, 1.0),) * B, identity, nothing).frames(x)
+    grey = DiscriminatorAugmentation(((0.0, 0.0, 1.0),) * B, identity, nothing).frames(x)
     torch.testing.assert_close(grey, x.mean(2, keepdim=True).expand_as(x))
-    harder = Augmentation(((0.0, 1.0, 1.5),) * B, identity, nothing)
+    harder = DiscriminatorAugmentation(((0.0, 1.0, 1.5),) * B, identity, nothing)
     torch.testing.assert_close(harder.frames(x), 1.5 * x)
 
 

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from v2v.errors import UnknownName
 from v2v.models.discriminators import (
+    DiscriminatorOutput,
     Discriminators,
     DiscriminatorSettings,
-    Judgement,
-    Opinion,
     Patches,
+    PatchOutput,
     crop,
     frozen,
     with_real,
@@ -37,7 +37,7 @@ def settings(**changes: Any) -> DiscriminatorSettings:
     return DiscriminatorSettings(**(values | changes))
 
 
-def critics(weights: dict[str, float] | None = None, **changes: Any) -> Discriminators:
+def discriminators(weights: dict[str, float] | None = None, **changes: Any) -> Discriminators:
     torch.manual_seed(0)
     weights = ALL if weights is None else weights
     return Discriminators(settings(**changes), channels=C, weights=weights, crops=CROPS)
@@ -55,25 +55,27 @@ def scene(length: int = 7, batch: int = B) -> dict[str, Tensor]:
     }
 
 
-def judge(module: torch.nn.Module, given: dict[str, Any], newest: int = 2) -> dict[str, Judgement]:
+def discriminate(
+    module: torch.nn.Module, given: dict[str, Any], newest: int = 2
+) -> dict[str, DiscriminatorOutput]:
     given = dict(given)
     first = [given.pop(name) for name in ("signals", "real", "fake")]
-    found: dict[str, Judgement] = module(*first, **given, newest=newest)
+    found: dict[str, DiscriminatorOutput] = module(*first, **given, newest=newest)
     return found
 
 
-def tensors(opinion: Opinion) -> list[Tensor]:
-    return [*opinion.logits, *(x for scale in opinion.features for x in scale)]
+def tensors(patches: PatchOutput) -> list[Tensor]:
+    return [*patches.logits, *(x for scale in patches.features for x in scale)]
 
 
-def hinge(judgements: dict[str, Judgement]) -> Tensor:
+def hinge(discriminator_outputs: dict[str, DiscriminatorOutput]) -> Tensor:
     total = torch.zeros(())
-    for judgement in judgements.values():
-        assert judgement.real is not None
-        pairs = zip(judgement.real.logits, judgement.fake.logits, strict=True)
+    for output in discriminator_outputs.values():
+        assert output.real is not None
+        pairs = zip(output.real.logits, output.fake.logits, strict=True)
         for real, fake in pairs:
             loss = F.relu(1 - real) + F.relu(1 + fake)
-            total = total + (loss.mean((2, 3)) * judgement.weight).sum()
+            total = total + (loss.mean((2, 3)) * output.weight).sum()
     return total
 
 
@@ -81,14 +83,14 @@ def hinge(judgements: dict[str, Judgement]) -> Tensor:
 
 
 def test_critics_of_weight_0_are_not_built() -> None:
-    built = critics({"image": 1, "temporal_1": 0, "temporal_3": 0.5, "face": 0, "hands": 2})
-    assert set(built.critics) == {"image", "temporal_3", "hands"}
-    assert not list(critics({"image": 0}).parameters())
+    built = discriminators({"image": 1, "temporal_1": 0, "temporal_3": 0.5, "face": 0, "hands": 2})
+    assert set(built.discriminators) == {"image", "temporal_3", "hands"}
+    assert not list(discriminators({"image": 0}).parameters())
 
 
 def test_a_critic_that_does_not_exist_is_named() -> None:
     with pytest.raises(UnknownName, match="temporal_2") as caught:
-        critics({"temporal_2": 1})
+        discriminators({"temporal_2": 1})
     assert "temporal_3" in str(caught.value.hint)
     with pytest.raises(UnknownName, match="face"):
         Discriminators(settings(), channels=C, weights={"face": 1})  # this task has no boxes
@@ -111,30 +113,30 @@ def test_a_critic_that_does_not_exist_is_named() -> None:
 def test_temporal_critics_need_3_7_and_19_frames(
     length: int, newest: int, triplets: dict[str, int]
 ) -> None:
-    found = judge(critics(), scene(length), newest)
+    found = discriminate(discriminators(), scene(length), newest)
     assert {n: j.weight.shape[1] for n, j in found.items() if "temporal" in n} == triplets
     assert found["image"].weight.shape == found["face"].weight.shape == (B, newest)
     assert found["hands"].weight.shape == (B, 2 * newest)
 
 
 def test_logits_and_features_keep_the_batch_first() -> None:
-    found = judge(critics(), scene(7), 2)
+    found = discriminate(discriminators(), scene(7), 2)
     for name, samples, scales in (("image", 2, 2), ("temporal_1", 2, 1), ("hands", 4, 1)):
-        for opinion in (found[name].real, found[name].fake):
-            assert opinion is not None and len(opinion.logits) == scales
-            assert all(x.ndim == 4 and x.shape[:2] == (B, samples) for x in opinion.logits)
-            for scale in opinion.features:
+        for patches in (found[name].real, found[name].fake):
+            assert patches is not None and len(patches.logits) == scales
+            assert all(x.ndim == 4 and x.shape[:2] == (B, samples) for x in patches.logits)
+            for scale in patches.features:
                 assert [x.shape[2] for x in scale] == [8, 16, 16]
                 assert all(x.shape[:2] == (B, samples) for x in scale)
 
 
 def test_scales_too_coarse_for_a_small_picture_are_left_out() -> None:
     small = {n: x[..., :16, :16] for n, x in scene(1).items() if n != "boxes"} | {"boxes": None}
-    found = judge(critics({"image": 1}), small, 1)
+    found = discriminate(discriminators({"image": 1}), small, 1)
     assert len(found["image"].fake.logits) == 1
     with pytest.raises(AssertionError, match="2 layers need 12 pixels a side"):
         tiny = {n: x if x is None else x[..., :8, :8] for n, x in small.items()}
-        judge(critics({"image": 1}), tiny, 1)
+        discriminate(discriminators({"image": 1}), tiny, 1)
 
 
 # ---------------------------------------------------------------- what they see
@@ -164,7 +166,7 @@ def test_context_is_not_judged_and_only_judged_frames_get_gradient() -> None:
         (["temporal_3"], [0, 1, 3, 4, 6, 7]),
     ):
         fake = given["fake"].clone().requires_grad_()
-        found = judge(critics(dict.fromkeys(names, 1.0)), given | {"fake": fake}, 2)
+        found = discriminate(discriminators(dict.fromkeys(names, 1.0)), given | {"fake": fake}, 2)
         assert set(found) == set(names)
         torch.stack(
             [x.abs().sum() for j in found.values() for x in tensors(j.fake)]
@@ -175,21 +177,23 @@ def test_context_is_not_judged_and_only_judged_frames_get_gradient() -> None:
 
 def test_the_temporal_critic_sees_order() -> None:
     given = scene(3)
-    model = critics({"temporal_1": 1}).eval()
-    forward = judge(model, given, 1)["temporal_1"].fake.logits[0]
-    backward = judge(model, given | {"fake": given["fake"].flip(1)}, 1)["temporal_1"].fake.logits[0]
+    model = discriminators({"temporal_1": 1}).eval()
+    forward = discriminate(model, given, 1)["temporal_1"].fake.logits[0]
+    backward = discriminate(model, given | {"fake": given["fake"].flip(1)}, 1)[
+        "temporal_1"
+    ].fake.logits[0]
     assert (forward - backward).abs().max() > 1e-3
 
 
 def test_the_temporal_critic_sees_motion_and_the_image_critic_signals() -> None:
     given = scene(3)
-    model = critics({"temporal_1": 1, "image": 1}).eval()
-    before = judge(model, given, 1)
+    model = discriminators({"temporal_1": 1, "image": 1}).eval()
+    before = discriminate(model, given, 1)
     for name, changed, other in (
         ("temporal_1", "flow", "image"),
         ("image", "signals", "temporal_1"),
     ):
-        after = judge(model, given | {changed: given[changed] + 1}, 1)
+        after = discriminate(model, given | {changed: given[changed] + 1}, 1)
         assert not torch.equal(after[name].fake.logits[0], before[name].fake.logits[0])
         assert torch.equal(after[other].fake.logits[0], before[other].fake.logits[0])
 
@@ -198,7 +202,7 @@ def test_the_temporal_critic_sees_motion_and_the_image_critic_signals() -> None:
 def test_flows_of_a_stride_are_composed(stride: int) -> None:
     """A steady pan by (0.5, -0.25) a frame is one of stride times that, in units of the width."""
     flow = torch.tensor([0.5, -0.25])[:, None, None].expand(1, 20, 2, H, W)
-    model = critics({"image": 1}, flow_unit=0.1)
+    model = discriminators({"image": 1}, flow_unit=0.1)
     motion = model._motion(flow, [18, 19], stride, like=torch.zeros(1, 20, 3, H, W))
     assert motion.shape == (1, 2, 4, H, W)
     expected = torch.tensor([0.5, -0.25, 0.5, -0.25]) * stride / (0.1 * W)
@@ -210,7 +214,7 @@ def test_each_flow_stands_with_its_frames() -> None:
     flow = torch.zeros(1, 9, 2, H, W)
     flow[:, :, 0] = torch.arange(9.0)[:, None, None] / 100
     flow[:, 0] = float("nan")  # of the first frame there is none
-    model = critics({"image": 1}, flow_unit=1 / W)
+    model = discriminators({"image": 1}, flow_unit=1 / W)
     motion = model._motion(flow, [7, 8], 3, like=torch.zeros(1, 9, 3, H, W))
     u = motion[0, :, [0, 2], 0, 0] * 100
     torch.testing.assert_close(u, torch.tensor([[9.0, 18.0], [12.0, 21.0]]))
@@ -224,7 +228,7 @@ def test_a_composed_flow_warps_as_its_parts_do() -> None:
     flow[:, 4] = torch.stack([-0.15 * y, 0.15 * x])
     flow[:, 5] = torch.tensor([4.0, -3.0])[:, None, None]
     flow[:, 6] = torch.stack([0.2 * x, 0.2 * y])
-    model = critics({"image": 1}, flow_unit=1 / W)
+    model = discriminators({"image": 1}, flow_unit=1 / W)
     motion = model._motion(flow, [6], 3, like=torch.zeros(1, 7, 3, H, W))
     picture = torch.stack([torch.sin(x / 8 + y / 16), torch.cos(y / 8)])[None]
     step_by_step = picture
@@ -238,20 +242,20 @@ def test_a_composed_flow_warps_as_its_parts_do() -> None:
 @pytest.mark.parametrize("name", ["image", "face"])
 def test_each_frame_is_judged_with_its_own_signals(name: str) -> None:
     given = scene(4)
-    model = critics({name: 1}).eval()
-    before = judge(model, given, 2)[name].fake.logits[0]
+    model = discriminators({name: 1}).eval()
+    before = discriminate(model, given, 2)[name].fake.logits[0]
     for frame, touched in ((0, []), (1, []), (2, [0]), (3, [1])):
         signals = given["signals"].clone()
         signals[:, frame] += 1
-        after = judge(model, given | {"signals": signals}, 2)[name].fake.logits[0]
+        after = discriminate(model, given | {"signals": signals}, 2)[name].fake.logits[0]
         assert (after != before).flatten(2).any(2).any(0).nonzero().flatten().tolist() == touched
 
 
 def test_without_flow_the_frames_are_judged_alone() -> None:
     given = scene(3)
-    model = critics({"temporal_1": 1}).eval()
-    without = judge(model, given | {"flow": None}, 1)["temporal_1"].fake.logits[0]
-    still = judge(model, given | {"flow": given["flow"] * 0}, 1)["temporal_1"].fake.logits[0]
+    model = discriminators({"temporal_1": 1}).eval()
+    without = discriminate(model, given | {"flow": None}, 1)["temporal_1"].fake.logits[0]
+    still = discriminate(model, given | {"flow": given["flow"] * 0}, 1)["temporal_1"].fake.logits[0]
     assert torch.equal(without, still)
 
 
@@ -296,8 +300,8 @@ def test_missing_boxes_have_no_weight_and_no_gradient(missing: float) -> None:
     boxes[0, :, 0] = missing  # no face in the first sample; a box of no size is none
     fake = given["fake"].clone().requires_grad_()
     real = given["real"].clone().requires_grad_()
-    model = critics({"face": 1})
-    found = judge(model, given | {"boxes": boxes, "fake": fake, "real": real}, 2)["face"]
+    model = discriminators({"face": 1})
+    found = discriminate(model, given | {"boxes": boxes, "fake": fake, "real": real}, 2)["face"]
     assert found.weight.tolist() == [[0, 0], [1, 1]]
     assert found.real is not None
     everything = tensors(found.fake) + tensors(found.real)
@@ -312,8 +316,8 @@ def test_missing_boxes_have_no_weight_and_no_gradient(missing: float) -> None:
 def test_no_box_at_all_keeps_the_graph(none: bool) -> None:
     given = scene(2)
     boxes = None if none else torch.full_like(given["boxes"], float("nan"))
-    model = critics({"face": 1, "hands": 1})
-    hinge(found := judge(model, given | {"boxes": boxes}, 1)).backward()
+    model = discriminators({"face": 1, "hands": 1})
+    hinge(found := discriminate(model, given | {"boxes": boxes}, 1)).backward()
     assert not any(j.weight.any() for j in found.values())
     for parameter in model.parameters():
         assert parameter.grad is not None and not parameter.grad.any()
@@ -321,12 +325,12 @@ def test_no_box_at_all_keeps_the_graph(none: bool) -> None:
 
 def test_hands_are_the_boxes_that_they_say() -> None:
     given = scene(2)
-    model = critics({"hands": 1}).eval()
-    before = judge(model, given, 1)["hands"].fake.logits[0]
+    model = discriminators({"hands": 1}).eval()
+    before = discriminate(model, given, 1)["hands"].fake.logits[0]
     for box, touched in ((0, []), (1, [0]), (2, [1])):
         boxes = given["boxes"].clone()
         boxes[:, -1, box] += 7
-        after = judge(model, given | {"boxes": boxes}, 1)["hands"].fake.logits[0]
+        after = discriminate(model, given | {"boxes": boxes}, 1)["hands"].fake.logits[0]
         changed = (after != before).flatten(2).any(2).any(0).nonzero().flatten().tolist()
         assert changed == touched
 
@@ -336,8 +340,8 @@ def test_hands_are_the_boxes_that_they_say() -> None:
 
 def test_fake_alone_is_judged_as_beside_real() -> None:
     given = scene(19)
-    model = critics().eval()
-    both, alone = judge(model, given, 2), judge(model, given | {"real": None}, 2)
+    model = discriminators().eval()
+    both, alone = discriminate(model, given, 2), discriminate(model, given | {"real": None}, 2)
     assert set(both) == set(alone) == set(ALL)
     for name in both:
         assert alone[name].real is None
@@ -348,11 +352,11 @@ def test_fake_alone_is_judged_as_beside_real() -> None:
 
 def test_real_and_fake_do_not_see_each_other() -> None:
     given = scene(7)
-    model = critics(instance_norm=True).eval()
-    first = judge(model, given)
-    second = judge(model, given | {"fake": given["fake"] * 0.5})
-    for name, judgement in first.items():
-        ours, theirs = judgement.real, second[name].real
+    model = discriminators(instance_norm=True).eval()
+    first = discriminate(model, given)
+    second = discriminate(model, given | {"fake": given["fake"] * 0.5})
+    for name, output in first.items():
+        ours, theirs = output.real, second[name].real
         assert ours is not None and theirs is not None
         for a, b in zip(tensors(ours), tensors(theirs), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
@@ -364,7 +368,7 @@ def test_samples_do_not_see_each_other(normed: bool, training: bool) -> None:
     given = scene(7)
     other = {n: torch.cat([x[:1], x[1:].flip(-1)]) for n, x in given.items() if n != "boxes"}
     judged = [
-        judge(critics(instance_norm=normed).train(training), given | changed)
+        discriminate(discriminators(instance_norm=normed).train(training), given | changed)
         for changed in ({}, other)
     ]
     for name in judged[0]:
@@ -376,10 +380,10 @@ def test_samples_do_not_see_each_other(normed: bool, training: bool) -> None:
 
 @pytest.mark.parametrize("normed", [True, False])
 def test_every_weight_is_trained(normed: bool) -> None:
-    model = critics(instance_norm=normed)
+    model = discriminators(instance_norm=normed)
     given = scene(19)
     # Not hinge's: where neither half is sure, its gradients on the last bias cancel.
-    logits = [x for j in judge(model, given).values() for x in j.fake.logits]
+    logits = [x for j in discriminate(model, given).values() for x in j.fake.logits]
     torch.stack([(1 - x).square().sum() for x in logits]).sum().backward()
     for name, parameter in model.named_parameters():
         if "bias" in name and normed:
@@ -388,26 +392,28 @@ def test_every_weight_is_trained(normed: bool) -> None:
 
 
 def test_the_generator_s_step_leaves_the_critics_as_they_are() -> None:
-    model = critics()
+    model = discriminators()
     given = scene(7)
-    kept = judge(model, given)
+    kept = discriminate(model, given)
     hinge(kept).backward()
-    weights = [p.grad.clone() for p in model.critics["image"].parameters() if p.grad is not None]
+    weights = [
+        p.grad.clone() for p in model.discriminators["image"].parameters() if p.grad is not None
+    ]
     before = {name: value.clone() for name, value in model.state_dict().items()}
 
     fake = given["fake"].clone().requires_grad_()
     with frozen(model):
-        found = with_real(judge(model, given | {"fake": fake, "real": None}), kept)
+        found = with_real(discriminate(model, given | {"fake": fake, "real": None}), kept)
     total = torch.zeros(())
-    for judgement in found.values():
-        assert judgement.real is not None
-        assert not any(x.requires_grad for x in tensors(judgement.real))
-        total = total - judgement.fake.logits[0].mean()
-        total = total + F.l1_loss(judgement.fake.features[0][0], judgement.real.features[0][0])
+    for output in found.values():
+        assert output.real is not None
+        assert not any(x.requires_grad for x in tensors(output.real))
+        total = total - output.fake.logits[0].mean()
+        total = total + F.l1_loss(output.fake.features[0][0], output.real.features[0][0])
     total.backward()
 
     assert fake.grad is not None and fake.grad[:, -2:].any()
-    after = [p.grad for p in model.critics["image"].parameters()]
+    after = [p.grad for p in model.discriminators["image"].parameters()]
     assert all(torch.equal(a, b) for a, b in zip(weights, after, strict=True) if b is not None)
     # Spectral norm's vectors, too: it iterates in the critics' step alone.
     assert all(torch.equal(value, before[n]) for n, value in model.state_dict().items())
@@ -416,20 +422,20 @@ def test_the_generator_s_step_leaves_the_critics_as_they_are() -> None:
 
 
 def test_frozen_gives_back_what_was_frozen_before() -> None:
-    model = critics({"image": 1, "face": 1})
-    model.critics["face"].requires_grad_(False).eval()
+    model = discriminators({"image": 1, "face": 1})
+    model.discriminators["face"].requires_grad_(False).eval()
     with pytest.raises(KeyError), frozen(model):
         assert not any(p.requires_grad for p in model.parameters())
         raise KeyError
-    assert all(p.requires_grad for p in model.critics["image"].parameters())
-    assert not any(p.requires_grad for p in model.critics["face"].parameters())
-    assert model.critics["image"].training and not model.critics["face"].training
+    assert all(p.requires_grad for p in model.discriminators["image"].parameters())
+    assert not any(p.requires_grad for p in model.discriminators["face"].parameters())
+    assert model.discriminators["image"].training and not model.discriminators["face"].training
 
 
 def test_spectral_norm_bounds_every_layer() -> None:
-    model = critics({"image": 1}, layers=3)
+    model = discriminators({"image": 1}, layers=3)
     for _ in range(30):
-        judge(model, scene(1), 1)
+        discriminate(model, scene(1), 1)
     layers = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d)]
     assert len(layers) == 2 * 5
     for layer in layers:
@@ -438,25 +444,25 @@ def test_spectral_norm_bounds_every_layer() -> None:
 
 
 def test_half_precision() -> None:
-    model, given = critics(), scene(19)
+    model, given = discriminators(), scene(19)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = judge(model, given)
+        found = discriminate(model, given)
         hinge(found).backward()
         with frozen(model):
-            judge(model, given | {"real": None, "fake": given["fake"].bfloat16()})
+            discriminate(model, given | {"real": None, "fake": given["fake"].bfloat16()})
     assert all(x.isfinite().all() for j in found.values() for x in tensors(j.fake))
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
 def test_a_critic_learns_to_tell() -> None:
     """Two kinds of pictures, bright and dark: the hinge loss goes to nothing."""
-    model = critics({"image": 1, "temporal_1": 1})
+    model = discriminators({"image": 1, "temporal_1": 1})
     given = scene(3)
     given |= {"real": given["real"] / 4 + 0.5, "fake": given["fake"] / 4 - 0.5}
     optimiser = torch.optim.Adam(model.parameters(), lr=5e-3, betas=(0.5, 0.999))
     losses = []
     for _ in range(25):
-        loss = hinge(judge(model, given, 1))
+        loss = hinge(discriminate(model, given, 1))
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -470,14 +476,14 @@ def test_under_ddp_with_boxes_here_and_not_there(tmp_path: Path) -> None:
         "gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1
     )
     try:
-        bare = critics({"image": 1, "temporal_1": 1, "face": 1})
+        bare = discriminators({"image": 1, "temporal_1": 1, "face": 1})
         model = torch.nn.parallel.DistributedDataParallel(bare)
         given = scene(3)
         for boxes in (given["boxes"], None, given["boxes"]):
-            hinge(judge(model, given | {"boxes": boxes})).backward()
+            hinge(discriminate(model, given | {"boxes": boxes})).backward()
             fake = given["fake"].clone().requires_grad_()
             with frozen(model):
-                found = judge(bare, given | {"boxes": boxes, "fake": fake, "real": None})
+                found = discriminate(bare, given | {"boxes": boxes, "fake": fake, "real": None})
             sum(j.fake.logits[0].mean() for j in found.values()).backward()  # type: ignore[union-attr]
         assert all(p.grad is not None for p in bare.parameters())
     finally:

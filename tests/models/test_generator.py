@@ -22,7 +22,7 @@ from v2v.models.generator import (
     multiply_adds,
 )
 from v2v.types import Condition, GeneratorState
-from v2v.warp import carried, moved
+from v2v.warp import dense_motion, moved
 
 TINY = Architecture(stem=16, trunk=32, blocks=2, detail=8, fine=(16,), fine_blocks=1)
 
@@ -35,20 +35,20 @@ def tiny(**traits: Any) -> SequentialGenerator:
 
 
 def condition(
-    size: tuple[int, int] = (32, 48), *, batch: int = 2, plate: bool = False
+    size: tuple[int, int] = (32, 48), *, batch: int = 2, background_plate: bool = False
 ) -> Condition:
     return Condition(
         signals=torch.rand(batch, 3, *size) * 2 - 1,
         clip=torch.zeros(batch, dtype=torch.int64),
-        plate=torch.rand(batch, 4, *size) if plate else None,
+        background_plate=torch.rand(batch, 4, *size) if background_plate else None,
         style=torch.rand(batch, 3, *size),
     )
 
 
-def state(like: Condition, *, known: bool = True) -> GeneratorState:
+def state(like: Condition, *, valid: bool = True) -> GeneratorState:
     """Smooth past frames, as if some had been rendered."""
     found = GeneratorState.nothing(like)
-    if known:
+    if valid:
         for _ in range(2):
             coarse = torch.rand(like.signals.shape[0], 3, 4, 6)
             frame = torch.nn.functional.interpolate(coarse, like.signals.shape[2:], mode="bilinear")
@@ -71,18 +71,20 @@ BUDGETS = {"mobile": (3e9, 5e6), "base": (10e9, 40e6), "large": (40e9, 100e6)}
 
 @pytest.mark.parametrize("channels", [3, 36])
 @pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("trait", ["plate", "prior"])
+@pytest.mark.parametrize("trait", ["background_plate", "prior"])
 def test_presets_keep_their_budgets_at_256(preset: str, channels: int, trait: str) -> None:
     """Signals of 3 channels (pose, face) or 36 (street labels and boundaries), all traits on."""
     references = 2 if channels == 3 else 0  # a street has no parts to cut it into
     with torch.device("meta"):
         generator = SequentialGenerator(
-            channels=channels, arch=PRESETS[preset], scales=2, compose="both", handles=True,
+            channels=channels, arch=PRESETS[preset], scales=2, compose="both", control_points=True,
             references=references, **{trait: True},
         )  # fmt: skip
         seen = Condition(
-            signals=torch.zeros(1, channels, 256, 256), plate=torch.zeros(1, 4, 256, 256),
-            handles=torch.zeros(1, 157, 3), references=torch.zeros(1, references, 5, 256, 256),
+            signals=torch.zeros(1, channels, 256, 256),
+            background_plate=torch.zeros(1, 4, 256, 256),
+            control_points=torch.zeros(1, 157, 3),
+            references=torch.zeros(1, references, 5, 256, 256),
         )  # fmt: skip
         multiplied = multiply_adds(generator, seen, GeneratorState.nothing(seen))
     most, parameters = BUDGETS[preset]
@@ -132,7 +134,7 @@ def test_a_start_from_nothing_is_told_apart_from_a_black_past() -> None:
 
 
 def test_without_a_past_nothing_is_copied() -> None:
-    output = shaken(tiny())(seen := condition(), state(seen, known=False))
+    output = shaken(tiny())(seen := condition(), state(seen, valid=False))
     assert torch.equal(output.occlusion, torch.ones_like(output.occlusion))
     assert torch.equal(output.frame, output.synthesised)
     assert torch.equal(output.warped, torch.zeros_like(output.warped))
@@ -147,11 +149,11 @@ def test_at_first_the_flow_is_zero_and_the_past_frame_stays() -> None:
 
 @pytest.mark.parametrize("scales", [1, 2])
 def test_flow_begins_with_how_handles_move(scales: int) -> None:
-    generator = tiny(handles=True, scales=scales)
-    seen = replace(condition(), handles=torch.tensor([[[20.0, 16.0, 60.0]]] * 2))
-    past = replace(state(seen), handles=seen.handles + torch.tensor([4.0, -2.0, 0.0]))
+    generator = tiny(control_points=True, scales=scales)
+    seen = replace(condition(), control_points=torch.tensor([[[20.0, 16.0, 60.0]]] * 2))
+    past = replace(state(seen), control_points=seen.control_points + torch.tensor([4.0, -2.0, 0.0]))
     flow = generator(seen, past).flow
-    expected = carried(seen.handles, past.handles, (32, 48))
+    expected = dense_motion(seen.control_points, past.control_points, (32, 48))
     assert expected[:, 0].min() > 3
     torch.testing.assert_close(flow, expected, atol=0.02, rtol=0)
     nowhere = generator(seen, GeneratorState.nothing(seen)).flow
@@ -230,11 +232,11 @@ def test_samples_do_not_see_one_another() -> None:
 
 
 def test_where_the_matte_is_open_the_plate_shows() -> None:
-    generator = shaken(tiny(plate=True))
-    seen = condition(plate=True)
+    generator = shaken(tiny(background_plate=True))
+    seen = condition(background_plate=True)
     output = generator(seen, state(seen))
     a = output.matte
-    past = a * output.warped + (1 - a) * seen.plate[:, :3]
+    past = a * output.warped + (1 - a) * seen.background_plate[:, :3]
     blended = output.occlusion * output.synthesised + (1 - output.occlusion) * past
     torch.testing.assert_close(output.frame, blended)
 
@@ -259,7 +261,7 @@ def test_what_is_in_front_sees_no_past() -> None:
 
 def test_a_plate_and_a_prior_are_not_both() -> None:
     with pytest.raises(AssertionError, match="plate is the better prior"):
-        tiny(plate=True, prior=True)
+        tiny(background_plate=True, prior=True)
 
 
 # ---------------------------------------------------------------- style
@@ -308,8 +310,8 @@ def test_growing_loses_nothing() -> None:
     small_past = GeneratorState(
         half(past.frames.flatten(0, 1)).unflatten(0, (2, 2)),
         half(past.signals.flatten(0, 1)).unflatten(0, (2, 2)),
-        past.known,
-        past.handles,
+        past.valid,
+        past.control_points,
     )
     grown = generator(large, past)
     generator.active = 1
@@ -338,12 +340,12 @@ def test_the_newest_scale_and_all_that_is_used() -> None:
     "traits",
     [
         {}, {"compose": "none"}, {"compose": "condition"}, {"compose": "blend"}, {"past": False},
-        {"plate": True}, {"prior": True}, {"sequential": False}, {"style": "encoded"},
+        {"background_plate": True}, {"prior": True}, {"sequential": False}, {"style": "encoded"},
     ],
 )  # fmt: skip
 def test_every_weight_learns(traits: dict[str, Any]) -> None:
     generator = shaken(tiny(scales=2, **traits))
-    seen = condition((32, 48), plate=bool(traits.get("plate")))
+    seen = condition((32, 48), background_plate=bool(traits.get("background_plate")))
     output = generator(seen, state(seen))
     (output.frame.square().mean() + (output.synthesised**2).mean()).backward()
     silent = [n for n, p in generator.named_parameters() if p.grad is None or not p.grad.any()]
@@ -387,14 +389,17 @@ def test_what_a_reference_does_not_show_is_synthesised():
 def test_the_matte_begins_with_the_outline_of_the_references(motion):
     """And departs from it by as much as the network may, however sure it is."""
     generator = SequentialGenerator(
-        channels=3, arch=PRESETS["mobile"], scales=1, references=2, motion=motion, plate=True,
+        channels=3, arch=PRESETS["mobile"], scales=1, references=2, motion=motion,
+        background_plate=True,
         outline=True,
     )  # fmt: skip
     references = candidates_of()
     references[:, :, 3, :, 16:] = 0
     references[:, :, 3, :, :16] = 1
     condition = Condition(
-        signals=torch.zeros(1, 3, 32, 32), references=references, plate=torch.zeros(1, 4, 32, 32)
+        signals=torch.zeros(1, 3, 32, 32),
+        references=references,
+        background_plate=torch.zeros(1, 4, 32, 32),
     )
 
     def shown() -> Tensor:
@@ -413,7 +418,13 @@ def test_the_matte_begins_with_the_outline_of_the_references(motion):
 
 def test_models_from_before_begin_with_the_trust_they_had():
     """They recorded neither that nor whether they have an outline."""
-    common = {"channels": 3, "preset": "mobile", "scales": 1, "references": 1, "plate": True}
+    common = {
+        "channels": 3,
+        "preset": "mobile",
+        "scales": 1,
+        "references": 1,
+        "background_plate": True,
+    }
     body = build_generator("sequential", **common, motion="parts")
     head = build_generator("sequential", **common, motion="dense")
     assert (body.outline, body.trust, head.outline, head.trust) == (False, 2.0, True, 4.0)

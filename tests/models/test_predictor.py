@@ -11,7 +11,7 @@ from v2v.models.predictor import (
     LabelPredictor,
     LabelState,
     PointPredictor,
-    ShapeCode,
+    ShapePCA,
     compose_map,
     one_hot,
 )
@@ -38,7 +38,7 @@ def randomised(network: nn.Module, sigma: float = 1.0) -> None:
 
 def test_a_state_and_its_rest_are_the_points() -> None:
     points = moving_points()
-    code = ShapeCode.fit([points[:30]], [0, 1, 2, 3], components=3, variance=0.99)
+    code = ShapePCA.fit([points[:30]], [0, 1, 2, 3], components=3, variance=0.99)
     state, rest = code.encode(points)
     assert state.shape == (40, code.length) and rest.shape == points.shape
     np.testing.assert_allclose(code.decode(state, rest), points, atol=1e-6)
@@ -46,7 +46,7 @@ def test_a_state_and_its_rest_are_the_points() -> None:
 
 def test_components_explain_the_motion_they_were_fitted_to() -> None:
     points = moving_points()
-    code = ShapeCode.fit([points], [0, 1, 2, 3], components=4, variance=0.999)
+    code = ShapePCA.fit([points], [0, 1, 2, 3], components=4, variance=0.999)
     _, rest = code.encode(points)
     shapes = code._split(points)[0] - code.mean
     assert (rest**2).sum() < 0.01 * (shapes**2).sum()
@@ -54,7 +54,7 @@ def test_components_explain_the_motion_they_were_fitted_to() -> None:
 
 def test_gaps_are_bridged_and_what_is_never_seen_is_put_where_it_belongs() -> None:
     points = moving_points()
-    code = ShapeCode.fit([points], [0, 1, 2, 3], components=3, variance=0.99)
+    code = ShapePCA.fit([points], [0, 1, 2, 3], components=3, variance=0.99)
     holes = points.copy()
     holes[10:13, 5] = np.nan
     holes[:, 7] = np.nan
@@ -69,7 +69,7 @@ def test_gaps_are_bridged_and_what_is_never_seen_is_put_where_it_belongs() -> No
 
 def test_a_step_weighs_as_far_as_its_points_move() -> None:
     points = moving_points()
-    code = ShapeCode.fit([points], list(range(12)), components=6, variance=1.0)
+    code = ShapePCA.fit([points], list(range(12)), components=6, variance=1.0)
     state, rest = code.encode(points)
     weight = code.weight()
     size = float(np.exp(state[0, 2]))

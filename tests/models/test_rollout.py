@@ -108,7 +108,7 @@ def test_a_real_first_frame_may_be_given() -> None:
     made, seen = generator(), conditions(2)
     real = torch.rand(1, 3, 16, 24)
     state = GeneratorState.given(seen[0], real)
-    assert state.known.tolist() == [[0, 1]]
+    assert state.valid.tolist() == [[0, 1]]
     with torch.no_grad():
         given = next(rollout(made, seen[1:], state))[0].frame
         nothing = next(rollout(made, seen[1:]))[0].frame

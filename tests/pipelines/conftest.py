@@ -57,7 +57,7 @@ def make_model(tmp_path: Path) -> MakeModel:
     ) -> Path:
         arguments = {
             "name": "sequential", "channels": channels, "preset": "mobile", "scales": 1,
-            **({"compose": "blend", "handles": True} if signal in ("pose", "face") else {}),
+            **({"compose": "blend", "control_points": True} if signal in ("pose", "face") else {}),
             **(generator or {}),
         }  # fmt: skip
         record = ModelRecord(

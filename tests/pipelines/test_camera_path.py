@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from v2v.data.plate import Backgrounds, Mosaic
+from v2v.data.background import Backgrounds, Mosaic
 from v2v.errors import UnknownName, UsageError
 from v2v.pipelines.camera_path import camera_path, seen_from, steadied, still_views
 from v2v.signals.camera import CameraTrack, carry

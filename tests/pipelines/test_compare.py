@@ -17,8 +17,8 @@ from v2v.data.video import VideoWriter, concatenate, read_stored, read_tags
 from v2v.errors import DiskFull, MediaNotFound, NotWritable, UnknownName, UsageError
 from v2v.pipelines import compare as module
 from v2v.pipelines.compare import (
+    ComparedVideo,
     Composite,
-    Footage,
     Layout,
     View,
     align,
@@ -29,7 +29,7 @@ from v2v.pipelines.compare import (
     parse_zoom,
     shortened,
 )
-from v2v.pipelines.mark import Mark, read_mark
+from v2v.pipelines.provenance import Provenance, read_provenance
 
 LOSSLESS = ("-c:v", "ffv1")
 W, H = 128, 96
@@ -65,8 +65,8 @@ def film(make_video: Callable[..., Path]) -> Callable[..., Path]:
     return make
 
 
-def mark_of(model: str, source: str = "dance.mp4") -> Mark:
-    return Mark(
+def mark_of(model: str, source: str = "dance.mp4") -> Provenance:
+    return Provenance(
         tool="v2v 0", pipeline="motion transfer", model=model, model_sha256="1" * 64,
         trained_on=("me.mp4",), source=source, source_sha256="2" * 64,
     )  # fmt: skip
@@ -358,15 +358,15 @@ def test_a_result_with_something_synthetic_says_so(film, rendered, tmp_path):
     assert said["tool"].startswith("v2v ") and "a, b" in said["note"]
     assert [p["label"] for p in said["panels"]] == ["real", "a", "b"]
     assert [p["mark"] and p["mark"]["model"] for p in said["panels"]] == [None, "small", "base"]
-    mark = read_mark(done.video)  # so `v2v info` and other tools see it
+    mark = read_provenance(done.video)  # so `v2v info` and other tools see it
     assert mark is not None and mark.model == "small, base" and mark.source == "dance.mp4"
     again = compare([done.video, clips[0]], tmp_path / "again.mp4", size=H)
-    assert again.synthetic == ("out",) and read_mark(again.video) is not None
+    assert again.synthetic == ("out",) and read_provenance(again.video) is not None
 
 
 def test_footage_alone_is_not_called_synthetic(film, tmp_path):
     done = compare([film("a.mkv"), film("b.mkv")], tmp_path / "out.mp4", size=H)
-    assert done.synthetic == () and read_mark(done.video) is None
+    assert done.synthetic == () and read_provenance(done.video) is None
     assert Composite.of_clips(open_all([tmp_path / "a.mkv"])) is None
 
 
@@ -378,7 +378,7 @@ def test_codecs(film, rendered, tmp_path, codec, name):
     done = compare(clips, tmp_path / name, size=H, codec=codec, crf=10)
     seen = probe(done.video)
     assert (seen.codec, seen.frames, seen.rate) == (codec, 6, 25)
-    assert read_mark(done.video) is not None
+    assert read_provenance(done.video) is not None
 
 
 # ---------------------------------------------------------------- what cannot be
@@ -482,7 +482,7 @@ def test_two_at_once_are_one_and_a_clear_error(film, tmp_path):
 
 
 def test_frames_come_as_they_are_asked_for(film, monkeypatch):
-    clips = [Footage.open(film(n, frames=200)) for n in ("a.mkv", "b.mkv")]
+    clips = [ComparedVideo.open(film(n, frames=200)) for n in ("a.mkv", "b.mkv")]
     asked = []
     read_upright = module.read_upright
 

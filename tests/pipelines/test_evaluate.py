@@ -26,7 +26,7 @@ from v2v.errors import (
     UsageError,
 )
 from v2v.evaluation.registry import BY_NAME, MEASURES, SET_MEASURES
-from v2v.pipelines.evaluation.clips import there_and_back
+from v2v.pipelines.evaluation.clips import ping_pong
 from v2v.pipelines.evaluation.evaluate import Evaluation, evaluate
 
 COUNT, TRAINED = 40, 28
@@ -159,9 +159,9 @@ def test_the_real_video_wins_and_the_frozen_one_loses(
             f"soft={video(tmp_path / 'soft.mp4', soft)}",
         ),
     )  # fmt: skip
-    order = [place.row for place in found.order]
+    order = [place.method for place in found.order]
     assert order[0] == "theirs"
-    assert {place.row for place in found.order if place.faults} >= {"frozen", "soft"}
+    assert {place.method for place in found.order if place.faults} >= {"frozen", "soft"}
     assert found.summaries["theirs"]["psnr"].mean > 35
 
 
@@ -169,9 +169,9 @@ def test_the_real_video_wins_and_the_frozen_one_loses(
 
 
 def test_there_and_back() -> None:
-    assert there_and_back(4, 9).tolist() == [0, 1, 2, 3, 2, 1, 0, 1, 2]
-    assert there_and_back(5, 3).tolist() == [0, 1, 2]
-    assert there_and_back(1, 3).tolist() == [0, 0, 0]
+    assert ping_pong(4, 9).tolist() == [0, 1, 2, 3, 2, 1, 0, 1, 2]
+    assert ping_pong(5, 3).tolist() == [0, 1, 2]
+    assert ping_pong(1, 3).tolist() == [0, 0, 0]
 
 
 def test_signals_and_pictures_follow_the_order(
@@ -402,7 +402,7 @@ def test_a_run_that_saw_the_measured_frames(make_model: Make, model: Path, store
 def test_the_run_beside_it_is_found(make_model: Make, model: Path, store: Path) -> None:
     trained_on(make_model, store, name="frame", generator={"sequential": False})
     found = measured(model, against=("frame",))
-    assert "frame by frame" in found.rows[-1].what
+    assert "frame by frame" in found.methods[-1].what
     assert found.summaries["frame"]["psnr"].mean is not None
 
 

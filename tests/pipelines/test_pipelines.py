@@ -67,7 +67,7 @@ def model_of(make_model: MakeModel, store: Path, signal: str, name: str = "b") -
 
 
 def drawn(rendering: Any, first: int = 0, stop: int | None = None) -> Any:
-    return rendering.drive.tracks(first, len(rendering) if stop is None else stop)[0]
+    return rendering.conditioning.tracks(first, len(rendering) if stop is None else stop)[0]
 
 
 def furthest(a: np.ndarray, b: np.ndarray) -> float:
@@ -336,7 +336,7 @@ def test_a_folder_of_maps(make_model, tmp_path, monkeypatch):
         Image.fromarray(label).save(tmp_path / "maps" / f"{i:03}.png")
     pipeline = LabelToVideo.from_model(street_model(make_model, (0.5, 0.4, 0.1)), device="cpu")
     rendering = pipeline("maps")
-    assert rendering.rate == 25 and rendering.drive.pictures is None
+    assert rendering.rate == 25 and rendering.conditioning.pictures is None
     assert np.array_equal(drawn(rendering).labels, labels[:, 1::2, 1::2])
     assert pipeline("maps", fps="10").rate == 10
     Image.fromarray(np.full((128, 96), 7, np.uint8)).save(tmp_path / "maps" / "005.png")
@@ -370,7 +370,9 @@ def test_styles(make_store, make_model, tmp_path):
     )
     for number in (0, 1):  # an untrained style has no effect: see what the model is given
         rendering = by_clip(store, style=[f"clip{number}"])
-        given = rendering.trained.conditions(rendering.drive.tracks(0, 2), rendering.look)
+        given = rendering.trained.conditions(
+            rendering.conditioning.tracks(0, 2), rendering.appearance
+        )
         assert given.clip.tolist() == [number] * 2
         assert len(list(rendering)) == 12
     encoded = LabelToVideo.from_model(
@@ -384,7 +386,9 @@ def test_styles(make_store, make_model, tmp_path):
     )
     for style, value in (([], 0.0), ([str(tmp_path / "red.png")], 200 / 127.5 - 1)):
         rendering = encoded(store, style=style)
-        given = rendering.trained.conditions(rendering.drive.tracks(0, 2), rendering.look)
+        given = rendering.trained.conditions(
+            rendering.conditioning.tracks(0, 2), rendering.appearance
+        )
         assert given.style.shape == (2, 3, HEIGHT, WIDTH)
         assert given.style.mean() == pytest.approx(value, abs=1e-4)
         assert len(list(rendering)) == 12
@@ -426,7 +430,7 @@ def test_prediction_goes_on_from_the_last_frames(predicting):
     assert len(rendering) == 12 and rendering.known == 0
     last = ClipStore.open(store).track("pose", 119, 120).points
     assert furthest(drawn(rendering, 0, 1).points, last) < 3
-    state = rendering.drive.before()
+    state = rendering.conditioning.before()
     assert state.known.tolist() == [[1, 1]]
     real = ClipStore.open(store).frames(119, 120)[0]
     newest = ((state.frames[0, -1].permute(1, 2, 0) + 1) * 127.5).numpy()

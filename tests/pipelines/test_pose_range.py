@@ -7,7 +7,7 @@ import pytest
 from test_retarget_pose import SIZE, person
 
 from v2v.errors import NothingFound
-from v2v.pipelines.pose_range import LEAST, MOST, _limit, outside
+from v2v.pipelines.pose_range import LEAST, MOST, _limit, out_of_distribution
 from v2v.pipelines.retarget_pose import Points
 from v2v.signals.pose import LEFT_HAND, NAMES, POINT
 
@@ -15,7 +15,7 @@ RATE = 24.0
 
 
 def said(points: Points, trained: Points) -> list[tuple[int, int, str, str]]:
-    found = outside(points, trained, RATE, width=SIZE[0], height=SIZE[1])
+    found = out_of_distribution(points, trained, RATE, width=SIZE[0], height=SIZE[1])
     return [(s.start, s.stop, s.what, s.advice) for s in found]
 
 

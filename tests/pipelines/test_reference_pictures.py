@@ -16,9 +16,9 @@ from v2v.checkpoint import REFERENCES, load_model
 from v2v.cli import rendering as rendering_commands
 from v2v.data.references import References
 from v2v.errors import CheckpointInvalid, UsageError
-from v2v.pipelines.model import Trained
+from v2v.pipelines.model import LoadedModel
 from v2v.pipelines.references import drop_reference, list_references
-from v2v.pipelines.rendering import Drive, Output, Rendering
+from v2v.pipelines.rendering import ConditioningSource, Output, Rendering
 from v2v.signals.pose import PoseTrack
 
 HEIGHT, WIDTH = 64, 48
@@ -48,12 +48,12 @@ def rendering(run: Path, skeletons: Callable[..., np.ndarray]) -> Callable[[], R
     points = skeletons(COUNT)
 
     def make() -> Rendering:
-        drive = Drive(
+        conditioning = ConditioningSource(
             pipeline="test", count=COUNT, rate=Fraction(25),
             tracks=lambda start, stop: [track_of(points[start:stop])], settings={},
             source="dance.mp4", source_sha256="1" * 64,
         )  # fmt: skip
-        return Rendering(Trained.open(run, device="cpu", precision="32"), drive)
+        return Rendering(LoadedModel.open(run, device="cpu", precision="32"), conditioning)
 
     return make
 

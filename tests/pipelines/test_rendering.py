@@ -21,9 +21,9 @@ from v2v.data.video import Sound, read_stored
 from v2v.errors import CheckpointInvalid, DiskFull, NotWritable, UnknownName, UsageError
 from v2v.pipelines import rendering
 from v2v.pipelines.info import describe
-from v2v.pipelines.mark import read_mark
-from v2v.pipelines.model import Trained
-from v2v.pipelines.rendering import Drive, Rendering, output_size
+from v2v.pipelines.model import LoadedModel
+from v2v.pipelines.provenance import read_provenance
+from v2v.pipelines.rendering import ConditioningSource, Rendering, output_size
 from v2v.progress import Silent
 from v2v.signals.pose import PoseTrack
 
@@ -38,7 +38,7 @@ def make(
     """`make(count=30, pictures=True, sound=None)`: a rendering of drawn skeletons."""
 
     def build(count: int = COUNT, *, pictures: bool = True, **changes: Any) -> Rendering:
-        trained = Trained.open(make_model(), device="cpu", precision="32")
+        trained = LoadedModel.open(make_model(), device="cpu", precision="32")
         points = skeletons(count)
         frames = numbered_frames(count, width=96, height=64)
 
@@ -46,12 +46,12 @@ def make(
             part = points[start:stop]
             return [PoseTrack(part, np.zeros(part.shape[:2], bool), WIDTH, HEIGHT)]
 
-        drive = Drive(
+        conditioning = ConditioningSource(
             pipeline="test", count=count, rate=Fraction(25), tracks=tracks, settings={},
             source="dance.mp4", source_sha256="1" * 64,
             pictures=(lambda first: iter(frames[first:])) if pictures else None, **changes,
         )  # fmt: skip
-        return Rendering(trained, drive)
+        return Rendering(trained, conditioning)
 
     return build
 
@@ -83,13 +83,13 @@ def test_rendering_in_chunks_equals_rendering_at_once(make, first):
 def test_frames_come_as_they_are_asked_for(make, monkeypatch):
     asked: list[int] = []
     whole = make(200)
-    tracks = whole.drive.tracks
+    tracks = whole.conditioning.tracks
 
     def watched(start: int, stop: int) -> Any:
         asked.append(stop)
         return tracks(start, stop)
 
-    object.__setattr__(whole.drive, "tracks", watched)
+    object.__setattr__(whole.conditioning, "tracks", watched)
     frames = iter(whole)
     next(frames)
     assert max(asked) < 40, "far more was drawn than is needed"
@@ -194,7 +194,7 @@ def test_comparison_keeps_its_panels_in_step(make, tmp_path, read_numbers, monke
     panels = read(outcome.comparison)
     assert panels.shape == (COUNT, HEIGHT, 96 + 2 * WIDTH, 3)
     assert read_numbers(panels[:, :, :96]) == list(range(COUNT))
-    signals = whole.drive.tracks(0, COUNT)[0].draw(HEIGHT, WIDTH)
+    signals = whole.conditioning.tracks(0, COUNT)[0].draw(HEIGHT, WIDTH)
     assert np.array_equal(panels[:, :, 96 : 96 + WIDTH], signals)
     assert np.array_equal(panels[:, :, 96 + WIDTH :], read(outcome.video))
 
@@ -241,7 +241,7 @@ def test_every_video_says_that_it_is_synthetic(make, tmp_path, ffmpeg, run_ffmpe
     for name, codec in (("a.mp4", "h264"), ("a.mov", "h264"), ("a.webm", "vp9"), ("a.mkv", "ffv1")):
         outcome = whole.save(tmp_path / name, codec=codec, compare=True)
         for file in (outcome.video, outcome.comparison):
-            mark = read_mark(file)
+            mark = read_provenance(file)
             assert mark is not None and mark.synthetic
             assert (mark.model, mark.source, mark.pipeline) == ("b", "dance.mp4", "test")
             assert mark.model_sha256 == whole.trained.sha256
@@ -255,7 +255,7 @@ def test_every_video_says_that_it_is_synthetic(make, tmp_path, ffmpeg, run_ffmpe
 
 def test_footage_is_not_called_synthetic(make_video):
     path = make_video("a.mp4", "-c:v", "libx264")
-    assert read_mark(path) is None
+    assert read_provenance(path) is None
     assert "not marked" in describe(path)["synthetic"]
 
 
@@ -448,26 +448,26 @@ def test_sizes():
 def test_an_unknown_model_names_those_there_are(make_model, tmp_path, monkeypatch):
     make_model("mine")
     monkeypatch.chdir(tmp_path)
-    assert Trained.open("mine").name == "mine"
+    assert LoadedModel.open("mine").name == "mine"
     with pytest.raises(CheckpointInvalid) as caught:
-        Trained.open("yours")
+        LoadedModel.open("yours")
     assert "no model yours" in caught.value.message and "mine" in (caught.value.hint or "")
     (tmp_path / "runs" / "empty").mkdir()
     with pytest.raises(CheckpointInvalid, match="holds no model"):
-        Trained.open("empty")
+        LoadedModel.open("empty")
     weights = tmp_path / "runs" / "mine" / "model" / "generator.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(CheckpointInvalid):
-        Trained.open("mine")
+        LoadedModel.open("mine")
 
 
 def test_a_device_that_is_not_there(make_model):
     with pytest.raises(UsageError, match="no device"):
-        Trained.open(make_model(), device="tpu")
+        LoadedModel.open(make_model(), device="tpu")
 
 
 def test_a_model_of_several_clips_is_asked_for_by_name(make_model):
-    trained = Trained.open(make_model(clips=2))
+    trained = LoadedModel.open(make_model(clips=2))
     assert [trained.clip_number(n) for n in (None, "clip0", "clip1")] == [0, 0, 1]
     with pytest.raises(UnknownName, match="clip9"):
         trained.clip_number("clip9")

@@ -17,10 +17,10 @@ from v2v.pipelines.retarget_face import (
     EYES,
     LIPS,
     PARTS,
-    Face,
+    FaceProfile,
     FaceTransfer,
     Strengths,
-    outside,
+    out_of_distribution,
 )
 from v2v.signals.face import (
     LIPS_INNER,
@@ -173,8 +173,8 @@ def target() -> FaceTrack:
     return clip_of(shape, size=85.0, x=115)
 
 
-def remembered(track: FaceTrack, neutral: int | None = 0) -> Face:
-    return Face.remembered(track.points, track.depth, track.width, track.height, neutral)
+def remembered(track: FaceTrack, neutral: int | None = 0) -> FaceProfile:
+    return FaceProfile.remembered(track.points, track.depth, track.width, track.height, neutral)
 
 
 def moved(
@@ -182,7 +182,7 @@ def moved(
 ) -> FaceTrack:
     """`track` on `target`, both neutral in frame 0."""
     transfer = FaceTransfer(
-        Face.measure(track, neutral=0),
+        FaceProfile.measure(track, neutral=0),
         remembered(target),
         strengths,
         **options,  # type: ignore[arg-type]
@@ -222,14 +222,14 @@ def test_a_face_on_itself_is_itself(driver: FaceTrack, absolute: bool) -> None:
 
 
 def test_each_frame_stands_alone(driver: FaceTrack, target: FaceTrack) -> None:
-    transfer = FaceTransfer(Face.measure(driver, neutral=0), remembered(target))
+    transfer = FaceTransfer(FaceProfile.measure(driver, neutral=0), remembered(target))
     whole = transfer.apply(driver)
     parts = [transfer.apply(driver[i : i + 7]).points for i in range(0, 60, 7)]
     np.testing.assert_array_equal(np.concatenate(parts), whole.points)
 
 
 def test_frames_without_a_face_stay_empty(driver: FaceTrack, target: FaceTrack) -> None:
-    transfer = FaceTransfer(Face.measure(driver, neutral=0), remembered(target))
+    transfer = FaceTransfer(FaceProfile.measure(driver, neutral=0), remembered(target))
     values = {
         name: getattr(driver, name).copy()
         for name in ("points", "depth", "rotation", "translation", "scale")
@@ -303,7 +303,7 @@ def test_absolute_takes_the_driver_s_head_as_it_is(target: FaceTrack) -> None:
     np.testing.assert_allclose(result.translation, track.translation / 2, atol=1e-3)
     np.testing.assert_allclose(result.scale, track.scale / 2, rtol=1e-4)
     # The shape is the target's all the same.
-    anew = Face.measure(result, neutral=0)
+    anew = FaceProfile.measure(result, neutral=0)
     np.testing.assert_allclose(anew.shape, remembered(target).shape, atol=0.01)
 
 
@@ -419,7 +419,7 @@ def test_brows_go_up_in_their_own_measure(target: FaceTrack) -> None:
     face = person()
     up = moved(ahead(face, brows_up(face, 0.1)), target)
     way = np.linalg.norm(up.points[1] - up.points[0], axis=1)
-    transfer = FaceTransfer(Face.measure(ahead(face)), remembered(target))
+    transfer = FaceTransfer(FaceProfile.measure(ahead(face)), remembered(target))
     expected = 0.1 * transfer.ratios["brows"][1] * up.scale[0]
     assert way[list(RIGHT_BROW)].mean() == pytest.approx(expected, rel=0.03)
     assert way[list(LIPS_OUTER)].max() < 0.01 and way[list(OVAL)].max() < 0.01
@@ -511,34 +511,34 @@ def test_the_neutral_frame_is_neutral() -> None:
         shapes.append(moving)
         turns.append(turn)
     track = filmed(np.stack(shapes), turns=np.stack(turns))
-    chosen = Face.measure(track).neutral
+    chosen = FaceProfile.measure(track).neutral
     assert quiet[chosen] and not 203 <= chosen <= 209, chosen
-    chunks = Face.measure(lambda: (track[i : i + 41] for i in range(0, count, 41)))
+    chunks = FaceProfile.measure(lambda: (track[i : i + 41] for i in range(0, count, 41)))
     assert chunks.neutral == chosen
-    np.testing.assert_allclose(chunks.shape, Face.measure(track).shape, atol=1e-6)
-    assert Face.measure(track, neutral=150).neutral == 150
-    flipped = Face.measure(track.flipped()).neutral
+    np.testing.assert_allclose(chunks.shape, FaceProfile.measure(track).shape, atol=1e-6)
+    assert FaceProfile.measure(track, neutral=150).neutral == 150
+    flipped = FaceProfile.measure(track.flipped()).neutral
     assert quiet[flipped] and not 203 <= flipped <= 209
     assert remembered(track, None).neutral == chosen
 
 
 def test_a_clip_of_one_frame_and_gaps(driver: FaceTrack) -> None:
-    assert Face.measure(driver[7:8]).neutral == 0
+    assert FaceProfile.measure(driver[7:8]).neutral == 0
     gone = filmed(np.full((3, POINTS, 3), np.nan))
     joined = [gone, driver[:1], gone]
 
     def chunks() -> Iterator[FaceTrack]:
         yield from joined
 
-    assert Face.measure(chunks).neutral == 3
+    assert FaceProfile.measure(chunks).neutral == 3
     with pytest.raises(NothingFound, match="3 frames") as caught:
-        Face.measure(gone)
+        FaceProfile.measure(gone)
     assert caught.value.hint
     with pytest.raises(NothingFound, match="frame 5") as caught:
-        Face.measure(chunks, neutral=5)
+        FaceProfile.measure(chunks, neutral=5)
     assert "3" in str(caught.value.hint)
     with pytest.raises(NothingFound):
-        Face.measure(lambda: [])
+        FaceProfile.measure(lambda: [])
 
 
 def test_a_long_clip_is_not_held(driver: FaceTrack) -> None:
@@ -556,7 +556,7 @@ def test_a_long_clip_is_not_held(driver: FaceTrack) -> None:
             most = max(most, sum(ref() is not None for ref in alive))
             yield chunk
 
-    Face.measure(chunks)
+    FaceProfile.measure(chunks)
     assert most < 6
 
 
@@ -573,8 +573,8 @@ def test_outside_names_what_the_model_has_not_seen(target: FaceTrack) -> None:
     yaw[150:153] = 40  # too short
     wide = [speaking(face, 0.9 if 100 <= i < 130 else 0.0) for i in range(count)]
     track = filmed(np.stack(wide), turns=np.stack([about(a, 0, 0) for a in yaw]))
-    transfer = FaceTransfer(Face.measure(track, neutral=0), own)
-    found = outside(transfer.apply(track), own, rate)
+    transfer = FaceTransfer(FaceProfile.measure(track, neutral=0), own)
+    found = out_of_distribution(transfer.apply(track), own, rate)
     told = {(s.start, s.stop): s for s in found}
     assert len(found) == 2, found
     turned, opened = told[20, 80], told[100, 130]
@@ -582,23 +582,24 @@ def test_outside_names_what_the_model_has_not_seen(target: FaceTrack) -> None:
     assert turned.advice == "film yourself turning the head further to the left"
     assert "the mouth opens to 1.0" in opened.what and "mouth wider" in opened.advice
     assert not any(s.start == 150 for s in found)
-    chunks = outside(lambda: (transfer.apply(track[i : i + 30]) for i in range(0, count, 30)),
-                     own, rate)  # fmt: skip
+    chunks = out_of_distribution(
+        lambda: (transfer.apply(track[i : i + 30]) for i in range(0, count, 30)), own, rate
+    )
     assert chunks == found
-    to_the_right = outside(transfer.apply(track).flipped(), own, rate)
+    to_the_right = out_of_distribution(transfer.apply(track).flipped(), own, rate)
     assert any("turns 40 degrees to the right" in s.what for s in to_the_right)
 
 
 def test_what_was_trained_on_is_not_outside(driver: FaceTrack, target: FaceTrack) -> None:
-    assert outside(target, remembered(target), 25.0) == []
+    assert out_of_distribution(target, remembered(target), 25.0) == []
     empty = filmed(np.full((30, POINTS, 3), np.nan))
-    assert outside(empty, remembered(target), 25.0) == []
+    assert out_of_distribution(empty, remembered(target), 25.0) == []
 
 
 def test_place_and_size_are_told(target: FaceTrack) -> None:
     own = remembered(target)
     far = filmed(np.stack([person()] * 30), size=30.0, place=(230, 110))
-    what = " ".join(s.what for s in outside(far, own, 25.0))
+    what = " ".join(s.what for s in out_of_distribution(far, own, 25.0))
     assert "90% of the picture's width" in what and "smallest size in training" in what
 
 
@@ -613,7 +614,7 @@ def test_bad_strengths(value: float) -> None:
 
 
 def test_bad_parts(driver: FaceTrack) -> None:
-    face = Face.measure(driver)
+    face = FaceProfile.measure(driver)
     with pytest.raises(ConfigError, match="mouth is 1.5") as caught:
         FaceTransfer(face, face, parts={"mouth": 1.5})
     assert "0.7 to 1.3" in str(caught.value.hint)
@@ -621,5 +622,5 @@ def test_bad_parts(driver: FaceTrack) -> None:
         FaceTransfer(face, face, parts={"ears": 1.0})
     assert all(part in str(unknown.value.hint) for part in PARTS)
     with pytest.raises(ConfigError, match="neutral frame 60") as caught:
-        Face.measure(driver, neutral=60)
+        FaceProfile.measure(driver, neutral=60)
     assert "0 to 59" in caught.value.message

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from v2v.data.video import VideoWriter
-from v2v.pipelines.evaluation.clips import there_and_back
+from v2v.pipelines.evaluation.clips import ping_pong
 from v2v.pipelines.evaluation.returns import MOST, difference_on_return, returns
 
 
@@ -23,16 +23,16 @@ def film(path: Path, frames: np.ndarray) -> Path:
 
 
 def test_moments_that_come_again() -> None:
-    order = there_and_back(20, 60)
+    order = ping_pong(20, 60)
     pairs = returns(order)
     assert len(pairs) == MOST
     for first, again in pairs:
         assert order[first] == order[again] and again - first >= 8
-    assert returns(there_and_back(20, 20)) == []
+    assert returns(ping_pong(20, 20)) == []
 
 
 def test_what_looks_the_same_again_does_not_differ(tmp_path: Path) -> None:
-    order = there_and_back(16, 30)
+    order = ping_pong(16, 30)
     scene = np.random.default_rng(0).integers(0, 256, (16, 24, 32, 3), np.uint8)
     assert difference_on_return(film(tmp_path / "a.mkv", scene[order]), order) == 0
     drifted = np.clip(scene[order].astype(int), 20, 235)

@@ -19,13 +19,13 @@ from v2v.data.probe import probe
 from v2v.data.video import read_stored, read_tags
 from v2v.errors import DiskFull, MediaNotFound, NotWritable, UsageError
 from v2v.pipelines import study as module
-from v2v.pipelines.compare import Footage
+from v2v.pipelines.compare import ComparedVideo
 from v2v.pipelines.study import (
     Key,
     Preference,
     Trial,
     deal,
-    judge,
+    evaluate_answers,
     page,
     read_answers,
     read_key,
@@ -286,19 +286,19 @@ def test_spoiled_clips_are_obviously_worse(numbered_frames, read_numbers):
 
 
 def test_marked_clips_stay_marked_without_telling_which(film, tmp_path, monkeypatch):
-    from v2v.pipelines.mark import Mark
+    from v2v.pipelines.provenance import Provenance
 
-    mark = Mark(
+    mark = Provenance(
         tool="v2v", pipeline="test", model="secret", model_sha256="1", trained_on=(), source="x",
         source_sha256="2",
     )  # fmt: skip
-    real = Footage.open
+    real = ComparedVideo.open
 
-    def marked(path: Path, label: str | None = None) -> Footage:
+    def marked(path: Path, label: str | None = None) -> ComparedVideo:
         clip = real(path, label)
         return replace(clip, mark=mark) if path.stem == "b" else clip
 
-    monkeypatch.setattr(Footage, "open", marked)
+    monkeypatch.setattr(ComparedVideo, "open", marked)
     done = study([film("a.mkv"), film("b.mkv")], tmp_path / "s", checks=1)
     tags = {read_tags(file)["comment"] for file in (tmp_path / "s" / "clips").iterdir()}
     assert len(tags) == 1
@@ -328,7 +328,7 @@ def test_the_preferred_method_is_found_whatever_side_it_stood_on(made, tmp_path)
         lefts.update(answer["answer"] for answer in given["trials"])
         files.append(save(tmp_path / "answers" / f"{i}.json", given))
     assert min(lefts.values()) > 5, "both sides were chosen"
-    verdict = judge(files, tmp_path / "page" / "key.json")
+    verdict = evaluate_answers(files, tmp_path / "page" / "key.json")
     (pair,) = verdict.pairs
     assert (pair.methods, pair.wins, pair.n) == (METHODS, (6, 18), 24)
     assert pair.sentence.startswith("newmodel preferred to oldmodel in 75 percent of 24 answers")
@@ -336,7 +336,9 @@ def test_the_preferred_method_is_found_whatever_side_it_stood_on(made, tmp_path)
         "dance": (2, 6), "street": (2, 6), "talk": (2, 6),
     }  # fmt: skip
     assert len(verdict.participants) == 8 and not verdict.excluded
-    assert judge([tmp_path / "answers"], tmp_path / "page") == verdict, "folders are fine too"
+    assert evaluate_answers([tmp_path / "answers"], tmp_path / "page") == verdict, (
+        "folders are fine too"
+    )
     found = verdict.as_json()["pairs"][0]
     assert found["share"] == {"oldmodel": 0.25, "newmodel": 0.75}
     assert found["interval"]["newmodel"] == [round(x, 4) for x in wilson(18, 24)]
@@ -350,7 +352,7 @@ def test_one_content_can_differ_from_another(made, tmp_path):
         return prefers(key, liked)(left, right)
 
     file = save(tmp_path / "a.json", answers(key, "p", choose))
-    verdict = judge([file], tmp_path / "page")
+    verdict = evaluate_answers([file], tmp_path / "page")
     wins = {name: found[0].wins for name, found in verdict.contents.items()}
     assert wins == {"dance": (0, 1), "street": (0, 1), "talk": (1, 0)}
 
@@ -363,11 +365,11 @@ def test_who_fails_a_check_is_not_counted(made, tmp_path):
         return right if key.clips[right].spoiled else left
 
     bad = save(tmp_path / "bad.json", answers(key, "careless", careless))
-    verdict = judge([good, bad], tmp_path / "page")
+    verdict = evaluate_answers([good, bad], tmp_path / "page")
     assert verdict.participants == ("looks",) and verdict.pairs[0].wins == (0, 3)
     assert list(verdict.excluded) == [str(bad)]
     assert re.fullmatch(r"careless failed [12] of 2 attention checks", verdict.excluded[str(bad)])
-    nobody = judge([bad], tmp_path / "page")
+    nobody = evaluate_answers([bad], tmp_path / "page")
     assert nobody.pairs[0].n == 0 and nobody.pairs[0].sentence.endswith("no answers")
 
 
@@ -375,7 +377,7 @@ def test_of_somebody_who_takes_part_twice_the_first_answers_count(made, tmp_path
     key = made()
     late = save(tmp_path / "1.json", answers(key, "p", prefers(key, "oldmodel"), "11:00"))
     early = save(tmp_path / "2.json", answers(key, "p", prefers(key, "newmodel"), "10:30"))
-    verdict = judge([late, early], tmp_path / "page")
+    verdict = evaluate_answers([late, early], tmp_path / "page")
     assert verdict.pairs[0].wins == (0, 3)
     assert verdict.excluded == {str(late): "p took part before; the first answers count"}
 
@@ -418,7 +420,7 @@ def test_changed_files_are_refused_in_words(made, tmp_path, changed, words):
     changed(given)
     save(path, given)
     with pytest.raises(UsageError) as caught:
-        judge([path], tmp_path / "page")
+        evaluate_answers([path], tmp_path / "page")
     assert words in caught.value.message and "r.json" in caught.value.message
 
 
@@ -429,17 +431,17 @@ def test_files_that_are_no_answers_or_no_key(made, tmp_path):
     (tmp_path / "bytes.json").write_bytes(b"\xff\xfe\x00")
     for wrong in ("text.json", "bytes.json", "none.json", "page/key.json"):
         with pytest.raises(UsageError):
-            judge([tmp_path / wrong], tmp_path / "page")
+            evaluate_answers([tmp_path / wrong], tmp_path / "page")
     for wrong in ("text.json", "none.json", "r.json"):
         with pytest.raises(UsageError):
-            judge([good], tmp_path / wrong)
+            evaluate_answers([good], tmp_path / wrong)
     with pytest.raises(UsageError, match="no answers to count"):
-        judge([], tmp_path / "page")
+        evaluate_answers([], tmp_path / "page")
     other = json.loads((tmp_path / "page" / "key.json").read_text())
     other["clips"].popitem()
     save(tmp_path / "key.json", other)
     with pytest.raises(UsageError, match="was changed"):
-        judge([good], tmp_path / "key.json")
+        evaluate_answers([good], tmp_path / "key.json")
 
 
 # ---------------------------------------------------------------- what cannot be
@@ -649,7 +651,7 @@ def test_a_visit_of_the_page_from_beginning_to_end(made, tmp_path):
     sides = [answer.answer for answer in given.trials]
     assert sides == ["left", "right", "right", "left", "right"]
     assert all(7.5 < answer.seconds < 7.7 for answer in given.trials)
-    assert judge([path], tmp_path / "page").study == key.study
+    assert evaluate_answers([path], tmp_path / "page").study == key.study
 
 
 # ---------------------------------------------------------------- the command

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from v2v.preprocess.camera import Extractor, Follower, corners
+from v2v.preprocess.camera import CameraTracker, Extractor, corners
 from v2v.signals.camera import CameraTrack, carry, corners_of
 
 HEIGHT, WIDTH, COUNT, RATE = 240, 320, 16, 25.0
@@ -65,20 +65,20 @@ def path(kind: str) -> Any:
     return np.stack(found)
 
 
-def followed(pictures: Any, free: Any = None) -> tuple[Any, Any, Follower]:
+def followed(pictures: Any, free: Any = None) -> tuple[Any, Any, CameraTracker]:
     """Matrices [T, 3, 3] and residuals [T] of pictures."""
-    follower = Follower(RATE)
+    tracker = CameraTracker(RATE)
     matrices, residuals = [], []
     for t, picture in enumerate(pictures):
         mask = FREE if free is None else free[t]
         if t == 0:
-            follower.begin(0, picture, mask)
+            tracker.begin(0, picture, mask)
             residual = 0.0
         else:
-            residual, _ = follower.step(t, picture, mask)
-        matrices.append(follower.matrix.copy())
+            residual, _ = tracker.step(t, picture, mask)
+        matrices.append(tracker.matrix.copy())
         residuals.append(residual)
-    return np.stack(matrices), np.array(residuals), follower
+    return np.stack(matrices), np.array(residuals), tracker
 
 
 def off(found: Any, truth: Any) -> Any:
@@ -102,8 +102,8 @@ def test_a_camera_that_returns_meets_its_first_view() -> None:
     truth = truth @ np.linalg.inv(truth[0])
     picture = wall(1)
     start = np.array([[1.0, 0, 120], [0, 1, 0], [0, 0, 1]])
-    found, _, follower = followed([filmed(picture, matrix @ start) for matrix in truth])
-    assert len(follower.keys) > 1  # of views that the first frame does not show
+    found, _, tracker = followed([filmed(picture, matrix @ start) for matrix in truth])
+    assert len(tracker.keys) > 1  # of views that the first frame does not show
     assert off(found, truth)[-1] < 0.35
 
 
@@ -171,16 +171,16 @@ def test_after_a_fast_pan_the_old_view_is_found_again() -> None:
     blank = np.full((HEIGHT, WIDTH), 128, np.uint8)
     moved = np.array([[1.0, 0, 60], [0, 1, 10], [0, 0, 1]])
     pictures = [filmed(picture, np.eye(3))] * 2 + [blank] * 3 + [filmed(picture, moved)]
-    found, residual, follower = followed(pictures)
+    found, residual, tracker = followed(pictures)
     assert np.isnan(residual[2:5]).all() and np.isfinite(residual[[0, 1, 5]]).all()
     assert off(found[5:6], moved[None]).max() < 0.5
-    assert follower.reference == 0
+    assert tracker.reference == 0
 
 
 def test_what_is_never_found_again_is_a_background_of_its_own() -> None:
     other = [filmed(wall(9), matrix) for matrix in path("still")] * 2
-    _, residual, follower = followed([filmed(wall(8), np.eye(3))] * 2 + other)
-    assert follower.reference > 1
+    _, residual, tracker = followed([filmed(wall(8), np.eye(3))] * 2 + other)
+    assert tracker.reference > 1
     assert np.isfinite(residual[-4:]).all()
 
 

@@ -10,7 +10,15 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 from v2v.config import PreprocessSettings, load_config
-from v2v.preprocess.tracks import RARELY, Follower, blocks, bridge_gaps, jitter, smooth, stillest
+from v2v.preprocess.tracks import (
+    RARELY,
+    SingleTargetTracker,
+    blocks,
+    bridge_gaps,
+    jitter,
+    quietest_window,
+    smooth,
+)
 
 Points = NDArray[np.float32]
 RATE = 30.0
@@ -178,11 +186,13 @@ def test_jitter_is_the_second_difference() -> None:
 
 def test_the_stillest_stretch() -> None:
     x = np.concatenate([np.arange(20) * 5, np.full(12, 95), 95 + np.arange(20) * 3])
-    assert stillest(x.astype(np.float32)[:, None, None].repeat(2, axis=2), 10)[0] in range(19, 23)
+    assert quietest_window(x.astype(np.float32)[:, None, None].repeat(2, axis=2), 10)[0] in range(
+        19, 23
+    )
     gone = np.full((30, 1, 2), np.nan, np.float32)
     gone[15:26] = 3
-    assert stillest(gone, 10) in [(15, 25), (16, 26)]
-    assert stillest(gone[:3], 10) == (0, 3)
+    assert quietest_window(gone, 10) in [(15, 25), (16, 26)]
+    assert quietest_window(gone[:3], 10) == (0, 3)
 
 
 # ---------------------------------------------------------------- following
@@ -192,19 +202,19 @@ def place(x: float, y: float = 0.0) -> NDArray[np.float32]:
     return np.array([x, y], np.float32)
 
 
-def followed(x: float = 100, size: float = 50) -> Follower:
-    follower = Follower(max_jump=0.6, patience=10)
-    assert follower.lost
-    assert follower.accepts(place(x), size)
-    assert not follower.lost
-    return follower
+def followed(x: float = 100, size: float = 50) -> SingleTargetTracker:
+    tracker = SingleTargetTracker(max_jump=0.6, patience=10)
+    assert tracker.lost
+    assert tracker.accepts(place(x), size)
+    assert not tracker.lost
+    return tracker
 
 
 def test_small_moves_are_accepted_and_remembered() -> None:
-    follower = followed()
+    tracker = followed()
     for step in range(1, 20):
-        assert follower.accepts(place(100 + 25 * step), 50)
-    assert follower.centre is not None and follower.centre[0] == 575
+        assert tracker.accepts(place(100 + 25 * step), 50)
+    assert tracker.centre is not None and tracker.centre[0] == 575
 
 
 @pytest.mark.parametrize(
@@ -213,46 +223,46 @@ def test_small_moves_are_accepted_and_remembered() -> None:
      (100, 32, True), (100, 31, False)],
 )  # fmt: skip
 def test_a_jump_in_place_or_size_is_refused(x: float, size: float, accepted: bool) -> None:
-    follower = followed()
-    assert follower.accepts(place(x), size) == accepted
+    tracker = followed()
+    assert tracker.accepts(place(x), size) == accepted
     if not accepted:
-        assert follower.centre is not None and (follower.centre[0], follower.size) == (100, 50)
+        assert tracker.centre is not None and (tracker.centre[0], tracker.size) == (100, 50)
 
 
 def test_patience_widens_with_time_and_ends() -> None:
-    follower = followed()
-    assert not follower.accepts(place(150), 50)
+    tracker = followed()
+    assert not tracker.accepts(place(150), 50)
     for _ in range(4):
-        follower.missed()
-    assert follower.accepts(place(150), 50)  # twice the way after four frames out of sight
-    assert follower.unseen == 0
+        tracker.missed()
+    assert tracker.accepts(place(150), 50)  # twice the way after four frames out of sight
+    assert tracker.unseen == 0
     for _ in range(9):
-        follower.missed()
-    assert not follower.lost and not follower.accepts(place(5000), 50)
-    follower.missed()
-    assert follower.lost and follower.accepts(place(5000), 400)
+        tracker.missed()
+    assert not tracker.lost and not tracker.accepts(place(5000), 50)
+    tracker.missed()
+    assert tracker.lost and tracker.accepts(place(5000), 400)
 
 
 def test_who_is_gone_is_searched_for_now_and_then() -> None:
-    follower = followed()
+    tracker = followed()
     searched = []
     for frame in range(4 * RARELY):
-        if follower.searches:
+        if tracker.searches:
             searched.append(frame)
-        follower.missed()
+        tracker.missed()
     assert searched == [*range(RARELY + 1), 2 * RARELY, 3 * RARELY]
-    assert follower.accepts(place(100), 50) and follower.searches
+    assert tracker.accepts(place(100), 50) and tracker.searches
 
 
 def test_a_state_round_trip_goes_on_alike() -> None:
     rng = np.random.default_rng(5)
     moves = [(place(*rng.uniform(0, 60, 2)), float(np.float32(rng.uniform(30, 60))))
              for _ in range(60)]  # fmt: skip
-    straight = Follower(0.6, 5)
-    resumed = Follower(0.6, 5)
+    straight = SingleTargetTracker(0.6, 5)
+    resumed = SingleTargetTracker(0.6, 5)
     decisions = []
     for centre, size in moves:
-        onward = Follower(0.6, 5)
+        onward = SingleTargetTracker(0.6, 5)
         onward.restore(resumed.state)
         resumed = onward
         answers = [f.accepts(centre, size) for f in (straight, resumed)]
@@ -267,10 +277,10 @@ def test_a_state_round_trip_goes_on_alike() -> None:
 
 @pytest.mark.parametrize("state", [None, np.zeros(5, np.float32)])
 def test_an_empty_state_knows_nobody(state: NDArray[np.float32] | None) -> None:
-    follower = followed()
-    follower.restore(state)
-    assert follower.lost and follower.centre is None
-    np.testing.assert_array_equal(Follower(0.6, 10).state, follower.state)
+    tracker = followed()
+    tracker.restore(state)
+    assert tracker.lost and tracker.centre is None
+    np.testing.assert_array_equal(SingleTargetTracker(0.6, 10).state, tracker.state)
 
 
 def test_blocks_give_what_the_whole_gives() -> None:

@@ -10,11 +10,11 @@ from v2v.samples import face
 
 def test_frames_and_truth_agree_in_length():
     frames = list(face.frames(count=3, height=96, width=128))
-    told = face.truth(count=3)
+    truths = face.truth(count=3)
     assert [frame.shape for frame in frames] == [(96, 128, 3)] * 3
     assert frames[0].dtype == np.uint8
-    assert {"mouth_openness", "eye_openness", "yaw"} <= told.keys()
-    assert all(series.shape == (3,) and series.dtype == np.float32 for series in told.values())
+    assert {"mouth_openness", "eye_openness", "yaw"} <= truths.keys()
+    assert all(series.shape == (3,) and series.dtype == np.float32 for series in truths.values())
 
 
 def test_same_seed_same_bytes_and_another_seed_another_clip():
@@ -27,13 +27,13 @@ def test_same_seed_same_bytes_and_another_seed_another_clip():
 
 @pytest.mark.parametrize("seed", range(4))
 def test_the_face_talks_blinks_and_turns(seed):
-    told = face.truth(seed=seed)
+    truths = face.truth(seed=seed)
     for name in ("mouth_openness", "eye_openness"):
-        assert told[name].min() >= 0 and told[name].max() <= 1
-    assert np.ptp(told["mouth_openness"]) > 0.6
-    assert told["eye_openness"].min() < 0.15, "no blink"
-    assert told["eye_openness"].max() > 0.9
-    assert 0.15 < np.abs(told["yaw"]).max() < 0.4
+        assert truths[name].min() >= 0 and truths[name].max() <= 1
+    assert np.ptp(truths["mouth_openness"]) > 0.6
+    assert truths["eye_openness"].min() < 0.15, "no blink"
+    assert truths["eye_openness"].max() > 0.9
+    assert 0.15 < np.abs(truths["yaw"]).max() < 0.4
 
 
 def test_the_backdrop_stands_still():
@@ -45,7 +45,7 @@ def test_the_backdrop_stands_still():
 def test_face_mesh_reads_it_back(size):
     mediapipe = pytest.importorskip("mediapipe")
     clip = {"count": 40, "fps": 10.0}  # every third frame of the default clip
-    told = face.truth(**clip)
+    truths = face.truth(**clip)
     seen, mouth, eyes, yaw = [], [], [], []
     with mediapipe.solutions.face_mesh.FaceMesh(refine_landmarks=True) as tracker:
         for i, frame in enumerate(face.frames(height=size, width=size, **clip)):
@@ -68,4 +68,4 @@ def test_face_mesh_reads_it_back(size):
         ("eye_openness", eyes, 0.7),
         ("yaw", yaw, 0.9),
     ):
-        assert np.corrcoef(read, told[name][seen])[0, 1] > least, name
+        assert np.corrcoef(read, truths[name][seen])[0, 1] > least, name

@@ -67,9 +67,9 @@ def test_the_host_is_who_dances_unless_told_otherwise():
 
 @pytest.mark.parametrize("draw", [person.frames, person.joints])
 def test_an_unknown_person_is_refused_at_once(draw):
-    with pytest.raises(UnknownName, match="unknown person 'gest'") as told:
+    with pytest.raises(UnknownName, match="unknown person 'gest'") as truths:
         draw(who="gest")
-    assert told.value.hint == "did you mean 'guest'? valid: guest, host"
+    assert truths.value.hint == "did you mean 'guest'? valid: guest, host"
 
 
 @pytest.mark.parametrize("who", PEOPLE)
@@ -90,7 +90,7 @@ def test_legs_and_trunk_have_the_lengths_in_the_table(who):
 
 
 def test_arms_of_host_and_guest_differ_as_the_table_says():
-    shown, told = {}, {}
+    shown, truths = {}, {}
     for who, drawn in person.PEOPLE.items():
         # Over some dances, each bone comes to lie flat in the picture.
         joints = np.concatenate([person.joints(who=who, seed=seed) for seed in range(6)])
@@ -98,9 +98,9 @@ def test_arms_of_host_and_guest_differ_as_the_table_says():
             start, end = ends.split()
             for side in ("left", "right"):
                 shown[who, side, bone] = lengths(joints, f"{side}_{start}", f"{side}_{end}").max()
-                told[who, side, bone] = getattr(drawn.build, bone) * drawn.stature
+                truths[who, side, bone] = getattr(drawn.build, bone) * drawn.stature
     for _, *arm in shown:
-        ratios = [size["guest", *arm] / size["host", *arm] for size in (shown, told)]
+        ratios = [size["guest", *arm] / size["host", *arm] for size in (shown, truths)]
         assert ratios[0] == pytest.approx(ratios[1], rel=0.02), arm
 
 

@@ -53,7 +53,7 @@ def filmed() -> tuple[Array, Array]:
     from v2v.preprocess import _mediapipe as mp
 
     count, every = 90, 6
-    told = drawn_face.truth(count=count)
+    truths = drawn_face.truth(count=count)
     shapes = []
     with mp.mediapipe().solutions.face_mesh.FaceMesh(
         static_image_mode=True, refine_landmarks=True, max_num_faces=1
@@ -63,7 +63,7 @@ def filmed() -> tuple[Array, Array]:
             found = network.process(frame).multi_face_landmarks
             assert found, "no face found in the drawn one"
             shapes.append(mp.points(found[0], SIDE, SIDE)[:, :3])
-    angles = np.degrees(np.stack([told[name] for name in ("yaw", "pitch", "roll")], axis=1))
+    angles = np.degrees(np.stack([truths[name] for name in ("yaw", "pitch", "roll")], axis=1))
     return np.stack(shapes), angles[::every]
 
 
@@ -117,11 +117,11 @@ def angle_between(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.
 
 def test_handles_lie_on_the_face_and_on_hair_and_neck_around(mesh: Array) -> None:
     made = track(np.stack([mesh, mesh]).astype(np.float64))
-    points, handles = made.points[0], made.handles()
-    assert handles.shape[::2] == (2, 3) and not np.isnan(handles).any()
+    points, control_points = made.points[0], made.control_points()
+    assert control_points.shape[::2] == (2, 3) and not np.isnan(control_points).any()
     low, high = points[:, :2].min(axis=0), points[:, :2].max(axis=0)
     tall = high[1] - low[1]
-    found = handles[0]
+    found = control_points[0]
     assert high[1] + 0.1 * tall < found[:, 1].max() < high[1] + 0.5 * tall  # where the neck is
     assert low[1] - 0.4 * tall < found[:, 1].min() < low[1] - 0.1 * tall  # where the hair is
     assert (found[:, 2] > 0.1 * made.scale[0]).all() and (found[:, 2] < made.scale[0]).all()
@@ -152,8 +152,8 @@ def test_no_face_no_handles(mesh: Array) -> None:
     made = track(np.stack([mesh, mesh]).astype(np.float64))
     points = made.points.copy()
     points[1] = np.nan
-    handles = replace(made, points=points).handles()
-    assert np.isnan(handles[1]).all() and not np.isnan(handles[0]).any()
+    control_points = replace(made, points=points).control_points()
+    assert np.isnan(control_points[1]).all() and not np.isnan(control_points[0]).any()
 
 
 # ---------------------------------------------------------------- topology

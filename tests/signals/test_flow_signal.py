@@ -167,10 +167,10 @@ def test_the_wheel_tells_direction_speed_and_occlusion() -> None:
     flow = np.zeros((2, 1, 5), np.float32)
     flow[:, 0, :4] = [[4, -4, 2, 0], [0, 0, 0, 0]]
     hidden = np.array([[0, 0, 0, 0, 1]], np.float32)
-    right, left, slower, still, gone = draw_flow(flow, hidden, fastest=4.0)[0].astype(int)
+    right, left, lr_scale, still, gone = draw_flow(flow, hidden, fastest=4.0)[0].astype(int)
     assert right.argmax() == 0 and right[1:].max() < 5, "to the right is red"
     assert left[0] < 5 and min(left[1:]) > 200, "to the left its opposite"
-    assert abs(slower[0] - right[0] / 2) < 3
+    assert abs(lr_scale[0] - right[0] / 2) < 3
     assert not still.any()
     assert (gone == 90).all()
 

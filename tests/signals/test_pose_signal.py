@@ -74,14 +74,16 @@ def same(a: PoseTrack, b: PoseTrack, *, atol: float = 0.0) -> None:
 
 
 def test_handles_lie_on_the_body_in_sizes_of_its_own() -> None:
-    handles = track().handles()
+    control_points = track().control_points()
     torso = 0.3 * HEIGHT
-    assert handles.shape == (3, 157, 3) and not np.isnan(handles).any()
-    assert np.allclose(handles[1:, :, 0] - handles[:-1, :, 0], 2, atol=1e-4)  # walks with them
-    assert np.ptp(handles[..., 1], axis=0).max() == 0
-    radii = handles[0, :, 2] / torso
+    assert control_points.shape == (3, 157, 3) and not np.isnan(control_points).any()
+    assert np.allclose(
+        control_points[1:, :, 0] - control_points[:-1, :, 0], 2, atol=1e-4
+    )  # walks with them
+    assert np.ptp(control_points[..., 1], axis=0).max() == 0
+    radii = control_points[0, :, 2] / torso
     assert radii.min() == pytest.approx(0.05, rel=0.01) and radii.max() < 0.25
-    left, right = handles[0, :, :2].max(axis=0), handles[0, :, :2].min(axis=0)
+    left, right = control_points[0, :, :2].max(axis=0), control_points[0, :, :2].min(axis=0)
     person = standing()
     assert (left <= person[:, :2].max(axis=0) + 1e-3).all()
     # The crown is above the face's points.
@@ -91,41 +93,43 @@ def test_handles_lie_on_the_body_in_sizes_of_its_own() -> None:
 def test_handles_of_what_is_not_seen_are_missing() -> None:
     points = standing()
     points[[POINT["left_hip"], POINT["right_hip"]], 2] = 0.1  # out of the picture, guessed
-    handles = track(1, points).handles()[0]
-    whole = track(1).handles()[0]
-    there = ~np.isnan(handles[:, 0])
+    control_points = track(1, points).control_points()[0]
+    whole = track(1).control_points()[0]
+    there = ~np.isnan(control_points[:, 0])
     assert (~there).sum() == 14 + 30  # the thighs', and the torso's below its first row
-    np.testing.assert_allclose(handles[there, :2], whole[there, :2])
+    np.testing.assert_allclose(control_points[there, :2], whole[there, :2])
     # The shoulders tell the size too, and no more than they can.
-    assert (handles[there, 2] / whole[there, 2]).max() < 1.1
-    assert (handles[there, 2] / whole[there, 2]).min() > 0.3
-    assert np.isnan(track(1, np.full_like(points, np.nan)).handles()).all()
+    assert (control_points[there, 2] / whole[there, 2]).max() < 1.1
+    assert (control_points[there, 2] / whole[there, 2]).min() > 0.3
+    assert np.isnan(track(1, np.full_like(points, np.nan)).control_points()).all()
 
 
 def test_a_point_without_a_place_takes_only_its_own_handles_away() -> None:
     points = standing()
     points[POINT["left_wrist"], :2] = np.nan  # though it has a score
     made, whole = track(1, points), track(1)
-    there = ~np.isnan(made.handles()[0, :, 0])
+    there = ~np.isnan(made.control_points()[0, :, 0])
     assert 0.9 < there.mean() < 1
-    np.testing.assert_allclose(made.handles()[0, there], whole.handles()[0, there], rtol=1e-6)
-    assert (made.handle_tensor()[0, ~there] == 0).all()
-    assert not made.handle_tensor().isnan().any()
+    np.testing.assert_allclose(
+        made.control_points()[0, there], whole.control_points()[0, there], rtol=1e-6
+    )
+    assert (made.control_point_tensor()[0, ~there] == 0).all()
+    assert not made.control_point_tensor().isnan().any()
 
 
 def test_handles_go_where_frames_go() -> None:
     made = track()
-    there = made.handles()
+    there = made.control_points()
     np.testing.assert_allclose(
-        made.scaled(2 * WIDTH, 2 * HEIGHT).handles(), 2 * there, rtol=1e-5
+        made.scaled(2 * WIDTH, 2 * HEIGHT).control_points(), 2 * there, rtol=1e-5
     )  # fmt: skip
-    moved = made.cropped(10, 20, 150, 300).handles()
+    moved = made.cropped(10, 20, 150, 300).control_points()
     np.testing.assert_allclose(moved, there - np.array([10, 20, 0], np.float32), atol=1e-3)
-    mirrored = made.flipped().handles()
+    mirrored = made.flipped().control_points()
     assert np.allclose(
         np.sort(mirrored[..., 0], axis=1), np.sort(WIDTH - there[..., 0], axis=1), atol=1e-3
     )  # fmt: skip
-    np.testing.assert_array_equal(made[1:2].handles(), there[1:2])
+    np.testing.assert_array_equal(made[1:2].control_points(), there[1:2])
 
 
 def test_flipping_twice_is_the_identity() -> None:

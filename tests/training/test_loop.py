@@ -264,7 +264,7 @@ def trainer(settings: TrainSettings, store: Path) -> Trainer:
 
 
 QUIET = {  # nothing at random but the windows themselves
-    "critic_augment.probability": 0, "augment.past": {"noise": 0, "blur": 0, "colour": 0},
+    "discriminator_augment.probability": 0, "augment.past": {"noise": 0, "blur": 0, "colour": 0},
     "augment.drop": 0, "augment.jitter": 0,
 }  # fmt: skip
 
@@ -274,7 +274,7 @@ def gradients(made: Trainer) -> dict[str, torch.Tensor]:
     kept: dict[str, torch.Tensor] = {}
 
     def keep() -> None:
-        for name, module in (("g", made.generator), ("d", made.critics)):
+        for name, module in (("g", made.generator), ("d", made.discriminators)):
             for key, parameter in module.named_parameters():
                 if parameter.grad is not None:
                     kept[f"{name}/{key}"] = parameter.grad.clone()
@@ -317,11 +317,11 @@ def test_nothing_is_computed_twice(
         counted["judged"] += 1
         counted["real"] += arguments[1] is not None
 
-    made.critics.register_forward_pre_hook(count)
+    made.discriminators.register_forward_pre_hook(count)
     generator_step = made.objective.for_generator
 
     def watched(*arguments: Any, **named: Any) -> Any:
-        assert not any(p.requires_grad for p in made.critics.parameters())
+        assert not any(p.requires_grad for p in made.discriminators.parameters())
         return generator_step(*arguments, **named)
 
     monkeypatch.setattr(made.objective, "for_generator", watched)
@@ -332,7 +332,7 @@ def test_nothing_is_computed_twice(
 
 def test_only_the_new_scale_learns_while_it_is_alone(dance: Path, small_settings: Settings) -> None:
     made = trainer(small_settings(), dance)
-    made.progress.stage = next(i for i, s in enumerate(made.plan.schedule) if s.alone)
+    made.progress.stage = next(i for i, s in enumerate(made.plan.schedule) if s.freeze_lower)
     stage = made.enter_stage()
     before = {k: v.clone() for k, v in made.generator.state_dict().items()}
     batches = made.batches(stage)
@@ -354,15 +354,19 @@ def test_baselines_train_in_the_same_loop(
 
 @pytest.mark.parametrize(
     "values, begins",
-    [({}, True), ({"generator.handles": "off"}, False), ({"generator.compose": "none"}, False)],
+    [
+        ({}, True),
+        ({"generator.control_points": "off"}, False),
+        ({"generator.compose": "none"}, False),
+    ],
 )
 def test_flow_begins_with_handles_where_it_is_wanted(
     values: dict[str, Any], begins: bool, dance: Path, small_settings: Settings
 ) -> None:
     made = trainer(small_settings(**values), dance)
-    assert made.plan.generator["handles"] is begins
+    assert made.plan.generator["control_points"] is begins
     batch = next(made.batches(made.enter_stage()))
-    assert (batch.handles is not None) is begins
+    assert (batch.control_points is not None) is begins
 
 
 @pytest.mark.parametrize(
@@ -383,9 +387,9 @@ def test_the_past_is_blended_over_no_references(
     "values, past",
     [
         ({}, "nothing"),
-        ({"generator.handles": "off"}, "signals"),
-        ({"generator.plate": "off"}, "nothing"),
-        ({"generator.plate": "off", "generator.references": "off"}, "frames"),
+        ({"generator.control_points": "off"}, "signals"),
+        ({"generator.background_plate": "off"}, "nothing"),
+        ({"generator.background_plate": "off", "generator.references": "off"}, "frames"),
         ({"generator.compose": "none"}, "frames"),
         ({"generator.past": "signals"}, "signals"),
     ],
@@ -418,7 +422,7 @@ TEMPORAL = ["temporal_1", "temporal_3", "temporal_9"]
 def test_critics_can_be_left_out(
     off: list[str], dance: Path, small_settings: Settings, tmp_path: Path
 ) -> None:
-    settings = small_settings(3, **{f"losses.critics.{name}": 0 for name in off})
+    settings = small_settings(3, **{f"losses.discriminators.{name}": 0 for name in off})
     run(settings, dance, tmp_path / "run")
     named = {key for _, found in losses(tmp_path / "run") for key in found}
     assert not [key for key in named for name in off if key.endswith("/" + name)]
@@ -637,8 +641,12 @@ def test_a_missing_signal_names_the_command(
         ({"schedule.lengths": [128]}, TooFewFrames, "too few frames"),
         ({"generator.name": "unet"}, V2VError, "unknown generator 'unet'"),
         ({"generator.scales": 4}, ConfigError, "fewer scales"),
-        ({"generator.plate": "on", "generator.prior": "on"}, ConfigError, "are both on"),
-        ({"generator.handles": "on", "generator.sequential": False}, ConfigError, "leave it at"),
+        ({"generator.background_plate": "on", "generator.prior": "on"}, ConfigError, "are both on"),
+        (
+            {"generator.control_points": "on", "generator.sequential": False},
+            ConfigError,
+            "leave it at",
+        ),
         ({"generator.past": "nothing", "generator.compose": "none"}, ConfigError, "no picture"),
         ({"discriminator.layers": 5}, ConfigError, "discriminator.layers=3"),
     ],

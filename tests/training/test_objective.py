@@ -18,14 +18,20 @@ HIDDEN = slice(4, 12)  # columns where the plate is unknown: behind the person, 
 def matte_loss(matte: torch.Tensor) -> float:
     settings = load_config(TrainSettings, "train", "train-pose", values=SMALL)
     frames = torch.zeros(1, 1, 3, 16, 16)
-    foreground, plate = torch.zeros(1, 1, 1, 16, 16), torch.ones(1, 1, 4, 16, 16)
+    foreground, background_plate = torch.zeros(1, 1, 1, 16, 16), torch.ones(1, 1, 4, 16, 16)
     foreground[..., LEFT] = 1
-    plate[:, :, 3, :, HIDDEN] = 0
+    background_plate[:, :, 3, :, HIDDEN] = 0
     clip = torch.zeros(1, dtype=torch.int64)
-    chunk = Batch(frames=frames, signals=frames, clip=clip, foreground=foreground, plate=plate)
+    chunk = Batch(
+        frames=frames,
+        signals=frames,
+        clip=clip,
+        foreground=foreground,
+        background_plate=background_plate,
+    )
     _, parts = Objective(settings.losses).for_generator(
         Rendered(frame=frames, matte=matte), chunk,
-        before_real=None, before_fake=None, judgements={},
+        before_real=None, before_fake=None, discriminator_outputs={},
     )  # fmt: skip
     return float(parts["matte"])
 
@@ -54,14 +60,14 @@ def occlusion(m: float, matte: torch.Tensor | None = None) -> float:
     past = torch.zeros(1, 3, 16, 16)
     past[..., 8:] = 1.0
     clip = torch.zeros(1, dtype=torch.int64)
-    plate = None if matte is None else torch.zeros(1, 1, 4, 16, 16)
-    chunk = Batch(frames=frames, signals=frames, clip=clip, plate=plate)
+    background_plate = None if matte is None else torch.zeros(1, 1, 4, 16, 16)
+    chunk = Batch(frames=frames, signals=frames, clip=clip, background_plate=background_plate)
     rendered = Rendered(
         frame=frames, synthesised=frames + 0.1, warped=past[:, None],
         flow=torch.zeros(1, 1, 2, 16, 16), occlusion=torch.full((1, 1, 1, 16, 16), m), matte=matte,
     )  # fmt: skip
     _, parts = Objective(settings.losses).for_generator(
-        rendered, chunk, before_real=frames[:, 0], before_fake=past, judgements={}
+        rendered, chunk, before_real=frames[:, 0], before_fake=past, discriminator_outputs={}
     )
     return float(parts["occlusion"])
 
@@ -86,7 +92,7 @@ def test_what_is_synthesised_answers_for_itself_where_references_cover_it() -> N
     def loss(picture: torch.Tensor | None) -> float:
         total, _ = Objective(settings.losses).for_generator(
             Rendered(frame=frames, synthesised=frames, synthesis_only=picture), chunk,
-            before_real=None, before_fake=None, judgements={},
+            before_real=None, before_fake=None, discriminator_outputs={},
         )  # fmt: skip
         return float(total)
 

@@ -34,7 +34,7 @@ from v2v.errors import (
     V2VError,
 )
 from v2v.evaluation.prediction import (
-    Trail,
+    LabelPropagator,
     compare,
     constant_velocity,
     copy_last,
@@ -42,12 +42,17 @@ from v2v.evaluation.prediction import (
     track_error,
 )
 from v2v.models import build_generator
-from v2v.models.predictor import LabelPredictor, PointPredictor, ShapeCode
+from v2v.models.predictor import LabelPredictor, PointPredictor, ShapePCA
 from v2v.progress import Silent
 from v2v.signals.face import POINTS, FaceTrack
 from v2v.signals.pose import BODY, NAMES, POINT, PoseTrack
 from v2v.signals.segmentation import VOID, LabelTrack
-from v2v.training.prediction import Outcome, PredictSettings, load_predictor, train_predictor
+from v2v.training.prediction import (
+    PredictorResult,
+    PredictSettings,
+    load_predictor,
+    train_predictor,
+)
 from v2v.training.predictor import (
     ANCHORS,
     LabelsPredictor,
@@ -160,7 +165,7 @@ def settings(**values: Any) -> PredictSettings:
     return load_config(PredictSettings, "predict", values={**small, **values})
 
 
-def train(run: Path, store: Path, **values: Any) -> Outcome:
+def train(run: Path, store: Path, **values: Any) -> PredictorResult:
     return train_predictor(settings(**values), [store], run, Silent())
 
 
@@ -307,7 +312,7 @@ def test_nothing_wears_off_a_trail() -> None:
     still = np.zeros((2, 32, SIZE), np.float32)
     half = still.copy()
     half[0] = -0.5
-    trail = Trail(past)
+    trail = LabelPropagator(past)
     for _ in range(20):
         frame = trail.step(still)
     np.testing.assert_array_equal(frame.labels, past.labels)
@@ -329,7 +334,7 @@ def test_nothing_wears_off_a_trail() -> None:
 
 
 def untrained(track: PoseTrack | FaceTrack, signal: str) -> PointsPredictor:
-    code = ShapeCode.fit([normalised(track)], ANCHORS[signal], components=4, variance=0.9)
+    code = ShapePCA.fit([normalised(track)], ANCHORS[signal], components=4, variance=0.9)
     network = PointPredictor(code.length, past=8).eval()
     states = torch.from_numpy(code.encode(code.complete(normalised(track)))[0])
     network.learn_range(states, states[1:] - states[:-1])

@@ -9,12 +9,17 @@ from v2v.training.schedule import ScheduleSettings, Stage, build_schedule, stage
 from v2v.training.settings import TrainSettings
 
 SETTINGS = ScheduleSettings(
-    lengths=(1, 2, 4, 8), single=0.4, alone=0.15, finer=2.0, rate_decay=0.5, frames=4
+    lengths=(1, 2, 4, 8),
+    single_frame_share=0.4,
+    freeze_share=0.15,
+    scale_time_ratio=2.0,
+    rate_decay=0.5,
+    frames=4,
 )
 
 
-def schedule(scales: int = 3, chunk: int = 2) -> tuple[Stage, ...]:
-    return build_schedule(SETTINGS, height=512, width=256, scales=scales, chunk=chunk)
+def schedule(scales: int = 3, bptt_steps: int = 2) -> tuple[Stage, ...]:
+    return build_schedule(SETTINGS, height=512, width=256, scales=scales, bptt_steps=bptt_steps)
 
 
 def test_sizes_double_up_to_the_last() -> None:
@@ -25,7 +30,7 @@ def test_sizes_double_up_to_the_last() -> None:
 
 def test_windows_double_within_each_size() -> None:
     for scale in range(3):
-        lengths = [s.length for s in schedule() if s.scale == scale and not s.alone]
+        lengths = [s.length for s in schedule() if s.scale == scale and not s.freeze_lower]
         assert lengths == ([1, 2, 4, 8] if scale == 0 else [2, 4, 8])
 
 
@@ -37,7 +42,7 @@ def test_it_starts_with_single_frames_from_nothing() -> None:
 def test_each_new_scale_trains_alone_first() -> None:
     for scale in range(3):
         stages = [s for s in schedule() if s.scale == scale]
-        assert [s.alone for s in stages] == [scale > 0] + [False] * (len(stages) - 1)
+        assert [s.freeze_lower for s in stages] == [scale > 0] + [False] * (len(stages) - 1)
 
 
 def test_shares_add_up_and_finer_sizes_get_more() -> None:
@@ -70,8 +75,8 @@ def test_the_stage_of_the_hour() -> None:
 
 
 def test_one_length_is_one_stage() -> None:
-    settings = SETTINGS.model_copy(update={"lengths": (3,), "alone": 0.0})
-    stages = build_schedule(settings, height=64, width=64, scales=2, chunk=2)
+    settings = SETTINGS.model_copy(update={"lengths": (3,), "freeze_share": 0.0})
+    stages = build_schedule(settings, height=64, width=64, scales=2, bptt_steps=2)
     assert [(s.scale, s.length) for s in stages] == [(0, 3), (1, 3)]
 
 

@@ -5,7 +5,7 @@ SMALL = {
     "schedule.lengths": [1, 2, 4], "schedule.frames": 2, "optimiser.warm_up": 2,
     "discriminator.width": 8, "discriminator.layers": 2, "discriminator.scales": 1,
     "discriminator.crop": 24, "output.log_every": 1, "output.preview_seconds": 0.1,
-    "loop.precision": "32", "loop.chunk": 2,
-    "losses.critics.temporal_1": 0.5, "losses.critics.temporal_3": 0.25,
-    "losses.critics.temporal_9": 0.25,
+    "loop.precision": "32", "loop.bptt_steps": 2,
+    "losses.discriminators.temporal_1": 0.5, "losses.discriminators.temporal_3": 0.25,
+    "losses.discriminators.temporal_9": 0.25,
 }  # fmt: skip

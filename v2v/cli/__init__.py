@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from v2v import __version__
-from v2v.cli import comparing, evaluation, footage, rendering, training, whole
+from v2v.cli import comparing, end_to_end, evaluation, footage, rendering, training
 from v2v.cli.shared import print_error
 from v2v.errors import MissingLibrary, V2VError
 
@@ -62,8 +62,8 @@ app.command(help=comparing.EXAMPLES_COMPARE)(comparing.compare)
 app.command(help=comparing.EXAMPLES_STUDY)(comparing.study)
 app.command()(footage.doctor)
 app.command()(footage.sample)
-app.command(help=whole.EXAMPLES_RUN)(whole.run)
-app.command()(whole.demo)
+app.command(help=end_to_end.EXAMPLES_RUN)(end_to_end.run)
+app.command()(end_to_end.demo)
 
 
 def _library_problem(error: ImportError) -> V2VError | None:

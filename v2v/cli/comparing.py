@@ -10,7 +10,7 @@ import typer
 from v2v.cli.rendering import Codec, Crf, Overwrite
 from v2v.cli.shared import AsJson, Quiet, console, progress, time_option
 from v2v.errors import UsageError
-from v2v.native import prepare_process
+from v2v.runtime import prepare_process
 
 EXAMPLES_COMPARE = """
 One video with several as panels in step: labels, differences, and a region enlarged.
@@ -192,12 +192,12 @@ def _count(
     given: list[Path], key: Path | None, output: Path | None, *, overwrite: bool, quiet: bool,
     as_json: bool,
 ) -> None:  # fmt: skip
-    from v2v.pipelines.study import RESULTS_FILE, judge
+    from v2v.pipelines.study import RESULTS_FILE, evaluate_answers
 
     if key is None:
         raise UsageError("--results needs the key", hint="add --key study/key.json")
     path = output or (key if key.is_dir() else key.parent) / RESULTS_FILE
-    verdict = judge(given, key)
+    verdict = evaluate_answers(given, key)
     verdict.write(path, overwrite=overwrite)
     if as_json:
         import json

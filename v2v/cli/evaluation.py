@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from v2v.cli.shared import AsJson, Quiet, console, progress
-from v2v.native import prepare_process
+from v2v.runtime import prepare_process
 
 EXAMPLES_EVALUATE = """
 How good a model is: its video of moments it never saw, against the real one.

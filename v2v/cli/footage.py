@@ -20,7 +20,7 @@ from v2v.cli.shared import (
     time_option,
 )
 from v2v.errors import UnknownName, V2VError
-from v2v.native import prepare_process
+from v2v.runtime import prepare_process
 
 EXAMPLES_PREPROCESS = """
 Turn footage into clip stores: frames and the signals that models are trained on.

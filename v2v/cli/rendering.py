@@ -9,10 +9,10 @@ import typer
 
 from v2v.cli.shared import AsJson, Quiet, console, parse_size, progress, time_option
 from v2v.errors import UsageError
-from v2v.native import prepare_process
+from v2v.runtime import prepare_process
 
 if TYPE_CHECKING:
-    from v2v.pipelines.rendering import Outcome, Output, Rendering
+    from v2v.pipelines.rendering import Output, Rendering, RenderResult
     from v2v.progress import Reporter
 
 Model = Annotated[
@@ -121,8 +121,8 @@ def transfer(
             camera=camera_path,
             report=report,
         )
-        told = _finish(rendering, wanted, preview, quiet or as_json, report)
-    _print(told, quiet=quiet, as_json=as_json)
+        result = _finish(rendering, wanted, preview, quiet or as_json, report)
+    _print(result, quiet=quiet, as_json=as_json)
 
 
 EXAMPLES_REENACT = """
@@ -207,8 +207,8 @@ def reenact(
             neutral=neutral, stay=translation is None, clip=clip, camera=camera_path,
             report=report,
         )  # fmt: skip
-        told = _finish(rendering, wanted, preview, quiet or as_json, report)
-    _print(told, quiet=quiet, as_json=as_json)
+        result = _finish(rendering, wanted, preview, quiet or as_json, report)
+    _print(result, quiet=quiet, as_json=as_json)
 
 
 EXAMPLES_SYNTHESIZE = """
@@ -270,8 +270,8 @@ def synthesize(
             labels, start=start, end=end, fps=fps, replace=dict(_pairs("--replace", replace)),
             style=style or (), report=report,
         )  # fmt: skip
-        told = _finish(rendering, wanted, preview, quiet or as_json, report)
-    _print(told, quiet=quiet, as_json=as_json)
+        result = _finish(rendering, wanted, preview, quiet or as_json, report)
+    _print(result, quiet=quiet, as_json=as_json)
 
 
 EXAMPLES_PREDICT = """
@@ -329,10 +329,10 @@ def predict_frames(
             given, frames=frames, at=at, hold_back=compare and at is None, look=clip,
             report=report,
         )  # fmt: skip
-        told = _finish(predicted, wanted, False, quiet or as_json, report)
+        result = _finish(predicted, wanted, False, quiet or as_json, report)
         errors = predicted.errors() if compare and predicted.known else {}
     plain = {kind: [round(float(v), 4) for v in values] for kind, values in errors.items()}
-    _print(told, quiet=quiet, as_json=as_json, more={"errors": plain} if errors else None)
+    _print(result, quiet=quiet, as_json=as_json, more={"errors": plain} if errors else None)
     if errors and not quiet and not as_json:
         _print_errors(errors)
 
@@ -402,7 +402,7 @@ def _wanted(
 
 def _finish(
     rendering: Rendering, wanted: Output, preview: bool, silent: bool, report: Reporter
-) -> Outcome | Path:
+) -> RenderResult | Path:
     """Render; or only draw what would be rendered from."""
     if not silent:
         for note in rendering.notes:
@@ -413,20 +413,20 @@ def _finish(
 
 
 def _print(
-    told: Outcome | Path, *, quiet: bool, as_json: bool, more: dict[str, Any] | None = None
+    result: RenderResult | Path, *, quiet: bool, as_json: bool, more: dict[str, Any] | None = None
 ) -> None:
-    if not isinstance(told, Path):
-        print_rendered(told, quiet=quiet, as_json=as_json, more=more)
+    if not isinstance(result, Path):
+        print_rendered(result, quiet=quiet, as_json=as_json, more=more)
     elif as_json:
         import json
 
-        print(json.dumps({"preview": str(told)}))
+        print(json.dumps({"preview": str(result)}))
     elif not quiet:
-        print(told)
+        print(result)
 
 
 def print_rendered(
-    outcome: Outcome, *, quiet: bool, as_json: bool, more: dict[str, Any] | None = None
+    outcome: RenderResult, *, quiet: bool, as_json: bool, more: dict[str, Any] | None = None
 ) -> None:
     if as_json:
         import json

@@ -14,7 +14,7 @@ from v2v.timecode import TIME_FORMS, parse_time
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from v2v.preprocess.build import Outcome
+    from v2v.preprocess.build import BuildResult
     from v2v.preprocess.run import ClipResult
     from v2v.progress import Reporter
 
@@ -76,7 +76,7 @@ def report_errors(results: list[ClipResult]) -> None:
         raise typer.Exit(max(error.exit_code for _, error in errors))
 
 
-def print_outcomes(outcomes: list[Outcome]) -> None:
+def print_outcomes(outcomes: list[BuildResult]) -> None:
     from fractions import Fraction
 
     from rich.table import Table

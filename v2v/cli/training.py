@@ -9,10 +9,10 @@ import typer
 
 from v2v.cli.shared import AsJson, ConfigFile, Quiet, console, progress
 from v2v.errors import UnknownName, UsageError
-from v2v.native import prepare_process
+from v2v.runtime import prepare_process
 
 if TYPE_CHECKING:
-    from v2v.training.loop import Outcome
+    from v2v.training.loop import TrainingResult
 
 PREDICT = "predict"
 EXAMPLES_TRAIN = """
@@ -172,7 +172,7 @@ def _is_helper_process() -> bool:
     return os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")) != "0"
 
 
-def _print_training(outcome: Outcome) -> None:
+def _print_training(outcome: TrainingResult) -> None:
     out = console()
     out.print(
         f"{outcome.folder}: {outcome.steps} updates in {outcome.minutes:.1f} min; the model is"

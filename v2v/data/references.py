@@ -33,15 +33,15 @@ from v2v.signals.face import FaceTrack
 from v2v.signals.pose import PoseTrack
 from v2v.signals.segmentation import LabelTrack
 from v2v.types import REFERENCE_CHANNELS
-from v2v.warp import carried, twiced
+from v2v.warp import dense_motion, twicing
 
 MISSING = 1.0  # body sizes: what a point costs that is seen in one of two poses only
 CROWDED = 0.3  # body sizes: what a part costs beside which others lie all along
 KEEP = 0.75  # a reference in use counts as nearer by this factor: choices do not flicker
 FADE = 4  # frames over which one reference fades into the next
 FAR = 0.5  # body sizes: a distance shown as 1 - 1/e
-AT_REST = 0.01  # of `carried`: hair, neck and shoulders go with the head
-HANDLE = 2.0  # pixels of its field that the narrowest handle is wide
+BACKGROUND_WEIGHT = 0.01  # of `dense_motion`: hair, neck and shoulders go with the head
+NARROWEST_POINT = 2.0  # pixels of its field that the narrowest handle is wide
 VISIBLE = 1 / 64  # of alpha: below it a colour is rounding
 SHARPEST = 0.6  # share of the frames, the sharpest, that references are chosen from
 COUNTS = {"pose": 16, "face": 32}  # references that are kept of a clip
@@ -222,7 +222,7 @@ class References:
         shape = (track.height, track.width)
         points, sizes = track.part_points(), track.body_size()
         dense = any(part.motion == "dense" for part in self.parts)
-        handles = track.handle_tensor() if dense else None
+        control_points = track.control_point_tensor() if dense else None
         far = 1 - np.exp(-choice.distances / FAR)
         for t in range(len(track)):
             found = np.zeros((choice.used.shape[2], REFERENCE_CHANNELS, *shape), np.float32)
@@ -230,9 +230,9 @@ class References:
             if self.whole and not dense:
                 for canvas, used in zip(found, choice.used[t].T, strict=True):
                     self._backdrop(canvas, used, scale, shift)
-            if handles is not None:
+            if control_points is not None:
                 pieces = self._pieces(points[t], float(sizes[t]), shape)
-                self._move_densely(found, pieces, shown, handles[t : t + 1], scale, shift)
+                self._move_densely(found, pieces, shown, control_points[t : t + 1], scale, shift)
             else:
                 self._move_parts(found, shown, points[t], float(sizes[t]), sum(scale) / 2)
             found[:, :3] *= 1 / np.maximum(found[:, 3:4], VISIBLE)
@@ -299,18 +299,18 @@ class References:
     def _move_densely(
         self, found: NDArray[np.float32],
         pieces: list[tuple[slice, slice, NDArray[np.float32] | None]], shown: _Shown,
-        handles: torch.Tensor, scale: tuple[float, float], shift: tuple[float, float],
+        control_points: torch.Tensor, scale: tuple[float, float], shift: tuple[float, float],
     ) -> None:  # fmt: skip
         """Composite faces, warped by their control points, over the canvas."""
         used, before, fading, far = shown
-        were = self._handles_before(np.unique([used, before]), handles, scale, shift)
+        were = self._control_points_before(np.unique([used, before]), control_points, scale, shift)
         for p, (rows, columns, mask) in enumerate(pieces):
             if p and mask is None:
                 continue
 
             def warped(reference: int) -> NDArray[np.float32]:
                 known = were[reference]
-                return self._dense(reference, handles, known, scale, shift, rows, columns)  # noqa: B023
+                return self._dense(reference, control_points, known, scale, shift, rows, columns)  # noqa: B023
 
             for canvas, r, old, share in zip(found, used[p], before[p], fading[p], strict=True):
                 if r < 0:
@@ -324,22 +324,22 @@ class References:
                 _lay_over(canvas, layer, columns.start, rows.start, away)
 
     @cached_property
-    def _handles(self) -> torch.Tensor:
-        return self.track.handle_tensor()
+    def _control_points(self) -> torch.Tensor:
+        return self.track.control_point_tensor()
 
-    def _handles_before(
-        self, wanted: NDArray[np.int64], handles: torch.Tensor, scale: tuple[float, float],
+    def _control_points_before(
+        self, wanted: NDArray[np.int64], control_points: torch.Tensor, scale: tuple[float, float],
         shift: tuple[float, float],
     ) -> dict[int, torch.Tensor]:  # fmt: skip
         """[1, K, 3] where the handles were in each of the references, -1 left out."""
         numbers = wanted[wanted >= 0].tolist()
-        before = self._handles[numbers].clone()
+        before = self._control_points[numbers].clone()
         before[..., :2] = before[..., :2] * torch.tensor(scale) + torch.tensor(shift)
-        drawn = twiced(handles, before, at_rest=AT_REST)
+        drawn = twicing(control_points, before, background_weight=BACKGROUND_WEIGHT)
         return {number: drawn[i : i + 1] for i, number in enumerate(numbers)}
 
     def _dense(
-        self, reference: int, handles: torch.Tensor, before: torch.Tensor,
+        self, reference: int, control_points: torch.Tensor, before: torch.Tensor,
         scale: tuple[float, float], shift: tuple[float, float], rows: slice, columns: slice,
     ) -> NDArray[Any]:  # fmt: skip
         """[h, w, 4] a box of a reference moved by its control points, colours times alpha.
@@ -352,10 +352,13 @@ class References:
         # The field is smooth: at a size at which the narrowest handle is a few pixels wide it is
         # the same, in a fraction of the time.
         size = (rows.stop - rows.start, columns.stop - columns.start)
-        shrink = _coarseness(handles)
+        shrink = _coarseness(control_points)
         small = (-(-size[0] // shrink), -(-size[1] // shrink))
-        coarse = carried(
-            (handles - corner) / shrink, (before - corner) / shrink, small, at_rest=AT_REST
+        coarse = dense_motion(
+            (control_points - corner) / shrink,
+            (before - corner) / shrink,
+            small,
+            background_weight=BACKGROUND_WEIGHT,
         )
         flow = [
             shrink * cv2.resize(f, (shrink * small[1], shrink * small[0]))[: size[0], : size[1]]
@@ -522,11 +525,11 @@ def _lay_over(
     place[4] += far * planes[3]
 
 
-def _coarseness(handles: torch.Tensor) -> int:
+def _coarseness(control_points: torch.Tensor) -> int:
     """By which factor the field of handles [1, K, 3] may be coarser than the picture: 1 to 4."""
-    radii = handles[..., 2]
+    radii = control_points[..., 2]
     narrowest = float(radii[radii > 0].min()) if bool((radii > 0).any()) else 0.0
-    return min(max(int(narrowest / HANDLE), 1), 4)
+    return min(max(int(narrowest / NARROWEST_POINT), 1), 4)
 
 
 def _centred(matrix: NDArray[np.float64]) -> NDArray[np.float64]:

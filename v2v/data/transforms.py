@@ -42,10 +42,12 @@ class PastCorruption(Config):
     colour: Unit
 
 
-class Augmentation(Config):
+class AugmentationSettings(Config):
     """How strongly training windows are varied. All at 0, and scale at [1, 1]: not at all."""
 
-    placed: Unit  # probability that a window is zoomed and shifted; else it is shown whole
+    crop_probability: (
+        Unit  # probability that a window is zoomed and shifted; else it is shown whole
+    )
     flip: Unit | None  # probability of mirroring; None, until `open_windows` has settled it: never
     scale: Annotated[tuple[float, float], AfterValidator(_zoom)]  # zoom, log-uniform
     shift: Unit  # share of the room that zoom and aspect leave; 0 stays in the middle
@@ -66,43 +68,43 @@ class Placement:
 
     source: tuple[int, int]  # (height, width) of the stored frames
     size: tuple[int, int]  # (height, width) shown
-    box: tuple[int, int, int, int]  # x, y, width, height in stored pixels, multiples of `grain`
+    box: tuple[int, int, int, int]  # x, y, width, height in stored pixels, multiples of `downscale`
     flip: bool = False  # mirrored left to right, after cropping
-    grain: int = 1  # pictures are taken from a copy that is smaller by this whole factor
+    downscale: int = 1  # pictures are taken from a copy that is smaller by this whole factor
 
     def __post_init__(self) -> None:
         x, y, width, height = self.box
         assert width > 0 and height > 0 and x >= 0 and y >= 0, self.box
         assert x + width <= self.source[1] and y + height <= self.source[0], self
-        assert all(side % self.grain == 0 for side in self.box), self
+        assert all(side % self.downscale == 0 for side in self.box), self
 
     @classmethod
-    def plain(cls, source: tuple[int, int], size: tuple[int, int], *, grain: int = 1) -> Self:
+    def plain(cls, source: tuple[int, int], size: tuple[int, int], *, downscale: int = 1) -> Self:
         """As much as fits of the middle of the frames: what rendering sees."""
-        return cls(source, size, _box(source, size, grain), grain=grain)
+        return cls(source, size, _box(source, size, downscale), downscale=downscale)
 
     @classmethod
     def sampled(
         cls,
         source: tuple[int, int],
         size: tuple[int, int],
-        augmentation: Augmentation,
+        augmentation: AugmentationSettings,
         generator: np.random.Generator,
         *,
-        grain: int = 1,
+        downscale: int = 1,
     ) -> Self:
         """One drawn at random; takes five numbers from `generator` whatever the settings."""
         placed, flip, zoom, x, y = generator.random(5)
         flipped = bool(flip < (augmentation.flip or 0))
-        if placed >= augmentation.placed:
-            return cls(source, size, _box(source, size, grain), flipped, grain)
+        if placed >= augmentation.crop_probability:
+            return cls(source, size, _box(source, size, downscale), flipped, downscale)
         low, high = augmentation.scale
         # Log-uniform: a step from 1 to 1.1 is as likely as one from 1.1 to 1.21.
         box = _box(
-            source, size, grain, zoom=float(low * (high / low) ** zoom),
+            source, size, downscale, zoom=float(low * (high / low) ** zoom),
             x=0.5 + augmentation.shift * (x - 0.5), y=0.5 + augmentation.shift * (y - 0.5),
         )  # fmt: skip
-        return cls(source, size, box, flipped, grain)
+        return cls(source, size, box, flipped, downscale)
 
     @property
     def scale(self) -> tuple[float, float]:
@@ -128,10 +130,10 @@ class Placement:
         return cast(NDArray[np.float32], moved.astype(np.float32))
 
     def picture(self, picture: Pictures) -> Pictures:
-        """One picture [height, width, ...] of the stored size, or shrunk by `grain` already."""
+        """One picture [height, width, ...] of the stored size, or shrunk by `downscale` already."""
         if picture.shape[:2] == self.source:
-            picture = shrink(picture[None], self.grain)[0]
-        x, y, width, height = (side // self.grain for side in self.box)
+            picture = shrink(picture[None], self.downscale)[0]
+        x, y, width, height = (side // self.downscale for side in self.box)
         part = picture[y : y + height, x : x + width]
         if part.shape[:2] != self.size:
             smaller = part.shape[0] > self.size[0] or part.shape[1] > self.size[1]
@@ -140,11 +142,11 @@ class Placement:
         return np.ascontiguousarray(part[:, ::-1] if self.flip else part)
 
     def track(self, track: Track) -> Track:
-        """A signal, placed as the frames are. Label maps may be shrunk by `grain` already."""
+        """A signal, placed as the frames are. Label maps may be shrunk by `downscale` already."""
         if isinstance(track, FlowTrack):
             flow, occlusion = self.flow(track.flow, track.occlusion)
             return FlowTrack(flow, occlusion, self.size[1], self.size[0])
-        unit = 1 if (track.height, track.width) == self.source else self.grain
+        unit = 1 if (track.height, track.width) == self.source else self.downscale
         x, y, width, height = (side // unit for side in self.box)
         if (x, y, width, height) != (0, 0, track.width, track.height):
             track = track.cropped(x, y, width, height)
@@ -195,32 +197,32 @@ class Placement:
 
 
 def _box(
-    source: tuple[int, int], size: tuple[int, int], grain: int,
+    source: tuple[int, int], size: tuple[int, int], downscale: int,
     *, zoom: float = 1.0, x: float = 0.5, y: float = 0.5,
 ) -> tuple[int, int, int, int]:  # fmt: skip
     """The part of `source` of the shape of `size`, at a place `x`, `y` in [0, 1] of the room."""
-    rows, columns = source[0] // grain, source[1] // grain
+    rows, columns = source[0] // downscale, source[1] // downscale
     per_pixel = min(rows / size[0], columns / size[1]) / zoom
     # Shrinking and growing alike end on whole pixels of the copy that is sampled.
     height = min(max(round(size[0] * per_pixel), 1), rows)
     width = min(max(round(size[1] * per_pixel), 1), columns)
     left, top = round(x * (columns - width)), round(y * (rows - height))
-    return left * grain, top * grain, width * grain, height * grain
+    return left * downscale, top * downscale, width * downscale, height * downscale
 
 
-def grain_of(source: tuple[int, int], size: tuple[int, int], zoom: float = 1.0) -> int:
+def downscale_of(source: tuple[int, int], size: tuple[int, int], zoom: float = 1.0) -> int:
     """The whole factor by which pictures may be shrunk and still be shown at `size`, zoomed."""
     return max(int(min(source[0] / size[0], source[1] / size[1]) / zoom), 1)
 
 
-def shrink(pictures: Pictures, grain: int) -> Pictures:
+def shrink(pictures: Pictures, downscale: int) -> Pictures:
     """Pictures [T, h, w, ...] smaller by a whole factor; what does not fill a block is cut off."""
-    if grain == 1:
+    if downscale == 1:
         return pictures
-    height, width = pictures.shape[1] // grain, pictures.shape[2] // grain
+    height, width = pictures.shape[1] // downscale, pictures.shape[2] // downscale
     small = np.empty((len(pictures), height, width, *pictures.shape[3:]), pictures.dtype)
     for source, target in zip(pictures, small, strict=True):
-        part = source[: height * grain, : width * grain]
+        part = source[: height * downscale, : width * downscale]
         cv2.resize(part, (width, height), dst=target, interpolation=cv2.INTER_AREA)
     return small
 
@@ -274,7 +276,7 @@ def corrupt_past(
     blur: float,
     colour: float,
     generator: torch.Generator,
-    known: Tensor | None = None,
+    valid: Tensor | None = None,
 ) -> Tensor:
     """Past frames as a drifting generator would have left them.
 
@@ -302,8 +304,8 @@ def corrupt_past(
     # In fp32 even where training is not: bf16 has 8 bits, and would add noise of its own.
     with torch.autocast(frames.device.type, enabled=False):
         changed = _corrupted(frames.float(), noise, blur, colour, generator).to(frames.dtype)
-    if known is not None:
-        changed = torch.where(known[:, :, None, None, None] > 0, changed, frames)
+    if valid is not None:
+        changed = torch.where(valid[:, :, None, None, None] > 0, changed, frames)
     return changed
 
 

@@ -545,7 +545,7 @@ def h264_stream(
     return stream
 
 
-class EchoEncoder:
+class RoundTripEncoder:
     """Encode a segment of frames to a file and hand back each frame as a reader will see it.
 
     Signals are extracted from the frames as stored, not as filmed: so they are the same whether

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from v2v.data.plate import Backgrounds, Plate
+from v2v.data.background import BackgroundPlate, Backgrounds
 from v2v.data.references import (
     Chooser,
     References,
@@ -39,11 +39,11 @@ from v2v.data.references import (
 )
 from v2v.data.store import ClipStore
 from v2v.data.transforms import (
-    Augmentation,
+    AugmentationSettings,
     Pictures,
     Placement,
     colour_matrix,
-    grain_of,
+    downscale_of,
     recolour,
     shrink,
 )
@@ -58,7 +58,7 @@ from v2v.errors import (
     UsageError,
     V2VError,
 )
-from v2v.native import cores
+from v2v.runtime import cores
 from v2v.signals import Track, load_signal
 from v2v.signals._landmarks import planes
 from v2v.signals.flow import FlowTrack, unpack
@@ -66,7 +66,16 @@ from v2v.signals.segmentation import CITYSCAPES, LabelTrack
 from v2v.types import REFERENCE_CHANNELS, Batch
 from v2v.warp import compose, warp
 
-EXTRAS = ("flow", "foreground", "plate", "style", "instances", "boxes", "handles", "references")
+EXTRAS = (
+    "flow",
+    "foreground",
+    "background_plate",
+    "style",
+    "instances",
+    "boxes",
+    "control_points",
+    "references",
+)
 BLOCK = 8  # frames that are cached together: the group length of frames.mp4, decoded in one go
 PIECE = 32  # frames that are read together where nothing is cached
 SMALLEST_BOX = 12  # pixels shown; a discriminator sees nothing in less
@@ -80,7 +89,7 @@ _WHERE, _PLACE, _COLOUR, _STYLE, _SIGNALS, _REFERENCES = range(6)
 Size = int | tuple[int, int]  # shorter side, or (height, width)
 
 
-class Step(Protocol):
+class WindowRequest(Protocol):
     """What the loader must know of a training step; `training.schedule` plans them."""
 
     @property
@@ -97,7 +106,7 @@ class Step(Protocol):
 
 
 @dataclass(frozen=True)
-class Clip:
+class TrainingClip:
     """One clip store, and which of its frames are for what."""
 
     folder: Path
@@ -114,7 +123,7 @@ class Clip:
 
 
 @dataclass(frozen=True)
-class Draw:
+class WindowSample:
     """One window: what is read, and how it is shown."""
 
     clip: int
@@ -136,7 +145,7 @@ class Draw:
         return range(self.start, self.stop, self.stride)
 
 
-class Windows:
+class ClipDataset:
     """Several clips as a source of training windows.
 
     Args:
@@ -156,7 +165,7 @@ class Windows:
         clips: what was opened, in order; `Batch.clip` counts in it.
         channels: C of `Batch.signals`.
         boxes: names of the K boxes of `Batch.boxes`.
-        handles: N of `Batch.handles`; 0 where no signal has points.
+        handles: N of `Batch.control_points`; 0 where no signal has points.
         references: for each clip real frames of the person, as `placement` shows the clip; empty
             until they are set.
         notes: sentences on what the user should know, e.g. that a clip is cropped.
@@ -171,13 +180,13 @@ class Windows:
         signals: Sequence[str],
         *,
         seed: int,
-        augmentation: Augmentation | None = None,
-        extras: Sequence[str] = ("flow", "foreground", "plate", "boxes"),
+        augmentation: AugmentationSettings | None = None,
+        extras: Sequence[str] = ("flow", "foreground", "background_plate", "boxes"),
         holdout: float = 0.15,
         max_stride: int = 1,
         multiple: int = 16,
         cache: int = 512,
-        plates: Sequence[Plate | None] | None = None,
+        background_plates: Sequence[BackgroundPlate | None] | None = None,
         candidates: int = 1,
     ) -> None:
         if not clips:
@@ -201,21 +210,24 @@ class Windows:
         self.channels = sum(self._check_signal(stores, name) for name in self.signals)
         self.clips = tuple(_clip(store, holdout) for store in stores)
         self.notes, self._shape = _common_shape(self.clips)
-        self.plates: list[Plate | None] = list(plates or [None] * len(stores))
-        if len(self.plates) != len(stores):
+        self.background_plates: list[BackgroundPlate | None] = list(
+            background_plates or [None] * len(stores)
+        )
+        if len(self.background_plates) != len(stores):
             raise UsageError(
-                f"{len(self.plates)} plates for {len(stores)} clips", hint="give one for each"
+                f"{len(self.background_plates)} plates for {len(stores)} clips",
+                hint="give one for each",
             )
         self.candidates = candidates
         self.references: tuple[References, ...] = ()
         self._has = {name: all(name in s.record.signals for s in stores) for name in _READ}
         self._foreground = self._foreground_classes(stores)
         self.boxes = self._box_names()
-        self.handles = self._count_handles()
+        self.control_points = self._count_control_points()
         self._backgrounds: dict[tuple[int, tuple[int, int]], Backgrounds] = {}
         self._scaled: dict[tuple[int, tuple[int, int]], References] = {}
         self._tables: dict[tuple[int, int], NDArray[np.int64]] = {}
-        self._reader: _Reader | None = None
+        self._reader: FrameCache | None = None
         self._present = [_presence(store, self.signals) for store in stores]
 
     # ------------------------------------------------------------ checks at opening
@@ -266,11 +278,11 @@ class Windows:
         store = ClipStore(*self.records[0])
         return tuple(n for s in self.signals if s in _POINTS for n in store.track(s, 0, 1).regions)
 
-    def _count_handles(self) -> int:
-        if "handles" not in self.extras:
+    def _count_control_points(self) -> int:
+        if "control_points" not in self.extras:
             return 0
         store = ClipStore(*self.records[0])
-        return sum(store.track(s, 0, 1).handles().shape[1] for s in self.signals)
+        return sum(store.track(s, 0, 1).control_points().shape[1] for s in self.signals)
 
     @property
     def has_foreground(self) -> bool:
@@ -304,19 +316,21 @@ class Windows:
         longer = round(size * max(self._shape, 1 / self._shape) / self.multiple) * self.multiple
         return (longer, size) if self._shape < 1 else (size, longer)
 
-    def grain(self, clip: int, size: tuple[int, int]) -> int:
+    def downscale(self, clip: int, size: tuple[int, int]) -> int:
         """By which whole factor a clip's frames are shrunk before they are placed.
 
         The rest is less than a factor of 2 at the strongest zoom, so nothing is lost; large
         footage takes far less memory and time.
         """
         zoom = self.augmentation.scale[1] if self.augmentation else 1.0
-        return grain_of(self.clips[clip].source, size, zoom)
+        return downscale_of(self.clips[clip].source, size, zoom)
 
     def placement(self, clip: int, size: Size) -> Placement:
         """How rendering sees a clip's frames: unvaried."""
         shape = self.frame_size(size)
-        return Placement.plain(self.clips[clip].source, shape, grain=self.grain(clip, shape))
+        return Placement.plain(
+            self.clips[clip].source, shape, downscale=self.downscale(clip, shape)
+        )
 
     # ------------------------------------------------------------ drawing
 
@@ -366,7 +380,7 @@ class Windows:
             " (-s data.hold_out=0)",
         )
 
-    def draw(self, index: int, length: int, size: Size) -> Draw:
+    def draw(self, index: int, length: int, size: Size) -> WindowSample:
         """Window `index` of `length` frames with a shorter side of `size` pixels.
 
         A function of the seed and the arguments alone. Every start is as likely as any other.
@@ -381,9 +395,9 @@ class Windows:
         if self.augmentation is not None:
             placement = Placement.sampled(
                 self.clips[clip].source, shape, self.augmentation, self._random(index, _PLACE),
-                grain=placement.grain,
+                downscale=placement.downscale,
             )  # fmt: skip
-        return Draw(clip, start, stride, length, placement, index)
+        return WindowSample(clip, start, stride, length, placement, index)
 
     def _random(self, index: int, *purpose: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, index, *purpose])
@@ -394,7 +408,7 @@ class Windows:
         """The windows `indices`, side by side. Raises as `draw` does, and what reading raises."""
         return self.load([self.draw(index, length, size) for index in indices])
 
-    def load(self, draws: Sequence[Draw]) -> Batch:
+    def load(self, draws: Sequence[WindowSample]) -> Batch:
         """Windows of one length and frame size, side by side."""
         length, size = draws[0].length, draws[0].placement.size
         assert all((d.length, d.placement.size) == (length, size) for d in draws), draws
@@ -426,7 +440,9 @@ class Windows:
             chooser = Chooser(self._references(clip, placement), self.candidates)
         for first in range(start, stop, chunk):
             count, runs_on = min(chunk, stop - first), first > start
-            draw = Draw(clip, first, 1, count, placement, continues=runs_on, chooser=chooser)
+            draw = WindowSample(
+                clip, first, 1, count, placement, continues=runs_on, chooser=chooser
+            )
             yield self.load([draw])
 
     def _empty(self, count: int, length: int, size: tuple[int, int]) -> Batch:
@@ -441,11 +457,13 @@ class Windows:
             occlusion=room("flow", length, 1, *size),
             foreground=room("foreground", length, 1, *size),
             # One for all frames where no camera moves.
-            plate=room("plate", length if self._camera_moves() else 1, 4, *size),
+            background_plate=room(
+                "background_plate", length if self._camera_moves() else 1, 4, *size
+            ),
             style=room("style", 3, *size),
             instances=room("instances", length, 1, *size, kind=torch.int64),
             boxes=room("boxes", length, len(self.boxes), 4),
-            handles=room("handles", length, self.handles, 3),
+            control_points=room("control_points", length, self.control_points, 3),
             references=room("references", length, self.candidates, REFERENCE_CHANNELS, *size),
         )
 
@@ -457,8 +475,8 @@ class Windows:
             return self._has["flow"]
         if name == "foreground":
             return self.has_foreground
-        if name == "plate":
-            return all(plate is not None for plate in self.plates)
+        if name == "background_plate":
+            return all(background_plate is not None for background_plate in self.background_plates)
         if name == "instances":
             specs = (record.signals.get("segmentation") for _, record in self.records)
             return all(signal is not None and signal.spec["instances"] for signal in specs)
@@ -466,9 +484,9 @@ class Windows:
             return bool(self.boxes)
         if name == "references":
             return bool(self.references)
-        return name == "style" or self.handles > 0
+        return name == "style" or self.control_points > 0
 
-    def _fill(self, batch: Batch, number: int, draw: Draw) -> None:
+    def _fill(self, batch: Batch, number: int, draw: WindowSample) -> None:
         """Read one window into its place in the batch."""
         place, read = draw.placement, self._open()
         varied = self.augmentation if draw.index is not None else None
@@ -491,8 +509,8 @@ class Windows:
 
         for t, picture in enumerate(read.frames(draw)):
             show(picture, batch.frames[number, t])
-        if batch.plate is not None:
-            out = batch.plate[number]
+        if batch.background_plate is not None:
+            out = batch.background_plate[number]
             shown = self._behind(draw, len(out))
             for plane, behind in zip(out, shown, strict=False):
                 paint(np.ascontiguousarray(behind[..., :3]), plane[:3])
@@ -503,7 +521,7 @@ class Windows:
             other = (first + stop) // 2
             if draw.index is not None:
                 other = int(self._random(draw.index, _STYLE).integers(first, stop))
-            (picture,) = read.frames(Draw(draw.clip, other, 1, 1, place, draw.index))
+            (picture,) = read.frames(WindowSample(draw.clip, other, 1, 1, place, draw.index))
             show(picture, batch.style[number])
 
         labels = flow = None
@@ -528,39 +546,42 @@ class Windows:
 
     def backgrounds(self, clip: int, size: Size) -> Backgrounds | None:
         """What is behind each frame of a clip whose camera moves, as `placement` shows it."""
-        plate = self.plates[clip]
-        if plate is None or plate.backgrounds is None:
+        background_plate = self.background_plates[clip]
+        if background_plate is None or background_plate.backgrounds is None:
             return None
         key = (clip, self.frame_size(size))
         if key not in self._backgrounds:
-            self._backgrounds[key] = plate.backgrounds.placed(self.placement(clip, size))
+            self._backgrounds[key] = background_plate.backgrounds.placed(self.placement(clip, size))
         return self._backgrounds[key]
 
     def background(self, clip: int, size: Size) -> Pictures:
         """[H, W, 4] RGB, and 255 where known: what a camera that stands still sees of a clip."""
-        plate, found = self.plates[clip], self.backgrounds(clip, size)
-        assert plate is not None
+        background_plate, found = self.background_plates[clip], self.backgrounds(clip, size)
+        assert background_plate is not None
         if found is not None:
             return found.of()
-        return _still(plate, self.placement(clip, size))
+        return _still(background_plate, self.placement(clip, size))
 
-    def _behind(self, draw: Draw, length: int) -> list[Pictures]:
+    def _behind(self, draw: WindowSample, length: int) -> list[Pictures]:
         """[H, W, 4] RGB, and 255 where known, behind each frame of a window.
 
         One picture for all where the camera stands still.
         """
-        plate, size = self.plates[draw.clip], draw.placement.size
-        assert plate is not None
+        background_plate, size = self.background_plates[draw.clip], draw.placement.size
+        assert background_plate is not None
         found = self.backgrounds(draw.clip, size)
         if found is None:
-            return [_still(plate, draw.placement)]
+            return [_still(background_plate, draw.placement)]
         change = draw.placement.matrix @ np.linalg.inv(self.placement(draw.clip, size).matrix)
         return [
             found.of(draw.start + t * draw.stride, change=change, size=size) for t in range(length)
         ]
 
     def _camera_moves(self) -> bool:
-        return any(plate is not None and plate.backgrounds is not None for plate in self.plates)
+        return any(
+            background_plate is not None and background_plate.backgrounds is not None
+            for background_plate in self.background_plates
+        )
 
     def _references(self, clip: int, placement: Placement) -> References:
         """A clip's references at the size of a window that is not zoomed."""
@@ -570,7 +591,7 @@ class Windows:
         return self._scaled[key]
 
     def _fill_references(
-        self, out: Tensor, draw: Draw, read: _Reader, colour: Tensor | None
+        self, out: Tensor, draw: WindowSample, read: FrameCache, colour: Tensor | None
     ) -> None:
         """Warp references to the frames of a window, into [T, K, 5, H, W]."""
         clip, size = self.clips[draw.clip], draw.placement.size
@@ -603,17 +624,19 @@ class Windows:
             out[t] = as_condition(warped)
 
     def _fill_signals(
-        self, batch: Batch, number: int, draw: Draw, given: dict[str, Track | None]
+        self, batch: Batch, number: int, draw: WindowSample, given: dict[str, Track | None]
     ) -> None:
         varied = self.augmentation if draw.index is not None else None
-        channel = box = handle = 0
+        channel = box = point_index = 0
         for order, name in enumerate(self.signals):
             track = given.get(name) or draw.placement.track(self._open().track(name, draw))
             # Before points are dropped or moved: boxes and handles say where things really are.
-            if batch.handles is not None:
-                points = track.handle_tensor()
-                batch.handles[number, :, handle : handle + points.shape[1]] = points
-                handle += points.shape[1]
+            if batch.control_points is not None:
+                points = track.control_point_tensor()
+                batch.control_points[number, :, point_index : point_index + points.shape[1]] = (
+                    points
+                )
+                point_index += points.shape[1]
             if batch.boxes is not None and name in _POINTS:
                 found = _visible(track.boxes(), track.width, track.height)
                 batch.boxes[number, :, box : box + found.shape[1]] = torch.from_numpy(found)
@@ -630,7 +653,7 @@ class Windows:
             channel += drawn.shape[1]
 
     @staticmethod
-    def _flow(read: _Reader, draw: Draw) -> FlowTrack:
+    def _flow(read: FrameCache, draw: WindowSample) -> FlowTrack:
         """Flow from each frame of a window to the one before it in the window, placed."""
         height, width = draw.placement.size
         if draw.length == 1 and not draw.continues:
@@ -646,9 +669,9 @@ class Windows:
 
     # ------------------------------------------------------------ processes
 
-    def _open(self) -> _Reader:
+    def _open(self) -> FrameCache:
         if self._reader is None:  # in the process that reads, never before it is made
-            self._reader = _Reader(self)
+            self._reader = FrameCache(self)
         return self._reader
 
     def __getstate__(self) -> dict[str, Any]:
@@ -668,10 +691,11 @@ _POINTS = ("pose", "face")
 _MOVING = set(list(CITYSCAPES)[24:34])  # from person to bicycle
 
 
-def _still(plate: Plate, placement: Placement) -> Pictures:
-    known = np.where(plate.known > 0, 255, 0).astype(np.uint8)
+def _still(background_plate: BackgroundPlate, placement: Placement) -> Pictures:
+    valid_mask = np.where(background_plate.valid_mask > 0, 255, 0).astype(np.uint8)
     return np.concatenate(
-        [placement.picture(plate.picture), placement.picture(known)[..., None]], axis=-1
+        [placement.picture(background_plate.picture), placement.picture(valid_mask)[..., None]],
+        axis=-1,
     )
 
 
@@ -680,19 +704,19 @@ def trained_part(count: int, holdout: float) -> tuple[int, int]:
     return 0, count - min(math.ceil(count * holdout), count)
 
 
-def _clip(store: ClipStore, holdout: float) -> Clip:
+def _clip(store: ClipStore, holdout: float) -> TrainingClip:
     count = len(store)
     _, end = trained_part(count, holdout)
     frames = store.record.frames
     shots = ((a, min(b, end)) for a, b in store.shots)
-    return Clip(
+    return TrainingClip(
         folder=store.folder, source=(frames.height, frames.width), count=count,
         rate=float(store.rate), train=(0, end), held_out=(end, count),
         shots=tuple((a, b) for a, b in shots if a < b),
     )  # fmt: skip
 
 
-def _near(references: References, draw: Draw, clip: Clip) -> NDArray[np.int64]:
+def _near(references: References, draw: WindowSample, clip: TrainingClip) -> NDArray[np.int64]:
     """References that a training window must not see: those of its own stretch of the footage.
 
     In use references are of other moments than what is rendered. Were they near in training, the
@@ -707,7 +731,7 @@ def _near(references: References, draw: Draw, clip: Clip) -> NDArray[np.int64]:
     return np.flatnonzero(near)
 
 
-def _common_shape(clips: Sequence[Clip]) -> tuple[tuple[str, ...], float]:
+def _common_shape(clips: Sequence[TrainingClip]) -> tuple[tuple[str, ...], float]:
     """Width over height that most frames have, and a note on every clip that differs."""
     frames: Counter[int] = Counter()
     for clip in clips:
@@ -738,7 +762,7 @@ def _common_shape(clips: Sequence[Clip]) -> tuple[tuple[str, ...], float]:
     return tuple(notes), shape
 
 
-def _shape_class(clip: Clip) -> int:
+def _shape_class(clip: TrainingClip) -> int:
     """The same for frames whose aspect differs by no more than rounding to even sides does."""
     return round(math.log(clip.source[1] / clip.source[0]) / 0.04)
 
@@ -795,39 +819,39 @@ def compose_over(
 # ---------------------------------------------------------------- reading
 
 
-class _Reader:
+class FrameCache:
     """Decoded frames, flow and label maps of the clips; one a process.
 
     Clips are kept whole, in the order given, as long as they fit into the cache; the others are
     read window by window. What comes out is the same.
     """
 
-    def __init__(self, windows: Windows) -> None:
+    def __init__(self, windows: ClipDataset) -> None:
         self.windows = windows
         self.stores = [ClipStore(folder, record) for folder, record in windows.records]
         self.blocks: dict[tuple[str, int, int], Any] = {}
         self.grains: tuple[int, ...] = ()
         self.kept: frozenset[int] = frozenset()
 
-    def frames(self, draw: Draw) -> Iterator[Pictures]:
+    def frames(self, draw: WindowSample) -> Iterator[Pictures]:
         """Each frame of the window, uint8 [h, w, 3], shrunk by its placement's grain."""
-        store, grain = self.stores[draw.clip], draw.placement.grain
+        store, downscale = self.stores[draw.clip], draw.placement.downscale
 
         def read(start: int, stop: int) -> Any:
-            return shrink(store.frames(start, stop), grain)
+            return shrink(store.frames(start, stop), downscale)
 
         for start, block in self._blocks("frames", draw, read):
             for t in draw.frames:
                 if start <= t < start + len(block):
                     yield block[t - start]
 
-    def labels(self, draw: Draw) -> LabelTrack:
+    def labels(self, draw: WindowSample) -> LabelTrack:
         """The window's label maps, thinned out by its placement's grain."""
-        store, grain = self.stores[draw.clip], draw.placement.grain
+        store, downscale = self.stores[draw.clip], draw.placement.downscale
 
         def read(start: int, stop: int) -> Any:
             track = store.track("segmentation", start, stop)
-            return track if grain == 1 else _thin(cast(LabelTrack, track), grain)
+            return track if downscale == 1 else _thin(cast(LabelTrack, track), downscale)
 
         found = [
             block[_part(draw, start, len(block))]
@@ -841,7 +865,7 @@ class _Reader:
             instances=None if instances[0] is None else np.concatenate(instances),
         )
 
-    def flow(self, draw: Draw) -> NDArray[np.uint16]:
+    def flow(self, draw: WindowSample) -> NDArray[np.uint16]:
         """Packed flow of all frames that the window spans, whatever its stride."""
         store = self.stores[draw.clip]
         store.check_signal("flow")
@@ -855,11 +879,11 @@ class _Reader:
         ]
         return np.concatenate(found)
 
-    def track(self, name: str, draw: Draw) -> Track:
+    def track(self, name: str, draw: WindowSample) -> Track:
         """Any signal, read as it is: points are mapped from their file, which is fast enough."""
         return self.stores[draw.clip].track(name, draw.start, draw.stop)[:: draw.stride]
 
-    def _blocks(self, kind: str, draw: Draw, read: Any) -> Iterator[tuple[int, Any]]:
+    def _blocks(self, kind: str, draw: WindowSample, read: Any) -> Iterator[tuple[int, Any]]:
         """First frame and content of the pieces that together span the window, in order."""
         first = draw.start - draw.start % BLOCK
         if draw.index is None or not self._keeps(draw):
@@ -874,16 +898,16 @@ class _Reader:
                 self.blocks[key] = read(block, min(block + BLOCK, count))
             yield block, self.blocks[key]
 
-    def _keeps(self, draw: Draw) -> bool:
+    def _keeps(self, draw: WindowSample) -> bool:
         """Whether a clip is one of those kept; what was shrunk for another size is let go."""
         windows, size = self.windows, draw.placement.size
-        grains = tuple(windows.grain(clip, size) for clip in range(len(windows.clips)))
+        grains = tuple(windows.downscale(clip, size) for clip in range(len(windows.clips)))
         if grains != self.grains:
             self.grains, kept = grains, set()
             self.blocks = {k: v for k, v in self.blocks.items() if k[0] == "flow"}
             left = windows.cache * 2**20
-            for number, grain in enumerate(grains):
-                left -= windows.clips[number].train[1] * self._bytes(number, grain)
+            for number, downscale in enumerate(grains):
+                left -= windows.clips[number].train[1] * self._bytes(number, downscale)
                 if left < 0:
                     break
                 kept.add(number)
@@ -891,11 +915,11 @@ class _Reader:
             self.blocks = {k: v for k, v in self.blocks.items() if k[1] in kept}
         return draw.clip in self.kept
 
-    def _bytes(self, clip: int, grain: int) -> int:
+    def _bytes(self, clip: int, downscale: int) -> int:
         """Of one frame with its flow and label maps, decoded."""
         height, width = self.windows.clips[clip].source
         signals = self.stores[clip].record.signals
-        pixels = (height // grain) * (width // grain)
+        pixels = (height // downscale) * (width // downscale)
         total = 3 * pixels
         if "segmentation" in signals:
             total += pixels * (3 if signals["segmentation"].spec["instances"] else 1)
@@ -905,19 +929,19 @@ class _Reader:
         return total
 
 
-def _part(draw: Draw, start: int, count: int) -> slice:
+def _part(draw: WindowSample, start: int, count: int) -> slice:
     """Which of `count` frames from `start` are of the window."""
     skip = -(start - draw.start) % draw.stride if start > draw.start else draw.start - start
     return slice(skip, min(draw.stop - start, count), draw.stride)
 
 
-def _thin(track: LabelTrack, grain: int) -> LabelTrack:
-    """Every `grain`-th label across and down, from the middle of the block it stands for."""
-    rows, columns = track.height // grain * grain, track.width // grain * grain
-    middle = grain // 2
+def _thin(track: LabelTrack, downscale: int) -> LabelTrack:
+    """Every `downscale`-th label across and down, from the middle of the block it stands for."""
+    rows, columns = track.height // downscale * downscale, track.width // downscale * downscale
+    middle = downscale // 2
 
     def thin(maps: NDArray[Any]) -> NDArray[Any]:
-        return np.ascontiguousarray(maps[:, middle:rows:grain, middle:columns:grain])
+        return np.ascontiguousarray(maps[:, middle:rows:downscale, middle:columns:downscale])
 
     instances = None if track.instances is None else thin(track.instances)
     return LabelTrack(thin(track.labels), track.classes, track.palette, instances)
@@ -930,7 +954,7 @@ def _thin(track: LabelTrack, grain: int) -> LabelTrack:
 class _Jobs(Dataset[Any]):
     """Windows by job, for workers; a job is (indices, length, size)."""
 
-    windows: Windows  # each worker gets its copy
+    windows: ClipDataset  # each worker gets its copy
 
     def __getitem__(self, job: tuple[Sequence[int], int, Size]) -> Batch | V2VError:
         try:
@@ -940,7 +964,7 @@ class _Jobs(Dataset[Any]):
             return error
 
 
-def share(step: Step, *, rank: int = 0, world: int = 1) -> range:
+def shard(step: WindowRequest, *, rank: int = 0, world: int = 1) -> range:
     """Indices of the windows of a step that process `rank` of `world` makes.
 
     The processes' shares, one after another, are what one process alone would make.
@@ -957,8 +981,8 @@ def share(step: Step, *, rank: int = 0, world: int = 1) -> range:
 
 
 def loader(
-    windows: Windows,
-    steps: Iterable[Step],
+    windows: ClipDataset,
+    steps: Iterable[WindowRequest],
     *,
     rank: int = 0,
     world: int = 1,
@@ -971,9 +995,9 @@ def loader(
         workers: processes that prepare batches ahead; 0 makes them here, when asked. The batches
             are the same. The cache is divided among them.
 
-    Raises as `Windows.batch` and `share` do.
+    Raises as `ClipDataset.batch` and `shard` do.
     """
-    jobs = ((share(s, rank=rank, world=world), s.length, s.size) for s in steps)
+    jobs = ((shard(s, rank=rank, world=world), s.length, s.size) for s in steps)
     if not workers:
         for job in jobs:
             yield windows.batch(*job)

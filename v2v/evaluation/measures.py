@@ -215,11 +215,11 @@ def pose_error(output: Landmarks, truth: Landmarks) -> PoseError:
     torso's length, from the middle of the shoulders to that of the hips, in each frame; one
     that is foreshortened is at least half its median.
     """
-    return pose_error_of(pose_readings(output, truth))
+    return pose_error_of(pose_statistics(output, truth))
 
 
-def pose_readings(output: Landmarks, truth: Landmarks) -> Values:
-    """[T, 34] what `pose_error_of` wants of each frame; readings of parts of a video go in a row.
+def pose_statistics(output: Landmarks, truth: Landmarks) -> Values:
+    """[T, 34] what `pose_error_of` wants of each frame; statistics of parts of a video go in a row.
 
     The real torso's length, then each keypoint's distance in pixels: infinite where only the
     real frame shows it, NaN where that does not.
@@ -233,13 +233,13 @@ def pose_readings(output: Landmarks, truth: Landmarks) -> Values:
         shown = truth[..., 2] >= MIN_SCORE
     away = np.nan_to_num(_distances(output, truth), nan=np.inf)
     torso = _length(shoulders, hips)[:, None]
-    readings: Values = np.concatenate([torso, np.where(shown, away, np.nan)], axis=1)
-    return readings
+    statistics: Values = np.concatenate([torso, np.where(shown, away, np.nan)], axis=1)
+    return statistics
 
 
-def pose_error_of(readings: Values) -> PoseError:
-    """The error that the readings [T, 34] of a whole video come to."""
-    away = readings[:, 1:] / _unit_length(readings[:, 0])[:, None]
+def pose_error_of(statistics: Values) -> PoseError:
+    """The error that the statistics [T, 34] of a whole video come to."""
+    away = statistics[:, 1:] / _unit_length(statistics[:, 0])[:, None]
     shown, found = ~np.isnan(away), np.isfinite(away)
     correct = np.where(found, np.nan_to_num(away, posinf=np.inf) <= PCK, 0.0)
     return PoseError(
@@ -269,11 +269,11 @@ def face_error(output: Landmarks, truth: Landmarks) -> FaceError:
     The unit is the real face's inter-ocular distance, between the outer corners of the eyes, in
     each frame; one seen from the side is at least half its median.
     """
-    return face_error_of(face_readings(output, truth))
+    return face_error_of(face_statistics(output, truth))
 
 
-def face_readings(output: Landmarks, truth: Landmarks) -> Values:
-    """[T, 8] what `face_error_of` wants of each frame; readings of parts of a video go in a row.
+def face_statistics(output: Landmarks, truth: Landmarks) -> Values:
+    """[T, 8] what `face_error_of` wants of each frame; statistics of parts of a video go in a row.
 
     The real inter-ocular distance; the points' mean distance in pixels, infinite where no face
     was found, NaN where there is none; openness of right eye, left eye and mouth, each ours and
@@ -287,15 +287,15 @@ def face_readings(output: Landmarks, truth: Landmarks) -> Values:
     openness = [series for pair in eyes for series in pair]
     openness += [mouth_openness(output), mouth_openness(truth)]
     apart = _length(truth[:, EYES[0], :2], truth[:, EYES[1], :2])
-    readings: Values = np.stack([apart, mean, *openness], axis=1).astype(np.float64)
-    return readings
+    statistics: Values = np.stack([apart, mean, *openness], axis=1).astype(np.float64)
+    return statistics
 
 
-def face_error_of(readings: Values) -> FaceError:
-    """The error that the readings [T, 8] of a whole video come to."""
-    away = readings[:, 1] / _unit_length(readings[:, 0])
+def face_error_of(statistics: Values) -> FaceError:
+    """The error that the statistics [T, 8] of a whole video come to."""
+    away = statistics[:, 1] / _unit_length(statistics[:, 0])
     shown, found = ~np.isnan(away), np.isfinite(away)
-    right, left, mouth = (_following(*readings[:, i : i + 2].T) for i in (2, 4, 6))
+    right, left, mouth = (_following(*statistics[:, i : i + 2].T) for i in (2, 4, 6))
     return FaceError(
         distance=np.where(found, away, np.nan),
         eyes=(right + left) / 2,

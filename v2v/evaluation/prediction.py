@@ -59,7 +59,7 @@ def constant_velocity(past: TrackT, frames: int) -> TrackT:
     if min(last.shape) < 16:  # DIS has no room for its patches
         return copy_last(past, frames)
     flow = np.asarray(finder.calc(last, before, None), np.float32)
-    trail = Trail(labels[-1:])
+    trail = LabelPropagator(labels[-1:])
     steps = [trail.step(np.ascontiguousarray(flow.transpose(2, 0, 1))) for _ in range(frames)]
     return cast(TrackT, joined(steps))
 
@@ -104,7 +104,7 @@ def moved_points(
     )  # fmt: skip
 
 
-class Trail:
+class LabelPropagator:
     """Label maps that move on: for each pixel, which map it came from and where in that map.
 
     Each frame is fetched from the map it was first seen in, at once. Fetching it from the frame

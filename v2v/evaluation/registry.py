@@ -6,7 +6,7 @@ confidence interval and drift all come from these values (`statistics`).
 
 Some values can be told only when a whole video has been seen (a median torso, a correlation), yet
 frames are not kept. So a measure is two functions: a reading of some consecutive frames, a few
-numbers a frame, and the values that the readings of a whole video come to. Measures of one
+numbers a frame, and the values that the statistics of a whole video come to. Measures of one
 detector share a reading.
 """
 
@@ -38,7 +38,7 @@ class Distance(Protocol):
 
 
 @dataclass
-class Side:
+class FrameChunk:
     """Some consecutive frames of one video, and what has been found on them.
 
     The frame before the first new one comes along where there is one.
@@ -89,47 +89,47 @@ class Side:
 
 
 @dataclass(frozen=True)
-class Part:
+class ChunkPair:
     """The same moments of an output and of the real video."""
 
-    output: Side
-    real: Side
+    output: FrameChunk
+    real: FrameChunk
 
     def between(self, values: Tensor | Values) -> Values:
         return self.output.between(values)
 
 
-# ---------------------------------------------------------------- readings
+# ---------------------------------------------------------------- statistics
 
 
-def _psnr(part: Part) -> Values:
-    if part.real.region is None:
-        found = measures.psnr(part.output.new, part.real.new)
+def _psnr(pair: ChunkPair) -> Values:
+    if pair.real.region is None:
+        found = measures.psnr(pair.output.new, pair.real.new)
     else:
-        found = measures.psnr_within(part.output.new, part.real.new, part.real.counted)
+        found = measures.psnr_within(pair.output.new, pair.real.new, pair.real.counted)
     return np.minimum(np.asarray(found, np.float64), MOST_DECIBELS)
 
 
-def _sharpness(part: Part) -> Values:
-    where = None if part.real.region is None else part.real.counted
-    return np.asarray(measures.sharpness(part.output.new, part.real.new, where), np.float64)
+def _sharpness(pair: ChunkPair) -> Values:
+    where = None if pair.real.region is None else pair.real.counted
+    return np.asarray(measures.sharpness(pair.output.new, pair.real.new, where), np.float64)
 
 
-def _lpips(part: Part) -> Values:
-    assert part.real.distance is not None
-    return np.asarray(part.real.distance(part.output.new, part.real.new), np.float64)
+def _lpips(pair: ChunkPair) -> Values:
+    assert pair.real.distance is not None
+    return np.asarray(pair.real.distance(pair.output.new, pair.real.new), np.float64)
 
 
-def _labels(part: Part) -> Values:
-    found = measures.label_agreement(part.output.found["labels"], part.real.found["labels"])
+def _labels(pair: ChunkPair) -> Values:
+    found = measures.label_agreement(pair.output.found["labels"], pair.real.found["labels"])
     return np.stack(found, axis=1)
 
 
-def _person(part: Part) -> Values:
+def _person(pair: ChunkPair) -> Values:
     """[T, 3] PSNR and sharpness where the real frame shows a person, and PSNR where it does not."""
-    shows = torch.from_numpy(part.real.found["labels"] == part.real.person)
-    where, rest = shows & part.real.counted, ~shows & part.real.counted
-    ours, real = part.output.new, part.real.new
+    shows = torch.from_numpy(pair.real.found["labels"] == pair.real.person)
+    where, rest = shows & pair.real.counted, ~shows & pair.real.counted
+    ours, real = pair.output.new, pair.real.new
     error, behind = (
         measures.psnr_within(ours, real, w).clamp(max=MOST_DECIBELS) for w in (where, rest)
     )
@@ -138,50 +138,50 @@ def _person(part: Part) -> Values:
 
 
 @dataclass(frozen=True)
-class Reading:
+class FrameStatistic:
     """A few numbers a frame: [T] or [T, k]."""
 
-    take: Callable[[Part], Values]
+    take: Callable[[ChunkPair], Values]
     needs: tuple[str, ...] = ()  # of NEEDS
     temporal: bool = False  # between two frames: an own course needs two of them
 
 
-READINGS: Mapping[str, Reading] = {
-    "psnr": Reading(_psnr),
-    "ssim": Reading(
+FRAME_STATISTICS: Mapping[str, FrameStatistic] = {
+    "psnr": FrameStatistic(_psnr),
+    "ssim": FrameStatistic(
         lambda p: np.asarray(measures.ssim(p.output.new, p.real.new), np.float64), ("12 pixels",)
     ),
-    "ms_ssim": Reading(
+    "ms_ssim": FrameStatistic(
         lambda p: np.asarray(measures.ms_ssim(p.output.new, p.real.new), np.float64),
         ("161 pixels",),
     ),
-    "lpips": Reading(_lpips, ("lpips",)),
-    "sharpness": Reading(_sharpness),
-    "tof": Reading(
+    "lpips": FrameStatistic(_lpips, ("lpips",)),
+    "sharpness": FrameStatistic(_sharpness),
+    "tof": FrameStatistic(
         lambda p: p.between(measures.flow_difference(p.output.motion, p.real.motion)),
         ("16 pixels",), temporal=True,
     ),
-    "tlp": Reading(
+    "tlp": FrameStatistic(
         lambda p: p.between((p.output.steps - p.real.steps).abs()), ("lpips",), temporal=True
     ),
-    "flicker": Reading(
+    "flicker": FrameStatistic(
         lambda p: p.between(measures.flicker(p.output.frames, p.real.frames)), temporal=True
     ),
-    "warping_error": Reading(
+    "warping_error": FrameStatistic(
         lambda p: p.between(measures.warping_error(p.output.frames, p.real.motion)),
         ("16 pixels",), temporal=True,
     ),
-    "frame_difference": Reading(
+    "frame_difference": FrameStatistic(
         lambda p: p.between(measures.frame_difference(p.output.frames)), temporal=True
     ),
-    "pose": Reading(
-        lambda p: measures.pose_readings(p.output.found["pose"], p.real.found["pose"]), ("pose",)
+    "pose": FrameStatistic(
+        lambda p: measures.pose_statistics(p.output.found["pose"], p.real.found["pose"]), ("pose",)
     ),
-    "face": Reading(
-        lambda p: measures.face_readings(p.output.found["face"], p.real.found["face"]), ("face",)
+    "face": FrameStatistic(
+        lambda p: measures.face_statistics(p.output.found["face"], p.real.found["face"]), ("face",)
     ),
-    "labels": Reading(_labels, ("labels",)),
-    "person": Reading(_person, ("labels", "person")),
+    "labels": FrameStatistic(_labels, ("labels",)),
+    "person": FrameStatistic(_person, ("labels", "person")),
 }  # fmt: skip
 
 NEEDS = ("12 pixels", "16 pixels", "161 pixels", "lpips", "pose", "face", "labels", "person")
@@ -190,8 +190,8 @@ NEEDS = ("12 pixels", "16 pixels", "161 pixels", "lpips", "pose", "face", "label
 # ---------------------------------------------------------------- measures
 
 
-def _same(readings: Values) -> Values:
-    return readings
+def _same(statistics: Values) -> Values:
+    return statistics
 
 
 @dataclass(frozen=True)
@@ -204,17 +204,17 @@ class Measure:
     about: str
     family: str | None = None  # what it is weighed with in the order of rows; None: it is not
     unit: str = ""
-    reading: str = ""  # of READINGS; by default the one of its name
-    values: Callable[[Values], Values] = _same  # of the readings of a whole video
+    statistic: str = ""  # of READINGS; by default the one of its name
+    values: Callable[[Values], Values] = _same  # of the statistics of a whole video
     digits: int = 3
     factor: float = 1.0  # that it is told with
 
     @property
     def source(self) -> str:
-        return self.reading or self.name
+        return self.statistic or self.name
 
-    def told(self, value: float | None) -> str:
-        return _told(value, self.digits, self.factor)
+    def format(self, value: float | None) -> str:
+        return _format(value, self.digits, self.factor)
 
 
 @dataclass(frozen=True)
@@ -232,11 +232,11 @@ class SetMeasure:
     digits: int = 1
     factor: float = 1.0
 
-    def told(self, value: float | None) -> str:
-        return _told(value, self.digits, self.factor)
+    def format(self, value: float | None) -> str:
+        return _format(value, self.digits, self.factor)
 
 
-def _told(value: float | None, digits: int, factor: float) -> str:
+def _format(value: float | None, digits: int, factor: float) -> str:
     return "–" if value is None or np.isnan(value) else format(value * factor, f".{digits}f")
 
 
@@ -254,12 +254,12 @@ MEASURES: tuple[Measure, ...] = (
     Measure("sharpness", "sharpness", "one", "gradient (root mean square) over the real frame's:"
             " below 1 is blurred, above 1 noisy", PICTURE),
     Measure("person_psnr", "PSNR of the person", "higher", "error of the pixels where the real"
-            " frame shows a person: a still background does not count", PICTURE, reading="person",
+            " frame shows a person: a still background does not count", PICTURE, statistic="person",
             unit="dB", digits=2, values=lambda r: r[:, 0]),
     Measure("person_sharpness", "sharpness of the person", "one", "sharpness, there alone",
-            PICTURE, reading="person", values=lambda r: r[:, 1]),
+            PICTURE, statistic="person", values=lambda r: r[:, 1]),
     Measure("background_psnr", "PSNR of the background", "higher", "error of the pixels where the"
-            " real frame shows no person", PICTURE, reading="person", unit="dB", digits=2,
+            " real frame shows no person", PICTURE, statistic="person", unit="dB", digits=2,
             values=lambda r: r[:, 2]),
     Measure("tof", "tOF", "lower", "difference of the flows of output and real video; a frozen"
             " one has all of the real motion", MOTION, unit="px"),
@@ -274,27 +274,27 @@ MEASURES: tuple[Measure, ...] = (
     Measure("frame_difference", "frame difference", "real", "mean change from frame to frame: 0 is"
             " frozen; it should be the real video's", factor=1000, unit="× 1000", digits=2),
     Measure("pose_error", "pose distance", "lower", "keypoints found again, over the torso's"
-            " length, where somebody was found", SUBJECT, reading="pose", unit="torsos",
+            " length, where somebody was found", SUBJECT, statistic="pose", unit="torsos",
             values=lambda r: measures.pose_error_of(r).distance),
     Measure("pck", "PCK@0.1", "higher", "share of keypoints within a tenth of the torso", SUBJECT,
-            reading="pose", values=lambda r: measures.pose_error_of(r).correct),
+            statistic="pose", values=lambda r: measures.pose_error_of(r).correct),
     Measure("pose_missed", "nobody found", "lower", "share of frames in which the detector finds"
-            " nobody, though it does in the real ones", SUBJECT, reading="pose", unit="%",
+            " nobody, though it does in the real ones", SUBJECT, statistic="pose", unit="%",
             factor=100, digits=1, values=lambda r: measures.pose_error_of(r).missed),
     Measure("face_error", "face NME", "lower", "mesh found again, over the distance of the eyes,"
-            " where a face was found", SUBJECT, reading="face", unit="eye distances",
+            " where a face was found", SUBJECT, statistic="face", unit="eye distances",
             values=lambda r: measures.face_error_of(r).distance),
     Measure("eyes", "eyes r", "higher", "correlation of how far the eyes are open", SUBJECT,
-            reading="face", values=lambda r: measures.face_error_of(r).eyes),
+            statistic="face", values=lambda r: measures.face_error_of(r).eyes),
     Measure("mouth", "mouth r", "higher", "correlation of how far the mouth is open", SUBJECT,
-            reading="face", values=lambda r: measures.face_error_of(r).mouth),
+            statistic="face", values=lambda r: measures.face_error_of(r).mouth),
     Measure("face_missed", "no face found", "lower", "share of frames in which the detector finds"
-            " no face, though it does in the real ones", SUBJECT, reading="face", unit="%",
+            " no face, though it does in the real ones", SUBJECT, statistic="face", unit="%",
             factor=100, digits=1, values=lambda r: measures.face_error_of(r).missed),
     Measure("label_accuracy", "pixel accuracy", "higher", "labels of output and real frames by"
-            " one segmenter", SUBJECT, reading="labels", values=lambda r: r[:, 0]),
+            " one segmenter", SUBJECT, statistic="labels", values=lambda r: r[:, 0]),
     Measure("label_iou", "mean IoU", "higher", "the same labels: intersection over union,"
-            " mean of the classes that a frame has", SUBJECT, reading="labels",
+            " mean of the classes that a frame has", SUBJECT, statistic="labels",
             values=lambda r: r[:, 1]),
 )  # fmt: skip
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from v2v.config import Config, Unit
 
 
-class AugmentSettings(Config):
+class DiscriminatorAugmentSettings(Config):
     """Strengths, each 0 for none. DiffAugment's own are 0.5, 1, 0.5, 0.125 and 0.5."""
 
     probability: Unit  # of each of colour, translation and cutout, for each sample; 0 = none at all
@@ -38,7 +38,7 @@ class AugmentSettings(Config):
 
 
 @dataclass(frozen=True)
-class Augmentation:
+class DiscriminatorAugmentation:
     """One draw, for B samples; in plain numbers, so that a GPU is not waited for.
 
     Methods give the tensor itself back where there is nothing to do.
@@ -111,8 +111,12 @@ class Augmentation:
 
 
 def draw(
-    settings: AugmentSettings, *, batch: int, size: tuple[int, int], generator: torch.Generator
-) -> Augmentation:
+    settings: DiscriminatorAugmentSettings,
+    *,
+    batch: int,
+    size: tuple[int, int],
+    generator: torch.Generator,
+) -> DiscriminatorAugmentation:
     """A random change for each of `batch` samples of `size` = H, W.
 
     The generator, on the CPU, moves on by the same amount whatever the settings.
@@ -144,7 +148,7 @@ def draw(
         right, bottom = left + round(settings.cutout * width), top + round(settings.cutout * height)
         hole = (max(left, 0), max(top, 0), min(right, width), min(bottom, height))
         holes.append(hole if cut and hole[2] > hole[0] and hole[3] > hole[1] else None)
-    return Augmentation(tuple(colours), tuple(shifts), tuple(holes))
+    return DiscriminatorAugmentation(tuple(colours), tuple(shifts), tuple(holes))
 
 
 def _by_sample(x: Tensor, changed: Iterable[Tensor | None]) -> Tensor:

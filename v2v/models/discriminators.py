@@ -6,11 +6,13 @@ pixels, boxes are in continuous pixels (the picture spans [0, W] x [0, H]).
 
 One training step judges nothing twice:
 
-1. The critics' step: `critics(signals, real, fake.detach(), ...)`. Both halves go through each
+1. The critics' step: `discriminators(signals, real, fake.detach(), ...)`. Both halves go through
+each
    network as one batch, so that DDP sees one forward for one backward.
-2. The generator's step: under `frozen(critics)`, `critics(signals, None, fake, ...)` judges the
+2. The generator's step: under `frozen(discriminators)`, `discriminators(signals, None, fake, ...)`
+judges the
    fake half only; `with_real` puts the real half of step 1 beside it for feature matching. No
-   weight of a critic gets a gradient, and spectral norm does not iterate again.
+   weight of a discriminator gets a gradient, and spectral norm does not iterate again.
 
 Step 1 comes first since the real half is then at hand; its features are those from before the
 critics' update, which feature matching, a moving target anyway, does not mind. Under DDP step 2
@@ -33,7 +35,7 @@ from v2v.config import Config, Positive
 from v2v.errors import UnknownName
 from v2v.warp import compose
 
-FRAMES = 3  # that a temporal critic sees: K of arXiv 1808.06601, section 3.1
+FRAMES = 3  # that a temporal discriminator sees: K of arXiv 1808.06601, section 3.1
 STRIDES = (1, 3, 9)  # between them
 TEMPORAL = {f"temporal_{stride}": stride for stride in STRIDES}
 
@@ -52,30 +54,30 @@ class DiscriminatorSettings(Config):
     flow_unit: Positive  # share of the picture's width that a flow of 1 stands for
 
 
-class Opinion(NamedTuple):
-    """What one critic makes of one half, real or fake. Scales from fine to coarse."""
+class PatchOutput(NamedTuple):
+    """What one discriminator makes of one half, real or fake. Scales from fine to coarse."""
 
     logits: tuple[Tensor, ...]  # per scale [B, N, h, w], high = real
     features: tuple[tuple[Tensor, ...], ...]  # per scale and layer [B, N, C, h, w]
 
-    def detach(self) -> Opinion:
-        return Opinion(
+    def detach(self) -> PatchOutput:
+        return PatchOutput(
             logits=tuple(x.detach() for x in self.logits),
             features=tuple(tuple(x.detach() for x in layers) for layers in self.features),
         )
 
 
 # Named tuples, since DDP and Fabric look for tensors in these and refuse frozen dataclasses.
-class Judgement(NamedTuple):
-    """What one critic makes of a step's frames.
+class DiscriminatorOutput(NamedTuple):
+    """What one discriminator makes of a step's frames.
 
     Samples of weight 0 are crops whose box is missing: their logits and features are 0 and carry
     no gradient, and means must be weighted.
     """
 
-    fake: Opinion
+    fake: PatchOutput
     weight: Tensor  # [B, N] 1 where there is something to judge, else 0
-    real: Opinion | None = None  # None where only the fake half was judged
+    real: PatchOutput | None = None  # None where only the fake half was judged
 
 
 class Discriminators(nn.Module):
@@ -96,7 +98,7 @@ class Discriminators(nn.Module):
         settings: DiscriminatorSettings,
         *,
         channels: int,  # C, of the signals together
-        weights: Mapping[str, float],  # by critic; those of weight 0 are not built
+        weights: Mapping[str, float],  # by discriminator; those of weight 0 are not built
         crops: Mapping[str, Sequence[int]] | None = None,  # name -> which of the K boxes it judges
     ) -> None:
         super().__init__()
@@ -109,15 +111,15 @@ class Discriminators(nn.Module):
         self.crops = {name: list(crops[name]) for name in wanted if name in crops}
         self.strides = {name: TEMPORAL[name] for name in wanted if name in TEMPORAL}
 
-        critics: dict[str, nn.Module] = {}
+        discriminators: dict[str, nn.Module] = {}
         for name in wanted:
             if name in self.strides:
                 inputs = FRAMES * 3 + (FRAMES - 1) * 2
-                critics[name] = MultiScale(settings, inputs, scales=settings.temporal_scales)
+                discriminators[name] = MultiScale(settings, inputs, scales=settings.temporal_scales)
             else:
                 scales = settings.scales if name == "image" else 1
-                critics[name] = MultiScale(settings, channels + 3, scales=scales)
-        self.critics = nn.ModuleDict(critics)
+                discriminators[name] = MultiScale(settings, channels + 3, scales=scales)
+        self.discriminators = nn.ModuleDict(discriminators)
 
     @property
     def context(self) -> int:
@@ -133,7 +135,7 @@ class Discriminators(nn.Module):
         flow: Tensor | None,
         boxes: Tensor | None,
         newest: int,
-    ) -> dict[str, Judgement]:
+    ) -> dict[str, DiscriminatorOutput]:
         """Judge the newest frames of a window; the earlier ones are context only.
 
         Triplets are judged where their last frame is among the newest; image and crop critics
@@ -150,7 +152,8 @@ class Discriminators(nn.Module):
             newest: how many frames at the end of the window are judged, 1 to T.
 
         Returns:
-            Judgements by critic. Temporal critics of too long a stride are left out; under DDP
+            Judgements by discriminator. Temporal critics of too long a stride are left out; under
+            DDP
             their weights then have no gradient (`find_unused_parameters=True`).
         """
         batch, length, _, height, width = fake.shape
@@ -166,8 +169,8 @@ class Discriminators(nn.Module):
         copies = len(halves)
         everything = fake.new_ones(batch, newest)
 
-        judgements = {}
-        for name, critic in self.critics.items():
+        discriminator_outputs = {}
+        for name, discriminator in self.discriminators.items():
             if name in self.strides:
                 stride = self.strides[name]
                 last = [t for t in judged if t >= (FRAMES - 1) * stride]
@@ -197,16 +200,16 @@ class Discriminators(nn.Module):
                 seen = torch.cat([_repeat(signals[:, first:], copies), pictures], dim=2)
                 weight = everything
 
-            logits, features = critic(seen.flatten(0, 1))
+            logits, features = discriminator(seen.flatten(0, 1))
             mask = _repeat(weight, copies) if name in self.crops else None
             logits = [_unfold(x, copies * batch, mask).squeeze(2) for x in logits]
             features = [[_unfold(x, copies * batch, mask) for x in scale] for scale in features]
-            judgements[name] = Judgement(
+            discriminator_outputs[name] = DiscriminatorOutput(
                 real=None if real is None else _half(logits, features, slice(None, batch)),
                 fake=_half(logits, features, slice(batch * (copies - 1), None)),
                 weight=weight,
             )
-        return judgements
+        return discriminator_outputs
 
     @torch.no_grad()
     def _motion(self, flow: Tensor | None, last: list[int], stride: int, *, like: Tensor) -> Tensor:
@@ -254,12 +257,12 @@ class MultiScale(nn.Module):
             f"{self.layers} layers need {smallest} pixels a side, these are {list(x.shape[-2:])}"
         )
         logits, features = [], []
-        for scale, critic in enumerate(self.scales):
+        for scale, discriminator in enumerate(self.scales):
             if scale:
                 x = F.avg_pool2d(x, 3, stride=2, padding=1, count_include_pad=False)
             if min(x.shape[-2:]) < smallest:
                 break
-            found = critic(x)
+            found = discriminator(x)
             features.append(found[:-1])
             logits.append(found[-1])
         return logits, features
@@ -330,13 +333,13 @@ def frozen(module: nn.Module) -> Iterator[None]:
 
 
 def with_real(
-    fake: Mapping[str, Judgement], earlier: Mapping[str, Judgement]
-) -> dict[str, Judgement]:
+    fake: Mapping[str, DiscriminatorOutput], earlier: Mapping[str, DiscriminatorOutput]
+) -> dict[str, DiscriminatorOutput]:
     """Judgements of the fake half, beside the real halves judged earlier, detached."""
     halves = {name: earlier[name].real for name in fake}
     return {
-        name: judgement._replace(real=None if (half := halves[name]) is None else half.detach())
-        for name, judgement in fake.items()
+        name: output._replace(real=None if (half := halves[name]) is None else half.detach())
+        for name, output in fake.items()
     }
 
 
@@ -384,7 +387,8 @@ def crop(pictures: Tensor, boxes: Tensor, side: int) -> Tensor:
 
 
 def _chosen(boxes: Tensor | None, judged: range, which: list[int], *, like: Tensor) -> Tensor:
-    """[B, n, k, 4] the boxes that one critic looks at; NaN throughout where there are none."""
+    """[B, n, k, 4] the boxes that one discriminator looks at; NaN throughout where there are
+    none."""
     if boxes is None:
         return like.new_full((like.shape[0], len(judged), len(which), 4), float("nan"))
     return boxes[:, judged.start :][:, :, which]
@@ -406,8 +410,8 @@ def _unfold(x: Tensor, batch: int, mask: Tensor | None) -> Tensor:
     return x if mask is None else x * mask[:, :, None, None, None].to(x.dtype)
 
 
-def _half(logits: list[Tensor], features: list[list[Tensor]], part: slice) -> Opinion:
-    return Opinion(
+def _half(logits: list[Tensor], features: list[list[Tensor]], part: slice) -> PatchOutput:
+    return PatchOutput(
         logits=tuple(x[part] for x in logits),
         features=tuple(tuple(x[part] for x in scale) for scale in features),
     )

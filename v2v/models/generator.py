@@ -43,7 +43,7 @@ from v2v.models.blocks import (
     zeroed,
 )
 from v2v.types import PAST, REFERENCE_CHANNELS, Condition, GeneratorOutput, GeneratorState
-from v2v.warp import carried, moved, resize_flow, warp
+from v2v.warp import dense_motion, moved, resize_flow, warp
 
 STRIDE = 4  # pixels of a side that the stem folds into channels
 CORE_STRIDE = 2 * STRIDE  # the core works here: sizes at the smallest scale are multiples of it
@@ -51,7 +51,7 @@ EMBEDDED = 8  # channels that signals with more (one-hot labels) are folded to, 
 MOST_CHANNELS = 1024  # of the signals together
 STYLE = 64  # length of the style vector
 FLOW_UNIT = 8.0  # pixels: a head's output of 1
-LATITUDE = 0.02  # see `_within`
+LEAK = 0.02  # see `_within`
 # How references were moved: in parts, each by its own transform, or as a whole by a dense mesh.
 Motion = Literal["parts", "dense"]
 # Logits of a reference in the very pose, and less at a distance.
@@ -104,10 +104,10 @@ class GeneratorSettings(Config):
     sequential: bool  # false: frame by frame, the same network without a past
     compose: Literal["auto"] | Compose
     past: Literal["auto"] | Past  # what the core sees of it, beside what is warped
-    plate: Switch
+    background_plate: Switch
     prior: Switch  # foreground and background each by a part of its own
     style: Literal["auto", "none", "clip", "encoded"]
-    handles: Switch  # whether flow begins with how the signals' points move
+    control_points: Switch  # whether flow begins with how the signals' points move
     references: Switch  # whether real frames, warped to the pose, are inputs and candidates
     residual: bool  # whether what is left of the references' motion is learned
     candidates: Annotated[int, Field(ge=1, le=8)]  # warped references for each frame
@@ -123,11 +123,11 @@ class GeneratorArguments(Config):
     sequential: bool = True
     compose: Compose = "condition"
     past: Past = "frames"
-    plate: bool = False
+    background_plate: bool = False
     prior: bool = False
     style: Literal["none", "clip", "encoded"] = "none"
     clips: Annotated[int, Field(ge=1, le=10_000)] = 1
-    handles: bool = False
+    control_points: bool = False
     references: Annotated[int, Field(ge=0, le=8)] = 0
     motion: Motion = "parts"
     residual: bool = False
@@ -136,7 +136,7 @@ class GeneratorArguments(Config):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.plate and self.prior:
+        if self.background_plate and self.prior:
             raise ValueError("plate and prior exclude each other")
         if self.sequential and self.compose == "none" and self.past != "frames":
             raise ValueError("without compose, past must be frames")
@@ -216,8 +216,8 @@ class Core(nn.Module):
         self.norm = norm(arch.trunk)
         self.up = Up(arch.trunk, arch.stem)
 
-    def forward(self, seen: Tensor, style: Tensor | None) -> Tensor:
-        folded = fold(seen, STRIDE)
+    def forward(self, inputs: Tensor, style: Tensor | None) -> Tensor:
+        folded = fold(inputs, STRIDE)
         stem = self.stem(torch.cat([folded, coordinates(folded)], dim=1))
         x = self.down(F.leaky_relu(stem, 0.2))
         for block in self.trunk:
@@ -241,8 +241,8 @@ class Scale(nn.Module):
         self.stem = conv(inputs * STRIDE**2, channels, 1)  # the blocks after it see around
         self.blocks = nn.ModuleList(ResidualBlock(channels) for _ in range(blocks))
 
-    def forward(self, below: Tensor, seen: Tensor) -> Tensor:
-        x = self.up(below) + self.stem(fold(seen, STRIDE))
+    def forward(self, below: Tensor, inputs: Tensor) -> Tensor:
+        x = self.up(below) + self.stem(fold(inputs, STRIDE))
         for block in self.blocks:
             x = block(x)
         features: Tensor = x
@@ -322,11 +322,11 @@ class SequentialGenerator(nn.Module):
         sequential: bool = True,  # false: no past, frame by frame
         compose: Compose = "condition",
         past: Past = "frames",  # what the core sees of it
-        plate: bool = False,  # whether conditions carry a background plate
+        background_plate: bool = False,  # whether conditions carry a background plate
         prior: bool = False,  # whether the foreground has a part of its own that sees no past
         style: Literal["none", "clip", "encoded"] = "none",
         clips: int = 1,  # how many clips a style is learned for
-        handles: bool = False,  # whether conditions carry handles, that flow begins with
+        control_points: bool = False,  # whether conditions carry handles, that flow begins with
         references: int = 0,  # K: warped references that conditions carry
         motion: Motion = "parts",  # how they were moved
         residual: bool = False,  # whether what is left of their motion is learned
@@ -334,13 +334,18 @@ class SequentialGenerator(nn.Module):
         trust: float = TRUST,  # what their logits begin with
     ) -> None:
         super().__init__()
-        assert not (plate and prior), "a plate is the better prior"
+        assert not (background_plate and prior), "a plate is the better prior"
         assert past == "frames" or compose != "none" or not sequential, "a past of no pictures"
-        self.sequential, self.compose, self.plate, self.prior = sequential, compose, plate, prior
+        self.sequential, self.compose, self.background_plate, self.prior = (
+            sequential,
+            compose,
+            background_plate,
+            prior,
+        )
         self.scales = self.active = scales
         self.past: Past = past if sequential else "nothing"
         self.warps = sequential and compose != "none"
-        self.handles = handles and self.warps
+        self.control_points = control_points and self.warps
         self.blend = self.warps and compose != "condition"
         self.references = references
         self.motion: Motion = motion
@@ -352,10 +357,10 @@ class SequentialGenerator(nn.Module):
         self.styles = nn.Embedding(clips, STYLE) if style == "clip" else None
         self.encoder = StyleEncoder() if style == "encoded" else None
 
-        seen = PAST if self.past != "nothing" else 0
-        backdrop = 4 * plate + REFERENCE_CHANNELS * references
-        times = 1 + seen
-        earlier = seen * (3 * (self.past == "frames") + 1)  # frames, and whether each exists
+        inputs = PAST if self.past != "nothing" else 0
+        backdrop = 4 * background_plate + REFERENCE_CHANNELS * references
+        times = 1 + inputs
+        earlier = inputs * (3 * (self.past == "frames") + 1)  # frames, and whether each exists
         self.core = Core(
             times * embedded + earlier + backdrop, arch, STYLE if style != "none" else 0
         )
@@ -365,7 +370,7 @@ class SequentialGenerator(nn.Module):
         images = embedded + 4 * guided + backdrop
         # The picture; what is in front, where that is apart; a logit for each reference; occlusion;
         # the matte before either background.
-        outputs = 3 + 3 * prior + references + self.blend + (plate or prior)
+        outputs = 3 + 3 * prior + references + self.blend + (background_plate or prior)
         self.front = Foreground(times * embedded, arch) if prior else None
         self.conditions = times * embedded
         widths = [arch.stem, *(arch.fine[min(k, len(arch.fine) - 1)] for k in range(scales - 1))]
@@ -404,69 +409,74 @@ class SequentialGenerator(nn.Module):
         return [p for p in self.parameters() if id(p) not in waiting]
 
     def forward(self, condition: Condition, state: GeneratorState) -> GeneratorOutput:
-        signals, plate = condition.signals, condition.plate if self.plate else None
+        signals, background_plate = (
+            condition.signals,
+            condition.background_plate if self.background_plate else None,
+        )
         references = condition.references if self.references else None
         size = (signals.shape[-2], signals.shape[-1])
         assert not (size[0] % self.multiple or size[1] % self.multiple), (
             f"frames of {size} are not divisible by {self.multiple}"
         )
-        assert not self.plate or plate is not None, "this generator needs a background plate"
+        assert not self.background_plate or background_plate is not None, (
+            "this generator needs a background plate"
+        )
         assert not self.references or references is not None, "this generator needs references"
         # Real pictures that are inputs at every scale.
-        real = [] if plate is None else [plate]
+        real = [] if background_plate is None else [background_plate]
         if references is not None:
             real.append(references.flatten(1, 2).to(signals.dtype))
         signals = self.embed(signals)
-        known = state.known[:, -1, None, None, None].to(signals.dtype)
+        valid = state.valid[:, -1, None, None, None].to(signals.dtype)
 
         # The core, at the smallest size.
         smaller = self.active - 1
         style = self._style(condition)
-        seen_below = half(self._seen(signals, state, real), smaller)
-        features = self.core(seen_below, style)
+        coarse_inputs = half(self._inputs(signals, state, real), smaller)
+        features = self.core(coarse_inputs, style)
         if references is not None and self.residual is not None:
             references = _moved(references, self.residual(features).float())
             real[-1] = references.flatten(1, 2).to(signals.dtype)
 
         # Upwards: each scale corrects what the one below says.
-        said: Tensor | None = None  # [B, outputs, h, w] picture, occlusion, matte, unsquashed
-        flow = self._carried(condition, state, seen_below) if self.handles else None
+        output: Tensor | None = None  # [B, outputs, h, w] picture, occlusion, matte, unsquashed
+        flow = self._initial_flow(condition, state, coarse_inputs) if self.control_points else None
         warped: Tensor | None = None
         for k in range(self.active):
             heads = self._heads(k)
             times = smaller - k
             here = (size[0] >> times, size[1] >> times)
             images = [half(picture, times) for picture in (signals, *real)]
-            if said is not None:
-                said = double(said)
+            if output is not None:
+                output = double(output)
             if self.warps:
                 # The scale's own features know the motion better than the enlarged ones; they are
                 # made from the frame as the flow so far warps it.
                 past = half(state.frames[:, -1], times)
                 flow = 2 * double(flow) if flow is not None and k > 0 else flow
             if k > 0:
-                assert said is not None
-                seen = [*images, said]
+                assert output is not None
+                inputs = [*images, output]
                 if heads.guided:
                     assert flow is not None
-                    seen.append(self._guide(past, flow, known))
-                features = self.finer[k - 1](features, torch.cat(seen, dim=1))
+                    inputs.append(self._guide(past, flow, valid))
+                features = self.finer[k - 1](features, torch.cat(inputs, dim=1))
             guide = signals.new_zeros(())
             if self.warps:
                 motion = heads.motion(features, here)
                 flow = motion if flow is None else flow + motion
-                guide = self._guide(past, flow, known)
+                guide = self._guide(past, flow, valid)
                 warped = guide[:, :3]
                 if heads.guided:
                     images.append(guide)
-            added = heads(features, guide, torch.cat(images, dim=1)).float()
+            residual = heads(features, guide, torch.cat(images, dim=1)).float()
             if k == 0 and self.front is not None:
-                front = self.front(seen_below[:, : self.conditions]).float()
-                added = torch.cat([added[:, :3], front, added[:, 3:]], dim=1)
-            said = added if said is None else said + added
+                front = self.front(coarse_inputs[:, : self.conditions]).float()
+                residual = torch.cat([residual[:, :3], front, residual[:, 3:]], dim=1)
+            output = residual if output is None else output + residual
 
-        assert said is not None
-        return self._compose(said, flow, warped, known, plate, references)
+        assert output is not None
+        return self._compose(output, flow, warped, valid, background_plate, references)
 
     def _heads(self, scale: int) -> Heads:
         heads = self.heads[scale]
@@ -483,73 +493,77 @@ class SequentialGenerator(nn.Module):
             code = self.encoder(condition.style)
         return code
 
-    def _seen(self, signals: Tensor, state: GeneratorState, real: list[Tensor]) -> Tensor:
+    def _inputs(self, signals: Tensor, state: GeneratorState, real: list[Tensor]) -> Tensor:
         """All that the core sees, at full size."""
-        seen = [signals]
+        inputs = [signals]
         if self.past != "nothing":
             batch, past, _, height, width = state.frames.shape
-            exists = state.known[:, :, None, None, None].to(signals.dtype)
+            exists = state.valid[:, :, None, None, None].to(signals.dtype)
             before = self.embed(state.signals.flatten(0, 1)).unflatten(0, (batch, past)) * exists
-            seen.append(before.flatten(1, 2))
+            inputs.append(before.flatten(1, 2))
             if self.past == "frames":
-                seen.append(state.frames.flatten(1, 2))
-            seen.append(exists.expand(-1, -1, 1, height, width).flatten(1, 2))
-        seen += real
-        return torch.cat([s.to(signals.dtype) for s in seen], dim=1)
+                inputs.append(state.frames.flatten(1, 2))
+            inputs.append(exists.expand(-1, -1, 1, height, width).flatten(1, 2))
+        inputs += real
+        return torch.cat([s.to(signals.dtype) for s in inputs], dim=1)
 
     @staticmethod
-    def _carried(condition: Condition, state: GeneratorState, seen: Tensor) -> Tensor:
-        """[B, 2, h, w] how the signals' points move, at the smallest size, that of `seen`."""
-        assert condition.handles is not None, "this generator wants the points of its signals"
-        size = (seen.shape[-2], seen.shape[-1])
+    def _initial_flow(condition: Condition, state: GeneratorState, inputs: Tensor) -> Tensor:
+        """[B, 2, h, w] how the signals' points move, at the smallest size, that of `inputs`."""
+        assert condition.control_points is not None, (
+            "this generator wants the points of its signals"
+        )
+        size = (inputs.shape[-2], inputs.shape[-1])
         smaller = size[1] / condition.signals.shape[-1]
-        return carried(condition.handles * smaller, state.handles * smaller, size)
+        return dense_motion(
+            condition.control_points * smaller, state.control_points * smaller, size
+        )
 
     @staticmethod
-    def _guide(past: Tensor, flow: Tensor, known: Tensor) -> Tensor:
+    def _guide(past: Tensor, flow: Tensor, valid: Tensor) -> Tensor:
         """[B, 4, h, w] the warped frame, and 1 where it exists."""
-        warped = moved(past, flow) * known
-        return torch.cat([warped, known.expand_as(warped[:, :1]).to(warped.dtype)], dim=1)
+        warped = moved(past, flow) * valid
+        return torch.cat([warped, valid.expand_as(warped[:, :1]).to(warped.dtype)], dim=1)
 
     def _compose(
         self,
-        said: Tensor,
+        output: Tensor,
         flow: Tensor | None,
         warped: Tensor | None,
-        known: Tensor,
-        plate: Tensor | None,
+        valid: Tensor,
+        background_plate: Tensor | None,
         references: Tensor | None,
     ) -> GeneratorOutput:
-        synthesised, occlusion, matte = _within(said[:, :3]), None, None
+        synthesised, occlusion, matte = _within(output[:, :3]), None, None
         synthesis_only = None
         place = 3 + 3 * self.prior
         if self.prior:
             # Equation 6 of arXiv 1808.06601; its m_B is 1 - matte.
-            matte = torch.sigmoid(said[:, -1:])
-            synthesised = matte * _within(said[:, 3:6]) + (1 - matte) * synthesised
+            matte = torch.sigmoid(output[:, -1:])
+            synthesised = matte * _within(output[:, 3:6]) + (1 - matte) * synthesised
         if references is not None:
             synthesis_only = synthesised
             synthesised = _chosen(
-                synthesised, references.float(), said[:, place:], self.motion, self.trust
+                synthesised, references.float(), output[:, place:], self.motion, self.trust
             )
             place += self.references
         frame = synthesised
         if self.blend:
             assert warped is not None
             # Equation 4 of arXiv 1808.06601; without a past all is synthesised.
-            occlusion = 1 - (1 - torch.sigmoid(said[:, place : place + 1])) * known
+            occlusion = 1 - (1 - torch.sigmoid(output[:, place : place + 1])) * valid
             frame = occlusion * frame + (1 - occlusion) * warped
-        if plate is not None:
+        if background_plate is not None:
             # Where the plate only guesses the background it may be shown too: a smooth guess is
             # nearer than what a young generator makes of a wall that it has hardly seen.
-            seen = said[:, -1:]
+            inputs = output[:, -1:]
             if references is not None and self.outline:
                 most = OUTLINE_DEPARTURE[self.motion]
                 outline = references[:, :, 3].amax(1, keepdim=True).clamp(1 - SURE, SURE)
-                seen = most * torch.tanh(seen / most)
-                seen = seen + torch.logit(outline.float())
-            matte = torch.sigmoid(seen)
-            behind = (1 - matte) * plate[:, :3]
+                inputs = most * torch.tanh(inputs / most)
+                inputs = inputs + torch.logit(outline.float())
+            matte = torch.sigmoid(inputs)
+            behind = (1 - matte) * background_plate[:, :3]
             # Both: what is synthesised must be right where it is seen, and nowhere else.
             frame, synthesised = matte * frame + behind, matte * synthesised + behind
             if synthesis_only is not None:
@@ -591,7 +605,7 @@ def _chosen(
 
 def _within(x: Tensor) -> Tensor:
     """Into [-1, 1], with a little slope outside so that a pixel pushed out finds its way back."""
-    return torch.clamp(x, -1, 1) + LATITUDE * (x - torch.clamp(x, -1, 1))
+    return torch.clamp(x, -1, 1) + LEAK * (x - torch.clamp(x, -1, 1))
 
 
 def multiply_adds(generator: nn.Module, condition: Condition, state: GeneratorState) -> int:

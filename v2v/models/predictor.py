@@ -54,7 +54,7 @@ SAMPLE = 4096  # frames that a shape code is fitted to
 
 
 @dataclass(frozen=True)
-class ShapeCode:
+class ShapePCA:
     """Points as a few numbers: where, how large (its logarithm), and the coefficients of shape.
 
     A shape is what is left of points when their middle is taken away and their size divided out;
@@ -69,7 +69,7 @@ class ShapeCode:
     @classmethod
     def fit(
         cls, shots: list[Floats], anchors: list[int], *, components: int, variance: float
-    ) -> ShapeCode:
+    ) -> ShapePCA:
         """From the points [T, N, D] of each shot, NaN where missing.
 
         Args:
@@ -214,7 +214,7 @@ class PointPredictor(nn.Module):
     high: Tensor
     spread: Tensor
     centre: Tensor
-    pace: Tensor
+    velocity_scale: Tensor
 
     def __init__(
         self,
@@ -246,7 +246,7 @@ class PointPredictor(nn.Module):
         low, high = states.amin(dim=0), states.amax(dim=0)
         self.low, self.high = low - margin * (high - low), high + margin * (high - low)
         self.centre, self.spread = states.mean(dim=0), states.std(dim=0).clamp(min=1e-5)
-        self.pace = steps.square().mean(dim=0).sqrt().clamp(min=1e-6)
+        self.velocity_scale = steps.square().mean(dim=0).sqrt().clamp(min=1e-6)
 
     def begin(self, past: Tensor) -> PointState:
         """The time state after real states [B, T, S]; held before their beginning where T < P.
@@ -266,11 +266,14 @@ class PointPredictor(nn.Module):
         steps = past[:, 1:] - past[:, :-1]
         # Squashed: what is far from all training must not be answered with something further.
         seen = torch.cat(
-            [((newest - self.centre) / self.spread)[:, None], steps / self.pace], dim=1
+            [((newest - self.centre) / self.spread)[:, None], steps / self.velocity_scale], dim=1
         )
         seen = 4 * torch.tanh(seen / 4)
         added = (seen * self.linear).sum(dim=1) + self.mlp(seen.flatten(1))
-        step = torch.sigmoid(self.damping) * steps[:, -1] + 2 * torch.tanh(added / 2) * self.pace
+        step = (
+            torch.sigmoid(self.damping) * steps[:, -1]
+            + 2 * torch.tanh(added / 2) * self.velocity_scale
+        )
         following = torch.minimum(torch.maximum(newest + step, state.low), state.high)
         return following, state.after(following)
 

@@ -73,19 +73,19 @@ class Track(ABC):
         """Squares around `regions`, [T, regions, 4] x0, y0, x1, y1; NaN where not seen."""
         return np.full((len(self), len(self.regions), 4), np.nan, np.float32)
 
-    def handles(self) -> NDArray[np.float32]:
+    def control_points(self) -> NDArray[np.float32]:
         """Points that carry the picture around them when they move; here none.
 
         [T, N, 3] x, y and radius (standard deviation of how far around) in pixels; NaN where not
-        seen. N is the same for all tracks of a signal. See `v2v.warp.carried`.
+        seen. N is the same for all tracks of a signal. See `v2v.warp.dense_motion`.
         """
         return np.empty((len(self), 0, 3), np.float32)
 
-    def handle_tensor(self) -> torch.Tensor:
-        """`handles`, float32 [T, N, 3]; all 0 where not seen."""
+    def control_point_tensor(self) -> torch.Tensor:
+        """`control_points`, float32 [T, N, 3]; all 0 where not seen."""
         import torch
 
-        found = torch.from_numpy(self.handles())
+        found = torch.from_numpy(self.control_points())
         return torch.where(found.isfinite().all(dim=-1, keepdim=True), found, 0.0)
 
     def part_points(self) -> NDArray[np.float32]:

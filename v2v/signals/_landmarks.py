@@ -66,19 +66,21 @@ def squares(points: Landmarks, *, least: int, min_score: float, grow: float) -> 
     return boxes
 
 
-Handle = tuple[dict[int, float], float]  # weights of the points that it lies between; radius
+ControlPoint = tuple[dict[int, float], float]  # weights of the points that it lies between; radius
 
 
-def handle_matrix(handles: Sequence[Handle], points: int) -> NDArray[np.float32]:
+def control_point_matrix(
+    control_points: Sequence[ControlPoint], points: int
+) -> NDArray[np.float32]:
     """[N, points + 1] weights of each handle, and last its radius in units of a size."""
-    matrix = np.zeros((len(handles), points + 1), np.float32)
-    for row, (weights, radius) in zip(matrix, handles, strict=True):
+    matrix = np.zeros((len(control_points), points + 1), np.float32)
+    for row, (weights, radius) in zip(matrix, control_points, strict=True):
         row[list(weights)] = list(weights.values())
         row[-1] = radius
     return matrix
 
 
-def handles(
+def control_points(
     points: Landmarks, seen: NDArray[np.bool_], size: NDArray[np.float32],
     matrix: NDArray[np.float32],
 ) -> NDArray[np.float32]:  # fmt: skip
@@ -87,7 +89,7 @@ def handles(
     Args:
         points: [T, P, 3], `seen` [T, P] of them.
         size: [T] in pixels, NaN where unknown: radii are in units of it.
-        matrix: of `handle_matrix`.
+        matrix: of `control_point_matrix`.
     """
     weights, radius = matrix[:, :-1], matrix[:, -1]
     seen = seen & np.isfinite(points[..., :2]).all(axis=-1)

@@ -85,10 +85,10 @@ RIGID = (
 )  # fmt: skip
 
 
-def _handles() -> list[marks.Handle]:
+def _control_points() -> list[marks.ControlPoint]:
     """What is drawn and what is rigid, and around the oval hair and neck."""
     inner = sorted({*_INNER, *RIGID} - set(OVAL))
-    found: list[marks.Handle] = [({point: 1.0}, 0.12) for point in inner]
+    found: list[marks.ControlPoint] = [({point: 1.0}, 0.12) for point in inner]
     found += [({point: 1.0}, 0.25) for point in OVAL]
     # The oval again, farther out from the bridge of the nose.
     found += [({point: 1.5, 168: -0.5}, 0.4) for point in (*OVAL[:9], *OVAL[-8:])]
@@ -240,7 +240,7 @@ def _openness(
     return ratio
 
 
-_HANDLES = marks.handle_matrix(_handles(), POINTS)
+_CONTROL_POINTS = marks.control_point_matrix(_control_points(), POINTS)
 
 
 def _parts() -> tuple[Part, ...]:
@@ -347,9 +347,9 @@ class FaceTrack(Track):
         ]
         return np.stack(found, axis=1)
 
-    def handles(self) -> NDArray[np.float32]:
+    def control_points(self) -> NDArray[np.float32]:
         seen = np.repeat(self.present()[:, None], POINTS, axis=1)
-        return marks.handles(self.points, seen, self.scale, _HANDLES)
+        return marks.control_points(self.points, seen, self.scale, _CONTROL_POINTS)
 
     def body_size(self) -> NDArray[np.float32]:
         return self.scale

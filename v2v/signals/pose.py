@@ -122,9 +122,9 @@ BONES = (
 )  # fmt: skip
 
 
-def _handles() -> list[marks.Handle]:
+def _control_points() -> list[marks.ControlPoint]:
     """Along the bones, over the torso, on the head and the hands: 157."""
-    found: list[marks.Handle] = []
+    found: list[marks.ControlPoint] = []
     for side in ("left", "right"):
         for start, stop, count, radius in BONES:
             for share in (np.arange(count) + 0.5) / count:
@@ -145,7 +145,7 @@ def _handles() -> list[marks.Handle]:
     return found
 
 
-_HANDLES = marks.handle_matrix(_handles(), len(NAMES))
+_CONTROL_POINTS = marks.control_point_matrix(_control_points(), len(NAMES))
 # Distances that tell how large the body is, in torso lengths. A foreshortened one tells too
 # little, so the largest counts.
 _MEASURES = tuple(
@@ -159,7 +159,7 @@ _MEASURES = tuple(
 
 
 # Points between the named ones, that regions of parts end at.
-_BETWEEN = marks.handle_matrix(
+_BETWEEN = marks.control_point_matrix(
     [
         *(({POINT[f"{side}_hip"]: 1 - t, POINT[f"{side}_knee"]: t}, 1.0)
           for t in (0.55, 0.7) for side in ("left", "right")),
@@ -343,14 +343,14 @@ class PoseTrack(Track):
             size[there] = np.fmax(size[there], np.linalg.norm(gap, axis=1) / length)
         return size
 
-    def handles(self) -> NDArray[np.float32]:
-        return marks.handles(self.points, self._seen(), self.body_size(), _HANDLES)
+    def control_points(self) -> NDArray[np.float32]:
+        return marks.control_points(self.points, self._seen(), self.body_size(), _CONTROL_POINTS)
 
     def part_points(self) -> NDArray[np.float32]:
         # A guess of a point that is hidden still says better how its limb moves than nothing does.
         seen, one = self._seen(GUESSED), np.ones(len(self), np.float32)
         places = np.where(seen[..., None], self.points[..., :2], np.float32(np.nan))
-        between = marks.handles(self.points, seen, one, _BETWEEN)[..., :2]
+        between = marks.control_points(self.points, seen, one, _BETWEEN)[..., :2]
         return np.concatenate([places, between], axis=1)
 
     def draw(self, height: int | None = None, width: int | None = None) -> NDArray[np.uint8]:

@@ -20,7 +20,7 @@ import torch
 from v2v.models.generator import multiply_adds
 from v2v.progress import Reporter, Silent
 from v2v.training.loop import Trainer, launch, with_budget
-from v2v.training.prepare import Plan, open_windows, plan_run
+from v2v.training.prepare import TrainingPlan, open_windows, plan_run
 from v2v.training.schedule import Stage
 from v2v.training.settings import TrainSettings
 from v2v.types import REFERENCE_CHANNELS, Condition, GeneratorState
@@ -45,7 +45,7 @@ class Estimate:
     task: str
     clips: tuple[str, ...]
     frames: int  # for training, of all clips
-    plan: Plan
+    plan: TrainingPlan
     parameters: dict[str, int]  # generator, critics
     stages: tuple[StageCost, ...]
     device: str
@@ -62,7 +62,7 @@ class Estimate:
         return {
             "task": self.task, "clips": list(self.clips), "frames": self.frames,
             "size": [self.plan.width, self.plan.height], "generator": self.plan.generator,
-            "critics": self.plan.critics, "parameters": self.parameters,
+            "critics": self.plan.discriminators, "parameters": self.parameters,
             "device": self.device, "precision": self.precision,
             "peak_memory_gb": round(self.gigabytes, 2),
             "seconds_an_update": round(self.seconds, 4), "updates_measured": self.trials,
@@ -89,15 +89,15 @@ class Estimate:
             stage = cost.stage
             table.add_row(
                 str(number), f"{stage.width}x{stage.height}", f"{stage.length} x {stage.batch}",
-                "the new scale" if stage.alone else "everything", f"{cost.updates}",
+                "the new scale" if stage.freeze_lower else "everything", f"{cost.updates}",
                 f"{cost.minutes:.1f}", f"{cost.multiply_adds / 1e9:.2f}",
             )  # fmt: skip
         console.print(table)
-        generator, critics = self.parameters["generator"], self.parameters["critics"]
+        generator, discriminators = self.parameters["generator"], self.parameters["critics"]
         console.print(
             f"{self.task}: {', '.join(self.clips)}; {self.frames} frames to train on\n"
             f"generator {self.plan.generator['name']} ({self.plan.generator['preset']})"
-            f" {generator / 1e6:.2f} M parameters, critics {critics / 1e6:.2f} M\n"
+            f" {generator / 1e6:.2f} M parameters, critics {discriminators / 1e6:.2f} M\n"
             f"on {self.device} in {self.precision}: {self.seconds:.2f} s an update at full size,"
             f" peak memory {self.gigabytes:.1f} GB, {self.minutes:.0f} minutes in all",
             highlight=False, soft_wrap=True,
@@ -118,7 +118,7 @@ BUDGET = 20.0  # seconds that measuring takes, beside the first update of a stag
 
 
 class _Deadline:
-    """As `Stopping`: asks to leave a window once the time is over."""
+    """As `GracefulStop`: asks to leave a window once the time is over."""
 
     def __init__(self, seconds: float) -> None:
         self.end = time.monotonic() + seconds
@@ -128,7 +128,7 @@ class _Deadline:
         return time.monotonic() > self.end
 
 
-class Standing:
+class DryRunTrainer:
     """A run that stands in one of its stages, to be tried; at first in the last and costliest."""
 
     def __init__(self, settings: TrainSettings, clips: list[Path]) -> None:
@@ -198,14 +198,14 @@ class Standing:
 
     def _rendered(self, stage: Stage) -> int:
         """Pixels that an update renders: losses, critics and generator all grow with them."""
-        chunk = min(self.settings.loop.chunk, stage.length)
+        chunk = min(self.settings.loop.bptt_steps, stage.length)
         return stage.height * stage.width * stage.batch * chunk
 
     def _inseparable(self, stage: Stage) -> int:
         """Chunks of a window that are rendered before it can be left."""
         if self.settings.loop.updates == "chunk":
             return 1
-        return -(-stage.length // self.settings.loop.chunk)
+        return -(-stage.length // self.settings.loop.bptt_steps)
 
     def stages(self, seconds: float) -> list[StageCost]:
         """What every stage costs where an update of this one takes so many seconds."""
@@ -237,7 +237,7 @@ def estimate(
     """
     report = report or Silent()
     report.note("opening the clips, building the networks")
-    run = Standing(settings, clips)
+    run = DryRunTrainer(settings, clips)
     seconds = run.measure(report, BUDGET)
     trials = run.updates
     report.note("counting multiply-adds")
@@ -249,7 +249,7 @@ def estimate(
         frames=sum(clip.train[1] - clip.train[0] for clip in run.windows.clips), plan=run.plan,
         parameters={
             "generator": sum(p.numel() for p in trainer.generator.parameters()),
-            "critics": sum(p.numel() for p in trainer.critics.parameters()),
+            "critics": sum(p.numel() for p in trainer.discriminators.parameters()),
         },
         stages=tuple(costs), device=_device_name(device),
         precision=str(run.fabric._precision.precision), gigabytes=_peak(device.type == "cuda"),
@@ -268,10 +268,10 @@ def _macs(trainer: Trainer, stage: Stage) -> int:
     condition = Condition(
         signals=torch.zeros(1, channels, *size, device=device),
         clip=torch.zeros(1, dtype=torch.int64, device=device),
-        plate=torch.zeros(1, 4, *size, device=device),
+        background_plate=torch.zeros(1, 4, *size, device=device),
         style=torch.zeros(1, 3, *size, device=device),
         instances=torch.zeros(1, 1, *size, dtype=torch.int64, device=device),
-        handles=torch.zeros(1, trainer.windows.handles, 3, device=device),
+        control_points=torch.zeros(1, trainer.windows.control_points, 3, device=device),
         references=torch.zeros(
             1, trainer.windows.candidates, REFERENCE_CHANNELS, *size, device=device
         ),

@@ -32,7 +32,6 @@ from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from v2v.ahead import ahead
 from v2v.checkpoint import (
     DAMAGED,
     Checkpoint,
@@ -43,27 +42,28 @@ from v2v.checkpoint import (
     save_model,
 )
 from v2v.data.transforms import PastCorruption, corrupt_past
-from v2v.data.windows import Windows, loader
+from v2v.data.windows import ClipDataset, loader
 from v2v.errors import CheckpointInvalid, OutOfMemory, RunConflict, TrainingDiverged, V2VError
 from v2v.models import build_generator
 from v2v.models.augment import draw
 from v2v.models.baselines.pix2pixhd import Clusters, FeatureEncoder, cluster_features
-from v2v.models.discriminators import Discriminators, Judgement, frozen, with_real
+from v2v.models.discriminators import DiscriminatorOutput, Discriminators, frozen, with_real
 from v2v.models.rollout import rollout
-from v2v.native import cores, cpu_has_bf16
+from v2v.prefetch import prefetch
 from v2v.progress import Reporter, Silent
 from v2v.records import Count, Record
+from v2v.runtime import cores, cpu_has_bf16
 from v2v.training.objective import Objective, Rendered
-from v2v.training.prepare import Plan, describe_model, files_used, open_windows, plan_run
+from v2v.training.prepare import TrainingPlan, describe_model, files_used, open_windows, plan_run
 from v2v.training.preview import write_preview
 from v2v.training.run import RunFolder
 from v2v.training.schedule import Stage, stage_at
 from v2v.training.settings import Budget, TrainSettings
-from v2v.training.stopping import Stopping
+from v2v.training.stopping import GracefulStop
 from v2v.types import Batch, GeneratorState
 
 ROLLBACKS = 3  # times that a run that diverged is taken back before it is given up
-SLOWER = 0.5  # learning rate after each
+ROLLBACK_LR_SCALE = 0.5  # learning rate after each
 CLUSTERED = 64  # training frames that the looks of instances are clustered from
 
 
@@ -76,9 +76,9 @@ class Progress:
     frame: int = 0  # of the window at hand, where the next chunk begins
     stage: int = 0
     seconds: float = 0.0  # spent training, over all sittings
-    slower: float = 1.0  # factor on the learning rates, after rollbacks
+    lr_scale: float = 1.0  # factor on the learning rates, after rollbacks
     rollbacks: int = 0
-    chunk: int = 1  # frames that gradients flow through; lowered when memory runs out
+    bptt_steps: int = 1  # frames that gradients flow through; lowered when memory runs out
     accumulate: int = 1  # parts of a batch; raised when memory runs out
     recompute: bool = False
 
@@ -108,15 +108,15 @@ class SavedProgress(Record):
     frame: Annotated[int, Field(ge=0, le=256)] = 0
     stage: Annotated[int, Field(ge=0, le=10_000)] = 0
     seconds: Annotated[float, Field(ge=0, le=1e10)] = 0.0
-    slower: Annotated[float, Field(gt=0, le=1)] = 1.0
+    lr_scale: Annotated[float, Field(gt=0, le=1)] = 1.0
     rollbacks: Annotated[int, Field(ge=0, le=ROLLBACKS)] = 0
-    chunk: Annotated[int, Field(ge=1, le=8)] = 1
+    bptt_steps: Annotated[int, Field(ge=1, le=8)] = 1
     accumulate: Annotated[int, Field(ge=1, le=1 << 20)] = 1
     recompute: bool = False
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrainingResult:
     """What came of it."""
 
     folder: Path
@@ -211,7 +211,7 @@ def train(
     report: Reporter,
     *,
     overwrite: bool = False,
-) -> Outcome:
+) -> TrainingResult:
     """Train a model from clip stores in a run folder; go on where it was stopped.
 
     Raises `RunConflict`, `SignalMissing`, `TooFewFrames`, `TrainingDiverged`, `OutOfMemory`,
@@ -252,7 +252,7 @@ def train(
 
         # Loop.
         board = _Board(run, settings, first, progress.step)
-        with Stopping() as stopping, board:
+        with GracefulStop() as stopping, board:
             stopped = _loop(trainer, run, board, stopping, report)
         fabric.barrier()  # no process leaves before the first has saved
         if stopped:
@@ -263,7 +263,7 @@ def train(
         if first:
             preview = trainer.publish(run)
         fabric.barrier()
-    return Outcome(
+    return TrainingResult(
         folder=folder, model=run.model, steps=trainer.progress.step,
         minutes=trainer.progress.seconds / 60, losses=board.last, preview=preview,
         notes=tuple(notes),
@@ -271,7 +271,7 @@ def train(
 
 
 def _loop(
-    trainer: Trainer, run: RunFolder, board: _Board, stopping: Stopping, report: Reporter
+    trainer: Trainer, run: RunFolder, board: _Board, stopping: GracefulStop, report: Reporter
 ) -> bool:
     """Train until the budget is used up; true where it was stopped before."""
     settings, fabric = trainer.settings, trainer.fabric
@@ -386,8 +386,8 @@ class Trainer:
         self,
         fabric: Fabric,
         settings: TrainSettings,
-        windows: Windows,
-        plan: Plan,
+        windows: ClipDataset,
+        plan: TrainingPlan,
         report: Reporter,
     ) -> None:
         self.fabric, self.settings, self.windows, self.plan = fabric, settings, windows, plan
@@ -395,40 +395,43 @@ class Trainer:
         loop = settings.loop
         torch.manual_seed(loop.seed)  # what the weights start from
         self.generator = build_generator(**plan.generator)
-        self.critics = Discriminators(
+        self.discriminators = Discriminators(
             settings.discriminator, channels=windows.channels,
-            weights=plan.critics, crops=plan.crops,
+            weights=plan.discriminators, crops=plan.crops,
         )  # fmt: skip
         if loop.channels_last:
             self.generator.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            self.critics.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.discriminators.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         average = _moving_average(settings.optimiser.ema)
         self.ema = AveragedModel(self.generator, multi_avg_fn=average)
         self.ema.requires_grad_(False).to(fabric.device)
         self.objective = Objective(settings.losses).to(fabric.device)
         self.left: list[dict[str, Tensor]] = []  # each part's history, of a window left half done
         self.progress = Progress(
-            chunk=loop.chunk, accumulate=loop.accumulate, recompute=loop.recompute
+            bptt_steps=loop.bptt_steps, accumulate=loop.accumulate, recompute=loop.recompute
         )
 
         o = settings.optimiser
         unroll: nn.Module = Unroll(self.generator, settings.augment.past)
         if loop.compile:
             self.generator.compile(dynamic=False)
-            self.critics.compile(dynamic=False)
+            self.discriminators.compile(dynamic=False)
         g_adam = torch.optim.Adam(
             self.generator.parameters(), o.generator_rate, betas=o.betas, fused=True
         )
         # The loader reads ahead in a thread of its own: it gets readers of its own.
         self.shown = copy.copy(windows)
         # Without critics an optimiser wants something to hold.
-        learning = list(self.critics.parameters()) or [nn.Parameter(torch.zeros(()))]
+        learning = list(self.discriminators.parameters()) or [nn.Parameter(torch.zeros(()))]
         d_adam = torch.optim.Adam(learning, o.discriminator_rate, betas=o.betas, fused=True)
         self.unroll, self.g_adam = fabric.setup(unroll, g_adam)
-        if self.plan.critics:
-            self.judge, self.d_adam = fabric.setup(self.critics, d_adam)
+        if self.plan.discriminators:
+            self.wrapped_discriminators, self.d_adam = fabric.setup(self.discriminators, d_adam)
         else:  # DDP refuses a module without parameters
-            self.judge, self.d_adam = self.critics, fabric.setup_optimizers(d_adam)
+            self.wrapped_discriminators, self.d_adam = (
+                self.discriminators,
+                fabric.setup_optimizers(d_adam),
+            )
 
     # ------------------------------------------------------------ stages
 
@@ -453,8 +456,8 @@ class Trainer:
         if hasattr(generator, "active"):
             for module in (generator, self.ema.module):
                 module.active = stage.scale + 1
-            generator.requires_grad_(not stage.alone)
-            if stage.alone:
+            generator.requires_grad_(not stage.freeze_lower)
+            if stage.freeze_lower:
                 for parameter in generator.newest():
                     parameter.requires_grad_(True)
         return stage
@@ -468,7 +471,7 @@ class Trainer:
             rank=self.fabric.global_rank, world=self.fabric.world_size,
             workers=self.plan.workers,
         )  # fmt: skip
-        return batches if self.plan.workers else ahead(batches)
+        return batches if self.plan.workers else prefetch(batches)
 
     def rate(self, base: float) -> float:
         """The learning rate: warmed up, lower for larger sizes, cooled down at the end."""
@@ -476,11 +479,11 @@ class Trainer:
         warm = min((self.progress.step + 1) / (o.warm_up + 1), 1.0)
         left = 1 - min(self.progress.share(self.settings.budget), 1.0)
         cool = min(left / o.cool_down, 1.0) if o.cool_down else 1.0
-        return base * warm * self.stage().rate * (0.1 + 0.9 * cool) * self.progress.slower
+        return base * warm * self.stage().rate * (0.1 + 0.9 * cool) * self.progress.lr_scale
 
     # ------------------------------------------------------------ one window
 
-    def window(self, batch: Batch, stopping: Stopping | None = None) -> dict[str, Tensor]:
+    def window(self, batch: Batch, stopping: GracefulStop | None = None) -> dict[str, Tensor]:
         """Train on a batch of windows, chunk by chunk; the mean losses, without gradient.
 
         Gradients flow through `chunk` frames (truncated back-propagation through time); what came
@@ -502,8 +505,8 @@ class Trainer:
             self.progress.window += 1
         return losses
 
-    def _window(self, batch: Batch, stopping: Stopping | None) -> dict[str, Tensor]:
-        chunk, per_window = self.progress.chunk, self.settings.loop.updates == "window"
+    def _window(self, batch: Batch, stopping: GracefulStop | None) -> dict[str, Tensor]:
+        chunk, per_window = self.progress.bptt_steps, self.settings.loop.updates == "window"
         rows = torch.arange(len(batch)).chunk(min(self.progress.accumulate, len(batch)))
         parts = [History(_rows(batch, some)) for some in rows]
         if self.left:
@@ -556,7 +559,7 @@ class Trainer:
         part.state = GeneratorState(**past).detach()
 
         # What the critics see: the chunk, and before it what was rendered already.
-        context = min(start, self.critics.context)
+        context = min(start, self.discriminators.context)
         seen = part.batch.between(start - context, stop)
         fake = rendered.frame.to(seen.frames.dtype)
         detached = fake.detach()
@@ -564,7 +567,8 @@ class Trainer:
             assert part.fake is not None
             fake = torch.cat([part.fake[:, -context:], fake], dim=1)
         augmentation = draw(
-            self.settings.critic_augment, batch=len(seen), size=(fake.shape[-2], fake.shape[-1]),
+            self.settings.discriminator_augment, batch=len(seen),
+            size=(fake.shape[-2], fake.shape[-1]),
             generator=torch.Generator().manual_seed(seed),
         )  # fmt: skip
         signals, flow = augmentation.signals(seen.signals), seen.flow
@@ -574,24 +578,24 @@ class Trainer:
 
         # Critics.
         losses: dict[str, Tensor] = {}
-        judgements: dict[str, Judgement] = {}
+        discriminator_outputs: dict[str, DiscriminatorOutput] = {}
         looking = {"flow": flow, "boxes": boxes, "newest": stop - start}
-        if self.plan.critics:
-            with self._unsynced(self.judge, sync):
-                judged = self.judge(signals, real, fake.detach(), **looking)
+        if self.plan.discriminators:
+            with self._unsynced(self.wrapped_discriminators, sync):
+                judged = self.wrapped_discriminators(signals, real, fake.detach(), **looking)
                 if judged:  # none where all that there are want longer windows
-                    total, parts = self.objective.for_critics(judged)
+                    total, parts = self.objective.for_discriminators(judged)
                     fabric.backward(total * share)
                     losses |= parts
 
         # Generator.
-        with frozen(self.critics), self._unsynced(self.unroll, sync):
-            if self.plan.critics:
+        with frozen(self.discriminators), self._unsynced(self.unroll, sync):
+            if self.plan.discriminators:
                 with fabric.autocast():
-                    judgements = self.critics(signals, None, fake, **looking)
-                judgements = with_real(judgements, judged)
+                    discriminator_outputs = self.discriminators(signals, None, fake, **looking)
+                discriminator_outputs = with_real(discriminator_outputs, judged)
             total, parts = self.objective.for_generator(
-                rendered, chunk, judgements=judgements,
+                rendered, chunk, discriminator_outputs=discriminator_outputs,
                 before_real=part.batch.frames[:, start - 1] if start else None,
                 before_fake=part.fake[:, -1] if start and part.fake is not None else None,
             )  # fmt: skip
@@ -599,7 +603,7 @@ class Trainer:
         losses |= parts
         losses["total"] = total
         part.fake = detached if part.fake is None else torch.cat([part.fake, detached], dim=1)
-        part.fake = part.fake[:, -max(self.critics.context, 1) :]
+        part.fake = part.fake[:, -max(self.discriminators.context, 1) :]
         return {name: value.detach().float() for name, value in losses.items()}
 
     def _unsynced(self, module: Any, sync: bool) -> AbstractContextManager[None]:
@@ -613,7 +617,7 @@ class Trainer:
         """One step of both optimisers, and of the moving average."""
         o = self.settings.optimiser
         for adam, module, base in (
-            (self.d_adam, self.judge, o.discriminator_rate),
+            (self.d_adam, self.wrapped_discriminators, o.discriminator_rate),
             (self.g_adam, self.unroll, o.generator_rate),
         ):
             for group in adam.param_groups:
@@ -633,15 +637,15 @@ class Trainer:
         if self.fabric.world_size > 1:  # the others do not know, and would wait
             raise OutOfMemory(
                 "the memory does not hold this training",
-                hint="-s loop.recompute=true, -s loop.accumulate=2, -s loop.chunk=1 or a smaller"
-                " --size",
+                hint="-s loop.recompute=true, -s loop.accumulate=2, -s loop.bptt_steps=1 or a"
+                " smaller --size",
             ) from error
         if p.accumulate < batch:
             p.accumulate = min(2 * p.accumulate, batch)
             said = f"batches are cut into {p.accumulate} parts"
-        elif p.chunk > 1:
-            p.chunk //= 2
-            said = f"gradients flow through {p.chunk} frame(s)"
+        elif p.bptt_steps > 1:
+            p.bptt_steps //= 2
+            said = f"gradients flow through {p.bptt_steps} frame(s)"
         elif not p.recompute:
             p.recompute = True
             said = "activations are computed again in the backward pass"
@@ -657,7 +661,7 @@ class Trainer:
 
     def finite(self) -> bool:
         """Whether all weights are numbers: a gradient may be none where the losses still were."""
-        modules = (self.generator, self.ema.module, self.critics)
+        modules = (self.generator, self.ema.module, self.discriminators)
         weights = [p.detach() for module in modules for p in module.parameters()]
         norms = torch.stack(torch._foreach_norm(weights))  # type: ignore[arg-type]
         return bool(torch.isfinite(norms).all())
@@ -666,7 +670,7 @@ class Trainer:
         modules = {
             "generator": self.generator.state_dict(),
             "ema": self.ema.module.state_dict(),
-            "critics": self.critics.state_dict(),
+            "critics": self.discriminators.state_dict(),
         }
         for i, carried in enumerate(self.left):
             modules[f"window.{i}"] = carried
@@ -685,7 +689,7 @@ class Trainer:
             )
         self.ema.n_averaged.fill_(averaged)
         modules = {
-            "generator": self.generator, "ema": self.ema.module, "critics": self.critics,
+            "generator": self.generator, "ema": self.ema.module, "critics": self.discriminators,
         }  # fmt: skip
         for name, module in modules.items():
             load_weights(module, dict(checkpoint.modules.get(name, {})), where)
@@ -723,7 +727,10 @@ class Trainer:
 
     def roll_back(self, run: RunFolder, report: Reporter) -> None:
         """Go on from the last good checkpoint, slower. Raises `TrainingDiverged` in the end."""
-        rollbacks, slower = self.progress.rollbacks + 1, self.progress.slower * SLOWER
+        rollbacks, lr_scale = (
+            self.progress.rollbacks + 1,
+            self.progress.lr_scale * ROLLBACK_LR_SCALE,
+        )
         if rollbacks > ROLLBACKS:
             raise TrainingDiverged(
                 f"the losses became NaN or infinite {rollbacks} times, at last at step"
@@ -738,11 +745,11 @@ class Trainer:
         self.restore(checkpoint, run.checkpoints)
         if self.fabric.is_global_zero:
             run.rewind(self.progress.step)
-        self.progress.rollbacks, self.progress.slower = rollbacks, slower
+        self.progress.rollbacks, self.progress.lr_scale = rollbacks, lr_scale
         self.progress.seconds = seconds
         report.note(
             f"the losses were no numbers any more: back to step {self.progress.step}, with"
-            f" {slower:g} of the learning rates"
+            f" {lr_scale:g} of the learning rates"
         )
 
     def publish(self, run: RunFolder) -> Path | None:
@@ -766,9 +773,9 @@ class Trainer:
         }
         statistics = {**self.plan.statistics, **clusters}
         smaller = self.plan.height // record.height
-        plates = {
-            clip: torch.nn.functional.avg_pool2d(plate, smaller)
-            for clip, plate in self.plan.plates.items()
+        background_plates = {
+            clip: torch.nn.functional.avg_pool2d(background_plate, smaller)
+            for clip, background_plate in self.plan.background_plates.items()
         }
         references = {
             clip: found.scaled((record.height, record.width))
@@ -776,10 +783,12 @@ class Trainer:
         }
         backgrounds = {
             clip: found
-            for clip in plates
+            for clip in background_plates
             if (found := self.windows.backgrounds(clip, (record.height, record.width)))
         }
-        return Model(record, self.ema.module, plates, statistics, references, backgrounds)
+        return Model(
+            record, self.ema.module, background_plates, statistics, references, backgrounds
+        )
 
     @torch.no_grad()
     def _clusters(self) -> Clusters | None:

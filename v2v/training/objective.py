@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from v2v import losses
-from v2v.models.discriminators import Judgement
+from v2v.models.discriminators import DiscriminatorOutput
 from v2v.training.settings import LossSettings
 from v2v.types import Batch
 from v2v.warp import warp
@@ -44,16 +44,21 @@ class Objective(nn.Module):
     def __init__(self, settings: LossSettings) -> None:
         super().__init__()
         self.settings = settings
-        self.critics = {k: v for k, v in settings.critics.model_dump().items() if v > 0}
+        self.discriminators = {
+            k: v for k, v in settings.discriminators.model_dump().items() if v > 0
+        }
         self.perceptual = losses.build_perceptual(settings.perceptual)
 
-    def for_critics(self, judgements: Mapping[str, Judgement]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Every critic learns at full rate: weights are for what the generator makes of them."""
+    def for_discriminators(
+        self, discriminator_outputs: Mapping[str, DiscriminatorOutput]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Every discriminator learns at full rate: weights are for what the generator makes of
+        them."""
         parts = {}
-        for name, judgement in judgements.items():
-            assert judgement.real is not None, f"{name} has not judged the real frames"
+        for name, output in discriminator_outputs.items():
+            assert output.real is not None, f"{name} has not judged the real frames"
             parts[f"critic/{name}"] = losses.discriminator_loss(
-                judgement.real.logits, judgement.fake.logits, self.settings.adversarial
+                output.real.logits, output.fake.logits, self.settings.adversarial
             )
         return torch.stack(list(parts.values())).sum(), parts
 
@@ -64,7 +69,7 @@ class Objective(nn.Module):
         *,
         before_real: Tensor | None,
         before_fake: Tensor | None,
-        judgements: Mapping[str, Judgement],
+        discriminator_outputs: Mapping[str, DiscriminatorOutput],
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Everything that the generator answers for, in one chunk.
 
@@ -78,12 +83,12 @@ class Objective(nn.Module):
         s = self.settings
         weighted: dict[str, tuple[float, Tensor]] = {}
 
-        for name, judgement in judgements.items():
-            weight = self.critics[name]
-            adversarial = losses.generator_loss(judgement.fake.logits, s.adversarial)
+        for name, output in discriminator_outputs.items():
+            weight = self.discriminators[name]
+            adversarial = losses.generator_loss(output.fake.logits, s.adversarial)
             weighted[f"adversarial/{name}"] = (weight, adversarial)
-            if s.feature_matching and judgement.real is not None:
-                matching = losses.feature_matching(judgement.real.features, judgement.fake.features)
+            if s.feature_matching and output.real is not None:
+                matching = losses.feature_matching(output.real.features, output.fake.features)
                 weighted[f"matching/{name}"] = (weight * s.feature_matching, matching)
 
         self._images(weighted, rendered, chunk.frames)
@@ -91,9 +96,9 @@ class Objective(nn.Module):
             self._motion(weighted, rendered, chunk, before_real, before_fake)
         if rendered.matte is not None and chunk.foreground is not None:
             foreground, known = chunk.foreground.flatten(0, 1), None
-            if chunk.plate is not None:
+            if chunk.background_plate is not None:
                 # Where the plate only guesses, the losses of images say whether it is shown.
-                seen = chunk.plate[:, :, 3:].expand_as(chunk.foreground).flatten(0, 1)
+                seen = chunk.background_plate[:, :, 3:].expand_as(chunk.foreground).flatten(0, 1)
                 known = torch.maximum(seen, foreground)
             weighted["matte"] = (
                 s.matte, losses.matte_loss(rendered.matte.flatten(0, 1), foreground, known)
@@ -172,11 +177,13 @@ class Objective(nn.Module):
             # What is moved is what was generated: where that is wrong it is to be made anew.
             assert rendered.synthesised is not None and rendered.warped is not None
             copied, shown = rendered.warped.detach().flatten(0, 1), None
-            if rendered.matte is not None and chunk.plate is not None:
+            if rendered.matte is not None and chunk.background_plate is not None:
                 # As it would be seen: before the plate, which neither of the two has a part in.
                 shown = rendered.matte.detach().flatten(0, 1)
-                plate = chunk.plate[:, :, :3].expand_as(chunk.frames).flatten(0, 1)
-                copied = shown * copied + (1 - shown) * plate
+                background_plate = (
+                    chunk.background_plate[:, :, :3].expand_as(chunk.frames).flatten(0, 1)
+                )
+                copied = shown * copied + (1 - shown) * background_plate
             share = losses.synthesised_share(real, rendered.synthesised.flatten(0, 1), copied)
             weighted["occlusion"] = (
                 s.occlusion, losses.occlusion_loss(rendered.occlusion.flatten(0, 1), share, shown)

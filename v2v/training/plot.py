@@ -37,7 +37,7 @@ SIZE = (4.6, 3.0)  # of a panel, in inches
 
 
 @dataclass(frozen=True)
-class Stretch:
+class StageSpan:
     """One stage of a run: from where, and what it trained."""
 
     begin: float
@@ -50,7 +50,7 @@ class Curves:
 
     name: str
     series: dict[str, tuple[list[float], list[float]]]  # loss -> places, values
-    stages: tuple[Stretch, ...]
+    stages: tuple[StageSpan, ...]
     end: float
 
 
@@ -65,7 +65,7 @@ def read_curves(folder: Path, *, minutes: bool = False) -> Curves:
         kind = "has no log.jsonl" if folder.is_dir() else "does not exist"
         raise UsageError(f"{folder} is not a run: it {kind}", hint="give a folder such as runs/b")
     series: dict[str, tuple[list[float], list[float]]] = {}
-    stages: list[Stretch] = []
+    stages: list[StageSpan] = []
     last_stage: int | None = None
     at = 0.0
     for _, entry in read_log(path):
@@ -73,7 +73,7 @@ def read_curves(folder: Path, *, minutes: bool = False) -> Curves:
         if entry.stage != last_stage:
             width, height = entry.size
             # It began somewhere after the last entry of the stage before.
-            stages.append(Stretch(before, f"{width}x{height} x{entry.length}"))
+            stages.append(StageSpan(before, f"{width}x{height} x{entry.length}"))
             last_stage = entry.stage
         for name, value in {**entry.losses, RATE: entry.rate}.items():
             places, values = series.setdefault(name, ([], []))

@@ -52,7 +52,7 @@ from v2v.models.predictor import (
     LabelPredictor,
     LabelState,
     PointPredictor,
-    ShapeCode,
+    ShapePCA,
     one_hot,
 )
 from v2v.progress import Reporter
@@ -75,12 +75,13 @@ from v2v.training.predictor import (
     PredictorRecord,
     load_predictor,
     normalised,
+    renamed_weights,
 )
 from v2v.training.run import RunFolder
 from v2v.training.settings import Budget
-from v2v.training.stopping import Stopping
+from v2v.training.stopping import GracefulStop
 
-__all__ = ["Outcome", "PredictSettings", "Predictor", "load_predictor", "train_predictor"]
+__all__ = ["PredictorResult", "PredictSettings", "Predictor", "load_predictor", "train_predictor"]
 
 Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
 Size = Annotated[int, Field(ge=1, le=4096)]
@@ -141,7 +142,7 @@ OPERATIONAL = {"budget", "checkpoint_seconds", "device"}  # what a resumed run m
 
 
 @dataclass(frozen=True)
-class Outcome:
+class PredictorResult:
     """What came of it. Errors as `v2v.evaluation.prediction.track_error` measures them."""
 
     folder: Path
@@ -179,7 +180,7 @@ def train_predictor(
     report: Reporter,
     *,
     overwrite: bool = False,
-) -> Outcome:
+) -> PredictorResult:
     """Train what continues the signals of a run's model; go on where it was stopped.
 
     The predictor is written to the run's folder, beside the model. Raises `CheckpointInvalid` (no
@@ -213,7 +214,7 @@ def train_predictor(
             report.note(f"going on from step {trainer.step}")
 
         # Train.
-        with Stopping() as stopping:
+        with GracefulStop() as stopping:
             stopped = trainer.loop(saved, stopping, report)
         if stopped:
             raise KeyboardInterrupt
@@ -367,7 +368,7 @@ class Task(ABC):
     def predictor(self, record: PredictorRecord) -> Predictor: ...
 
 
-class SavedProgress(Record):
+class SavedPredictorProgress(Record):
     """What a checkpoint says of where the training stands."""
 
     step: Steps
@@ -398,7 +399,7 @@ class _Trainer:
             return self.seconds / 60 / budget.minutes
         return self.step / (budget.steps or self.task.steps)
 
-    def loop(self, saved: Path, stopping: Stopping, report: Reporter) -> bool:
+    def loop(self, saved: Path, stopping: GracefulStop, report: Reporter) -> bool:
         """Train until the budget is used up or nothing is gained; true where it was stopped."""
         if not math.isfinite(self.best_score):
             self.evaluate()
@@ -473,15 +474,16 @@ class _Trainer:
     def restore(self, folder: Path) -> None:
         """Raises `RunConflict` where the checkpoint is of other settings, `CheckpointInvalid`."""
         checkpoint = load_checkpoint(folder)
-        progress = as_progress(SavedProgress, checkpoint.progress, folder)
+        progress = as_progress(SavedPredictorProgress, checkpoint.progress, folder)
         if progress.signature != self.signature:
             raise RunConflict(
                 f"{folder} is a stopped training of other settings or clips",
                 hint="give the same, or start anew with --overwrite",
             )
         for name in ("best", "network"):
-            load_weights(self.task.network, checkpoint.modules.get(name, {}), folder)
-        self.best = dict(checkpoint.modules["best"])
+            weights = renamed_weights(checkpoint.modules.get(name, {}))
+            load_weights(self.task.network, weights, folder)
+        self.best = renamed_weights(checkpoint.modules["best"])
         load_optimiser(self.adam, checkpoint.optimisers.get("adam"), folder)
         self.step, self.seconds = progress.step, progress.seconds
         self.best_step, self.since = progress.best_step, progress.since
@@ -496,7 +498,7 @@ def _signature(settings: PredictSettings, stores: list[ClipStore], signal: str) 
     return {"signal": signal, "files": files, **kept}
 
 
-def _there_already(folder: Path, signature: dict[str, Any], report: Reporter) -> Outcome:
+def _there_already(folder: Path, signature: dict[str, Any], report: Reporter) -> PredictorResult:
     record = load_predictor(folder).record
     _outcome(folder, record)
     if record.training.get("signature") != signature:
@@ -508,10 +510,10 @@ def _there_already(folder: Path, signature: dict[str, Any], report: Reporter) ->
     return _outcome(folder, record)
 
 
-def _outcome(folder: Path, record: PredictorRecord) -> Outcome:
+def _outcome(folder: Path, record: PredictorRecord) -> PredictorResult:
     said = {name: record.training.get(name) for name in ("steps", "best", "minutes")}
     training = as_progress(_Made, said, folder / PREDICTOR_FILE)
-    return Outcome(
+    return PredictorResult(
         folder=folder, signal=record.signal, steps=training.steps, best=training.best,
         minutes=training.minutes, errors=record.errors,
     )  # fmt: skip
@@ -554,7 +556,7 @@ class PointTask(Task):
                 f"no frame for training has a {signal}",
                 hint="look at preview.mp4 of the clips; use footage in which it is seen longer",
             )
-        self.code = ShapeCode.fit(
+        self.code = ShapePCA.fit(
             learned, ANCHORS[signal], components=own.components, variance=own.variance
         )
         self.arguments = {
@@ -648,7 +650,7 @@ class PointTask(Task):
         shift = shift * (self.own.shift * self.network.spread)
         past, true = past + shift, true + shift
         noise = torch.from_numpy(random.standard_normal(past.shape).astype(np.float32))
-        past = past + noise * (self.own.noise * self.network.pace)
+        past = past + noise * (self.own.noise * self.network.velocity_scale)
         rolled = self.network.rollout(self.network.begin(past), length)
         # Each distance ahead counts the same: what is far is uncertain, and not more important.
         off = self._distance(rolled, true) / self.usual[:length]

@@ -10,6 +10,7 @@ It stands beside the model whose signals it continues.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, cast
@@ -38,7 +39,7 @@ from v2v.checkpoint import (
     write_json,
 )
 from v2v.errors import CheckpointInvalid, NothingFound, UsageError
-from v2v.evaluation.prediction import Trail, joined, known, moved_points
+from v2v.evaluation.prediction import LabelPropagator, joined, known, moved_points
 from v2v.models.predictor import (
     PAST_MAPS,
     LabelArguments,
@@ -46,7 +47,7 @@ from v2v.models.predictor import (
     LabelState,
     PointArguments,
     PointPredictor,
-    ShapeCode,
+    ShapePCA,
     one_hot,
 )
 from v2v.records import Plain, Record, explain, shown
@@ -142,7 +143,7 @@ class PointsPredictor(Predictor):
     """Continues pose and face."""
 
     network: PointPredictor
-    code: ShapeCode
+    code: ShapePCA
 
     def _extend(self, past: Track, frames: int) -> Track:
         past = cast(PoseTrack | FaceTrack, past)[-MEMORY:]
@@ -211,7 +212,7 @@ class LabelsPredictor(Predictor):
             return one_hot(torch.from_numpy(maps).to(device), len(ids))[None]
 
         state = LabelState(seen(past))
-        trail, full = Trail(past[-1:]), (past.height, past.width)
+        trail, full = LabelPropagator(past[-1:]), (past.height, past.width)
         parts = []
         for _ in range(frames):
             output, _unused = self.network(state)
@@ -271,7 +272,7 @@ def load_predictor(path: str | Path, *, device: torch.device | str = "cpu") -> P
     tensors = read_tensors(folder / WEIGHTS_FILE)
     prefix = "network."
     weights = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-    load_weights(network, weights, folder)
+    load_weights(network, renamed_weights(weights), folder)
     network.eval().requires_grad_(False)
     code = {k.removeprefix("code."): v for k, v in tensors.items() if not k.startswith(prefix)}
     if isinstance(network, LabelPredictor):
@@ -283,7 +284,12 @@ def load_predictor(path: str | Path, *, device: torch.device | str = "cpu") -> P
     problem = _code_problem(record.signal, len(network.damping), code)
     if problem is not None:
         raise CheckpointInvalid(f"{folder / WEIGHTS_FILE}: {problem}", hint=RETRAIN)
-    return PointsPredictor(record, network, ShapeCode(**{k: v.numpy() for k, v in code.items()}))
+    return PointsPredictor(record, network, ShapePCA(**{k: v.numpy() for k, v in code.items()}))
+
+
+def renamed_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights under today's names: earlier versions wrote `pace` for `velocity_scale`."""
+    return {"velocity_scale" if k == "pace" else k: v for k, v in weights.items()}
 
 
 def _network(record: PredictorRecord) -> PointPredictor | LabelPredictor:

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from v2v import __version__
 from v2v.checkpoint import FORMAT, ClipUse, ModelRecord, SignalUse
-from v2v.data.plate import Plate, background_plate
+from v2v.data.background import BackgroundPlate, build_background_plate
 from v2v.data.references import COUNTS, References, gather, reference_signal
 from v2v.data.store import ClipStore
-from v2v.data.windows import Windows, trained_part
+from v2v.data.windows import ClipDataset, trained_part
 from v2v.errors import ConfigError, UnknownName
 from v2v.models import generator_names
 from v2v.models.generator import CORE_STRIDE, TRUST, Compose, Past
@@ -33,7 +33,7 @@ CORE_SIDE = 128  # pixels: the core works on no more, unless told
 STATISTICS = 4096  # frames of a clip that the model remembers the poses of
 PIECE = 4096  # frames that are read at a time
 LABEL_SAMPLES = 256  # label maps that are looked at for which classes there are
-REGIONS = {  # which boxes a crop critic looks at
+REGIONS = {  # which boxes a crop discriminator looks at
     "face": ("face", "eyes", "mouth", "right_eye", "left_eye"),
     "hands": ("left_hand", "right_hand"),
 }
@@ -42,7 +42,7 @@ MIRRORED = 0.5  # of the training windows, where references are mirrored with th
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """All that follows from the settings and the clips."""
 
     height: int
@@ -50,9 +50,9 @@ class Plan:
     scales: int
     schedule: tuple[Stage, ...]
     generator: dict[str, Any]  # name and arguments, for `build_generator`
-    critics: dict[str, float]  # name -> weight; of those that are built
-    crops: dict[str, list[int]]  # critic -> the boxes it looks at
-    plates: dict[int, Tensor]  # clip -> [4, H, W] at the final size
+    discriminators: dict[str, float]  # name -> weight; of those that are built
+    crops: dict[str, list[int]]  # discriminator -> the boxes it looks at
+    background_plates: dict[int, Tensor]  # clip -> [4, H, W] at the final size
     statistics: dict[str, Tensor]
     workers: int
     notes: tuple[str, ...] = field(default=())
@@ -60,7 +60,7 @@ class Plan:
 
 def open_windows(
     settings: TrainSettings, clips: list[Path], report: Reporter | None = None
-) -> Windows:
+) -> ClipDataset:
     """The clips as a source of windows, their files compared with their hashes.
 
     Raises what opening stores and windows raises.
@@ -72,32 +72,32 @@ def open_windows(
         used = {*settings.data.signals, "segmentation", "flow", "camera"} & set(store.signals)
         store.check_frames()
         store.verify(used, again=False, report=report)
-    plates, reason = _plates(settings, stores)
+    background_plates, reason = _background_plates(settings, stores)
     generator = settings.generator
     extras = ["flow", "foreground"]
-    if plates is not None:
-        extras.append("plate")
-    if any(getattr(settings.losses.critics, name) for name in REGIONS):
+    if background_plates is not None:
+        extras.append("background_plate")
+    if any(getattr(settings.losses.discriminators, name) for name in REGIONS):
         extras.append("boxes")
     if generator.style == "encoded" or generator.name == "spade":
         extras.append("style")
     if generator.name == "pix2pixhd":
         extras.append("instances")
     warps = generator.name == "sequential" and generator.sequential and generator.compose != "none"
-    if warps and generator.handles != "off":
-        extras.append("handles")
+    if warps and generator.control_points != "off":
+        extras.append("control_points")
     wanted = generator.name == "sequential" and generator.references != "off"
     if wanted and reference_signal(settings.data.signals) is not None:
         extras.append("references")
-    windows = Windows(
+    windows = ClipDataset(
         stores, settings.data.signals, seed=settings.loop.seed, augmentation=settings.augment,
         extras=extras, holdout=settings.data.hold_out, max_stride=settings.data.max_stride,
         multiple=CORE_STRIDE << (scales_of(settings) - 1), cache=settings.data.cache_mb,
-        plates=plates, candidates=generator.candidates,
+        background_plates=background_plates, candidates=generator.candidates,
     )  # fmt: skip
     windows.notes = (*windows.notes, *reason)
     if "references" in extras:
-        windows.references = _references(settings, stores, windows, plates is not None)
+        windows.references = _references(settings, stores, windows, background_plates is not None)
         if windows.references and settings.augment.flip is None:
             # Beside mirrored references the mirrored person is no other: twice as many poses.
             windows.augmentation = settings.augment.model_copy(update={"flip": MIRRORED})
@@ -105,7 +105,7 @@ def open_windows(
 
 
 def _references(
-    settings: TrainSettings, stores: list[ClipStore], windows: Windows, has_plate: bool
+    settings: TrainSettings, stores: list[ClipStore], windows: ClipDataset, has_plate: bool
 ) -> tuple[References, ...]:
     """Real frames of each clip's person; none where a clip has no frame to be one."""
     signal = reference_signal(settings.data.signals)
@@ -128,7 +128,7 @@ def _references(
     return tuple(found)
 
 
-def files_used(settings: TrainSettings, windows: Windows) -> list[dict[str, str]]:
+def files_used(settings: TrainSettings, windows: ClipDataset) -> list[dict[str, str]]:
     """The files of each clip that training reads, and their SHA-256: what makes data the same."""
     used = {*settings.data.signals, "segmentation", "flow", "camera"}
     return [
@@ -157,22 +157,25 @@ def scales_of(settings: TrainSettings) -> int:
     return scales
 
 
-def _plates(
+def _background_plates(
     settings: TrainSettings, stores: list[ClipStore]
-) -> tuple[list[Plate] | None, list[str]]:
+) -> tuple[list[BackgroundPlate] | None, list[str]]:
     """A plate for each clip, None where the generator uses none; and why, in sentences."""
-    wanted, prior = settings.generator.plate, settings.generator.prior
+    wanted, prior = settings.generator.background_plate, settings.generator.prior
     if wanted == prior == "on":
         raise ConfigError(
-            "generator.plate and generator.prior are both on: a plate is the better prior",
+            "generator.background_plate and generator.prior are both on: a plate is the better"
+            " prior",
             hint="leave one of them at auto",
         )
     if settings.generator.name != "sequential" or wanted == "off" or prior == "on":
         return None, []
-    plates, reasons = [], []
+    background_plates, reasons = [], []
     for store in stores:
-        plate = background_plate(store, *trained_part(len(store), settings.data.hold_out))
-        if plate is None:
+        background_plate = build_background_plate(
+            store, *trained_part(len(store), settings.data.hold_out)
+        )
+        if background_plate is None:
             if wanted == "on":
                 raise ConfigError(
                     f"a background plate wants to know where the person is: {store.folder} has no"
@@ -180,25 +183,27 @@ def _plates(
                     hint=f"add it with: v2v preprocess {store.folder} --signal segmentation",
                 )
             return None, []
-        if not plate.still and wanted == "auto":
-            return None, [_unexplained(store, plate)]
-        if plate.backgrounds is not None:
-            moved = plate.backgrounds.track.motion().max()
+        if not background_plate.still and wanted == "auto":
+            return None, [_unexplained(store, background_plate)]
+        if background_plate.backgrounds is not None:
+            moved = background_plate.backgrounds.track.motion().max()
             reasons.append(
                 f"{store.folder.name}: the camera moves by up to {moved:.0f} of"
                 f" {max(store.record.frames.width, store.record.frames.height)} pixels; the"
                 " background is a mosaic that follows it"
             )
-        plates.append(plate)
-    return plates, reasons
+        background_plates.append(background_plate)
+    return background_plates, reasons
 
 
-def _unexplained(store: ClipStore, plate: Plate) -> str:
+def _unexplained(store: ClipStore, background_plate: BackgroundPlate) -> str:
     """Why a clip has no background plate, and what is done instead."""
-    deviation, moved = plate.limits
+    deviation, moved = background_plate.limits
     said = (
-        f"{store.folder.name}: no background plate: {plate.moved:.0%} of the background changes"
-        f" (at most {moved:.0%} may), by {plate.deviation:.1f} of 255 in the mean (at most"
+        f"{store.folder.name}: no background plate: {background_plate.moved:.0%} of the"
+        f" background changes"
+        f" (at most {moved:.0%} may), by {background_plate.deviation:.1f} of 255 in the mean"
+        f" (at most"
         f" {deviation:.0f})"
     )
     if "camera" not in store.signals:
@@ -209,7 +214,7 @@ def _unexplained(store: ClipStore, plate: Plate) -> str:
     return f"{said}, though the camera was followed: {why}. It comes from references instead"
 
 
-def plan_run(settings: TrainSettings, windows: Windows, *, world: int = 1) -> Plan:
+def plan_run(settings: TrainSettings, windows: ClipDataset, *, world: int = 1) -> TrainingPlan:
     """Work out the whole run, for `world` processes.
 
     Raises `ConfigError`, `UnknownName`, `TooFewFrames`.
@@ -218,7 +223,7 @@ def plan_run(settings: TrainSettings, windows: Windows, *, world: int = 1) -> Pl
     if g.name not in generator_names():
         raise UnknownName.among("generator", g.name, generator_names())
     scales = scales_of(settings)
-    height, width = windows.frame_size(settings.data.size)
+    height, width = size = windows.frame_size(settings.data.size)
     notes = []
     longest = max((b - a for clip in windows.clips for a, b in clip.shots), default=0)
     lengths = tuple(n for n in settings.schedule.lengths if n <= longest)
@@ -231,7 +236,7 @@ def plan_run(settings: TrainSettings, windows: Windows, *, world: int = 1) -> Pl
         )
     schedule = build_schedule(
         settings.schedule.model_copy(update={"lengths": lengths}),
-        height=height, width=width, scales=scales, chunk=settings.loop.chunk,
+        height=height, width=width, scales=scales, bptt_steps=settings.loop.bptt_steps,
     )  # fmt: skip
     smallest = min(schedule[0].height, schedule[0].width)
     if smallest < 32:
@@ -242,13 +247,16 @@ def plan_run(settings: TrainSettings, windows: Windows, *, world: int = 1) -> Pl
     for length in lengths:  # windows in which the signals are there
         windows.draw(0, length, (schedule[-1].height, schedule[-1].width))
     several = len(windows.clips) > 1
-    if g.handles == "on" and not windows.handles:
+    if g.control_points == "on" and not windows.control_points:
         raise ConfigError(
-            "generator.handles is on, and there is nothing for it: flow begins with points of pose"
+            "generator.control_points is on, and there is nothing for it: flow begins with"
+            " points of pose"
             " or face, where the generator is sequential and warps",
             hint="leave it at auto",
         )
-    has_plate = "plate" in windows.extras and all(p is not None for p in windows.plates)
+    has_plate = "background_plate" in windows.extras and all(
+        p is not None for p in windows.background_plates
+    )
     architecture: dict[str, Any] = {
         "name": g.name, "channels": windows.channels, "preset": g.preset, "scales": scales,
     }  # fmt: skip
@@ -256,16 +264,19 @@ def plan_run(settings: TrainSettings, windows: Windows, *, world: int = 1) -> Pl
         style = ("clip" if several else "none") if g.style == "auto" else g.style
         architecture |= {
             "sequential": g.sequential, "compose": _composed(settings, windows),
-            "past": _past(settings, windows, has_plate), "plate": has_plate,
+            "past": _past(settings, windows, has_plate), "background_plate": has_plate,
             "prior": _has_prior(settings, windows, has_plate),
-            "style": style, "clips": len(windows.clips), "handles": windows.handles > 0,
+            "style": style, "clips": len(windows.clips),
+            "control_points": windows.control_points > 0,
             "references": windows.candidates if windows.references else 0,
             "motion": "dense" if reference_signal(settings.data.signals) == "face" else "parts",
             "residual": bool(windows.references) and g.residual,
             "outline": bool(windows.references) and has_plate, "trust": TRUST,
         }  # fmt: skip
     if has_plate:
-        notes.append("the background is a plate of the footage (-s generator.plate=off: none)")
+        notes.append(
+            "the background is a plate of the footage (-s generator.background_plate=off: none)"
+        )
     if windows.references:
         count = sum(len(references) for references in windows.references)
         notes.append(f"{count} frames of the footage are references of how the person looks")
@@ -283,24 +294,24 @@ def plan_run(settings: TrainSettings, windows: Windows, *, world: int = 1) -> Pl
                 raise ConfigError(
                     f"{world} processes cannot share a batch of {stage.batch} evenly (frames of"
                     f" {stage.width}x{stage.height}, {stage.length} at a time)",
-                    hint=f"-s schedule.frames={world * settings.loop.chunk}",
+                    hint=f"-s schedule.frames={world * settings.loop.bptt_steps}",
                 )
-    critics = {n: w for n, w in settings.losses.critics.model_dump().items() if w > 0}
+    discriminators = {n: w for n, w in settings.losses.discriminators.model_dump().items() if w > 0}
     crops = {}
     for name, regions in REGIONS.items():
         which = [i for i, box in enumerate(windows.boxes) if box in regions]
         if which:
             crops[name] = which
         else:
-            critics.pop(name, None)
+            discriminators.pop(name, None)
     side = min(smallest, settings.discriminator.crop) if crops else smallest
-    if critics and side < 3 << settings.discriminator.layers:
+    if discriminators and side < 3 << settings.discriminator.layers:
         raise ConfigError(
             f"discriminators of {settings.discriminator.layers} layers need"
             f" {3 << settings.discriminator.layers} pixels a side, here there are {side}",
             hint="-s discriminator.layers=3 and -s discriminator.crop=48 fit",
         )
-    if not critics and not (settings.losses.l1 or settings.losses.perceptual_weight):
+    if not discriminators and not (settings.losses.l1 or settings.losses.perceptual_weight):
         raise ConfigError("all losses are turned off", hint="leave losses.l1 or a critic on")
     workers = settings.data.workers
     if workers is None:
@@ -309,15 +320,15 @@ def plan_run(settings: TrainSettings, windows: Windows, *, world: int = 1) -> Pl
         on_gpu = torch.cuda.is_available() and settings.loop.device != "cpu"
         workers = min((os.cpu_count() or 1) // settings.loop.devices - 1, 8) if on_gpu else 0
         workers = max(workers, 0)
-    return Plan(
+    return TrainingPlan(
         height=height, width=width, scales=scales, schedule=schedule, generator=architecture,
-        critics=critics, crops=crops,
-        plates=dict(_plates_at(windows, (height, width))) if has_plate else {},
-        statistics=_statistics(windows, (height, width)), workers=workers, notes=tuple(notes),
+        discriminators=discriminators, crops=crops,
+        background_plates=dict(_background_plates_at(windows, size)) if has_plate else {},
+        statistics=_statistics(windows, size), workers=workers, notes=tuple(notes),
     )  # fmt: skip
 
 
-def _composed(settings: TrainSettings, windows: Windows) -> Compose:
+def _composed(settings: TrainSettings, windows: ClipDataset) -> Compose:
     """What becomes of the past frame.
 
     References are sharp and in place; a past frame that was warped again and again is neither, and
@@ -329,7 +340,7 @@ def _composed(settings: TrainSettings, windows: Windows) -> Compose:
     return "condition" if windows.references else "blend"
 
 
-def _past(settings: TrainSettings, windows: Windows, has_plate: bool) -> Past:
+def _past(settings: TrainSettings, windows: ClipDataset, has_plate: bool) -> Past:
     """What the core sees of the past.
 
     Where the camera stands still the signals describe all motion, and earlier output frames only
@@ -347,10 +358,10 @@ def _past(settings: TrainSettings, windows: Windows, has_plate: bool) -> Past:
         return g.past
     if _composed(settings, windows) == "none" or not (has_plate or windows.references):
         return "frames"
-    return "nothing" if windows.handles else "signals"
+    return "nothing" if windows.control_points else "signals"
 
 
-def _has_prior(settings: TrainSettings, windows: Windows, has_plate: bool) -> bool:
+def _has_prior(settings: TrainSettings, windows: ClipDataset, has_plate: bool) -> bool:
     wanted = settings.generator.prior
     if wanted == "off" or has_plate:
         return False
@@ -363,17 +374,19 @@ def _has_prior(settings: TrainSettings, windows: Windows, has_plate: bool) -> bo
     return windows.has_foreground
 
 
-def _plates_at(windows: Windows, size: tuple[int, int]) -> Iterator[tuple[int, Tensor]]:
+def _background_plates_at(
+    windows: ClipDataset, size: tuple[int, int]
+) -> Iterator[tuple[int, Tensor]]:
     """Each clip's plate as rendering sees it, from a camera that stands still."""
     for clip in range(len(windows.clips)):
         seen = windows.background(clip, size)
-        plate = torch.empty(4, *seen.shape[:2])
-        planes(seen[None, ..., :3], plate[None, :3].numpy())
-        plate[3] = torch.from_numpy(seen[..., 3]).float().div_(255)
-        yield clip, plate
+        background_plate = torch.empty(4, *seen.shape[:2])
+        planes(seen[None, ..., :3], background_plate[None, :3].numpy())
+        background_plate[3] = torch.from_numpy(seen[..., 3]).float().div_(255)
+        yield clip, background_plate
 
 
-def _statistics(windows: Windows, size: tuple[int, int]) -> dict[str, Tensor]:
+def _statistics(windows: ClipDataset, size: tuple[int, int]) -> dict[str, Tensor]:
     """What rendering must know of the footage: transfer measures the body on the points it saw.
 
     `N.SIGNAL.points` and `.depth` in stored pixels of clip N, `N.frames` which frames they are;
@@ -417,8 +430,8 @@ def _class_shares(store: ClipStore, signal: str, start: int, stop: int) -> Tenso
 
 def describe_model(
     settings: TrainSettings,
-    windows: Windows,
-    plan: Plan,
+    windows: ClipDataset,
+    plan: TrainingPlan,
     *,
     active: int | None,
     training: dict[str, Any],
@@ -443,7 +456,7 @@ def describe_model(
             ClipUse(
                 name=clip.name, source=r.source.name, sha256=r.source.sha256, fps=r.frames.fps,
                 frames=clip.count, trained=clip.train, width=r.frames.width,
-                height=r.frames.height, still=number in plan.plates,
+                height=r.frames.height, still=number in plan.background_plates,
             )
             for number, clip in enumerate(windows.clips)
             for r in [windows.records[number][1]]

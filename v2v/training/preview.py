@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from v2v.data.store import ClipStore
 from v2v.data.video import VideoWriter
-from v2v.data.windows import Windows
+from v2v.data.windows import ClipDataset
 from v2v.errors import writing
 from v2v.models.baselines.pix2pixhd import Clusters, pick_features
 from v2v.models.rollout import rollout
@@ -22,7 +22,7 @@ from v2v.types import Batch, Condition, GeneratorState
 CHUNK = 16
 
 
-def held_out(windows: Windows, clip: int = 0) -> tuple[int, int] | None:
+def held_out(windows: ClipDataset, clip: int = 0) -> tuple[int, int] | None:
     """The frames to show: those held out, else the last of the clip."""
     own = windows.clips[clip]
     start, stop = own.held_out
@@ -34,7 +34,7 @@ def held_out(windows: Windows, clip: int = 0) -> tuple[int, int] | None:
 @torch.no_grad()
 def render(
     generator: nn.Module,
-    windows: Windows,
+    windows: ClipDataset,
     clip: int,
     start: int,
     stop: int,
@@ -79,7 +79,7 @@ def _dressed(condition: Condition, clusters: Clusters | None) -> Condition:
 
 def write_preview(
     generator: nn.Module,
-    windows: Windows,
+    windows: ClipDataset,
     path: Path,
     *,
     size: tuple[int, int],
@@ -120,7 +120,7 @@ def pixels(frame: Tensor) -> NDArray[np.uint8]:
 
 
 def _drawn(
-    store: ClipStore, windows: Windows, batch: Batch, start: int
+    store: ClipStore, windows: ClipDataset, batch: Batch, start: int
 ) -> Iterator[NDArray[np.uint8]]:
     """Each frame's signals as a person sees them, as rendering placed them."""
     height, width = batch.frames.shape[-2:]

@@ -36,7 +36,8 @@ from v2v.listing import is_hidden
 from v2v.records import Count, FileName, Record, Side, read_lines, read_record, shown
 from v2v.training.settings import OPERATIONAL, TrainSettings
 
-FORMAT = 1
+FORMAT = 2
+READABLE = (1, 2)  # where its clips are can be read from either
 RUN_FILE = "run.json"
 SETTINGS_FILE = "config.yaml"
 REPLACED = ("model", "predictor", "predictor.checkpoint")  # folders that are replaced as a whole
@@ -123,6 +124,13 @@ class RunFolder:
         self, settings: TrainSettings, clips: Sequence[Path], files: list[dict[str, str]]
     ) -> None:
         record = read_run(self.folder)
+        if record.format != FORMAT:
+            raise RunConflict(
+                f"{self.folder} was begun by an earlier version of v2v (format {record.format},"
+                f" {record.tool}; this version continues format {FORMAT})",
+                hint="its finished model can be used; to train, choose another --name, or start"
+                " anew with --overwrite",
+            )
         before = read_settings(self.folder / SETTINGS_FILE)
         now = settings.model_dump(mode="json")
         changed = [
@@ -228,7 +236,7 @@ def read_run(folder: Path) -> RunRecord:
     """run.json of a run folder. Raises `RunConflict`."""
 
     def check(data: dict[str, Any]) -> None:
-        if data.get("format") != FORMAT:
+        if data.get("format") not in READABLE:
             raise RunConflict(
                 f"{folder} was written by another version of v2v"
                 f" ({shown(data.get('tool', 'unknown'))})",

@@ -24,9 +24,11 @@ Lengths = Annotated[
 
 class ScheduleSettings(Config):
     lengths: Lengths  # frames of a window, one stage each
-    single: Unit  # share of the first size's time that goes to the first length
-    alone: Unit  # share of a later size's time in which its new scale trains alone
-    finer: Annotated[float, Field(gt=0, le=100)]  # time for a size, relative to the size below
+    single_frame_share: Unit  # share of the first size's time that goes to the first length
+    freeze_share: Unit  # share of a later size's time in which its new scale trains alone
+    scale_time_ratio: Annotated[
+        float, Field(gt=0, le=100)
+    ]  # time for a size, relative to the size below
     rate_decay: Annotated[
         float, Field(gt=0, le=10)
     ]  # learning rate of a size, relative to the size below
@@ -44,40 +46,40 @@ class Stage:
     width: int
     length: int  # frames of a window
     batch: int  # windows side by side, over all processes
-    alone: bool  # whether only the newest scale is trained
+    freeze_lower: bool  # whether only the newest scale is trained
     rate: float  # factor on the learning rates
     until: float  # share of the whole budget at which the stage ends
 
     def __str__(self) -> str:
-        alone = ", new scale alone" if self.alone else ""
-        return f"{self.width}x{self.height}, {self.length} frame(s) x {self.batch}{alone}"
+        freeze_lower = ", new scale alone" if self.freeze_lower else ""
+        return f"{self.width}x{self.height}, {self.length} frame(s) x {self.batch}{freeze_lower}"
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def build_schedule(
-    settings: ScheduleSettings, *, height: int, width: int, scales: int, chunk: int
+    settings: ScheduleSettings, *, height: int, width: int, scales: int, bptt_steps: int
 ) -> tuple[Stage, ...]:
     """The stages of a run whose frames are `height` x `width` in the end.
 
     Args:
         scales: of the generator; each stage below the last size halves the sides.
-        chunk: frames of a window that gradients flow through, i.e. that one update renders.
+        bptt_steps: frames of a window that gradients flow through, i.e. that one update renders.
     """
     first, *longer = settings.lengths
     plan: list[tuple[int, int, bool, float]] = []  # scale, length, alone, weight
     for scale in range(scales):
-        weight = settings.finer**scale
+        weight = settings.scale_time_ratio**scale
         if scale == 0:
-            single = settings.single if longer else 1.0
-            plan.append((scale, first, False, weight * single))
-            rest, lengths = weight * (1 - single), longer
+            single_frame_share = settings.single_frame_share if longer else 1.0
+            plan.append((scale, first, False, weight * single_frame_share))
+            rest, lengths = weight * (1 - single_frame_share), longer
         else:
             # The scales below know the past by now: single frames would unlearn it.
             lengths = longer or [first]
-            plan.append((scale, lengths[0], True, weight * settings.alone))
-            rest = weight * (1 - settings.alone)
+            plan.append((scale, lengths[0], True, weight * settings.freeze_share))
+            rest = weight * (1 - settings.freeze_share)
         plan += [(scale, length, False, rest / len(lengths)) for length in lengths]
     plan = [stage for stage in plan if stage[3] > 0]
     total = sum(weight for *_, weight in plan)
@@ -86,10 +88,11 @@ def build_schedule(
     return tuple(
         Stage(
             scale=scale, height=height >> (scales - 1 - scale), width=width >> (scales - 1 - scale),
-            length=length, batch=max(settings.frames // min(length, chunk), 1), alone=alone,
+            length=length, batch=max(settings.frames // min(length, bptt_steps), 1),
+            freeze_lower=freeze_lower,
             rate=settings.rate_decay**scale, until=until,
         )
-        for (scale, length, alone, _), until in zip(plan, ends, strict=True)
+        for (scale, length, freeze_lower, _), until in zip(plan, ends, strict=True)
     )  # fmt: skip
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from v2v.config import Config, Positive, Unit
-from v2v.data.transforms import Augmentation
-from v2v.models.augment import AugmentSettings
+from v2v.data.transforms import AugmentationSettings
+from v2v.models.augment import DiscriminatorAugmentSettings
 from v2v.models.discriminators import DiscriminatorSettings
 from v2v.models.generator import GeneratorSettings
 from v2v.training.schedule import ScheduleSettings
@@ -37,7 +38,7 @@ class DataSettings(Config):
 
 
 class AdversarialWeights(Config):
-    """Weight of each critic; 0 leaves it out."""
+    """Weight of each discriminator; 0 leaves it out."""
 
     image: Weight
     temporal_1: Weight
@@ -49,7 +50,7 @@ class AdversarialWeights(Config):
 
 class LossSettings(Config):
     adversarial: Literal["hinge", "least_squares"]
-    critics: AdversarialWeights
+    discriminators: AdversarialWeights
     feature_matching: Weight
     perceptual: Literal["auto", "vgg", "pyramid"]
     perceptual_weight: Weight
@@ -81,7 +82,7 @@ def _text(value: Any) -> Any:
 
 class LoopSettings(Config):
     seed: Annotated[int, Field(ge=0, lt=1 << 62)]
-    chunk: Annotated[int, Field(ge=1, le=8)]  # frames that gradients flow through
+    bptt_steps: Annotated[int, Field(ge=1, le=8)]  # frames that gradients flow through
     updates: Literal["chunk", "window"]  # an update after each chunk, or one per window
     accumulate: Annotated[
         int, Field(ge=1, le=4096)
@@ -121,16 +122,28 @@ class Budget(Config):
 class TrainSettings(Config):
     task: Literal["pose", "face", "street"]
     data: DataSettings
-    augment: Augmentation
+    augment: AugmentationSettings
     generator: GeneratorSettings
     discriminator: DiscriminatorSettings
-    critic_augment: AugmentSettings
+    discriminator_augment: DiscriminatorAugmentSettings
     losses: LossSettings
     optimiser: OptimiserSettings
     schedule: ScheduleSettings
     loop: LoopSettings
     output: OutputSettings
     budget: Budget
+
+    renamed_keys: ClassVar[Mapping[str, str]] = {
+        "augment.placed": "augment.crop_probability",
+        "critic_augment": "discriminator_augment",
+        "generator.handles": "generator.control_points",
+        "generator.plate": "generator.background_plate",
+        "loop.chunk": "loop.bptt_steps",
+        "losses.critics": "losses.discriminators",
+        "schedule.alone": "schedule.freeze_share",
+        "schedule.finer": "schedule.scale_time_ratio",
+        "schedule.single": "schedule.single_frame_share",
+    }
 
 
 # What may differ when a run is taken up again: how it is run, not what it is.

@@ -7,7 +7,7 @@ import threading
 from typing import Any
 
 
-class Stopping:
+class GracefulStop:
     """Ctrl-C and SIGTERM end the loop after the work at hand; a second one ends it at once."""
 
     def __init__(self) -> None:
@@ -19,7 +19,7 @@ class Stopping:
             raise KeyboardInterrupt
         self.asked = True
 
-    def __enter__(self) -> Stopping:
+    def __enter__(self) -> GracefulStop:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._ask)

@@ -1,6 +1,7 @@
 """pix2pix (Isola et al., arXiv 1611.07004): a U-Net from conditions to a frame.
 
-Its critic is the 70x70 PatchGAN, `Discriminators` with 3 layers and 1 scale, beside an L1 loss.
+Its discriminator is the 70x70 PatchGAN, `Discriminators` with 3 layers and 1 scale, beside an L1
+loss.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class Pix2Pix(nn.Module):
         before = channels
         for level, outputs in enumerate(widths):
             normed = 0 < level < depth - 1
-            self.down.append(Down(before, outputs, normed=normed, activated=level > 0))
+            self.down.append(EncoderBlock(before, outputs, normed=normed, activated=level > 0))
             before = outputs
 
         # Up, from the innermost level out: each takes the level below and its own encoder's.
@@ -60,7 +61,7 @@ class Pix2Pix(nn.Module):
             inputs = widths[level] * (1 if level == depth - 1 else 2)
             outputs = widths[level - 1] if level > 0 else 3
             noisy = level >= max(depth - 3, 1)
-            self.up.append(Up(inputs, outputs, normed=level > 0, dropout=dropout * noisy))
+            self.up.append(DecoderBlock(inputs, outputs, normed=level > 0, dropout=dropout * noisy))
 
     @classmethod
     def for_size(cls, channels: int, preset: str) -> Pix2Pix:
@@ -87,7 +88,7 @@ class Pix2Pix(nn.Module):
         return GeneratorOutput(frame=torch.tanh(x))
 
 
-class Down(nn.Module):
+class EncoderBlock(nn.Module):
     """LeakyReLU, 4x4 convolution of stride 2, norm."""
 
     def __init__(self, inputs: int, outputs: int, *, normed: bool, activated: bool) -> None:
@@ -107,7 +108,7 @@ class Down(nn.Module):
         return self.norm(x)  # type: ignore[no-any-return]
 
 
-class Up(nn.Module):
+class DecoderBlock(nn.Module):
     """ReLU, 4x4 transposed convolution of stride 2, norm, dropout."""
 
     def __init__(self, inputs: int, outputs: int, *, normed: bool, dropout: float) -> None:

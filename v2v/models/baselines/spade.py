@@ -57,7 +57,7 @@ class Spade(nn.Module):
         super().__init__()
         widths = [factor * width for factor in WIDTHS]
         self.latent = latent
-        self.encoder = StyleEncoder(width=encoder, latent=latent, side=side)
+        self.encoder = SpadeStyleEncoder(width=encoder, latent=latent, side=side)
         self.layout = nn.Linear(latent, widths[0] * GRID**2)
         self.blocks = nn.ModuleList(
             Block(before, after, channels=channels, hidden=hidden)
@@ -115,15 +115,15 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         middle = min(inputs, outputs)
-        self.norm_0 = Modulation(inputs, channels=channels, hidden=hidden)
+        self.norm_0 = SpatialModulation(inputs, channels=channels, hidden=hidden)
         self.conv_0 = _convolution(inputs, middle)
-        self.norm_1 = Modulation(middle, channels=channels, hidden=hidden)
+        self.norm_1 = SpatialModulation(middle, channels=channels, hidden=hidden)
         self.conv_1 = _convolution(middle, outputs)
 
         # The way around is learned only where it must change the number of channels.
         self.around = inputs != outputs
         if self.around:
-            self.norm_s = Modulation(inputs, channels=channels, hidden=hidden)
+            self.norm_s = SpatialModulation(inputs, channels=channels, hidden=hidden)
             self.conv_s = _convolution(inputs, outputs, size=1)
 
     def forward(self, x: Tensor, signals: Tensor) -> Tensor:
@@ -133,7 +133,7 @@ class Block(nn.Module):
         return around + x  # type: ignore[no-any-return]
 
 
-class Modulation(nn.Module):
+class SpatialModulation(nn.Module):
     """Spatially-adaptive normalisation, equation 1: `gamma(s) * norm(x) + beta(s)`."""
 
     def __init__(
@@ -155,7 +155,7 @@ class Modulation(nn.Module):
         return (1 + self.gamma(shared)) * _norm(x) + self.beta(shared)  # type: ignore[no-any-return]
 
 
-class StyleEncoder(nn.Module):
+class SpadeStyleEncoder(nn.Module):
     """An image to the mean and the logarithm of the variance of its latent vector."""
 
     def __init__(

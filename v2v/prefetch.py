@@ -10,7 +10,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def ahead(
+def prefetch(
     items: Iterator[T], depth: int = 1, *, prepare: Callable[[], None] | None = None
 ) -> Iterator[T]:
     """The same items, up to `depth` of them made while earlier ones are worked on.
@@ -20,7 +20,7 @@ def ahead(
     Args:
         prepare: called in the thread that makes them, before the first.
     """
-    with ThreadPoolExecutor(1, thread_name_prefix="ahead", initializer=prepare) as pool:
+    with ThreadPoolExecutor(1, thread_name_prefix="prefetch", initializer=prepare) as pool:
         pending = deque(pool.submit(next, items, None) for _ in range(depth))
         try:
             while (item := pending.popleft().result()) is not None:

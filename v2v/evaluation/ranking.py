@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from v2v.evaluation.course import Course
+from v2v.evaluation.frame_scores import FrameScores
 from v2v.evaluation.measures import Values
 from v2v.evaluation.registry import BY_NAME, MEASURES
 from v2v.evaluation.statistics import Summary, interval
@@ -23,28 +23,28 @@ SHAKING = 2.5  # of it: more than this is noise or flicker
 BLURRED = 0.6  # of the real video's sharpness
 NOISY = 1.7
 
-Row = Mapping[str, Summary]  # measure -> what it came to
+MethodSummary = Mapping[str, Summary]  # measure -> what it came to
 
 
 @dataclass(frozen=True)
 class Place:
     """Where a row stands."""
 
-    row: str
+    method: str
     faults: tuple[str, ...]
     rank: float  # mean over the groups of measures; 1 is the best in all
     groups: dict[str, float]  # the mean rank in each
 
 
-def faults(row: Row, real: Row) -> tuple[str, ...]:
+def faults(method: MethodSummary, real: MethodSummary) -> tuple[str, ...]:
     """What everybody would notice, in words."""
     found = []
-    moves, truly = (_mean(side, "frame_difference") for side in (row, real))
+    moves, truly = (_mean(side, "frame_difference") for side in (method, real))
     if truly > 0 and moves / truly < FROZEN:
         found.append(f"frozen: it moves {moves / truly:.0%} as much as the real video")
     if truly > 0 and moves / truly > SHAKING:
         found.append(f"unsteady: it changes {moves / truly:.1f} times as much as the real video")
-    sharp = _mean(row, "sharpness")
+    sharp = _mean(method, "sharpness")
     if sharp < BLURRED:
         found.append(f"blurred: {sharp:.0%} of the real video's sharpness")
     if sharp > NOISY:
@@ -52,29 +52,29 @@ def faults(row: Row, real: Row) -> tuple[str, ...]:
     return tuple(found)
 
 
-def order(rows: Mapping[str, Row], real: Row) -> list[Place]:
+def order(methods: Mapping[str, MethodSummary], real: MethodSummary) -> list[Place]:
     """The rows from the best to the worst."""
     groups: dict[str, list[dict[str, float]]] = {}
     for name, measure in BY_NAME.items():
-        if measure.family is None or not any(name in row for row in rows.values()):
+        if measure.family is None or not any(name in method for method in methods.values()):
             continue
-        costs = {row: _cost(_mean(values, name), name) for row, values in rows.items()}
+        costs = {method: _cost(_mean(values, name), name) for method, values in methods.items()}
         if all(np.isinf(cost) for cost in costs.values()):
             continue
         groups.setdefault(measure.family, []).append(_ranks(costs))
     places = []
-    for row, values in rows.items():
+    for method, values in methods.items():
         means = {
-            family: float(np.mean([ranks[row] for ranks in found]))
+            family: float(np.mean([ranks[method] for ranks in found]))
             for family, found in groups.items()
         }
         rank = float(np.mean(list(means.values()))) if means else float("nan")
-        places.append(Place(row, faults(values, real), rank, means))
-    return sorted(places, key=lambda place: (bool(place.faults), place.rank, place.row))
+        places.append(Place(method, faults(values, real), rank, means))
+    return sorted(places, key=lambda place: (bool(place.faults), place.rank, place.method))
 
 
 def compare(
-    one: Sequence[Course], other: Sequence[Course], counts: Sequence[int], *, block: int
+    one: Sequence[FrameScores], other: Sequence[FrameScores], counts: Sequence[int], *, block: int
 ) -> tuple[list[str], list[str], list[str]]:
     """Ranked measures in which one video is better, worse, or not told apart from another.
 
@@ -94,7 +94,7 @@ def compare(
         if measure.family is None or not all(name in c for c in (*one, *other)):
             continue
         ours, theirs = (
-            [np.asarray(course[name][:count]) for course, count in zip(side, counts, strict=True)]
+            [np.asarray(scores[name][:count]) for scores, count in zip(side, counts, strict=True)]
             for side in (one, other)
         )
         known = [bool(np.isfinite(np.concatenate(side)).any()) for side in (ours, theirs)]
@@ -122,8 +122,8 @@ def _costs(values: Values, better: str) -> Values:
     return -values if better == "higher" else values
 
 
-def _mean(row: Row, measure: str) -> float:
-    found = row.get(measure)
+def _mean(method: MethodSummary, measure: str) -> float:
+    found = method.get(measure)
     return float("nan") if found is None or found.mean is None else found.mean
 
 
@@ -141,6 +141,6 @@ def _ranks(costs: Mapping[str, float]) -> dict[str, float]:
     """1 for the least cost; equal ones share the mean of their places."""
     ordered: Sequence[float] = sorted(costs.values())
     return {
-        row: float(np.mean([i + 1 for i, value in enumerate(ordered) if value == cost]))
-        for row, cost in costs.items()
+        method: float(np.mean([i + 1 for i, value in enumerate(ordered) if value == cost]))
+        for method, cost in costs.items()
     }

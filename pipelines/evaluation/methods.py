@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from v2v.checkpoint import MODEL_FILE, ClipUse
-from v2v.data.plate import Backgrounds, background_plate
+from v2v.data.background import Backgrounds, build_background_plate
 from v2v.data.probe import probe
 from v2v.data.references import COUNTS, Chooser, References, gather, reference_signal
 from v2v.data.store import ClipStore
@@ -31,8 +31,8 @@ from v2v.data.video import VideoWriter, read_stored
 from v2v.errors import UnknownName, UsageError
 from v2v.evaluation.registry import Picture
 from v2v.pipelines.evaluation.clips import Measured, find_store, is_of, trained_on
-from v2v.pipelines.model import Trained, find_model
-from v2v.pipelines.rendering import Drive, Rendering
+from v2v.pipelines.model import LoadedModel, find_model
+from v2v.pipelines.rendering import ConditioningSource, Rendering
 from v2v.pipelines.source import open_source
 from v2v.progress import Reporter
 from v2v.signals import Track
@@ -51,66 +51,66 @@ Frames = Callable[[Measured], Iterator[Picture]]
 
 
 @dataclass(frozen=True)
-class Row:
+class Method:
     """A video to measure."""
 
     name: str
     what: str  # a sentence
     frames: Frames
     runs_on: bool = False  # it goes on over the whole order, so that its drift is seen
-    knows_truth: bool = False  # it is given real frames: beside the others, not among them
-    model: Trained | None = None
+    uses_ground_truth: bool = False  # it is given real frames: beside the others, not among them
+    model: LoadedModel | None = None
 
 
 # ---------------------------------------------------------------- models
 
 
-def model_row(name: str, trained: Trained) -> Row:
+def model_method(name: str, trained: LoadedModel) -> Method:
     record = trained.model.record
     how = record.generator.get("name", "?")
     if record.generator.get("sequential") is False:
         how = "frame by frame"
     steps = record.training.get("steps")
     trained_for = f", {steps} updates" if steps else ""
-    return Row(
+    return Method(
         name, f"the model {trained.name} ({how}{trained_for}), free running from nothing",
         lambda clip: iter(rendering(trained, clip)), runs_on=True, model=trained,
     )  # fmt: skip
 
 
-def rendering(trained: Trained, clip: Measured) -> Rendering:
+def rendering(trained: LoadedModel, clip: Measured) -> Rendering:
     """The model's frames of a clip's signals, as they are: nothing is retargeted."""
     record = trained.model.record
     names = [use.name for use in record.signals]
-    look = next((i for i, use in enumerate(record.clips) if use.sha256 == _sha(clip)), 0)
+    clip_number = next((i for i, use in enumerate(record.clips) if use.sha256 == _sha(clip)), 0)
 
     def tracks(first: int, stop: int) -> Sequence[Track]:
         return [clip.track(name, first, stop) for name in names]
 
     backgrounds = None
-    if is_of(clip.store.record, record.clips[look]):
-        backgrounds = trained.model.backgrounds.get(look)
+    if is_of(clip.store.record, record.clips[clip_number]):
+        backgrounds = trained.model.backgrounds.get(clip_number)
 
     def behind(first: int, stop: int) -> NDArray[np.uint8]:
         """What the camera of the footage saw."""
         assert backgrounds is not None
         return np.stack([backgrounds.of(int(frame)) for frame in clip.order[first:stop]])
 
-    drive = Drive(
+    conditioning = ConditioningSource(
         pipeline="evaluation", count=len(clip.order), rate=clip.store.rate, tracks=tracks,
         settings={}, source=clip.name, source_sha256=_sha(clip),
         behind=None if backgrounds is None else behind,
     )  # fmt: skip
-    return Rendering(trained, drive, trained.look(look))
+    return Rendering(trained, conditioning, trained.appearance(clip_number))
 
 
 def _sha(clip: Measured) -> str:
     return clip.store.record.source.sha256
 
 
-def other_model(name: str, path: str, main: Trained, clips: Sequence[Measured]) -> Row:
+def other_model(name: str, path: str, main: LoadedModel, clips: Sequence[Measured]) -> Method:
     """Another run to compare with. Raises `UsageError` where that would not be fair."""
-    other = Trained.open(path, device=str(main.device))
+    other = LoadedModel.open(path, device=str(main.device))
     signals = [use.name for use in other.model.record.signals]
     if other.size != main.size:
         raise UsageError(
@@ -132,10 +132,10 @@ def other_model(name: str, path: str, main: Trained, clips: Sequence[Measured]) 
                 f"{name} was trained on {seen} of the frames that are measured ({clip.name})",
                 hint="compare runs of the same clip and data.hold_out",
             )
-    return model_row(name, other)
+    return model_method(name, other)
 
 
-def frame_by_frame(main: Trained) -> str:
+def frame_by_frame(main: LoadedModel) -> str:
     """The run beside this one that was trained without a past. Raises `UsageError`."""
     run = main.folder.parent if main.folder.name == "model" else main.folder
     names = (FRAME, f"{run.name}-{FRAME}", f"{run.name}_{FRAME}")
@@ -179,13 +179,13 @@ def frozen(clip: Measured) -> Iterator[Picture]:
     return (picture for _ in range(clip.count))
 
 
-def _training_store(trained: Trained, use: ClipUse, row: str) -> ClipStore:
+def _training_store(trained: LoadedModel, use: ClipUse, method: str) -> ClipStore:
     """The store of a clip that the model was trained on. Raises `UsageError` where it is gone."""
     store = find_store(trained, use)
     if store is None:
         raise UsageError(
-            f"{row} shows training frames, and the store of {use.name} is not here",
-            hint=f"put it back to data/{use.name}, or leave {row} out of --against",
+            f"{method} shows training frames, and the store of {use.name} is not here",
+            hint=f"put it back to data/{use.name}, or leave {method} out of --against",
         )
     return store
 
@@ -200,13 +200,13 @@ class Nearest:
     signal: str
 
     @classmethod
-    def of(cls, trained: Trained, look: int) -> Nearest:
+    def of(cls, trained: LoadedModel, clip_number: int) -> Nearest:
         """Raises `UsageError` where the training clip is not at hand, or has nothing to compare."""
-        use = trained.model.record.clips[look]
+        use = trained.model.record.clips[clip_number]
         store = _training_store(trained, use, "nearest")
         for use_of in trained.model.record.signals:
             if isinstance(store.track(use_of.name, 0, 1), PoseTrack | FaceTrack | LabelTrack):
-                return cls(store, trained.placement(look), use.trained[1], use_of.name)
+                return cls(store, trained.placement(clip_number), use.trained[1], use_of.name)
         raise UsageError(
             f"nearest compares points or labels; {trained.name} has neither",
             hint="leave nearest out of --against",
@@ -231,9 +231,9 @@ class Nearest:
     def _features(self, track: Track) -> NDArray[np.float32]:
         """[T, N, 2] points in shorter sides, NaN: not seen; or [T, GRID * GRID] labels."""
         if isinstance(track, LabelTrack):
-            rows = (np.arange(GRID) + 0.5) * track.height / GRID
+            methods = (np.arange(GRID) + 0.5) * track.height / GRID
             columns = (np.arange(GRID) + 0.5) * track.width / GRID
-            maps = track.labels[:, rows.astype(int)][:, :, columns.astype(int)]
+            maps = track.labels[:, methods.astype(int)][:, :, columns.astype(int)]
             return maps.reshape(len(track), -1).astype(np.float32)
         all_points: NDArray[np.float32] = track.points  # type: ignore[attr-defined]
         points = np.array(all_points[:, :33] if isinstance(track, PoseTrack) else all_points)
@@ -267,9 +267,9 @@ class Warped:
     use: ClipUse  # the clip they are of
 
     @classmethod
-    def of(cls, trained: Trained, look: int) -> Warped:
+    def of(cls, trained: LoadedModel, clip_number: int) -> Warped:
         """Raises `UsageError` where the training clip is not at hand, or has nothing to warp."""
-        use = trained.model.record.clips[look]
+        use = trained.model.record.clips[clip_number]
         signal = reference_signal([used.name for used in trained.model.record.signals])
         if signal is None:
             raise UsageError(
@@ -277,8 +277,8 @@ class Warped:
                 hint="leave warped out of --against",
             )
         store = _training_store(trained, use, "warped")
-        placement = trained.placement(look)
-        plate = background_plate(store, *use.trained)
+        placement = trained.placement(clip_number)
+        plate = build_background_plate(store, *use.trained)
         still = plate is not None and plate.still
         references = gather(
             store, *use.trained, signal=signal, placement=placement, count=COUNTS[signal],
@@ -314,7 +314,7 @@ class Warped:
 
 
 @dataclass(frozen=True)
-class Film:
+class VideoMethod:
     """A video of the measured moments, brought to the model's size and the clip's rate."""
 
     store: ClipStore
@@ -330,9 +330,9 @@ class Film:
                 yield np.asarray(placement.picture(frame), np.uint8)
 
 
-def film_row(
+def video_method(
     name: str, path: Path, clips: Sequence[Measured], work: Path, report: Reporter
-) -> tuple[Row, int, list[str]]:
+) -> tuple[Method, int, list[str]]:
     """A video as a row, the frames it has, and what was done to make it fit.
 
     Raises `UsageError`, `MediaError`.
@@ -372,64 +372,67 @@ def film_row(
         notes.append(f"{name}: has {count} of the {clip.count} frames; only those are compared")
     elif not first and ours > clip.count:
         notes.append(f"{name}: {ours} frames, of which the first {clip.count} are taken")
-    return Row(name, f"the video {path.name}", Film(store, first, count)), count, notes
+    return Method(name, f"the video {path.name}", VideoMethod(store, first, count)), count, notes
 
 
 # ---------------------------------------------------------------- all
 
 
-def rows_for(
-    main: Trained,
+def methods_for(
+    main: LoadedModel,
     against: Sequence[str],
     clips: Sequence[Measured],
     work: Path,
     report: Reporter,
     *,
     name: str,
-) -> tuple[list[Row], list[Measured], list[str]]:
+) -> tuple[list[Method], list[Measured], list[str]]:
     """The rows to measure: the real one, the model, the others; the frames that all have; notes.
 
     Raises `UsageError` for what cannot be compared, `UnknownName`, `CheckpointInvalid`,
     `MediaError`.
     """
-    rows = [Row(REAL, "the real frames, encoded once more", encoded_again, knows_truth=True)]
-    rows.append(model_row(name, main))
+    methods = [
+        Method(REAL, "the real frames, encoded once more", encoded_again, uses_ground_truth=True)
+    ]
+    methods.append(model_method(name, main))
     notes: list[str] = []
     for text in against:
         key, separator, value = text.partition("=")
-        if key in {row.name for row in rows} or not key:
+        if key in {method.name for method in methods} or not key:
             raise UsageError(f"--against {text}: {key!r} is there already", hint="rename it")
         if text == "copy":
             what = "the real frame before: repeating, given the truth"
-            rows.append(Row(key, what, copied, knows_truth=True))
+            methods.append(Method(key, what, copied, uses_ground_truth=True))
         elif text == "frozen":
-            rows.append(Row(key, "the last frame before, held", frozen))
+            methods.append(Method(key, "the last frame before, held", frozen))
         elif text == "nearest":
-            found = {clip.look: Nearest.of(main, clip.look) for clip in clips}
-            rows.append(
-                Row(
-                    key, f"the training frame with the nearest {found[clips[0].look].signal}",
-                    lambda clip, found=found: found[clip.look](clip),  # type: ignore[misc]
+            found = {clip.clip_number: Nearest.of(main, clip.clip_number) for clip in clips}
+            methods.append(
+                Method(
+                    key,
+                    f"the training frame with the nearest {found[clips[0].clip_number].signal}",
+                    lambda clip, found=found: found[clip.clip_number](clip),  # type: ignore[misc]
                 )
             )  # fmt: skip
         elif text == "warped":
-            moved = {clip.look: Warped.of(main, clip.look) for clip in clips}
-            rows.append(
-                Row(
+            moved = {clip.clip_number: Warped.of(main, clip.clip_number) for clip in clips}
+            methods.append(
+                Method(
                     key, "parts of training frames, moved to the pose: no network",
-                    lambda clip, moved=moved: moved[clip.look](clip),  # type: ignore[misc]
+                    lambda clip, moved=moved: moved[clip.clip_number](clip),  # type: ignore[misc]
                 )
             )  # fmt: skip
         elif text == FRAME:
-            rows.append(other_model(key, frame_by_frame(main), main, clips))
+            methods.append(other_model(key, frame_by_frame(main), main, clips))
         elif not separator:
             raise UnknownName.among("--against", text, (*SIMPLE, FRAME, "NAME=RUN", "NAME=VIDEO"))
         elif Path(value).is_file():
-            row, count, said = film_row(key, Path(value), clips, work, report)
+            method, count, said = video_method(key, Path(value), clips, work, report)
             clips = [replace(clip, count=min(clip.count, count)) for clip in clips]
-            rows.append(row)
+            methods.append(method)
             notes += said
         else:
             find_model(value)
-            rows.append(other_model(key, value, main, clips))
-    return rows, list(clips), notes
+            methods.append(other_model(key, value, main, clips))
+    return methods, list(clips), notes

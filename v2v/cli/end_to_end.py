@@ -9,7 +9,7 @@ import typer
 
 from v2v.cli.rendering import print_rendered
 from v2v.cli.shared import AsJson, Quiet, console, progress
-from v2v.native import prepare_process
+from v2v.runtime import prepare_process
 
 EXAMPLES_RUN = """
 Everything in one command: signals of both clips, training, and the new video.
@@ -54,7 +54,7 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     prepare_process()
-    from v2v.pipelines.everything import run as run_everything
+    from v2v.pipelines.end_to_end import run as run_everything
 
     with progress(quiet or as_json) as report:
         done = run_everything(

@@ -14,8 +14,8 @@ from v2v.data.probe import probe
 from v2v.data.video import read_stored
 from v2v.errors import RunConflict, UsageError
 from v2v.pipelines.demo import demo
-from v2v.pipelines.everything import run
-from v2v.pipelines.mark import read_mark
+from v2v.pipelines.end_to_end import run
+from v2v.pipelines.provenance import read_provenance
 from v2v.progress import Silent
 from v2v.samples.clips import write_sample
 
@@ -32,13 +32,13 @@ class Stages(Silent):
 
     def __init__(self) -> None:
         self.started: list[str] = []
-        self.told: list[str] = []
+        self.messages: list[str] = []
 
     def start(self, stage: str, total: int, done: int = 0) -> None:
         self.started.append(stage)
 
     def describe(self, stage: str, text: str) -> None:
-        self.told.append(text)
+        self.messages.append(text)
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +63,11 @@ def do(people: dict[str, Path], tmp_path: Path) -> Callable[..., Any]:
 def test_two_clips_become_one_and_nothing_is_done_twice(do, people, tmp_path):
     stages = Stages()
     made = do(compare=True, report=stages)
-    assert [text[0] for text in stages.told if " of 4: " in text] == ["1", "2", "3", "4"]
+    assert [text[0] for text in stages.messages if " of 4: " in text] == ["1", "2", "3", "4"]
     assert not made.kept and made.rendered.frames == 48
     seen = probe(made.rendered.video)
     assert (seen.frames, seen.rate) == (48, 30) and seen.audio is not None
-    mark = read_mark(made.rendered.video)
+    mark = read_provenance(made.rendered.video)
     assert mark is not None and (mark.model, mark.source) == ("person", "guest.mp4")
     assert [what.split()[0] for what, _ in made.steps] == ["signals", "signals", "train", "render"]
 

@@ -19,9 +19,9 @@ from v2v.data.probe import probe
 from v2v.data.store import CLIP_FILE, ClipStore
 from v2v.errors import MediaError, RunConflict, UnknownName, UsageError
 from v2v.pipelines.face_reenactment import FaceReenactment
-from v2v.pipelines.mark import read_mark
 from v2v.pipelines.motion_transfer import MotionTransfer
-from v2v.pipelines.rendering import Outcome, Output, Rendering
+from v2v.pipelines.provenance import read_provenance
+from v2v.pipelines.rendering import Output, Rendering, RenderResult
 from v2v.pipelines.source import Source, open_source
 from v2v.preprocess.build import default_folder, source_hash
 from v2v.progress import Reporter, Silent
@@ -41,7 +41,7 @@ class Run:
     target: Path  # its clip store
     source: Path
     run: Path
-    rendered: Outcome
+    rendered: RenderResult
     training: dict[str, Any]
     kept: bool  # the video was there already
     steps: tuple[tuple[str, float], ...]  # what was done, and the seconds it took
@@ -173,7 +173,7 @@ def _check_own(video: Output, folder: Path, digest: str) -> None:
         if not file.exists():
             continue
         try:
-            mark = read_mark(file)
+            mark = read_provenance(file)
         except MediaError:
             mark = None
         if not mark or (mark.model, mark.source_sha256) != (folder.resolve().name, digest):

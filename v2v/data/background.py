@@ -80,11 +80,11 @@ class Mosaic:
             self.picture[..., :3], whole, size[::-1], flags=cv2.INTER_CUBIC,
             borderMode=cv2.BORDER_REPLICATE,
         )  # fmt: skip
-        known = cv2.warpPerspective(
+        valid_mask = cv2.warpPerspective(
             self.picture[..., 3], whole, size[::-1], flags=cv2.INTER_LINEAR,
             borderMode=cv2.BORDER_CONSTANT,
         )  # fmt: skip
-        return np.concatenate([picture, known[..., None]], axis=-1).astype(np.uint8)
+        return np.concatenate([picture, valid_mask[..., None]], axis=-1).astype(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -123,24 +123,24 @@ class Backgrounds:
         first = int(self.track.reference[frame])
         matrix = self.track.homography[frame]
         # Where the camera was lost its place is a guess, and so is all that is seen from there.
-        mosaic, known = self.mosaics.get(first), bool(np.isfinite(self.track.residual[frame]))
+        mosaic, valid_mask = self.mosaics.get(first), bool(np.isfinite(self.track.residual[frame]))
         if mosaic is None:  # a shot that nothing was learned of
             first = int(self.track.reference[self.middle])
-            mosaic, known = self.mosaics[first], False
+            mosaic, valid_mask = self.mosaics[first], False
             matrix = self.track.homography[self.middle]
         size = (self.track.height, self.track.width) if size is None else size
         seen = mosaic.seen(matrix if change is None else change @ matrix, size)
-        if not known:
+        if not valid_mask:
             seen[..., 3] = 0
         return seen
 
 
 @dataclass(frozen=True)
-class Plate:
+class BackgroundPlate:
     """A background, and how well it explains the frames."""
 
     picture: Picture  # RGB [H, W, 3]: in the middle of all views, where the camera moves
-    known: Picture  # [H, W] 255 where the background was seen, else 0
+    valid_mask: Picture  # [H, W] 255 where the background was seen, else 0
     deviation: float  # of 255: mean difference of frames from the plate, where free
     moved: float  # share of free pixels that show something else
     backgrounds: Backgrounds | None = field(default=None, repr=False)  # where the camera moves
@@ -160,13 +160,15 @@ class Plate:
     def __repr__(self) -> str:
         camera = "still" if self.backgrounds is None else "followed"
         return (
-            f"Plate({list(self.picture.shape)}, known {float((self.known > 0).mean()):.0%},"
+            f"Plate({list(self.picture.shape)}, known {float((self.valid_mask > 0).mean()):.0%},"
             f" camera {camera}, still={self.still}, deviation={self.deviation:.1f}/255,"
             f" moved={self.moved:.1%})"
         )
 
 
-def background_plate(store: ClipStore, start: int = 0, stop: int | None = None) -> Plate | None:
+def build_background_plate(
+    store: ClipStore, start: int = 0, stop: int | None = None
+) -> BackgroundPlate | None:
     """The plate of frames `start` to `stop`; None where no person mask says what is background.
 
     A mosaic where the store has a `camera` that moved, and the mosaic explains the frames better
@@ -195,25 +197,25 @@ def background_plate(store: ClipStore, start: int = 0, stop: int | None = None) 
     return plain if mosaic is None or plain.deviation < mosaic.deviation else mosaic
 
 
-def _plain(store: ClipStore, start: int, stop: int, person: int) -> Plate:
+def _plain(store: ClipStore, start: int, stop: int, person: int) -> BackgroundPlate:
     stored = store.record.frames
     room = max(MEMORY // (3 * stored.width * stored.height), 3 * LEAST)
     count = min(SAMPLES, room, stop - start)
     places = np.unique(np.linspace(start, stop - 1, count).astype(int))
     frames = np.stack([store.frames(i, i + 1)[0] for i in places])
     free = np.stack([_free(store, int(i), person, frames.shape[1:3]) for i in places])
-    picture, known = _middle(frames, free)
-    seen, apart, moved = _deviation(frames, free & (known > 0), picture)
-    return Plate(picture, known, *_shares(seen, apart, moved))
+    picture, valid_mask = _middle(frames, free)
+    seen, apart, moved = _deviation(frames, free & (valid_mask > 0), picture)
+    return BackgroundPlate(picture, valid_mask, *_shares(seen, apart, moved))
 
 
 def _mosaic(
     store: ClipStore, start: int, stop: int, person: int, track: CameraTrack
-) -> Plate | None:
+) -> BackgroundPlate | None:
     """The plate of a camera that moves; None where it is never known."""
-    inside, known = track.reference[start:stop], track.present()[start:stop]
+    inside, valid_mask = track.reference[start:stop], track.present()[start:stop]
     shots = {
-        first: start + np.flatnonzero((inside == first) & known)
+        first: start + np.flatnonzero((inside == first) & valid_mask)
         for first in np.unique(inside).tolist()
     }
     boxes = {
@@ -245,7 +247,7 @@ def _mosaic(
         return None
     backgrounds = Backgrounds(mosaics, track)
     view = backgrounds.of()
-    return Plate(
+    return BackgroundPlate(
         np.ascontiguousarray(view[..., :3]), np.where(view[..., 3] > 127, 255, 0).astype(np.uint8),
         *_shares(*total), backgrounds=backgrounds,
     )  # fmt: skip
@@ -301,13 +303,13 @@ def _middle(frames: Picture, free: NDArray[np.bool_]) -> tuple[Picture, Picture]
     for row in range(0, height, 32):  # sorting copies: a strip at a time
         part = slice(row, row + 32)
         picture[part] = _median(frames[:, part], free[:, part])
-    known = (free.sum(axis=0) >= min(LEAST, len(frames))).astype(np.uint8) * 255
-    hidden = known == 0
+    valid_mask = (free.sum(axis=0) >= min(LEAST, len(frames))).astype(np.uint8) * 255
+    hidden = valid_mask == 0
     if hidden.any():  # a smooth guess, so that resizing does not bleed black into the known part
         picture = cv2.inpaint(picture, hidden.astype(np.uint8), 3, cv2.INPAINT_TELEA).astype(
             np.uint8
         )
-    return picture, known
+    return picture, valid_mask
 
 
 def _deviation(

@@ -9,11 +9,20 @@ import numpy as np
 import pytest
 import torch
 
-from v2v.evaluation.course import CHUNK, OWN, TRUTH, Course, Spread, Tools, Video, measure
+from v2v.evaluation.frame_scores import (
+    CHUNK,
+    OWN,
+    TRUTH,
+    FeatureStatistics,
+    FrameScores,
+    Tools,
+    Video,
+    measure,
+)
 from v2v.evaluation.measures import average
-from v2v.evaluation.registry import BY_NAME, MEASURES, READINGS
+from v2v.evaluation.ranking import compare, faults, order
+from v2v.evaluation.registry import BY_NAME, FRAME_STATISTICS, MEASURES
 from v2v.evaluation.statistics import Summary, summary
-from v2v.evaluation.verdict import compare, faults, order
 
 COUNT, HEIGHT, WIDTH = 40, 64, 80
 Frames = np.ndarray  # uint8 [T, H, W, 3]
@@ -56,10 +65,10 @@ def run(real: Frames, rows: dict[str, Frames], tools: Tools | None = None, **mor
     return measure(Video(iter(real)), videos, count=len(real), tools=tools or Tools(), **more)
 
 
-def told(courses: dict[str, Course]) -> dict[str, dict[str, Summary]]:
+def summaries_of(frame_scores: dict[str, FrameScores]) -> dict[str, dict[str, Summary]]:
     return {
-        row: {name: summary([values], block=10) for name, values in course.items()}
-        for row, course in courses.items()
+        row: {name: summary([values], block=10) for name, values in scores.items()}
+        for row, scores in frame_scores.items()
     }
 
 
@@ -68,13 +77,13 @@ def told(courses: dict[str, Course]) -> dict[str, dict[str, Summary]]:
 
 def test_the_same_video_is_perfect() -> None:
     real = footage()
-    (course,) = (c for name, c in run(real, {"same": real}).items() if name != TRUTH)
+    (scores,) = (c for name, c in run(real, {"same": real}).items() if name != TRUTH)
     expected = {"psnr": 100, "ssim": 1, "sharpness": 1, "tof": 0, "flicker": 0}
     for name, value in expected.items():
-        assert average(course[name]) == pytest.approx(value, abs=1e-6), name
-    assert all(len(values) == COUNT for values in course.values())
+        assert average(scores[name]) == pytest.approx(value, abs=1e-6), name
+    assert all(len(values) == COUNT for values in scores.values())
     for name in OWN:
-        assert average(course[name]) > 0
+        assert average(scores[name]) > 0
 
 
 def test_outside_the_region_nothing_is_wrong() -> None:
@@ -83,12 +92,12 @@ def test_outside_the_region_nothing_is_wrong() -> None:
     captioned, worse = real.copy(), real.copy()
     captioned[:, 50:] = 255 - captioned[:, 50:]
     worse[:, 30:50] = 255 - worse[:, 30:50]
-    courses = run(real, {"captioned": captioned, "worse": worse}, Tools(region=region))
+    frame_scores = run(real, {"captioned": captioned, "worse": worse}, Tools(region=region))
     for name, value in {"psnr": 100, "ssim": 1, "sharpness": 1, "tof": 0, "flicker": 0}.items():
-        assert average(courses["captioned"][name]) == pytest.approx(value, abs=1e-6), name
-    assert average(courses["worse"]["psnr"]) < 20
+        assert average(frame_scores["captioned"][name]) == pytest.approx(value, abs=1e-6), name
+    assert average(frame_scores["worse"]["psnr"]) < 20
     whole = run(real, {"worse": worse})["worse"]
-    assert average(courses["worse"]["psnr"]) != pytest.approx(average(whole["psnr"]), abs=0.1)
+    assert average(frame_scores["worse"]["psnr"]) != pytest.approx(average(whole["psnr"]), abs=0.1)
 
 
 def test_person_and_background_are_told_apart() -> None:
@@ -99,9 +108,9 @@ def test_person_and_background_are_told_apart() -> None:
     wrong[:, :, 40:] = 255 - wrong[:, :, 40:]
     videos = {"wrong": Video(iter(wrong), {"labels": labels})}
     truth = Video(iter(real), {"labels": labels})
-    course = measure(truth, videos, count=COUNT, tools=Tools(person=1))["wrong"]
-    assert average(course["person_psnr"]) == 100
-    assert average(course["background_psnr"]) < 15
+    scores = measure(truth, videos, count=COUNT, tools=Tools(person=1))["wrong"]
+    assert average(scores["person_psnr"]) == 100
+    assert average(scores["background_psnr"]) < 15
 
 
 def test_pieces_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,7 +118,7 @@ def test_pieces_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     real = footage()
     rows = {"blurred": blurred(real)}
     pieces = run(real, rows)["blurred"]
-    monkeypatch.setattr("v2v.evaluation.course.CHUNK", 1000)
+    monkeypatch.setattr("v2v.evaluation.frame_scores.CHUNK", 1000)
     whole = run(real, rows)["blurred"]
     for name, values in whole.items():
         np.testing.assert_allclose(pieces[name], values, rtol=1e-5, atol=1e-7, err_msg=name)
@@ -117,9 +126,9 @@ def test_pieces_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_lies_between_two_frames_belongs_to_the_later_one_and_never_to_a_cut() -> None:
     real = footage()
-    course = run(real, {"row": real}, cuts=(7, CHUNK))["row"]
-    for name, values in course.items():
-        undefined = {0, 7, CHUNK} if READINGS[BY_NAME[name].source].temporal else set()
+    scores = run(real, {"row": real}, cuts=(7, CHUNK))["row"]
+    for name, values in scores.items():
+        undefined = {0, 7, CHUNK} if FRAME_STATISTICS[BY_NAME[name].source].temporal else set()
         assert set(np.flatnonzero(np.isnan(values)).tolist()) == undefined, name
 
 
@@ -128,9 +137,9 @@ def test_flicker_of_a_known_amplitude() -> None:
     real[:, :, ::2] = 100
     row = real.copy()
     row[::2] += 10
-    course = run(real, {"row": row})["row"]
-    assert average(course["flicker"]) == pytest.approx(10 / 255, abs=1e-6)
-    assert average(course["frame_difference"]) == pytest.approx(10 / 255, abs=1e-6)
+    scores = run(real, {"row": row})["row"]
+    assert average(scores["flicker"]) == pytest.approx(10 / 255, abs=1e-6)
+    assert average(scores["frame_difference"]) == pytest.approx(10 / 255, abs=1e-6)
 
 
 def test_a_known_shift_is_seen_by_tof() -> None:
@@ -138,20 +147,20 @@ def test_a_known_shift_is_seen_by_tof() -> None:
     noise = cv2.GaussianBlur(np.random.default_rng(0).random((HEIGHT, 3 * WIDTH, 3)), (0, 0), 2.0)
     big = ((noise - noise.min()) / np.ptp(noise) * 255).astype(np.uint8)
     real = np.stack([big[:, 60 - 3 * t : 60 - 3 * t + WIDTH] for t in range(10)])
-    course = run(real, {"still": np.repeat(real[:1], 10, axis=0)})["still"]
-    assert average(course["tof"]) == pytest.approx(3, abs=0.35)
+    scores = run(real, {"still": np.repeat(real[:1], 10, axis=0)})["still"]
+    assert average(scores["tof"]) == pytest.approx(3, abs=0.35)
 
 
 def test_a_row_may_end_early() -> None:
     real = footage()
-    course = run(real, {"short": real[: CHUNK + 3]})["short"]
-    assert all(len(values) == CHUNK + 3 for values in course.values())
-    assert average(course["psnr"]) == 100
+    scores = run(real, {"short": real[: CHUNK + 3]})["short"]
+    assert all(len(values) == CHUNK + 3 for values in scores.values())
+    assert average(scores["psnr"]) == 100
 
 
 def test_every_measure_has_its_reading_and_a_sentence() -> None:
     for measure_ in MEASURES:
-        assert measure_.name == "vmaf" or measure_.source in READINGS
+        assert measure_.name == "vmaf" or measure_.source in FRAME_STATISTICS
         assert measure_.about and measure_.title
 
 
@@ -172,10 +181,10 @@ def test_landmarks_off_by_a_known_distance_and_people_who_are_missed() -> None:
     ours[30:] = np.nan
     videos = {"row": Video(iter(footage()), {"pose": ours})}
     truth = Video(iter(footage()), {"pose": real})
-    course = measure(truth, videos, count=COUNT, tools=Tools())["row"]
-    assert average(course["pose_error"]) == pytest.approx(3 / 20)
-    assert average(course["pose_missed"]) == pytest.approx(10 / COUNT)
-    assert (course["pck"] == 0).all()
+    scores = measure(truth, videos, count=COUNT, tools=Tools())["row"]
+    assert average(scores["pose_error"]) == pytest.approx(3 / 20)
+    assert average(scores["pose_missed"]) == pytest.approx(10 / COUNT)
+    assert (scores["pck"] == 0).all()
 
 
 def test_swapped_identities_lose() -> None:
@@ -187,10 +196,14 @@ def test_swapped_identities_lose() -> None:
         "right": Video(iter(footage()), {"pose": one}),
         "swapped": Video(iter(footage()), {"pose": swapped}),
     }
-    courses = measure(Video(iter(footage()), {"pose": one}), videos, count=COUNT, tools=Tools())
-    np.testing.assert_allclose(courses["swapped"]["pose_error"][10:20], 1.0, rtol=1e-5)
-    assert average(courses["swapped"]["pck"]) == pytest.approx(0.75)
-    places = order({n: told(courses)[n] for n in videos}, told(courses)[TRUTH])
+    frame_scores = measure(
+        Video(iter(footage()), {"pose": one}), videos, count=COUNT, tools=Tools()
+    )
+    np.testing.assert_allclose(frame_scores["swapped"]["pose_error"][10:20], 1.0, rtol=1e-5)
+    assert average(frame_scores["swapped"]["pck"]) == pytest.approx(0.75)
+    places = order(
+        {n: summaries_of(frame_scores)[n] for n in videos}, summaries_of(frame_scores)[TRUTH]
+    )
     assert [place.row for place in places] == ["right", "swapped"]
 
 
@@ -201,9 +214,9 @@ def test_labels_of_known_overlap() -> None:
     ours[:, :, : WIDTH // 4] = 1
     videos = {"row": Video(iter(footage()), {"labels": ours})}
     truth = Video(iter(footage()), {"labels": real})
-    course = measure(truth, videos, count=COUNT, tools=Tools())["row"]
-    assert average(course["label_accuracy"]) == pytest.approx(0.75)
-    assert average(course["label_iou"]) == pytest.approx((1 / 2 + 2 / 3) / 2)
+    scores = measure(truth, videos, count=COUNT, tools=Tools())["row"]
+    assert average(scores["label_accuracy"]) == pytest.approx(0.75)
+    assert average(scores["label_iou"]) == pytest.approx((1 / 2 + 2 / 3) / 2)
 
 
 # ---------------------------------------------------------------- networks
@@ -220,16 +233,16 @@ def test_tlp_is_the_difference_of_the_steps() -> None:
     real = np.full((8, HEIGHT, WIDTH, 3), 100, np.uint8)
     real += np.arange(8, dtype=np.uint8)[:, None, None, None] * 5  # steps of 5 / 255
     tools = Tools(distance=Brightness())
-    courses = run(real, {"frozen": np.repeat(real[:1], 8, axis=0), "same": real}, tools)
-    assert average(courses["frozen"]["tlp"]) == pytest.approx(5 / 255, rel=1e-4)
-    assert average(courses["same"]["tlp"]) == 0
-    assert courses["frozen"]["lpips"][3] == pytest.approx(15 / 255, rel=1e-4)
+    frame_scores = run(real, {"frozen": np.repeat(real[:1], 8, axis=0), "same": real}, tools)
+    assert average(frame_scores["frozen"]["tlp"]) == pytest.approx(5 / 255, rel=1e-4)
+    assert average(frame_scores["same"]["tlp"]) == 0
+    assert frame_scores["frozen"]["lpips"][3] == pytest.approx(15 / 255, rel=1e-4)
 
 
 def test_features_are_gathered_from_the_frames_that_count() -> None:
     real = footage()
     tools = Tools(features={"fid": lambda frames: frames.mean(dim=(2, 3)).double().numpy()})
-    sets = Spread(), {"row": Spread()}
+    sets = FeatureStatistics(), {"row": FeatureStatistics()}
     run(real, {"row": real}, tools, sets=sets, sets_until=CHUNK)
     assert sets[0].sets["fid"].count == sets[1]["row"].sets["fid"].count == CHUNK
 
@@ -251,7 +264,7 @@ def test_a_frozen_or_blurred_video_loses_to_an_honest_one(
     """Even where its pixels are nearer: a fault that everybody would notice comes last."""
     real = footage()
     honest = noisy(real, 12.0)
-    summaries = told(run(real, {name: spoilt(real), "honest": honest}))
+    summaries = summaries_of(run(real, {name: spoilt(real), "honest": honest}))
     truth = summaries.pop(TRUTH)
     places = order(summaries, truth)
     assert [place.row for place in places] == ["honest", name]
@@ -262,9 +275,13 @@ def test_a_frozen_or_blurred_video_loses_to_an_honest_one(
 
 def test_warping_error_is_won_by_the_frozen_video_and_ranks_nothing() -> None:
     real = footage()
-    courses = run(real, {"frozen": np.repeat(real[:1], COUNT, axis=0), "noisy": noisy(real, 12.0)})
+    frame_scores = run(
+        real, {"frozen": np.repeat(real[:1], COUNT, axis=0), "noisy": noisy(real, 12.0)}
+    )
     assert BY_NAME["warping_error"].family is None
-    better, worse, same = compare([courses["noisy"]], [courses["frozen"]], [COUNT], block=10)
+    better, worse, same = compare(
+        [frame_scores["noisy"]], [frame_scores["frozen"]], [COUNT], block=10
+    )
     assert "warping_error" not in (*better, *worse, *same)
     assert "tof" in better
 

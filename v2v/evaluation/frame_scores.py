@@ -13,13 +13,20 @@ from torch import Tensor
 
 from v2v.evaluation.measures import Values
 from v2v.evaluation.networks import VIDEO_CLIP, Gaussian
-from v2v.evaluation.registry import MEASURES, READINGS, Distance, Part, Picture, Side
+from v2v.evaluation.registry import (
+    FRAME_STATISTICS,
+    MEASURES,
+    ChunkPair,
+    Distance,
+    FrameChunk,
+    Picture,
+)
 
 CHUNK = VIDEO_CLIP  # frames measured together: one clip of a video network
 TRUTH = ""  # the real video's own course: what it has of the measures that need no other
 OWN = ("warping_error", "frame_difference")
 
-Course = dict[str, Values]  # measure -> [T]
+FrameScores = dict[str, Values]  # measure -> [T]
 
 
 @dataclass(frozen=True)
@@ -50,11 +57,11 @@ class Tools:
                 return self.person is not None
             return self.distance is not None if need == "lpips" else need in detectors
 
-        return all(there(need) for need in READINGS[name].needs)
+        return all(there(need) for need in FRAME_STATISTICS[name].needs)
 
 
 @dataclass
-class Spread:
+class FeatureStatistics:
     """The features of a video's frames, by set measure."""
 
     sets: dict[str, Gaussian] = field(default_factory=dict)
@@ -73,7 +80,7 @@ class _Pieces:
         self.done = 0
         self.last: Picture | None = None
 
-    def next(self, steady: NDArray[np.bool_]) -> Side | None:
+    def next(self, steady: NDArray[np.bool_]) -> FrameChunk | None:
         """The next frames, as many as `steady` at most; None where there are none."""
         new = list(islice(self.video.pictures, len(steady)))
         if not new:
@@ -81,7 +88,7 @@ class _Pieces:
         before = [] if self.last is None else [self.last]
         first, self.done, self.last = self.done, self.done + len(new), new[-1]
         found = {k: np.asarray(v[first : self.done]) for k, v in self.video.found.items()}
-        return Side(
+        return FrameChunk(
             [*before, *new], bool(before), steady[: len(new)], self.tools.distance, found,
             self.tools.person, self.tools.region,
         )  # fmt: skip
@@ -94,10 +101,10 @@ def measure(
     count: int,
     tools: Tools,
     cuts: Sequence[int] = (),
-    sets: tuple[Spread, Mapping[str, Spread]] | None = None,
+    sets: tuple[FeatureStatistics, Mapping[str, FeatureStatistics]] | None = None,
     sets_until: int | None = None,
     advance: Callable[[int], None] = lambda frames: None,
-) -> dict[str, Course]:
+) -> dict[str, FrameScores]:
     """Every measure that the tools allow, of every output, frame by frame.
 
     Args:
@@ -113,7 +120,7 @@ def measure(
     """
     videos = {name: _Pieces(video, tools) for name, video in outputs.items()}
     truth = _Pieces(real, tools)
-    readings: dict[str, dict[str, list[Values]]] = {name: {} for name in (TRUTH, *videos)}
+    statistics: dict[str, dict[str, list[Values]]] = {name: {} for name in (TRUTH, *videos)}
     steady = np.ones(count, np.bool_)
     steady[[0, *(cut for cut in cuts if 0 <= cut < count)]] = False
     for first in range(0, count, CHUNK):
@@ -122,61 +129,63 @@ def measure(
         assert seen is not None and len(seen.new) == len(expected), "the real video is short"
         if sets and first < (count if sets_until is None else sets_until):
             sets[0].add(_features(tools, seen))
-        for key, values in _read(Part(seen, seen), tools, OWN).items():
-            readings[TRUTH].setdefault(key, []).append(values)
+        for key, values in _read(ChunkPair(seen, seen), tools, OWN).items():
+            statistics[TRUTH].setdefault(key, []).append(values)
         for name, video in videos.items():
-            side = video.next(expected)
-            if side is None:
+            chunk = video.next(expected)
+            if chunk is None:
                 continue
-            seen_by = _same_length(seen, side)
-            part = Part(_within_region(side, seen_by), seen_by)
-            for key, values in _read(part, tools).items():
-                readings[name].setdefault(key, []).append(values)
+            seen_by = _same_length(seen, chunk)
+            pair = ChunkPair(_within_region(chunk, seen_by), seen_by)
+            for key, values in _read(pair, tools).items():
+                statistics[name].setdefault(key, []).append(values)
             if sets and first < (count if sets_until is None else sets_until):
-                sets[1][name].add(_features(tools, part.output))
+                sets[1][name].add(_features(tools, pair.output))
         advance(len(expected))
-    return {name: _courses(found) for name, found in readings.items()}
+    return {name: _frame_scores(found) for name, found in statistics.items()}
 
 
-def _same_length(seen: Side, side: Side) -> Side:
+def _same_length(seen: FrameChunk, chunk: FrameChunk) -> FrameChunk:
     """As much of the real frames as an output that ends has."""
-    count = len(side.pictures)
+    count = len(chunk.pictures)
     if len(seen.pictures) == count:
         return seen
-    found = {name: values[: len(side.new)] for name, values in seen.found.items()}
-    return replace(seen, pictures=seen.pictures[:count], steady=side.steady, found=found)
+    found = {name: values[: len(chunk.new)] for name, values in seen.found.items()}
+    return replace(seen, pictures=seen.pictures[:count], steady=chunk.steady, found=found)
 
 
-def _within_region(side: Side, seen: Side) -> Side:
+def _within_region(chunk: FrameChunk, seen: FrameChunk) -> FrameChunk:
     """An output that is the real video wherever nothing is to be measured."""
-    if side.region is None:
-        return side
-    region = side.region[..., None]
+    if chunk.region is None:
+        return chunk
+    region = chunk.region[..., None]
     pictures = [
         np.where(region, ours, real)
-        for ours, real in zip(side.pictures, seen.pictures, strict=True)
+        for ours, real in zip(chunk.pictures, seen.pictures, strict=True)
     ]
-    return replace(side, pictures=pictures)
+    return replace(chunk, pictures=pictures)
 
 
-def _read(part: Part, tools: Tools, only: Sequence[str] = tuple(READINGS)) -> dict[str, Values]:
-    height, width = part.real.frames.shape[-2:]
+def _read(
+    pair: ChunkPair, tools: Tools, only: Sequence[str] = tuple(FRAME_STATISTICS)
+) -> dict[str, Values]:
+    height, width = pair.real.frames.shape[-2:]
     found = {}
     for name in only:
-        reading = READINGS[name]
-        if not tools.can_read(name, part.real.found, height, width):
+        statistic = FRAME_STATISTICS[name]
+        if not tools.can_read(name, pair.real.found, height, width):
             continue
-        if reading.temporal and len(part.real.frames) < 2:
-            found[name] = np.full(len(part.real.new), np.nan)  # a first frame has no neighbour
+        if statistic.temporal and len(pair.real.frames) < 2:
+            found[name] = np.full(len(pair.real.new), np.nan)  # a first frame has no neighbour
         else:
-            found[name] = reading.take(part)
+            found[name] = statistic.take(pair)
     return found
 
 
-def _features(tools: Tools, side: Side) -> dict[str, NDArray[np.float64]]:
-    return {name: take(side.new) for name, take in tools.features.items()}
+def _features(tools: Tools, chunk: FrameChunk) -> dict[str, NDArray[np.float64]]:
+    return {name: take(chunk.new) for name, take in tools.features.items()}
 
 
-def _courses(readings: Mapping[str, list[Values]]) -> Course:
-    whole = {name: np.concatenate(parts) for name, parts in readings.items()}
+def _frame_scores(statistics: Mapping[str, list[Values]]) -> FrameScores:
+    whole = {name: np.concatenate(parts) for name, parts in statistics.items()}
     return {m.name: m.values(whole[m.source]) for m in MEASURES if m.source in whole}

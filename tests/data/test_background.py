@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from v2v.data.plate import LARGEST, LEAST, _median, background_plate
+from v2v.data.background import LARGEST, LEAST, _median, build_background_plate
 from v2v.data.transforms import Placement
 from v2v.signals.camera import CameraTrack
 
@@ -63,33 +63,33 @@ def walk() -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
 
 
 def plate_of(filmed: Any, *part: int) -> Any:
-    return background_plate(filmed, *part)
+    return build_background_plate(filmed, *part)
 
 
 def test_behind_who_walks_by_is_the_scene_itself() -> None:
-    plate = plate_of(Filmed(*walk()))
-    assert (plate.known == 255).all()
-    assert np.array_equal(plate.picture, scene())
-    assert plate.still and plate.deviation == 0
+    background_plate = plate_of(Filmed(*walk()))
+    assert (background_plate.valid_mask == 255).all()
+    assert np.array_equal(background_plate.picture, scene())
+    assert background_plate.still and background_plate.deviation == 0
 
 
 def test_what_is_never_seen_is_not_known() -> None:
     frames, person = walk()
     person[:, 20:30, 30:40] = True  # with a margin around it
-    plate = plate_of(Filmed(frames, person))
-    assert not plate.known[20:30, 30:40].any()
-    assert not plate.known[19, 30:40].any(), "masks end a little inside"
-    assert plate.known[:16].all() and plate.known[:, :24].all()
-    seen = plate.known > 0
-    assert np.array_equal(plate.picture[seen], scene()[seen])
+    background_plate = plate_of(Filmed(frames, person))
+    assert not background_plate.valid_mask[20:30, 30:40].any()
+    assert not background_plate.valid_mask[19, 30:40].any(), "masks end a little inside"
+    assert background_plate.valid_mask[:16].all() and background_plate.valid_mask[:, :24].all()
+    seen = background_plate.valid_mask > 0
+    assert np.array_equal(background_plate.picture[seen], scene()[seen])
 
 
 def test_only_the_given_frames_count() -> None:
     frames, person = walk()
     frames[COUNT // 2 :] = 0  # the light goes out
-    plate = plate_of(Filmed(frames, person), 0, COUNT // 2)
-    seen = plate.known > 0
-    assert np.array_equal(plate.picture[seen], scene()[seen])
+    background_plate = plate_of(Filmed(frames, person), 0, COUNT // 2)
+    seen = background_plate.valid_mask > 0
+    assert np.array_equal(background_plate.picture[seen], scene()[seen])
 
 
 def test_a_camera_that_moves_has_no_plate() -> None:
@@ -102,7 +102,7 @@ def test_no_person_no_plate() -> None:
     frames, person = walk()
     assert plate_of(Filmed(frames, person, ("road", "sky"))) is None
     everywhere = plate_of(Filmed(frames, np.ones_like(person)))
-    assert not everywhere.known.any() and not everywhere.still
+    assert not everywhere.valid_mask.any() and not everywhere.still
 
 
 @pytest.mark.parametrize("count", [1, LEAST, 12])
@@ -141,14 +141,18 @@ def panned(speed: float) -> tuple[Filmed, Any]:
 
 def test_a_mosaic_is_what_all_frames_saw_together() -> None:
     filmed, wall = panned(1.0)
-    plate = plate_of(filmed)
-    assert plate.still and plate.deviation < 1 and plate.backgrounds is not None
-    (mosaic,) = plate.backgrounds.mosaics.values()
+    background_plate = plate_of(filmed)
+    assert (
+        background_plate.still
+        and background_plate.deviation < 1
+        and background_plate.backgrounds is not None
+    )
+    (mosaic,) = background_plate.backgrounds.mosaics.values()
     assert mosaic.picture.shape[:2] == (HEIGHT, WIDTH + COUNT - 1)
-    known = mosaic.picture[..., 3] > 0
-    assert known.mean() > 0.7
+    valid_mask = mosaic.picture[..., 3] > 0
+    assert valid_mask.mean() > 0.7
     gap = np.abs(mosaic.picture[..., :3].astype(int) - wall[:, : WIDTH + COUNT - 1])
-    assert gap[known].max() <= 2
+    assert gap[valid_mask].max() <= 2
 
 
 def test_each_frame_sees_its_part_of_the_mosaic() -> None:
@@ -156,9 +160,9 @@ def test_each_frame_sees_its_part_of_the_mosaic() -> None:
     backgrounds = plate_of(filmed).backgrounds
     for t in (4, 20, 35):
         seen = backgrounds.of(t)
-        known = seen[..., 3] == 255
+        valid_mask = seen[..., 3] == 255
         gap = np.abs(seen[..., :3].astype(int) - wall[:, t : t + WIDTH])
-        assert known.mean() > 0.8 and gap[known].max() <= 2
+        assert valid_mask.mean() > 0.8 and gap[valid_mask].max() <= 2
 
 
 def test_a_camera_that_stands_still_keeps_its_plate_to_the_bit() -> None:
@@ -170,10 +174,10 @@ def test_a_camera_that_stands_still_keeps_its_plate_to_the_bit() -> None:
         WIDTH, HEIGHT,
     )  # fmt: skip
     filmed.signals = {"segmentation", "camera"}
-    plate = plate_of(filmed)
-    assert plate.backgrounds is None
-    assert np.array_equal(plate.picture, plain.picture)
-    assert np.array_equal(plate.known, plain.known)
+    background_plate = plate_of(filmed)
+    assert background_plate.backgrounds is None
+    assert np.array_equal(background_plate.picture, plain.picture)
+    assert np.array_equal(background_plate.valid_mask, plain.valid_mask)
 
 
 def test_shots_have_mosaics_of_their_own() -> None:
@@ -184,26 +188,26 @@ def test_shots_have_mosaics_of_their_own() -> None:
     matrices = filmed.camera.homography.copy()
     matrices[half:] = matrices[half:] @ np.linalg.inv(matrices[half])
     filmed.camera = replace(filmed.camera, homography=matrices, reference=first)
-    plate = plate_of(filmed)
-    assert plate.still and sorted(plate.backgrounds.mosaics) == [0, half]
-    seen = plate.backgrounds.of(half + 3)
-    known = seen[..., 3] == 255
+    background_plate = plate_of(filmed)
+    assert background_plate.still and sorted(background_plate.backgrounds.mosaics) == [0, half]
+    seen = background_plate.backgrounds.of(half + 3)
+    valid_mask = seen[..., 3] == 255
     gap = np.abs(seen[..., :3].astype(int) - filmed.pictures[half + 3])
-    assert gap[known & ~filmed.person[half + 3]].max() <= 2
+    assert gap[valid_mask & ~filmed.person[half + 3]].max() <= 2
 
 
 def test_a_camera_that_could_not_be_followed_is_not_used() -> None:
     filmed, _ = panned(1.0)
     filmed.camera = replace(filmed.camera, residual=np.full(COUNT, np.nan, np.float32))
-    plate = plate_of(filmed)
-    assert plate.backgrounds is None and not plate.still
+    background_plate = plate_of(filmed)
+    assert background_plate.backgrounds is None and not background_plate.still
 
 
 def test_a_mosaic_does_not_grow_without_end() -> None:
     filmed, _ = panned(10.0)
     assert (WIDTH + 10 * (COUNT - 1)) * HEIGHT > 1.15 * LARGEST * HEIGHT * WIDTH
-    plate = plate_of(filmed)
-    (mosaic,) = plate.backgrounds.mosaics.values()
+    background_plate = plate_of(filmed)
+    (mosaic,) = background_plate.backgrounds.mosaics.values()
     assert mosaic.picture.shape[0] * mosaic.picture.shape[1] <= 1.1 * LARGEST * HEIGHT * WIDTH
 
 
@@ -221,9 +225,9 @@ def test_a_mosaic_at_the_size_of_the_model() -> None:
     placement = Placement((HEIGHT, WIDTH), (24, 24), (8, 0, 48, 48))
     seen = made.placed(placement).of(20)
     truth = placement.picture(np.ascontiguousarray(wall[:, 20 : 20 + WIDTH]))
-    known = seen[..., 3] > 250
-    gap = np.abs(seen[..., :3].astype(int) - truth)[known]
-    assert known.mean() > 0.6 and gap.mean() < 4
+    valid_mask = seen[..., 3] > 250
+    gap = np.abs(seen[..., :3].astype(int) - truth)[valid_mask]
+    assert valid_mask.mean() > 0.6 and gap.mean() < 4
 
 
 def test_where_the_camera_was_lost_nothing_is_known() -> None:
@@ -248,7 +252,7 @@ def test_a_wide_pan_ends_before_the_horizon() -> None:
     ]  # fmt: skip
     matrices = np.stack([m / m[2, 2] for m in turned])
     filmed.camera = replace(filmed.camera, homography=matrices)
-    plate = plate_of(filmed)
-    if plate.backgrounds is not None:
-        (mosaic,) = plate.backgrounds.mosaics.values()
+    background_plate = plate_of(filmed)
+    if background_plate.backgrounds is not None:
+        (mosaic,) = background_plate.backgrounds.mosaics.values()
         assert mosaic.picture.shape[0] * mosaic.picture.shape[1] <= 1.1 * LARGEST * HEIGHT * WIDTH

@@ -13,7 +13,7 @@ MOST = 6  # kinds that are told at all
 
 
 @dataclass(frozen=True)
-class Stretch:
+class Segment:
     """Frames `start` to `stop` (excluded)."""
 
     start: int
@@ -31,14 +31,14 @@ def joined(mask: NDArray[np.bool_], shortest: int) -> list[tuple[int, int]]:
     return [(int(run[0]), int(run[-1]) + 1) for run in runs if len(run) >= shortest]
 
 
-def told(stretches: Iterable[Stretch], seconds: Callable[[int], float]) -> list[str]:
+def format_segments(segments: Iterable[Segment], seconds: Callable[[int], float]) -> list[str]:
     """A sentence for each thing to film, the longest first.
 
     Args:
         seconds: the moment of a frame, as the user counts.
     """
-    by_advice: dict[str, list[Stretch]] = {}
-    for stretch in stretches:
+    by_advice: dict[str, list[Segment]] = {}
+    for stretch in segments:
         by_advice.setdefault(stretch.advice, []).append(stretch)
     length = {a: sum(s.stop - s.start for s in found) for a, found in by_advice.items()}
     sentences = []

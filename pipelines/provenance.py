@@ -16,12 +16,12 @@ from v2v import __version__
 from v2v.data.video import read_tags
 
 if TYPE_CHECKING:
-    from v2v.pipelines.model import Trained
+    from v2v.pipelines.model import LoadedModel
 
 TAG = "comment"
 
 
-class Mark(BaseModel):
+class Provenance(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     synthetic: Literal[True] = True
@@ -40,8 +40,8 @@ class Mark(BaseModel):
 
     @classmethod
     def of(
-        cls, trained: Trained, pipeline: str, source: str, source_sha256: str, *, render: str
-    ) -> Mark:
+        cls, trained: LoadedModel, pipeline: str, source: str, source_sha256: str, *, render: str
+    ) -> Provenance:
         return cls(
             tool=f"v2v {__version__}", pipeline=pipeline, model=trained.name,
             model_sha256=trained.sha256,
@@ -53,9 +53,9 @@ class Mark(BaseModel):
         return {TAG: json.dumps(self.model_dump(mode="json"))}
 
 
-def read_mark(path: Path) -> Mark | None:
+def read_provenance(path: Path) -> Provenance | None:
     """The mark of a video; None where it has none. Raises `NotAVideo`."""
     try:
-        return Mark.model_validate_json(read_tags(path).get(TAG, ""))
+        return Provenance.model_validate_json(read_tags(path).get(TAG, ""))
     except ValidationError:
         return None

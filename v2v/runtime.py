@@ -73,7 +73,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
-def step_back() -> None:
+def lower_thread_priority() -> None:
     """Let this thread, and those that it starts, take only what the others leave (on Linux)."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError):
