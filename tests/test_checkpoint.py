@@ -119,24 +119,38 @@ def test_a_background_that_is_not_one_is_named(
         load_model(tmp_path / "model")
 
 
-@pytest.mark.parametrize("said", [{"past": False}, {"background_plate": True}])
-def test_a_model_that_says_otherwise_what_it_sees_of_the_past_is_refused(
-    said: dict[str, bool], tmp_path: Path
+@pytest.mark.parametrize("recorded", [{"past": False}, {"plate": True}])
+def test_a_model_with_an_incompatible_past_is_refused(
+    recorded: dict[str, bool], tmp_path: Path
 ) -> None:
     made = model()
-    old = made.record.model_copy(update={"generator": {**ARCHITECTURE, **said}})
+    old = made.record.model_copy(update={"generator": {**ARCHITECTURE, **recorded}})
     save_model(tmp_path / "model", Model(old, made.generator))
-    with pytest.raises(CheckpointInvalid, match="earlier v2v"):
+    with pytest.raises(CheckpointInvalid, match="earlier version"):
         load_model(tmp_path / "model")
 
 
-def test_a_model_with_a_plate_is_loaded_where_it_says_what_it_sees(tmp_path: Path) -> None:
+def test_a_model_with_a_plate_is_loaded_where_it_records_its_past(tmp_path: Path) -> None:
     traits = {**ARCHITECTURE, "background_plate": True, "past": "frames"}
     record = model().record.model_copy(update={"generator": traits})
     save_model(
         tmp_path / "model", Model(record, build_generator(**traits), model().background_plates)
     )
     assert load_model(tmp_path / "model").record == record
+
+
+def test_a_model_with_earlier_argument_names_is_loaded(tmp_path: Path) -> None:
+    traits = {**ARCHITECTURE, "past": "nothing", "compose": "blend"}
+    now = traits | {"background_plate": True, "control_points": True}
+    record = model().record.model_copy(update={"generator": now})
+    plates = model().background_plates
+    save_model(tmp_path / "model", Model(record, build_generator(**now), plates))
+    path = tmp_path / "model" / "model.json"
+    saved = json.loads(path.read_text())
+    saved["generator"] = traits | {"plate": True, "handles": True}
+    path.write_text(json.dumps(saved))
+    loaded = load_model(tmp_path / "model")
+    assert loaded.record == record and loaded.generator.control_points
 
 
 def test_a_run_folder_stands_for_its_model(tmp_path: Path) -> None:

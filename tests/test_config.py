@@ -55,6 +55,16 @@ def test_every_yaml_is_known() -> None:
 # ---------------------------------------------------------------- mistakes
 
 
+@pytest.mark.parametrize("old, new", TrainSettings.renamed_keys.items())
+def test_keys_of_earlier_versions_name_their_successor(old: str, new: str) -> None:
+    with pytest.raises(ConfigError, match=f"unknown setting {old}") as caught:
+        load_config(TrainSettings, "train", overrides=[f"{old}=1"])
+    assert caught.value.hint == f"it is now called {new}"
+    found = load_config(TrainSettings, "train")
+    for part in new.split("."):
+        found = getattr(found, part)  # there is such a setting
+
+
 @pytest.mark.parametrize(
     ("override", "key", "hint"),
     [

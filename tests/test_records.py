@@ -85,10 +85,10 @@ PREDICTOR = PredictorRecord(
     signal="pose", network=NETWORK, clips=(CLIP,), training={"steps": 3},
     errors={"copy_last": {1: 0.5}},
 ).model_dump(mode="json")  # fmt: skip
-RUN = {"format": 1, "tool": "test", "data": ["data/a"], "files": [{"frames.mp4": "0" * 64}]}
+RUN = {"format": 2, "tool": "test", "data": ["data/a"], "files": [{"frames.mp4": "0" * 64}]}
 PROGRESS = {
-    "step": 8, "window": 6, "frame": 0, "stage": 1, "seconds": 3.9, "slower": 1.0, "rollbacks": 0,
-    "chunk": 1, "accumulate": 1, "recompute": False, "averaged": 8,
+    "step": 8, "window": 6, "frame": 0, "stage": 1, "seconds": 3.9, "lr_scale": 1.0, "rollbacks": 0,
+    "bptt_steps": 1, "accumulate": 1, "recompute": False, "averaged": 8,
 }  # fmt: skip
 LOG = {
     "step": 8, "minutes": 0.1, "stage": 1, "size": [64, 112], "length": 2, "rate": 1e-5,
@@ -257,8 +257,8 @@ def test_what_contradicts_the_clip_is_named(
         ({"generator": {**ARGUMENTS, "scales": 10**12}}, "scales"),
         ({"generator": {**ARGUMENTS, "clips": 10**9}}, "clips"),
         (
-            {"generator": {**ARGUMENTS, "plate": True, "prior": True, "past": "frames"}},
-            "background_plate",
+            {"generator": {**ARGUMENTS, "background_plate": True, "prior": True, "past": "frames"}},
+            "plate and prior",
         ),
         ({"generator": {**ARGUMENTS, "name": "pix2pix", "preset": "paper", "x": 1}}, "x"),
         ({"height": 2**31}, "height"), ({"height": 8192, "width": 8192}, "too large"),
@@ -389,7 +389,7 @@ def test_moments_are_taken_over_and_settings_are_not(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_s_place_beyond_the_run(tmp_path: Path) -> None:
-    for changes in ({"step": -(2**63)}, {"slower": 0.0}, {"chunk": 99}, {"seconds": "1"}):
+    for changes in ({"step": -(2**63)}, {"lr_scale": 0.0}, {"bptt_steps": 99}, {"seconds": "1"}):
         made = Checkpoint({**PROGRESS, **changes}, {}, {})
         with pytest.raises(CheckpointInvalid, match=rf"progress\.{next(iter(changes))}: "):
             Progress.read(dict(made.progress), tmp_path)

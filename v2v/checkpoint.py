@@ -242,14 +242,12 @@ def load_model(path: str | Path, *, device: torch.device | str = "cpu") -> Model
 def read_model_record(folder: Path) -> ModelRecord:
     """model.json of a model folder. Raises `CheckpointInvalid`."""
 
-    def check(data: dict[str, Any]) -> None:
+    def check(data: dict[str, Any]) -> dict[str, Any] | None:
         check_format(folder, data)
         generator = data.get("generator")
         if not isinstance(generator, dict):
-            return
-        for old, new in RENAMED_ARGUMENTS.items():
-            if old in generator and new not in generator:
-                generator[new] = generator.pop(old)
+            return None
+        generator = {RENAMED_ARGUMENTS.get(name, name): v for name, v in generator.items()}
         past = generator.get("past")
         # It was a flag once; before that it was not recorded, and plates were used differently.
         if isinstance(past, bool) or (past is None and generator.get("background_plate")):
@@ -258,6 +256,7 @@ def read_model_record(folder: Path) -> ModelRecord:
                 " `generator.past`",
                 hint="train it again",
             )
+        return data | {"generator": generator}
 
     return read_saved(folder / MODEL_FILE, ModelRecord, "a model", check, "train the model again")
 

@@ -28,7 +28,8 @@ MOST_NAME = 200  # bytes; files beside the folder have longer names
 SHOWN = 60  # characters of a wrong value
 
 RecordT = TypeVar("RecordT", bound=BaseModel)
-Checked = Callable[[dict[str, Any]], None]
+# Sees the plain data first; returns what to validate instead, or None.
+Checked = Callable[[dict[str, Any]], dict[str, Any] | None]
 
 
 class Record(BaseModel):
@@ -132,13 +133,13 @@ def validate(
     model: type[RecordT], text: str, where: object, error: type[V2VError], *, hint: str,
     check: Checked | None = None,
 ) -> RecordT:  # fmt: skip
-    """`text` as a record. `check` sees the plain data first, e.g. to compare the version.
+    """`text` as a record. `check` compares the version first, and may upgrade the plain data.
 
     Raises `error`, which names `where` the text stands, the field and the problem.
     """
     data = parse(text, where, error, hint=hint)
-    if check is not None:
-        check(data)
+    if check is not None and (upgraded := check(data)) is not None:
+        text = json.dumps(upgraded)
     try:
         # From the text: strictness takes lists for tuples there, and nothing else for anything.
         return model.model_validate_json(text, strict=True)

@@ -736,7 +736,7 @@ def everything(scene: Path, **changes: Any) -> ClipDataset:
     background_plate = plate_of(picture, np.full((HEIGHT, WIDTH), 255, np.uint8))
     values: dict[str, Any] = {
         "seed": 7, "augmentation": varied, "extras": EVERYTHING, "max_stride": 3,
-        "plates": [background_plate]
+        "background_plates": [background_plate]
     }  # fmt: skip
     return ClipDataset([scene], ["pose", "segmentation"], **(values | changes))
 
@@ -973,8 +973,8 @@ def test_too_few_frames(small):
         ({"extras": ["plates"]}, UnknownName, "unknown part of a batch 'plates'"),
         ({"holdout": 1.0}, ConfigError, "holdout cannot be 1.0"),
         ({"max_stride": 0}, ConfigError, "max_stride cannot be 0"),
-        ({"plates": []}, None, ""),
-        ({"plates": [None, None]}, UsageError, "2 plates for 1 clips"),
+        ({"background_plates": []}, None, ""),
+        ({"background_plates": [None, None]}, UsageError, "2 plates for 1 clips"),
     ],
 )
 def test_wrong_arguments(scene, changes, kind, message):

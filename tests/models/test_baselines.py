@@ -22,7 +22,7 @@ from v2v.models.baselines.pix2pixhd import (
     instance_mean,
     pick_features,
 )
-from v2v.models.baselines.spade import Modulation, Spade, StyleEncoder, kl_divergence
+from v2v.models.baselines.spade import Spade, SpadeStyleEncoder, SpatialModulation, kl_divergence
 from v2v.types import Batch, Condition, GeneratorOutput, GeneratorState
 
 C = 5
@@ -392,7 +392,7 @@ def test_kl_divergence_by_hand() -> None:
 
 def test_modulation_is_equation_1() -> None:
     torch.manual_seed(0)
-    modulation = Modulation(4, channels=2, hidden=3)
+    modulation = SpatialModulation(4, channels=2, hidden=3)
     x, signals = torch.randn(2, 4, 8, 9) * 3 + 1, torch.rand(2, 2, 8, 9)
     for conv in (modulation.gamma, modulation.beta):
         nn.init.zeros_(conv.weight)
@@ -438,12 +438,12 @@ def test_the_sample_has_the_spread_that_the_encoder_says() -> None:
 
 
 def test_the_encoder_takes_any_size() -> None:
-    encoder = StyleEncoder(width=4, latent=8, side=32)
+    encoder = SpadeStyleEncoder(width=4, latent=8, side=32)
     for size in ((64, 112), (20, 16), (200, 100)):
         mean, log_variance = encoder(torch.rand(2, 3, *size))
         assert mean.shape == log_variance.shape == (2, 8)
     with pytest.raises(AssertionError, match="side 48"):
-        StyleEncoder(width=4, latent=8, side=48)
+        SpadeStyleEncoder(width=4, latent=8, side=48)
 
 
 def test_conditions_shape_every_scale() -> None:

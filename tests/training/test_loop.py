@@ -30,7 +30,7 @@ from v2v.errors import (
 from v2v.progress import Silent
 from v2v.training import run as run_module
 from v2v.training.loop import Trainer, train
-from v2v.training.run import RunFolder
+from v2v.training.run import RunFolder, read_run
 from v2v.training.settings import TrainSettings
 
 Settings = Callable[..., TrainSettings]
@@ -141,6 +141,19 @@ def test_data_that_was_moved_is_the_same_data(
     assert_same(final(tmp_path / "run"), final(straight))
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["data"] == [str(tmp_path / "b")]
+
+
+def test_a_run_of_an_earlier_format_is_refused_by_name(
+    straight: Path, dance: Path, small_settings: Settings, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(straight, tmp_path / "run"))
+    path = folder / "run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 1, "tool": "v2v 0.0.9"}))
+    before = final(folder)
+    with pytest.raises(RunConflict, match="earlier version of v2v .format 1, v2v 0.0.9"):
+        run(small_settings(8), dance, folder)
+    assert_same(final(folder), before)
+    assert read_run(folder).data, "evaluation still finds its clips"
 
 
 def test_other_data_in_the_same_place_is_refused(
@@ -449,7 +462,7 @@ def test_numbers_that_are_none_take_the_run_back_and_slow_it(
     heard = run(small_settings(6), dance, tmp_path / "run")
     assert any("back to step 0, with 0.5 of the learning rates" in n for n in heard.notes)
     end = final(tmp_path / "run")
-    assert end["progress"]["slower"] == 0.5
+    assert end["progress"]["lr_scale"] == 0.5
     assert all(v.isfinite().all() for v in end.values() if torch.is_tensor(v))
     steps = [e.step for e in RunFolder(tmp_path / "run").entries()]
     assert steps == sorted(set(steps)), "the log forgets what was taken back"
@@ -508,7 +521,7 @@ def test_out_of_memory_holds_less_and_says_so(
         "batches are cut into 2 parts", "batches are cut into 4 parts",
         "gradients flow through 1 frame(s)",
     ]  # fmt: skip
-    assert final(tmp_path / "run")["progress"]["chunk"] == 1, "a resumed run holds as little"
+    assert final(tmp_path / "run")["progress"]["bptt_steps"] == 1, "a resumed run holds as little"
 
 
 def test_too_little_memory_for_anything_is_an_error(

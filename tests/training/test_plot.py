@@ -18,7 +18,12 @@ from v2v.training.plot import RATE, Curves, _by_group, _by_loss, plot, read_curv
 
 def write_log(folder: Path, count: int = 40, **losses: float) -> Path:
     """A run of two stages, ten updates an entry."""
-    losses = {"total": 9.0, "l1": 0.5, "critic/image": 1.0, "adversarial/image": -0.1} | losses
+    losses = {
+        "total": 9.0,
+        "l1": 0.5,
+        "discriminator/image": 1.0,
+        "adversarial/image": -0.1,
+    } | losses
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "log.jsonl", "w") as file:
         for i in range(count):
@@ -40,7 +45,7 @@ def test_series_and_stages(tmp_path: Path) -> None:
     curves = read_curves(write_log(tmp_path / "b"))
     assert curves.name == "b" and curves.end == 391
     assert set(curves.series) == {
-        "total", "l1", "critic/image", "adversarial/image", "flow", RATE,
+        "total", "l1", "discriminator/image", "adversarial/image", "flow", RATE,
     }  # fmt: skip
     assert [(s.begin, s.label) for s in curves.stages] == [(0, "112x64 x1"), (191, "224x128 x2")]
     places, values = curves.series["flow"]  # there from the second stage on

@@ -239,7 +239,7 @@ class PointPredictor(nn.Module):
         self.register_buffer("high", torch.full((length,), 1e3))
         self.register_buffer("centre", torch.zeros(length))
         self.register_buffer("spread", torch.ones(length))
-        self.register_buffer("pace", torch.ones(length))
+        self.register_buffer("velocity_scale", torch.ones(length))
 
     def learn_range(self, states: Tensor, steps: Tensor, *, margin: float = 0.25) -> None:
         """Take in what is usual from states [T, S] and their steps [T', S] within shots."""

@@ -62,7 +62,7 @@ class Estimate:
         return {
             "task": self.task, "clips": list(self.clips), "frames": self.frames,
             "size": [self.plan.width, self.plan.height], "generator": self.plan.generator,
-            "critics": self.plan.discriminators, "parameters": self.parameters,
+            "discriminators": self.plan.discriminators, "parameters": self.parameters,
             "device": self.device, "precision": self.precision,
             "peak_memory_gb": round(self.gigabytes, 2),
             "seconds_an_update": round(self.seconds, 4), "updates_measured": self.trials,
@@ -93,7 +93,7 @@ class Estimate:
                 f"{cost.minutes:.1f}", f"{cost.multiply_adds / 1e9:.2f}",
             )  # fmt: skip
         console.print(table)
-        generator, discriminators = self.parameters["generator"], self.parameters["critics"]
+        generator, discriminators = self.parameters["generator"], self.parameters["discriminators"]
         console.print(
             f"{self.task}: {', '.join(self.clips)}; {self.frames} frames to train on\n"
             f"generator {self.plan.generator['name']} ({self.plan.generator['preset']})"
@@ -249,7 +249,7 @@ def estimate(
         frames=sum(clip.train[1] - clip.train[0] for clip in run.windows.clips), plan=run.plan,
         parameters={
             "generator": sum(p.numel() for p in trainer.generator.parameters()),
-            "critics": sum(p.numel() for p in trainer.discriminators.parameters()),
+            "discriminators": sum(p.numel() for p in trainer.discriminators.parameters()),
         },
         stages=tuple(costs), device=_device_name(device),
         precision=str(run.fabric._precision.precision), gigabytes=_peak(device.type == "cuda"),

@@ -670,7 +670,7 @@ class Trainer:
         modules = {
             "generator": self.generator.state_dict(),
             "ema": self.ema.module.state_dict(),
-            "critics": self.discriminators.state_dict(),
+            "discriminators": self.discriminators.state_dict(),
         }
         for i, carried in enumerate(self.left):
             modules[f"window.{i}"] = carried
@@ -689,7 +689,8 @@ class Trainer:
             )
         self.ema.n_averaged.fill_(averaged)
         modules = {
-            "generator": self.generator, "ema": self.ema.module, "critics": self.discriminators,
+            "generator": self.generator, "ema": self.ema.module,
+            "discriminators": self.discriminators,
         }  # fmt: skip
         for name, module in modules.items():
             load_weights(module, dict(checkpoint.modules.get(name, {})), where)

@@ -57,7 +57,7 @@ class Objective(nn.Module):
         parts = {}
         for name, output in discriminator_outputs.items():
             assert output.real is not None, f"{name} has not judged the real frames"
-            parts[f"critic/{name}"] = losses.discriminator_loss(
+            parts[f"discriminator/{name}"] = losses.discriminator_loss(
                 output.real.logits, output.fake.logits, self.settings.adversarial
             )
         return torch.stack(list(parts.values())).sum(), parts

@@ -27,7 +27,7 @@ GROUPS: tuple[tuple[str, Callable[[str], bool]], ...] = (  # title, and which lo
     (TOTAL, lambda name: name == "total"),
     ("pictures", lambda name: name.split("/")[-1] in ("l1", "perceptual")),
     ("feature matching", lambda name: name.startswith("matching/")),
-    ("critics", lambda name: name.startswith("critic/")),
+    ("discriminators", lambda name: name.startswith(("discriminator/", "critic/"))),
     ("generator against critics", lambda name: name.startswith("adversarial/")),
     ("flow, occlusion, matte", lambda name: name in MOTION),
 )
