@@ -1,23 +1,23 @@
-"""What each part of the model buys: one list of variants, the same clip, compute and seeds.
+"""Ablation: what each part of the model contributes, with equal clip, compute and seeds.
 
 python benchmarks/ablation.py                                     drawn footage, CPU
 python benchmarks/ablation.py --data data/dance --task pose       own footage, CPU
 python benchmarks/ablation.py --data data/dance --size 256 --minutes 30 --jobs 1     one GPU
 python benchmarks/ablation.py --data data/dance --only frame,both --seeds 5
 
-Every variant changes one thing of one other. All have about the same compute: what an update of
-each costs on this machine is measured first, in turn, and --minutes of training become so many
-updates, which are kept in OUT/plan.json: a machine that is busy later, or a second sitting, changes
-no figure. Runs of one seed see the same windows in the same order. A variant that this footage does
-not allow (no person mask, shots that are too short), or that comes to the same as the one it is
-held against, is left out, and that is said.
+Each variant differs from one other variant in one thing. All get about the same compute: the
+benchmark first measures the cost of an update of each variant on this machine, converts --minutes
+of training to a number of updates and stores it in OUT/plan.json, so that later load on the machine
+or a restart does not change the results. Runs of one seed see the same windows in the same order.
+A note reports each variant that is left out, because the footage does not allow it (no person mask,
+shots that are too short) or because it equals another variant on this footage.
 
-On two cores, two at a time, the list with three seeds takes some 40 minutes at 64 px. Leave the
-machine alone in the first ten, in which the costs are measured. Stop it with Ctrl-C; the same
-command goes on.
+On two cores, two runs at a time, the list with three seeds takes some 40 minutes at 64 px. Do not
+use the machine in the first ten minutes, while costs are measured. Stop with Ctrl-C; run the same
+command again to resume.
 
 OUT holds runs/SEED/VARIANT, evaluation/SEED (what `v2v evaluate` writes), table.md, results.json
-and frames.png: the typical and the worst frame of the default, and what every variant makes of it.
+and frames.png: the typical and the worst frame of the default, rendered by every variant.
 """
 
 from __future__ import annotations
@@ -43,7 +43,16 @@ prepare_process()
 import numpy as np
 import torch
 from PIL import Image
-from shared import command, drawn, machine, panel, ranked_moments, rendered, settings_of, titled
+from shared import (
+    column_title,
+    draw_store,
+    machine,
+    panel,
+    ranked_moments,
+    render_moments,
+    run_command,
+    settings_of,
+)
 
 from v2v import __version__
 from v2v.checkpoint import MODEL_FILE, load_model
@@ -63,16 +72,16 @@ SECONDS = 20.0  # of drawn footage
 
 @dataclass(frozen=True)
 class Variant:
-    """A model to train; `changes` is what it has of its own, on top of the defaults."""
+    """A model to train; `changes` are its settings that differ from the defaults."""
 
     name: str
     what: str
     changes: tuple[str, ...] = ()
-    than: str = DEFAULT  # which other it differs from by one thing
-    extra: bool = False  # trained where --only names it: the list is to be done in 40 minutes
+    than: str = DEFAULT  # the variant that it is compared with
+    extra: bool = False  # trained only if --only names it, to keep the list within 40 minutes
 
 
-# The temporal critics and how much the generator makes of each (arXiv 1808.06601 weighs all alike).
+# Generator loss weight per temporal stride (arXiv 1808.06601 uses equal weights).
 TEMPORAL_DISCRIMINATORS = {1: 0.5, 3: 0.25, 9: 0.25}
 
 
@@ -82,44 +91,45 @@ def _discriminators(*strides: int) -> tuple[str, ...]:
     )
 
 
-SEEN, BLENDED = "generator.past=frames", "generator.compose=blend"
+PAST_FRAMES, BLEND = "generator.past=frames", "generator.compose=blend"
 
 VARIANTS = (
-    Variant(FRAME, "frame by frame: no past", ("generator.sequential=false",)),
-    Variant("past", "past frames are seen, nothing is warped",
-            ("generator.compose=none", SEEN), FRAME),
-    Variant("blend", "and warped by a flow, blended in (equation 4), with the losses of motion",
-            (BLENDED, SEEN, "generator.control_points=off"), "past"),
-    Variant("control_points", "the flow begins with how the signal's points move", (BLENDED, SEEN),
-            "blend"),
-    Variant(DEFAULT, "the core sees nothing of the past: the defaults", (), "control_points"),
-    Variant("signals", "the core sees the past's signals, not its frames",
+    Variant(FRAME, "frame by frame, without past frames", ("generator.sequential=false",)),
+    Variant("past", "past frames are inputs, without warping",
+            ("generator.compose=none", PAST_FRAMES), FRAME),
+    Variant("blend", "the past frame is warped and blended in (equation 4), with motion losses",
+            (BLEND, PAST_FRAMES, "generator.control_points=off"), "past"),
+    Variant("control_points", "the initial flow is interpolated from control points",
+            (BLEND, PAST_FRAMES), "blend"),
+    Variant(DEFAULT, "the core does not see the past (the defaults)", (), "control_points"),
+    Variant("signals", "the core sees past signals, but no past frames",
             ("generator.past=signals",), extra=True),
-    Variant("nothing", "the core sees nothing of the past, plate or not",
+    Variant("nothing", "the core does not see the past, even without a background plate",
             ("generator.past=nothing",), extra=True),
-    Variant("both", "the warped frame is a condition of the last blocks too",
+    Variant("both", "the warped frame also conditions the last blocks",
             ("generator.compose=both",)),
-    Variant("blended", "the warped frame is blended in, references or not", (BLENDED,),
+    Variant("blended", "the warped frame is blended in, even with references", (BLEND,),
             extra=True),
-    Variant("stride-1", "a temporal critic at stride 1", _discriminators(1)),
+    Variant("stride-1", "a temporal discriminator at stride 1", _discriminators(1)),
     Variant("strides-1-3", "temporal discriminators at strides 1 and 3",
             _discriminators(1, 3), "stride-1"),
-    Variant("strides-1-3-9", "temporal critics at strides 1, 3 and 9", _discriminators(1, 3, 9),
-            "strides-1-3"),
-    Variant("bptt-2", "gradients through two frames of half as many windows",
+    Variant("strides-1-3-9", "temporal discriminators at strides 1, 3 and 9",
+            _discriminators(1, 3, 9), "strides-1-3"),
+    Variant("bptt-2", "gradients through two frames, half as many windows",
             ("loop.bptt_steps=2",),
             extra=True),
     Variant("no-progression", "windows of 20 frames from the first update on",
             ("schedule.lengths=[20]",)),
-    Variant("no-plate", "no background plate: all is synthesised",
-            ("generator.background_plate=off", SEEN),
+    Variant("no-plate", "no background plate: everything is synthesised",
+            ("generator.background_plate=off", PAST_FRAMES),
             "control_points"),
-    Variant("prior", "foreground and background by parts of their own (equation 6), no plate",
+    Variant("prior",
+            "separate foreground and background branches (equation 6), no background plate",
             ("generator.background_plate=off", "generator.prior=on"), "no-plate"),
 )  # fmt: skip
 BY_VARIANT = {variant.name: variant for variant in VARIANTS}
 
-# What the table shows, where it was measured.
+# Measures that the table shows, if available.
 SHOWN = (
     "psnr", "person_psnr", "ssim", "person_sharpness", "pose_error", "pck", "face_error", "mouth",
     "label_iou", "warping_error", "tof", "flicker", "frame_difference",
@@ -128,7 +138,7 @@ SHOWN = (
 
 @dataclass(frozen=True)
 class Bench:
-    """What was asked for."""
+    """The options of a benchmark run."""
 
     data: Path
     task: str
@@ -136,7 +146,7 @@ class Bench:
     minutes: float
     seeds: int
     jobs: int
-    changes: tuple[str, ...]  # of all variants
+    changes: tuple[str, ...]  # settings of all variants
     variants: tuple[str, ...]
     out: Path
     frames: int
@@ -158,16 +168,18 @@ class Bench:
         return self.out / "evaluation" / str(seed)
 
 
-# ---------------------------------------------------------------- the same compute for all
+# ---------------------------------------------------------------- equal compute
 
 ROUNDS = 3
 
 
-def stand(bench: Bench, names: Sequence[str]) -> tuple[dict[str, DryRunTrainer], dict[str, str]]:
-    """Runs to try, and of the variants that there is no use in trying, why."""
-    standing: dict[str, DryRunTrainer] = {}
+def prepare_trainers(
+    bench: Bench, names: Sequence[str]
+) -> tuple[dict[str, DryRunTrainer], dict[str, str]]:
+    """Trainers of the variants, and why each other variant is left out."""
+    trainers: dict[str, DryRunTrainer] = {}
     left_out: dict[str, str] = {}
-    same: dict[str, str] = {}  # what a run is, to the variant that is it
+    same: dict[str, str] = {}  # model and settings -> variant
     for name in [DEFAULT, *(name for name in names if name != DEFAULT)]:
         more = (f"budget.minutes={bench.minutes}", "data.workers=0")
         try:
@@ -185,32 +197,33 @@ def stand(bench: Bench, names: Sequence[str]) -> tuple[dict[str, DryRunTrainer],
             left_out[name] = f"on this footage it is the same as {same[key]}"
             continue
         same[key] = name
-        standing[name] = run
-    return standing, left_out
+        trainers[name] = run
+    return trainers, left_out
 
 
 def costs_of(
     bench: Bench, names: Sequence[str]
 ) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
-    """Updates that variants make in the minutes, and what is left out, with the reason.
+    """Updates that each variant makes in the minutes; the variants left out, with reasons.
 
-    A window of each in turn, since a slow minute of the machine is to hit all; the fastest counts,
-    since what disturbs only adds.
+    Times windows of the variants in turn, so that load on the machine affects all of them, and
+    takes the fastest, since load only adds time.
     """
-    standing, left_out = stand(bench, names)
-    times: dict[str, list[float]] = {name: [] for name in standing}
+    trainers, left_out = prepare_trainers(bench, names)
+    times: dict[str, list[float]] = {name: [] for name in trainers}
     for _ in range(ROUNDS + 1):
-        for name, run in standing.items():
+        for name, run in trainers.items():
             times[name].append(run.update())
     found = {}
-    for name, run in standing.items():
+    for name, run in trainers.items():
         if run.trainer.progress.accumulate > run.settings.loop.accumulate:
             raise UsageError(
-                f"{name} does not fit into memory beside the others", hint="use --only, or --size"
+                f"{name} does not fit into memory with the other variants",
+                hint="use --only or --size",
             )
-        seconds = min(times[name][1:])  # the first warms up
+        seconds = min(times[name][1:])  # the first is warm-up
         stages = run.stages(seconds)
-        # A run by updates gives each stage its share of those, not of the minutes.
+        # With a budget in updates, a stage gets its share of the updates, not of the minutes.
         shares = [stage.minutes / bench.minutes for stage in stages]
         each = [60 * stage.minutes / max(stage.updates, 1) for stage in stages]
         mean = sum(share * cost for share, cost in zip(shares, each, strict=True))
@@ -225,27 +238,27 @@ def costs_of(
 
 @dataclass(frozen=True)
 class AblationPlan:
-    costs: dict[str, dict[str, float]]  # of the variants to train, in the order of the list
+    costs: dict[str, dict[str, float]]  # of the variants to train, in list order
     left_out: dict[str, str]
 
 
 def plan(bench: Bench, report: Reporter) -> AblationPlan:
-    """What every variant is and how long it trains; kept, so that it stays so."""
+    """Which variants to train, for how many updates; read from plan.json if it exists."""
     path = bench.out / "plan.json"
-    asked = {
+    request = {
         key: getattr(bench, key) for key in ("task", "size", "minutes", "changes", "jobs")
     } | {
         "data": ClipStore.open(bench.data).record.source.sha256,
-        # Another version's variants may be other models of the same names.
+        # Variants of another version may have the same names.
         "models": sha256("".join(_model(bench, v.name) for v in VARIANTS).encode()).hexdigest(),
     }  # fmt: skip
-    asked = json.loads(json.dumps(asked))
+    request = json.loads(json.dumps(request))
     costs: dict[str, dict[str, float]] = {}
     left_out: dict[str, str] = {}
     if path.is_file():
         kept = json.loads(path.read_text("utf-8"))
-        if kept["asked"] != asked:
-            raise UsageError(f"{path} is of other settings", hint="choose another --out")
+        if kept["asked"] != request:
+            raise UsageError(f"{path} was made with other settings", hint="choose another --out")
         costs, left_out = kept["costs"], kept["left_out"]
     missing = [name for name in bench.variants if name not in costs and name not in left_out]
     if missing:
@@ -255,7 +268,7 @@ def plan(bench: Bench, report: Reporter) -> AblationPlan:
             left_out |= why
         report.finish("cost of an update")
         bench.out.mkdir(parents=True, exist_ok=True)
-        write_whole(path, {"asked": asked, "costs": costs, "left_out": left_out})
+        write_whole(path, {"asked": request, "costs": costs, "left_out": left_out})
     for name in bench.variants:
         if name in left_out:
             report.note(f"{name} is left out: {left_out[name]}")
@@ -263,7 +276,7 @@ def plan(bench: Bench, report: Reporter) -> AblationPlan:
 
 
 def _model(bench: Bench, variant: str) -> str:
-    """All that decides what is trained; for how long and by how many cores is said elsewhere."""
+    """The settings that define the model, without the budget and the threads."""
     return bench.settings(variant, 0).model_dump_json(exclude={"loop": {"threads"}, "budget": True})
 
 
@@ -289,17 +302,17 @@ def is_trained(bench: Bench, variant: str, seed: int, updates: int) -> bool:
 
 
 def evaluate_one(bench: Bench, seed: int, variants: Sequence[str]) -> None:
-    """All variants of a seed beside one another, and what is cheaper than any model."""
+    """Evaluate all variants of a seed together with the baselines without training."""
     first, *others = variants
     evaluate(
         bench.run(first, seed), [bench.data], name=first, output=bench.evaluation(seed),
         against=["frozen", "nearest", *(f"{name}={bench.run(name, seed)}" for name in others)],
-        frames=bench.frames, drift=bench.drift if seed == 0 else 0,  # it takes most of the time
+        frames=bench.frames, drift=bench.drift if seed == 0 else 0,  # drift takes most of the time
     )  # fmt: skip
-    write_whole(bench.evaluation(seed) / "asked.json", _asked(bench, seed, variants))
+    write_whole(bench.evaluation(seed) / "asked.json", _request(bench, seed, variants))
 
 
-def _asked(bench: Bench, seed: int, variants: Sequence[str]) -> dict[str, Any]:
+def _request(bench: Bench, seed: int, variants: Sequence[str]) -> dict[str, Any]:
     models = [bench.run(name, seed) / "model" / MODEL_FILE for name in variants]
     return {
         "variants": list(variants), "frames": bench.frames, "drift": bench.drift,
@@ -308,37 +321,37 @@ def _asked(bench: Bench, seed: int, variants: Sequence[str]) -> dict[str, Any]:
 
 
 def is_evaluated(bench: Bench, seed: int, variants: Sequence[str]) -> bool:
-    """Whether there is a report of these variants, as they are now."""
+    """Whether a report of these variants and their current models exists."""
     path = bench.evaluation(seed) / "asked.json"
     if not path.is_file() or not (bench.evaluation(seed) / "report.json").is_file():
         return False
-    return bool(json.loads(path.read_text("utf-8")) == _asked(bench, seed, variants))
+    return bool(json.loads(path.read_text("utf-8")) == _request(bench, seed, variants))
 
 
 def in_processes(
     bench: Bench, work: Callable[..., Any], calls: Sequence[tuple[Any, ...]]
 ) -> Iterator[tuple[tuple[Any, ...], Any]]:
-    """`work(bench, *call)` for every call, --jobs at a time, as they are done.
+    """Yield each call with the result of `work(bench, *call)`, --jobs at a time, as they finish.
 
-    No more than that are handed over: what a pool has taken on it finishes, Ctrl-C or not.
+    Submits no calls ahead: after Ctrl-C a pool still finishes all that were submitted.
     """
-    ahead = iter(calls)
+    remaining = iter(calls)
     with ProcessPoolExecutor(
         bench.jobs, mp_context=multiprocessing.get_context("spawn"), max_tasks_per_child=1
     ) as pool:
-        waiting: dict[Future[Any], tuple[Any, ...]] = {}
+        running: dict[Future[Any], tuple[Any, ...]] = {}
         while True:
-            for call in islice(ahead, bench.jobs - len(waiting)):
-                waiting[pool.submit(work, bench, *call)] = call
-            if not waiting:
+            for call in islice(remaining, bench.jobs - len(running)):
+                running[pool.submit(work, bench, *call)] = call
+            if not running:
                 return
-            done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
-                yield waiting.pop(future), future.result()
+                yield running.pop(future), future.result()
 
 
 def measure(bench: Bench, report: Reporter) -> dict[str, Any]:
-    """Train and measure whatever is not there yet. Returns what is in results.json."""
+    """Train and evaluate what is missing. Returns the content of results.json."""
     planned = plan(bench, report)
     costs, variants = planned.costs, list(planned.costs)
     calls = [
@@ -381,14 +394,14 @@ def measure(bench: Bench, report: Reporter) -> dict[str, Any]:
     }  # fmt: skip
 
 
-# ---------------------------------------------------------------- telling
+# ---------------------------------------------------------------- tables
 
 
-def told(result: dict[str, Any], row: str, name: str) -> str:
-    """Mean and standard deviation over seeds, and a mark where a variant is told from its other.
+def format_cell(result: dict[str, Any], row: str, name: str) -> str:
+    """Mean and standard deviation over seeds, with a mark if the variant differs from its baseline.
 
-    The mark (+ better, - worse) stands where all seeds agree and the mean difference is over
-    twice its standard error; with one seed there is none.
+    The mark (+ better, - worse) requires that all seeds agree and that the mean difference exceeds
+    twice its standard error; one seed gives no mark.
     """
     measure, values = BY_NAME[name], result["rows"][row].get(name, {}).get("seeds", [None])
     if any(value is None for value in values):
@@ -399,8 +412,8 @@ def told(result: dict[str, Any], row: str, name: str) -> str:
     return text + mark(result, row, name)
 
 
-def compared(result: dict[str, Any], row: str) -> str:
-    """What a variant is held against: where that was not trained, what that one would be."""
+def baseline_of(result: dict[str, Any], row: str) -> str:
+    """The variant that a row is compared with; if it was not trained, its own baseline."""
     other: str = result["variants"][row]["than"]
     while other not in result["variants"] and other != row:
         other = BY_VARIANT[other].than
@@ -410,7 +423,7 @@ def compared(result: dict[str, Any], row: str) -> str:
 def mark(result: dict[str, Any], row: str, name: str) -> str:
     if row not in result["variants"]:
         return ""
-    other = compared(result, row)
+    other = baseline_of(result, row)
     other_values = result["rows"].get(other, {}).get(name, {}).get("seeds", [])
     values = result["rows"][row][name]["seeds"]
     if row == other or len(values) < 2 or len(other_values) != len(values):
@@ -443,22 +456,24 @@ def table(result: dict[str, Any]) -> str:
     rows = [REAL, *result["variants"], *(r for r in result["rows"] if r not in result["variants"]
                                          and r != REAL)]  # fmt: skip
     names = [n for n in SHOWN if any(n in result["rows"][row] for row in rows)]
-    titles = [titled(name) for name in names]
+    titles = [column_title(name) for name in names]
     lines = [
-        "| variant | than | updates | " + " | ".join(titles) + " |",
+        "| variant | compared with | updates | " + " | ".join(titles) + " |",
         "|---" * 2 + "|---:" * (len(titles) + 1) + "|",
     ]
     for row in rows:
         variant = result["variants"].get(row)
-        than = compared(result, row) if variant else row
+        than = baseline_of(result, row) if variant else row
         head = [row, than if than != row and than in result["variants"] else "",
                 f"{variant['updates']:.0f}" if variant else ""]  # fmt: skip
-        lines.append("| " + " | ".join([*head, *(told(result, row, n) for n in names)]) + " |")
+        lines.append(
+            "| " + " | ".join([*head, *(format_cell(result, row, n) for n in names)]) + " |"
+        )
     return "\n".join(lines)
 
 
 def drift_table(result: dict[str, Any]) -> str:
-    """Last fifth over second of the free running of the first seed."""
+    """Ratio of the last to the second fifth of free-running frames, first seed."""
     rows = list(result["variants"])
     first = {
         row: {n: measure["drift"][0] for n, measure in result["rows"][row].items()} for row in rows
@@ -476,14 +491,14 @@ def drift_table(result: dict[str, Any]) -> str:
 
 
 def draw_frames(bench: Bench, variants: Sequence[str], path: Path) -> None:
-    """The default's typical and worst frame by SSIM, seed 0, and what the others make of them."""
+    """The default's typical and worst frame by SSIM, seed 0, rendered by every variant."""
     report = json.loads((bench.evaluation(0) / "report.json").read_text("utf-8"))
     first, stop = report["data"][0]["frames"]
     ranked = ranked_moments(report["courses"][0][DEFAULT], stop - first)
     moments = {"typical": ranked[len(ranked) // 2], "worst": ranked[0]}
     columns = []
     for variant in variants:
-        frames, clip = rendered(
+        frames, clip = render_moments(
             bench.run(variant, 0), bench.data, list(moments.values()), bench.frames
         )
         if not columns:
@@ -493,31 +508,33 @@ def draw_frames(bench: Bench, variants: Sequence[str], path: Path) -> None:
     Image.fromarray(np.hstack([np.vstack(column) for column in columns])).save(path)
 
 
-# ---------------------------------------------------------------- the command
+# ---------------------------------------------------------------- the command line
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, help="a clip store (default: footage that is drawn)")
+    parser.add_argument("--data", type=Path, help="a clip store (default: drawn footage)")
     parser.add_argument("--task", choices=["pose", "face", "street"], default="pose")
     parser.add_argument("--size", type=int, default=64, help="shorter side (default: 64)")
     parser.add_argument(
-        "--minutes", type=float, default=0.75, help="of training, each run (default: 0.75)"
+        "--minutes", type=float, default=0.75, help="training time per run (default: 0.75)"
     )
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--jobs", type=int, help="runs at a time (default: the cores, on a GPU 1)")
+    parser.add_argument("--jobs", type=int, help="runs at a time (default: cores; 1 on a GPU)")
     parser.add_argument(
         "--only",
-        help="variants beside the defaults, comma-separated (default: all but"
+        help="variants besides the default, comma-separated (default: all but"
         f" {', '.join(variant.name for variant in VARIANTS if variant.extra)})",
     )
     parser.add_argument("-s", "--set", action="append", default=[], metavar="KEY=VALUE",
                         help="a setting of all variants")  # fmt: skip
-    parser.add_argument("--frames", type=int, default=600, help="measured at most (default: 600)")
     parser.add_argument(
-        "--drift", type=int, default=300, help="frames run over, first seed (default: 300)"
+        "--frames", type=int, default=600, help="most frames to measure (default: 600)"
+    )
+    parser.add_argument(
+        "--drift", type=int, default=300, help="frames for drift, first seed (default: 300)"
     )
     parser.add_argument("--out", type=Path, help="(default: runs/ablation/DATA-SIZE)")
     return parser.parse_args()
@@ -530,12 +547,16 @@ def read(chosen: argparse.Namespace, report: Reporter) -> Bench:
         if name not in BY_VARIANT:
             raise UnknownName.among("--only", name, tuple(BY_VARIANT))
     if chosen.seeds < 1 or not chosen.minutes > 0:
-        raise UsageError("--seeds and --minutes are above 0", hint="leave them out for 3 and 0.75")
+        raise UsageError(
+            "--seeds and --minutes must be above 0", hint="leave them out for 3 and 0.75"
+        )
     label = chosen.data.name if chosen.data else f"drawn-{chosen.task}"
     out = chosen.out or Path("runs/ablation") / f"{label}-{chosen.size}"
-    data = chosen.data or drawn(out / "drawn", chosen.task, seconds=SECONDS, seed=11, report=report)
+    data = chosen.data or draw_store(
+        out / "drawn", chosen.task, seconds=SECONDS, seed=11, report=report
+    )
     for signal in settings_of(chosen.task, chosen.size).data.signals:
-        ClipStore.open(data).track(signal, 0, 1)  # what is missing is said at once
+        ClipStore.open(data).track(signal, 0, 1)  # fail early if a signal is missing
     on_gpu = torch.cuda.is_available()
     return Bench(
         data, chosen.task, chosen.size, chosen.minutes, chosen.seeds,
@@ -548,7 +569,7 @@ def read(chosen: argparse.Namespace, report: Reporter) -> Bench:
 def run(chosen: argparse.Namespace) -> None:
     with Terminal() as report:
         bench = read(chosen, report)
-        # Threads that wait for a busy core spin: every process has its own cores.
+        # Give each process its own cores: threads that wait for a busy core spin.
         os.environ["OMP_NUM_THREADS"] = str(max(cores() // bench.jobs, 1))
         result = measure(bench, report)
     (bench.out / "results.json").write_text(json.dumps(result, indent=1) + "\n", "utf-8")
@@ -560,4 +581,4 @@ def run(chosen: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    command(lambda: run(arguments()))
+    run_command(lambda: run(arguments()))

@@ -1,17 +1,17 @@
-"""The proof on footage: train with and without a past, measure what was held out.
+"""Train with and without past frames on footage and measure on its held-out frames.
 
 python benchmarks/held_out.py --data data/dance --task pose --size 128 --minutes 15
 python benchmarks/held_out.py --data data/talk --task face --steps 2000 -s generator.preset=base
 python benchmarks/held_out.py --data data/dance --task pose --against copy,nearest
     --models sequential=runs/a --models other=runs/b
 
-Two models are trained: `sequential`, and `frame`, the same generator without a past
-(generator.sequential=false), with equal compute, budget, data and critics. Then it is `v2v
-evaluate` that renders and measures them, against what is cheaper (see `pipelines/evaluation/rows`).
+Trains two models: `sequential`, and `frame`, the same generator without past frames
+(generator.sequential=false), with equal compute, budget, data and discriminators. Then `v2v
+evaluate` renders and measures them together with baselines (see `pipelines/evaluation/methods.py`).
 
-Everything is resumable: run the same command again. --models takes finished runs; one that is
-called sequential or frame takes the place of the one that would be trained. OUT holds
-sequential/ and frame/ (the runs), report.html and report.json.
+Run the same command again to resume. --models takes finished runs; a run named sequential or frame
+replaces the one that would be trained. OUT holds sequential/ and frame/ (the runs), report.html
+and report.json.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ prepare_process()
 
 import torch
 from rich.console import Console
-from shared import command, settings_of
+from shared import run_command, settings_of
 
 from v2v.data.store import ClipStore
 from v2v.errors import UnknownName, UsageError
@@ -41,12 +41,12 @@ AGAINST = (*SIMPLE, FRAME)
 
 
 def runs(chosen: argparse.Namespace) -> dict[str, Path]:
-    """The run folders of all models to compare, trained where they are not there yet."""
+    """The run folders of all models to compare; trains those that are missing."""
     given = {}
     for text in chosen.models:
         name, separator, folder = text.partition("=")
         if not separator:
-            raise UsageError(f"--models {text}", hint="write NAME=RUNFOLDER")
+            raise UsageError(f"cannot read --models {text}", hint="write NAME=RUNFOLDER")
         given[name] = Path(folder)
     budget = {"budget__minutes": chosen.minutes, "budget__steps": chosen.steps}
     changes = {MODEL: [], FRAME: ["generator.sequential=false"]}
@@ -64,11 +64,11 @@ def runs(chosen: argparse.Namespace) -> dict[str, Path]:
 
 
 def compare(chosen: argparse.Namespace) -> None:
-    ClipStore.open(chosen.data).track(chosen.task, 0, 1)  # what is missing is said at once
+    ClipStore.open(chosen.data).track(chosen.task, 0, 1)  # fail early if the signal is missing
     chosen.out.mkdir(parents=True, exist_ok=True)
     threads = torch.get_num_threads()
     found = runs(chosen)
-    torch.set_num_threads(threads)  # training takes as many as suit it; rendering has them all
+    torch.set_num_threads(threads)  # training changed it; rendering uses all
     others = [f"{name}={folder}" for name, folder in found.items() if name != MODEL]
     simple = [name for name in chosen.against if name in SIMPLE]
     with Terminal() as report:
@@ -90,14 +90,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--task", choices=["pose", "face"], default="pose")
     parser.add_argument("--size", type=int, default=128, help="shorter side (default: 128)")
     budget = parser.add_mutually_exclusive_group()
-    budget.add_argument("--minutes", type=float, help="of training, each model (default: 15)")
-    budget.add_argument("--steps", type=int, help="updates, each model, instead")
+    budget.add_argument("--minutes", type=float, help="training time per model (default: 15)")
+    budget.add_argument("--steps", type=int, help="updates per model, instead of --minutes")
     parser.add_argument("-s", "--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument(
         "--against", default=",".join(AGAINST), help=f"of {','.join(AGAINST)} (default: all)"
     )
     parser.add_argument("--models", action="append", default=[], metavar="NAME=RUNFOLDER")
-    parser.add_argument("--frames", type=int, default=600, help="at most (default: 600)")
+    parser.add_argument("--frames", type=int, default=600, help="most frames (default: 600)")
     parser.add_argument("--out", type=Path, help="(default: runs/held_out/DATA-SIZE)")
     chosen = parser.parse_args()
     chosen.against = [name for name in chosen.against.split(",") if name]
@@ -112,4 +112,4 @@ def arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    command(lambda: compare(arguments()))
+    run_command(lambda: compare(arguments()))

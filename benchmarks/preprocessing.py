@@ -1,12 +1,12 @@
-"""What preprocessing costs, as ratios within one run: machines differ, and this one may be shared.
+"""Cost of preprocessing, as ratios within one run, since machines differ and may be shared.
 
-python benchmarks/preprocessing.py                       all of them on drawn footage
+python benchmarks/preprocessing.py                       all, on drawn footage
 python benchmarks/preprocessing.py pose workers --clip dance.mp4
 
-pose      v2v's pose at 1280x720 over the bare loop of decoding and MediaPipe   (goal 1.2)
-workers   two clips one after the other over two at a time                      (goal 1.3)
+pose      v2v's pose at 1280x720 over a bare loop of decoding and MediaPipe     (goal 1.2)
+workers   two clips in turn over two clips at a time                            (goal 1.3)
 signals   all four signals in one pass over the sum of their bare loops         (goal 1.2)
-memory    peak memory on a 10-minute clip over that on a 1-minute clip          (goal 1.25)
+memory    peak memory for a 10-minute clip over that for a 1-minute clip        (goal 1.25)
 help      `v2v --help` in seconds, beside bare Python                           (goal 0.5 s)
 drawing   a pose and a face at 512 px, in milliseconds                          (goal 2 ms)
 """
@@ -29,7 +29,7 @@ from typing import Any
 
 from v2v.runtime import prepare_process
 
-prepare_process()  # for the bare loops too, or the ratios would flatter
+prepare_process()  # also for the bare loops, to compare fairly
 
 import av
 import cv2
@@ -56,8 +56,8 @@ def timed(work: Callable[[], object]) -> float:
 
 
 def compare(name: str, ours: Callable[[], object], bare: Callable[[], object]) -> None:
-    """Both in turn, so that a slow minute of the machine hits both; the median of the ratios."""
-    ours(), bare()  # what is loaded once is not what is measured
+    """Print the median ratio; runs both in turn, so that load on the machine affects both."""
+    ours(), bare()  # warm-up: excludes one-time loading
     pairs = [(timed(ours), timed(bare)) for _ in range(REPEATS)]
     ratios = [a / b for a, b in pairs]
     listed = ", ".join(f"{a:.2f}/{b:.2f}" for a, b in pairs)
@@ -72,7 +72,7 @@ def frames_of(clip: Path) -> Iterator[np.ndarray]:
 
 
 def bare_pose(clip: Path) -> None:
-    """Body and hands as MediaPipe offers them: its Holistic solution."""
+    """Body and hands by MediaPipe's Holistic solution."""
     with mp.mediapipe().solutions.holistic.Holistic(smooth_landmarks=False) as network:
         for frame in frames_of(clip):
             network.process(frame)
@@ -106,12 +106,12 @@ def bare_flow(clip: Path) -> None:
 def run_pose(clip: Path, work: Path) -> None:
     compare(
         "pose over bare decoding and MediaPipe",
-        lambda: fresh(clip, ["pose"], work / "pose"),
+        lambda: preprocess_fresh(clip, ["pose"], work / "pose"),
         lambda: bare_pose(clip),
     )
 
 
-def fresh(clip: Path, signals: list[str], folder: Path) -> None:
+def preprocess_fresh(clip: Path, signals: list[str], folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     preprocess(clip, signals, settings(), output=folder)
 
@@ -122,7 +122,11 @@ def run_signals(clip: Path, work: Path) -> None:
             loop(clip)
 
     names = ["pose", "face", "segmentation", "flow"]
-    compare("four signals over the sum of bare loops", lambda: fresh(clip, names, work / "4"), bare)
+    compare(
+        "four signals over the sum of bare loops",
+        lambda: preprocess_fresh(clip, names, work / "4"),
+        bare,
+    )
 
 
 def run_workers(clip: Path, work: Path) -> None:
@@ -143,14 +147,14 @@ def v2v(*arguments: str) -> None:
 
 
 def run_memory(clip: Path, work: Path) -> None:
-    """Face and flow: the most points a frame, and video maps."""
+    """Face and flow: the signal with the most points, and one stored as video."""
     drawn = list(face.frames(count=90, height=192, width=192))
     peaks = {}
     for minutes in (1, 10):
         path = work / f"{minutes}min.mp4"
-        film(path, drawn, count=minutes * 60 * 30)
-        if os.fork() == 0:  # a child of its own: peak memory is a process's
-            fresh(path, ["face", "flow"], work / f"{minutes}")
+        write_looped(path, drawn, count=minutes * 60 * 30)
+        if os.fork() == 0:  # peak memory is measured per process
+            preprocess_fresh(path, ["face", "flow"], work / f"{minutes}")
             os._exit(0)
         _, status, usage = os.wait3(0)
         assert status == 0
@@ -161,8 +165,8 @@ def run_memory(clip: Path, work: Path) -> None:
     )
 
 
-def film(path: Path, drawn: list[np.ndarray], *, count: int) -> None:
-    """The drawn frames back and forth, `count` in all."""
+def write_looped(path: Path, drawn: list[np.ndarray], *, count: int) -> None:
+    """Write `count` frames: the drawn ones, forwards and backwards."""
     loop = drawn + drawn[-2:0:-1]
     height, width = drawn[0].shape[:2]
     with VideoWriter(path, width=width, height=height, rate=Fraction(30), crf=18) as video:
@@ -213,8 +217,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("runs", nargs="*", choices=[*RUNS, []], help="which; default all")
-    parser.add_argument("--clip", type=Path, help="1280x720 footage of a person instead of drawn")
+    parser.add_argument(
+        "runs", nargs="*", choices=[*RUNS, []], help="benchmarks to run (default: all)"
+    )
+    parser.add_argument("--clip", type=Path, help="1280x720 footage of a person (default: drawn)")
     chosen = parser.parse_args()
     cores = os.cpu_count()
     print(f"{platform.machine()}, {cores} cores, Python {platform.python_version()}", flush=True)
@@ -223,7 +229,7 @@ def main() -> None:
         clip = chosen.clip
         if clip is None and set(chosen.runs or RUNS) & {"pose", "signals", "workers"}:
             clip = work / "drawn.mp4"
-            film(clip, list(person.frames(count=120, height=720, width=1280)), count=600)
+            write_looped(clip, list(person.frames(count=120, height=720, width=1280)), count=600)
         for name in chosen.runs or RUNS:
             RUNS[name](clip, work)
 

@@ -1,16 +1,17 @@
-"""What minutes of training buy: one run for each length, measured on what was held out.
+"""Quality over training time: one run per training time, measured on held-out frames.
 
 python benchmarks/quality_over_time.py                                    drawn footage, 5,20,60
 python benchmarks/quality_over_time.py --data data/dance --size 128 --minutes 5,20,60,180
 python benchmarks/quality_over_time.py --data data/talk --task face --minutes 2,10
 
-Each length is a run of its own, not a moment of a longer one: how windows and sizes grow, and how
-the learning rate falls, go by the share of the budget, so a run that was stopped after 5 minutes is
-not a run of 5 minutes. All else is the same, the seed too. Beside them stand what costs no
-training: the last real frame held, and the nearest training frame.
+Each training time is a separate run, not a checkpoint of a longer one: window length, size and
+learning rate follow the fraction of the budget, so stopping a longer run after 5 minutes gives
+another model than a run of 5 minutes. Everything else is equal, including the seed. The baselines
+need no training: the last real frame, frozen, and the nearest training frame.
 
 OUT holds runs/MINUTES, evaluation (what `v2v evaluate` writes), table.md, results.json, frames.png
-(the same moments after each length) and curves.png. Stop it with Ctrl-C; the same command goes on.
+(the same frames after each training time) and curves.png. Stop with Ctrl-C; run the same command
+again to resume.
 """
 
 from __future__ import annotations
@@ -29,7 +30,16 @@ import matplotlib
 import numpy as np
 import torch
 from PIL import Image
-from shared import command, drawn, machine, panel, ranked_moments, rendered, settings_of, titled
+from shared import (
+    column_title,
+    draw_store,
+    machine,
+    panel,
+    ranked_moments,
+    render_moments,
+    run_command,
+    settings_of,
+)
 
 from v2v import __version__
 from v2v.checkpoint import load_model
@@ -43,8 +53,8 @@ SHOWN = (
     "psnr", "person_psnr", "ssim", "person_sharpness", "pose_error", "pck", "face_error", "mouth",
     "warping_error", "tof", "flicker",
 )  # fmt: skip
-WAYS = ("higher", "lower")
-MOMENTS = 4  # shown, from the worst to a good one
+DIRECTIONS = ("higher", "lower")
+MOMENTS = 4  # frames to show, from the worst to a good one
 
 
 def name_of(minutes: float) -> str:
@@ -56,9 +66,9 @@ def folder_of(chosen: argparse.Namespace, minutes: float) -> Path:
 
 
 def measure(chosen: argparse.Namespace) -> tuple[dict[str, Any], Path]:
-    """Train and evaluate what is not there yet; the report, and the footage."""
+    """Train and evaluate what is missing. Returns the report and the footage."""
     with Terminal() as report:
-        data = chosen.data or drawn(
+        data = chosen.data or draw_store(
             chosen.out / "drawn", chosen.task, seconds=SECONDS, seed=11, report=report
         )
         threads = torch.get_num_threads()
@@ -66,7 +76,7 @@ def measure(chosen: argparse.Namespace) -> tuple[dict[str, Any], Path]:
             settings = settings_of(chosen.task, chosen.size, chosen.set, budget__minutes=minutes)
             report.note(f"{name_of(minutes)} of training")
             train(settings, [data], folder_of(chosen, minutes), report)
-        torch.set_num_threads(threads)  # training takes as many as suit it
+        torch.set_num_threads(threads)  # training changed it
         longest, *shorter = sorted(chosen.minutes, reverse=True)
         others = [f"{name_of(m)}={folder_of(chosen, m)}" for m in reversed(shorter)]
         evaluate(
@@ -94,24 +104,24 @@ def results(chosen: argparse.Namespace, found: dict[str, Any]) -> dict[str, Any]
 def table(result: dict[str, Any]) -> str:
     """The table of docs/RESULTS.md: means over the held-out frames and their 95 % intervals."""
     names = [n for n in SHOWN if any(n in row for row in result["rows"].values())]
-    titles = [titled(name) for name in names]
+    titles = [column_title(name) for name in names]
     lines = ["| training | updates | " + " | ".join(titles) + " |",
              "|---|---:" + "|---:" * len(names) + "|"]  # fmt: skip
     for row, measures in result["rows"].items():
         cells = [row, str(result["lengths"].get(row, {}).get("updates", ""))]
         for name in names:
             summary = measures.get(name, {})
-            told = BY_NAME[name].format(summary.get("mean"))
+            cell = BY_NAME[name].format(summary.get("mean"))
             if row in result["lengths"] and summary.get("low") is not None:
-                told += f" ({BY_NAME[name].format(summary['low'])}–" \
+                cell += f" ({BY_NAME[name].format(summary['low'])}–" \
                         f"{BY_NAME[name].format(summary['high'])})"  # fmt: skip
-            cells.append(told)
+            cells.append(cell)
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def draw_curves(result: dict[str, Any], path: Path) -> None:
-    """Every measure over minutes, with its interval; dotted: the nearest training frame."""
+    """Plot each measure over minutes, with its interval; dotted: the nearest training frame."""
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
@@ -139,7 +149,7 @@ def draw_curves(result: dict[str, Any], path: Path) -> None:
         axis.set_xscale("log")
         axis.set_xticks(minutes, [f"{m:g}" for m in minutes])
         axis.minorticks_off()
-        better = f" ({measure.better} is better)" if measure.better in WAYS else ""
+        better = f" ({measure.better} is better)" if measure.better in DIRECTIONS else ""
         axis.set_title(measure.title + better, fontsize=9)
     figure.supxlabel("minutes of training", fontsize=9)
     figure.savefig(path, dpi=120)
@@ -147,7 +157,7 @@ def draw_curves(result: dict[str, Any], path: Path) -> None:
 
 
 def draw_frames(chosen: argparse.Namespace, found: dict[str, Any], data: Path, path: Path) -> None:
-    """Moments from the worst to a good one by SSIM of the longest run; a line for each length."""
+    """Frames from the worst to a good one by SSIM of the longest run; one row per run."""
     longest = name_of(max(chosen.minutes))
     first, stop = found["data"][0]["frames"]
     ranked = ranked_moments(found["courses"][0][longest], stop - first)
@@ -155,7 +165,7 @@ def draw_frames(chosen: argparse.Namespace, found: dict[str, Any], data: Path, p
     moments = [ranked[place] for place in places]
     lines = []
     for minutes in chosen.minutes:
-        frames, clip = rendered(folder_of(chosen, minutes), data, moments, chosen.frames)
+        frames, clip = render_moments(folder_of(chosen, minutes), data, moments, chosen.frames)
         lines.append([panel(picture, name_of(minutes)) for picture in frames])
     real = [next(clip.pictures(clip.order[[t]])) for t in moments]
     lines.append([panel(picture, "real") for picture in real])
@@ -166,12 +176,14 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, help="a clip store (default: footage that is drawn)")
+    parser.add_argument("--data", type=Path, help="a clip store (default: drawn footage)")
     parser.add_argument("--task", choices=["pose", "face"], default="pose")
     parser.add_argument("--size", type=int, default=128, help="shorter side (default: 128)")
-    parser.add_argument("--minutes", default="5,20,60", help="of training (default: 5,20,60)")
+    parser.add_argument("--minutes", default="5,20,60", help="training times (default: 5,20,60)")
     parser.add_argument("-s", "--set", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--frames", type=int, default=600, help="measured at most (default: 600)")
+    parser.add_argument(
+        "--frames", type=int, default=600, help="most frames to measure (default: 600)"
+    )
     parser.add_argument("--out", type=Path, help="(default: runs/quality/DATA-SIZE)")
     chosen = parser.parse_args()
     try:
@@ -179,7 +191,7 @@ def arguments() -> argparse.Namespace:
     except ValueError:
         chosen.minutes = []
     if not chosen.minutes or not chosen.minutes[0] > 0:
-        parser.error("--minutes are numbers above 0, comma-separated: 5,20,60")
+        parser.error("--minutes must be comma-separated numbers above 0, such as 5,20,60")
     if chosen.out is None:
         label = chosen.data.name if chosen.data else f"drawn-{chosen.task}"
         chosen.out = Path("runs/quality") / f"{label}-{chosen.size}"
@@ -198,4 +210,4 @@ def run(chosen: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    command(lambda: run(arguments()))
+    run_command(lambda: run(arguments()))

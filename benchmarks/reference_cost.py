@@ -1,10 +1,10 @@
-"""What appearance references cost per rendered frame: with against without, in one run.
+"""Cost of appearance references per rendered frame: with and without, in one run.
 
 python benchmarks/reference_cost.py --data data/dance            # 256 px, one thread
 python benchmarks/reference_cost.py --data data/talk --size 128
 
-Weights are random: time does not depend on them. Each pass renders the same frames, with and
-without references in turn; the table has the medians in milliseconds and their ratio.
+The weights are random: time does not depend on them. Each pass renders the same frames with and
+without references in turn; prints the medians in milliseconds and their ratio.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FRAMES, PASSES = 24, 5
 
 
 def conditions(windows: ClipDataset, size: tuple[int, int]) -> Iterator[Condition]:
-    """Signals, plate and warped references of the clip's last frames, made as rendering does."""
+    """Signals, background plate and warped references of the clip's last frames."""
     stop = windows.clips[0].count
     for batch in windows.sequence(0, stop - FRAMES, stop, size=size, chunk=4):
         for t in range(batch.length):
@@ -46,25 +46,30 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
-    made = {}
+    models = {}
     for name in ("off", "auto"):
         values = {"task": chosen.task, "data.size": chosen.size, "generator.references": name}
         defaults = f"train-{chosen.task}"
         settings = load_config(TrainSettings, "train", defaults, values=values)
         windows = open_windows(settings, [chosen.data])
         plan = plan_run(settings, windows)
-        made[name] = (windows, build_generator(**plan.generator).eval(), (plan.height, plan.width))
-    taken: dict[str, list[float]] = {"off": [], "auto": []}
+        models[name] = (
+            windows,
+            build_generator(**plan.generator).eval(),
+            (plan.height, plan.width),
+        )
+    times: dict[str, list[float]] = {"off": [], "auto": []}
     with torch.inference_mode():
         for _ in range(PASSES + 1):
-            for name, (windows, generator, size) in made.items():
+            for name, (windows, generator, size) in models.items():
                 start = time.perf_counter()
                 for _ in rollout(generator, conditions(windows, size)):
                     pass
-                taken[name].append((time.perf_counter() - start) / FRAMES * 1000)
-    without, along = (statistics.median(taken[name][1:]) for name in ("off", "auto"))
+                times[name].append((time.perf_counter() - start) / FRAMES * 1000)
+    without, with_references = (statistics.median(times[name][1:]) for name in ("off", "auto"))
     print(
-        f"without {without:.1f} ms a frame, with references {along:.1f} ms: {along / without:.2f}"
+        f"without {without:.1f} ms per frame, with references {with_references:.1f} ms:"
+        f" {with_references / without:.2f}"
     )
 
 

@@ -1,15 +1,15 @@
-"""What rendering costs, as ratios within one run: machines differ, and this one may be shared.
+"""Cost of rendering, as ratios within one run, since machines differ and may be shared.
 
-python benchmarks/rendering.py                       all of them, on drawn footage
+python benchmarks/rendering.py                       all, on drawn footage
 python benchmarks/rendering.py cost --size 256 --preset mobile --store data/dance
 
-cost      time of a whole render (decode, draw, generate, encode, with its comparison) over that of
-          the generator alone on the same signals, ready in memory          (goal 1.15)
-threads   the generator alone on each number of threads, over one
-memory    peak memory of a process that renders 5000 frames over one of 500   (goal 1.2)
+cost      time of a full render (decode, draw, generate, encode, with and without the comparison
+          video) over that of the generator alone on the same signals in memory   (goal 1.15)
+threads   speed of the generator alone on each number of threads, relative to one
+memory    peak memory of rendering 5000 frames over that of 500 frames            (goal 1.2)
 
-The weights are random: what they are does not change the time. Measured in turn, render and
-generator, several times; the ratio is of the medians.
+The weights are random: time does not depend on them. Render and generator run in turn, several
+times; the ratio is that of the medians.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ from v2v.signals.pose import NAMES
 from v2v.types import Condition
 
 REPEATS = 5
-FRAMES = 240  # of a render whose time is measured
+FRAMES = 240  # per timed render
 RATE = Fraction(30)
 
 
 def store_of(folder: Path, count: int, height: int, width: int) -> Path:
-    """A store of `count` frames of the drawn dancer, over and over, with a made-up dance."""
+    """A store of `count` frames that repeat the drawn dancer, with synthetic poses."""
     footage = folder / f"{count}.mp4"
     drawn = list(dancing(count=60, height=height, width=width))
     with VideoWriter(footage, width=width, height=height, rate=RATE) as video:
@@ -62,11 +62,11 @@ def store_of(folder: Path, count: int, height: int, width: int) -> Path:
     target = folder / f"store{count}"
     preprocess(footage, [], settings, output=target)
     random = np.random.default_rng(0)
-    places = random.uniform(0.2, 0.8, (len(NAMES), 2)) * (width, height)
+    centers = random.uniform(0.2, 0.8, (len(NAMES), 2)) * (width, height)
     phase = np.arange(count)[:, None] / 9 + random.uniform(0, 6, len(NAMES))
     points = np.ones((count, len(NAMES), 3), np.float32)
-    points[..., 0] = places[:, 0] + 0.03 * width * np.sin(phase)
-    points[..., 1] = places[:, 1] + 0.03 * height * np.cos(phase)
+    points[..., 0] = centers[:, 0] + 0.03 * width * np.sin(phase)
+    points[..., 1] = centers[:, 1] + 0.03 * height * np.cos(phase)
     filled = np.zeros(points.shape[:2], np.bool_)
     write_arrays(target / "pose.npz", {"points": points, "filled": filled})
     record = ClipStore.open(target).record
@@ -79,7 +79,7 @@ def store_of(folder: Path, count: int, height: int, width: int) -> Path:
 
 
 def model_of(folder: Path, store: Path, preset: str, size: int) -> Path:
-    """A run with a model of random weights for a store's poses."""
+    """A run with a randomly initialised model for a store's poses."""
     opened = ClipStore.open(store)
     frames, source = opened.record.frames, opened.record.source
     height = round(size * max(frames.height / frames.width, 1) / 16) * 16
@@ -88,7 +88,7 @@ def model_of(folder: Path, store: Path, preset: str, size: int) -> Path:
     while size >> (scales - 1) > 128:
         scales += 1
     arguments = {"name": "sequential", "channels": 3, "preset": preset, "scales": scales}
-    known = min(len(opened), 200)
+    training = min(len(opened), 200)
     record = ModelRecord(
         format=FORMAT, tool="benchmark", task="pose",
         signals=(SignalUse(name="pose", channels=3, spec={}),),
@@ -96,15 +96,15 @@ def model_of(folder: Path, store: Path, preset: str, size: int) -> Path:
         clips=(
             ClipUse(
                 name="clip", source=source.name, sha256=source.sha256, fps=frames.fps,
-                frames=len(opened), trained=(0, known), width=frames.width, height=frames.height,
+                frames=len(opened), trained=(0, training), width=frames.width, height=frames.height,
                 still=False,
             ),
         ),
         training={},
     )  # fmt: skip
-    points = opened.track("pose", 0, known).points  # type: ignore[attr-defined]
+    points = opened.track("pose", 0, training).points  # type: ignore[attr-defined]
     statistics = {"0.pose.points": torch.from_numpy(np.ascontiguousarray(points)),
-                  "0.frames": torch.arange(known)}  # fmt: skip
+                  "0.frames": torch.arange(training)}  # fmt: skip
     run = folder / f"{preset}-{size}"
     save_model(run / "model", Model(record, build_generator(**arguments), {}, statistics))
     return run
@@ -115,7 +115,7 @@ def rendering_of(run: Path, store: Path, frames: int) -> Rendering:
 
 
 def generator_alone(trained: LoadedModel, conditions: list[Condition]) -> float:
-    """Seconds to render from conditions in memory, frames left where they are."""
+    """Seconds to render from conditions in memory, without copying each frame to the CPU."""
     began = time.perf_counter()
     generator = trained.model.generator
     with (
@@ -147,13 +147,13 @@ def cost(folder: Path, store: Path | None, preset: str, size: int) -> None:
             began = time.perf_counter()
             rendering.save(folder / "out.mp4", compare=compare, overwrite=True)
             whole.append(time.perf_counter() - began)
-        mine, theirs = statistics.median(whole), statistics.median(alone)
-        what = "with comparison" if compare else "video alone"
+        full, bare = statistics.median(whole), statistics.median(alone)
+        what = "with comparison" if compare else "without comparison"
         height, width = rendering.trained.size
         print(
-            f"cost      {preset} at {width}x{height}, {what}: {mine / theirs:.2f} times the"
-            f" generator ({mine / len(rendering) * 1e3:.1f} over"
-            f" {theirs / len(rendering) * 1e3:.1f} ms a frame, {torch.get_num_threads()} threads,"
+            f"cost      {preset} at {width}x{height}, {what}: {full / bare:.2f} times the"
+            f" generator ({full / len(rendering) * 1e3:.1f} over"
+            f" {bare / len(rendering) * 1e3:.1f} ms per frame, {torch.get_num_threads()} threads,"
             f" {'bf16' if rendering.trained.bf16 else 'float32'})"
         )
 
@@ -188,7 +188,7 @@ def memory(folder: Path, preset: str) -> None:
 
 
 def one(run: str, store: str, out: str) -> None:
-    """Render everything, in this process, and print its peak memory in KiB."""
+    """Render the whole store in this process and print its peak memory in KiB."""
     MotionTransfer.from_model(run)(store).save(out, compare=True, overwrite=True)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
@@ -198,25 +198,25 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", nargs="*", default=["cost", "threads", "memory"])
-    parser.add_argument("--store", type=Path, help="a clip store with pose; default: drawn")
+    parser.add_argument("--store", type=Path, help="a clip store with pose (default: drawn)")
     parser.add_argument("--preset", default="mobile")
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.one:
-        one(*asked.one)
+    options = parser.parse_args()
+    if options.one:
+        one(*options.one)
         return
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work)
-        for what in asked.what:
+        for what in options.what:
             if what == "cost":
-                cost(folder, asked.store, asked.preset, asked.size)
+                cost(folder, options.store, options.preset, options.size)
             elif what == "threads":
-                threads(folder, asked.store, asked.preset, asked.size)
+                threads(folder, options.store, options.preset, options.size)
             elif what == "memory":
-                memory(folder, asked.preset)
+                memory(folder, options.preset)
             else:
-                parser.error(f"unknown: {what}")
+                parser.error(f"unknown benchmark {what}: choose cost, threads or memory")
 
 
 if __name__ == "__main__":

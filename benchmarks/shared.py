@@ -1,4 +1,4 @@
-"""What several benchmarks do: drawn footage, settings, the machine in words, pictures in a row."""
+"""Shared by the benchmarks: drawn footage, settings, machine description, pictures."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ Picture = NDArray[np.uint8]
 KINDS = {"pose": "person", "face": "face", "street": "street"}
 
 
-def drawn(
+def draw_store(
     folder: Path, task: str, *, seconds: float, seed: int = 0, report: Reporter | None = None
 ) -> Path:
-    """A store of drawn footage with all signals that training of `task` takes; made once."""
+    """A store of drawn footage with all signals that training for `task` needs; made once."""
     store = folder / "clip"
     signals = ["segmentation", "flow", *([task] if task != "street" else [])]
     if (store / CLIP_FILE).is_file() and {*signals} <= {*ClipStore.open(store).signals}:
         return store
     report = report or Silent()
-    # What is held out is another dance, further from training than one dance's own end.
+    # The held-out frames show another dance: a harder test than the end of the same dance.
     finale = seconds * settings_of(task, 64).data.hold_out
     clip = write_sample(
         KINDS[task], folder, seconds=seconds, seed=seed, finale=finale, report=report
@@ -54,7 +54,7 @@ def drawn(
 def settings_of(
     task: str, size: int, overrides: Sequence[str] = (), **values: object
 ) -> TrainSettings:
-    """Defaults of a task, `overrides` as after -s, and `values` by name (dots as __)."""
+    """Settings of a task with `overrides` as for -s and `values` by key (__ for a dot)."""
     named = {key.replace("__", "."): value for key, value in values.items()}
     return load_config(
         TrainSettings, "train", f"train-{task}", overrides=list(overrides),
@@ -62,20 +62,20 @@ def settings_of(
     )  # fmt: skip
 
 
-def titled(measure: str) -> str:
-    """The head of a measure's column."""
+def column_title(measure: str) -> str:
+    """Title and unit of a measure."""
     known = BY_NAME[measure]
     return f"{known.title} ({known.unit})" if known.unit else known.title
 
 
-def command(run: Callable[[], None]) -> None:
-    """Run a benchmark that can be taken up again: our errors in two lines, Ctrl-C in one."""
+def run_command(run: Callable[[], None]) -> None:
+    """Run a resumable benchmark; print a `V2VError` or a stop by Ctrl-C without a traceback."""
     try:
         run()
     except V2VError as error:
         sys.exit(f"error: {error.message}" + (f"\n  try: {error.hint}" if error.hint else ""))
     except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
+        print("stopped; run the same command again to resume", file=sys.stderr)
         sys.exit(130)
 
 
@@ -88,14 +88,14 @@ def machine(jobs: int = 1) -> str:
 
 # ---------------------------------------------------------------- pictures
 
-HEIGHT = 224  # of a panel
+HEIGHT = 224  # of a panel, in pixels
 CAPTION = 18
 
 
-def rendered(
+def render_moments(
     run: Path, data: Path, moments: Sequence[int], frames: int
 ) -> tuple[list[Picture], Measured]:
-    """A run's frames at some moments of what was held out, free running up to there."""
+    """Free-running frames of a run at the given indices of the held-out frames."""
     trained = LoadedModel.open(run)
     (clip,), _ = measured_clips(trained, [data], frames=frames, drift=0, report=Silent())
     wanted, found = set(moments), {}
@@ -108,7 +108,7 @@ def rendered(
 
 
 def panel(picture: Picture, text: str) -> Picture:
-    """A frame, enlarged, under its name."""
+    """A resized frame below its caption."""
     height, width = picture.shape[:2]
     size = (max(round(width * HEIGHT / height), 1), HEIGHT)
     large = cv2.resize(picture, size, interpolation=cv2.INTER_CUBIC)
@@ -118,6 +118,6 @@ def panel(picture: Picture, text: str) -> Picture:
 
 
 def ranked_moments(scores: dict[str, list[float | None]], count: int) -> list[int]:
-    """The first `count` frames of a report's course, the worst by SSIM first."""
+    """The first `count` frame indices of a report's scores, worst SSIM first."""
     scores = scores["ssim"][:count]
     return sorted(range(len(scores)), key=lambda t: -1.0 if scores[t] is None else scores[t])

@@ -1,1 +1,1 @@
-"""Pipelines: from a trained model and a driving video to new video. One file each."""
+"""Pipelines: render new video from a trained model and a driving video. One file per pipeline."""

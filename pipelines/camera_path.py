@@ -1,7 +1,7 @@
-"""What the camera of a rendering does, for a model whose footage was filmed by hand.
+"""The camera path of a rendering, for a model trained on hand-held footage.
 
-The person is placed as a camera that stands still would see them, in the middle of all views that
-training showed; the path then moves person and background together.
+The person is placed as seen by a still camera in the middle of all training views; the path then
+moves person and background together.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from v2v.signals.camera import CameraTrack, Matrices, carry, carry_each
 from v2v.signals.face import FaceTrack
 
 CAMERA_PATHS = ("still", "target", "source")
-LOOKS = 24  # frames of a path that are looked at
-SHOWN = 0.95  # of what the still view knows of the background must be known everywhere
+SAMPLES = 24  # frames of a path that are checked
+MIN_KNOWN = 0.95  # minimum known background area of a view, as a fraction of the still view's
 STRENGTHS = (1.0, 0.8, 0.6, 0.4, 0.2, 0.0)
 
 
 @dataclass(frozen=True)
 class CameraPath:
-    """Where each of n frames looks.
+    """The view of each of n frames.
 
     Attributes:
         matrices: float64 [n, 3, 3] from pixels of the still view to those of each frame, in the
-            model's size; None: the camera stands still.
-        backgrounds: what is behind, where the camera moves.
-        notes: what the user should know.
+            model's size; None: the camera is still.
+        backgrounds: the background for a moving camera.
+        notes: notes for the user.
     """
 
     matrices: Matrices | None = None
@@ -43,7 +43,7 @@ class CameraPath:
     notes: tuple[str, ...] = ()
 
     def track(self, track: Track, first: int) -> Track:
-        """Points as the still view has them, from frame `first` on, as the frames do."""
+        """Transform a track that starts at frame `first` from the still view to the frames."""
         if self.matrices is None:
             return track
         return seen_from(track, self.matrices[first : first + len(track)])
@@ -60,17 +60,17 @@ class CameraPath:
 
 
 def seen_from(track: Track, matrices: Matrices) -> Track:
-    """A track of points as other cameras see it: [T, 3, 3] from its pixels to theirs."""
+    """A track of points in another view; `matrices` [T, 3, 3] map its pixels to that view's."""
     points = carry_each(matrices, track.points)  # type: ignore[attr-defined]
     if not isinstance(track, FaceTrack):
         return cast(Track, replace(cast(Any, track), points=points))
-    # How the camera turns and grows what is around the middle of the head.
+    # Rotation and scale of the transform at the middle of the head.
     heads = zip(matrices, track.translation, strict=True)
     ends = np.stack([carry(matrix, np.stack([head, head + (1, 0)])) for matrix, head in heads])
     middle, beside = ends[:, 0], ends[:, 1]
-    across = beside - middle
-    grown = np.linalg.norm(across, axis=-1).astype(np.float32)
-    x, y = (across / np.maximum(grown, 1e-6)[:, None]).T
+    along = beside - middle
+    grown = np.linalg.norm(along, axis=-1).astype(np.float32)
+    x, y = (along / np.maximum(grown, 1e-6)[:, None]).T
     roll = np.zeros((len(track), 3, 3), np.float32)
     roll[:, 0, 0], roll[:, 0, 1], roll[:, 1, 0], roll[:, 1, 1], roll[:, 2, 2] = x, -y, y, x, 1
     return replace(
@@ -80,42 +80,42 @@ def seen_from(track: Track, matrices: Matrices) -> Track:
 
 
 def still_views(driven: Source) -> Matrices | None:
-    """[T, 3, 3] from each frame of a source's store to a camera at rest; None: it is unknown."""
+    """[T, 3, 3] from each frame of a source's store to a still camera; None without a camera."""
     track = _camera(driven)
     return None if track is None else track.steady()
 
 
 def steadied(track: Track, views: Matrices | None, frames: Any) -> Track:
-    """Frames of a source as a camera at rest sees them.
+    """A track of the source as seen by a still camera.
 
     Args:
-        views: of `still_views`.
-        frames: which frames of the store `track` has, as an index of `views`.
+        views: the result of `still_views`.
+        frames: the store's frames that `track` covers, as an index into `views`.
     """
     return track if views is None else seen_from(track, views[frames])
 
 
 def check_camera_path(trained: LoadedModel, clip: int, kind: str) -> None:
-    """Raises `UnknownName`; `UsageError` where the model has only what a still camera saw."""
+    """Raises `UnknownName`; `UsageError` if the model only has the background of a still camera."""
     if kind not in CAMERA_PATHS:
         raise UnknownName.among("--camera-path", kind, CAMERA_PATHS)
     if kind != "still" and clip not in trained.model.backgrounds:
         raise UsageError(
-            f"{trained.name} knows no more of its background than a still camera shows: its"
-            " footage was filmed so, or its store has no camera",
-            hint="use --camera-path still; for footage filmed by hand add the camera with v2v"
+            f"{trained.name} only knows the background of a still camera: its camera did not"
+            " move, or its store has no camera signal",
+            hint="use --camera-path still; for hand-held footage add the camera with v2v"
             " preprocess STORE --signal camera, and train again",
         )
 
 
 def camera_path(trained: LoadedModel, clip: int, driven: Source, kind: str) -> CameraPath:
-    """The path of a rendering's camera.
+    """The camera path of a rendering.
 
     Args:
-        kind: still; target: as the model's own footage was filmed, forth and back; source: as the
-            driving footage was, from its `camera`.
+        kind: still; target: the path of the model's own footage, forwards and backwards; source:
+            the path of the driving footage, from its `camera` signal.
 
-    Raises as `check_camera_path` does.
+    Raises what `check_camera_path` raises.
     """
     check_camera_path(trained, clip, kind)
     if kind == "still":
@@ -129,14 +129,14 @@ def camera_path(trained: LoadedModel, clip: int, driven: Source, kind: str) -> C
         own = (track.reference == track.reference[middle]) & track.present()
         frames = first + np.flatnonzero(own[first:stop])
         period = max(2 * (len(frames) - 1), 1)
-        place = np.arange(count) % period
-        chosen = frames[np.minimum(place, period - place)]
+        phase = np.arange(count) % period
+        chosen = frames[np.minimum(phase, period - phase)]
         matrices = track.homography[chosen] @ np.linalg.inv(track.homography[middle])
         return CameraPath(matrices, backgrounds)
     views = still_views(driven)
     assert views is not None, "the source was opened without its camera"
     matrices = np.asarray(np.linalg.inv(views[driven.start : driven.stop]), np.float64)
-    # Of the source's height as of the model's; what lies beside it is cut or added on both sides.
+    # Scale the source's height to the model's; crop or extend the width on both sides.
     height, width = trained.size
     rows, columns = driven.size
     zoom = height / rows
@@ -146,20 +146,20 @@ def camera_path(trained: LoadedModel, clip: int, driven: Source, kind: str) -> C
 
 
 def _within(path: CameraPath, backgrounds: Backgrounds) -> CameraPath:
-    """The path, weakened until it shows hardly more than what the training footage did."""
+    """The path, attenuated until it shows hardly more background than the training footage."""
     assert path.matrices is not None
-    chosen = np.unique(np.linspace(0, len(path.matrices) - 1, LOOKS).astype(int))
-    least = SHOWN * float((backgrounds.of()[..., 3] > 127).mean())
+    chosen = np.unique(np.linspace(0, len(path.matrices) - 1, SAMPLES).astype(int))
+    least = MIN_KNOWN * float((backgrounds.of()[..., 3] > 127).mean())
     for strength in STRENGTHS:
         weaker = np.eye(3) + strength * (path.matrices - np.eye(3))
-        shown = [(backgrounds.of(change=weaker[i])[..., 3] > 127).mean() for i in chosen]
-        if min(shown) >= least:
+        known = [(backgrounds.of(change=weaker[i])[..., 3] > 127).mean() for i in chosen]
+        if min(known) >= least:
             break
     if strength == 1:
         return path
     note = (
-        "the source's camera looks farther than that of the training footage did: its motion is"
-        f" weakened to {strength:.0%}"
+        "the source's camera shows background that the training footage does not: its motion is"
+        f" reduced to {strength:.0%}"
     )
     return replace(path, matrices=weaker, notes=(note,))
 
@@ -173,6 +173,6 @@ def _camera(driven: Source) -> CameraTrack | None:
 
 
 def filmed(driven: Source) -> dict[str, Any]:
-    """What decides about a steadied source's frames, for `ConditioningSource.settings`."""
+    """The stabilisation's settings that determine the frames, for `ConditioningSource.settings`."""
     record = driven.store.record.signals.get("camera")
     return {} if record is None else {"filmed": record.model_dump(mode="json")}

@@ -1,11 +1,11 @@
-"""Several videos in one: panels in step, their differences, and a region enlarged.
+"""Comparison video: synchronised panels, their differences and an enlarged region.
 
     clip 1     clip 2      clip 3          each with its label above
                |2 - 1|     |3 - 1|         with `difference`
     region 1   region 2    region 3        with `zoom`
 
-The first clip decides: its rate is the rate, its shape is the shape of all panels, its moments
-are what the others are laid beside. Frames stream: memory does not grow with the clips' length.
+The first clip sets the frame rate, the timestamps and the aspect ratio of every panel. Frames are
+streamed: memory does not grow with the clips' length.
 """
 
 from __future__ import annotations
@@ -51,31 +51,31 @@ from v2v.runtime import lower_thread_priority
 Picture = NDArray[np.uint8]  # RGB [H, W, 3]
 Box = tuple[float, float, float, float]  # x, y, width, height
 
-MOST = 9  # panels that an eye can follow, and more than it can
+MOST = 9  # maximum number of panels
 GAP = 4  # pixels between panels
-SMALL = 120  # pixels: panels with a shorter side are enlarged, or no label could be read
-SCREEN = (3840, 2160)  # what the result fits into where no size is asked for
-SAME_SHAPE = 0.02  # shapes nearer than this are one: models round sizes to multiples of 32
-DIMMED = 0.35  # of its brightness, a clip that has ended
+SMALL = 120  # pixels: panels with a shorter side are enlarged so that labels stay legible
+SCREEN = (3840, 2160)  # maximum size of the result if no size is given
+SAME_SHAPE = 0.02  # tolerance between aspect ratios: models round sizes to multiples of 32
+DIMMED = 0.35  # brightness factor of a clip that has ended
 DARK, LIGHT, OUTLINE = (24, 24, 24), (235, 235, 235), (255, 210, 0)
 
 
-# ---------------------------------------------------------------- clips, in step
+# ---------------------------------------------------------------- synchronised clips
 
 
 @dataclass(frozen=True)
 class ComparedVideo:
-    """One clip to be seen beside others."""
+    """One clip of a comparison."""
 
-    path: Path  # of its pictures
+    path: Path  # of its frames
     label: str
     seen: Probe
-    sound: Sound | None  # heard from its first frame on
-    mark: Provenance | None  # where it says of itself that it is synthetic
+    sound: Sound | None  # starts with the first frame
+    mark: Provenance | None  # provenance tag, if the clip is marked as synthetic
 
     @classmethod
     def open(cls, given: str | Path, label: str | None = None) -> ComparedVideo:
-        """Footage of any kind, a folder of images, or a clip store. Raises as `probe` does."""
+        """Open a video, a folder of images or a clip store. Raises what `probe` raises."""
         path = Path(given)
         sound: Sound | None = None
         if (path / CLIP_FILE).is_file():
@@ -93,7 +93,7 @@ class ComparedVideo:
 
     @cached_property
     def size(self) -> tuple[int, int]:
-        """(width, height) of its pictures, both even. Raises `UsageError` if tiny."""
+        """(width, height) of its frames, both even. Raises `UsageError` if they are too small."""
         geometry = plan_geometry(self.seen)
         return geometry.width, geometry.height
 
@@ -101,7 +101,7 @@ class ComparedVideo:
 def open_all(
     given: Sequence[str | Path], labels: Sequence[str] | None = None
 ) -> list[ComparedVideo]:
-    """The clips, under labels that differ: file names, with their folders where these are equal."""
+    """Open the clips. Default labels are file names, prefixed by the folder if names repeat."""
     if labels and len(labels) != len(given):
         raise UsageError(
             f"{len(labels)} labels for {len(given)} clips", hint="give one --label for each clip"
@@ -120,34 +120,34 @@ def open_all(
 
 @dataclass(frozen=True)
 class Aligned:
-    """Clips on one grid of moments: frame k of each is shown at `start + k / rate` seconds."""
+    """Clips resampled to one time base: frame k of each is shown at `start + k / rate` seconds."""
 
     clips: tuple[ComparedVideo, ...]
-    plans: tuple[FramePlan, ...]  # what each shows; one may be shorter than `count`
+    plans: tuple[FramePlan, ...]  # frames of each clip; may be shorter than `count`
     rate: Fraction
     count: int  # frames of the result
-    start: float  # seconds of the clips
+    start: float  # seconds from the clips' first frames
     notes: tuple[str, ...]
-    lost: Counter[str] = field(default_factory=Counter)  # frames not decoded so far, by label
+    lost: Counter[str] = field(default_factory=Counter)  # undecodable frames so far, by label
 
     def pictures(self, index: int) -> Iterator[Picture]:
-        """Frames of one clip, upright, of its own size; ends where the clip does."""
+        """Yield the upright frames of one clip at its own size until the clip ends."""
         clip, pixels = self.clips[index], PixelReader()
         last, picture = None, None
-        self.lost[clip.label] = 0  # also where a clip is read again
+        self.lost[clip.label] = 0  # a clip may be read more than once
         plan = replace(self.plans[index], sources=self.plans[index].sources[: self.count])
         for placed in read_upright(clip.seen, plan, plan_geometry(clip.seen)):
             self.lost[clip.label] += placed.lost
-            if placed.frame is not last or picture is None:  # shown again where its rate is lower
+            if placed.frame is not last or picture is None:  # repeats if its frame rate is lower
                 last, picture = placed.frame, pixels(placed.frame)
             yield picture
 
     def losses(self) -> Iterator[str]:
-        """What could not be read, known once all was asked for."""
+        """Yield a note for each clip with undecodable frames; call after reading all frames."""
         for label, count in self.lost.items():
             if count:
                 what = "1 frame" if count == 1 else f"{count} frames"
-                yield f"{what} of {label} could not be decoded: the one before is shown"
+                yield f"{what} of {label} could not be decoded; the previous frame is shown instead"
 
 
 def align(
@@ -157,29 +157,29 @@ def align(
     end: float | None = None,
     longest: bool = False,
 ) -> Aligned:
-    """Lay all clips on the first one's frame rate; all begin together.
+    """Resample all clips to the first one's frame rate, aligned at their first frames.
 
     Args:
-        start, end: the range, in seconds from the first frame of each, the end excluded.
-        longest: last as long as the longest, not as the shortest.
+        start, end: the range in seconds from each clip's first frame, `end` excluded.
+        longest: end with the longest clip instead of the shortest.
 
-    Raises `UsageError` for a range that some clip has nothing of.
+    Raises `UsageError` if the range is empty or lies beyond the end of a clip.
     """
     rate = clips[0].seen.rate
     begin = 0.0 if start is None else start
     if begin < 0 or (end is not None and end <= begin):
         raise UsageError(
             f"the range from {begin:g} s to {end if end is not None else 'the end'} is empty",
-            hint="--start and --end are seconds from the beginning, --end after --start",
+            hint="give --start and --end in seconds from the first frame, --end after --start",
         )
     first = round(begin * rate)
     stop = None if end is None else max(round(end * rate), first + 1)
-    # All are planned whole, then cut: the cut is then at the same moment in each.
+    # Plan the whole clips before cutting, so that every clip is cut at the same time.
     plans = [plan_frames(clip.seen, fps=rate if i else None) for i, clip in enumerate(clips)]
     for clip, plan in zip(clips, plans, strict=True):
         if len(plan) <= first:
             raise UsageError(
-                f"--start {begin:g} lies behind the end of {clip.path}"
+                f"--start {begin:g} is past the end of {clip.path}"
                 f" ({len(plan) / float(rate):.2f} s)",
                 hint="give an earlier --start",
             )
@@ -196,11 +196,11 @@ def _rate_notes(clips: Sequence[ComparedVideo], rate: Fraction) -> Iterator[str]
     for clip in clips:
         own = clip.seen.rate
         if clip.seen.variable_rate:
-            yield f"{clip.label} has a varying rate, shown at {float(rate):.4g} frames a second"
+            yield f"{clip.label} has a variable frame rate; shown at {float(rate):.4g} fps"
         elif own != rate and not clip.seen.images:
-            how = "some frames are left out" if own > rate else "some frames are shown twice"
+            how = "some frames are dropped" if own > rate else "some frames are repeated"
             yield (
-                f"{clip.label} has {float(own):.4g} frames a second, shown at {float(rate):.4g} as"
+                f"{clip.label} has {float(own):.4g} fps; shown at {float(rate):.4g} fps like"
                 f" {clips[0].label}: {how}"
             )
 
@@ -215,50 +215,50 @@ def _length_notes(
         for clip, length in zip(clips, lengths, strict=True)
     )
     if longest:
-        yield f"the lengths differ ({each}): what has ended stands still, dimmed"
+        yield f"the lengths differ ({each}): clips that end early freeze, dimmed"
     else:
         shortest = clips[lengths.index(min(lengths))].label
-        yield f"the lengths differ ({each}): all end with {shortest}"
+        yield f"the lengths differ ({each}): all are cut to the length of {shortest}"
 
 
-# ---------------------------------------------------------------- a picture in a panel
+# ---------------------------------------------------------------- a frame in a panel
 
 
 @dataclass(frozen=True)
 class View:
-    """How a part of a picture fills a panel, undistorted; black where the picture has nothing.
+    """Maps a part of a frame to a panel without distortion; pixels outside the frame are black.
 
-    `box` is in the picture's pixels and may reach beyond it.
+    `box` is in pixels of the frame and may extend beyond it.
     """
 
-    size: tuple[int, int]  # (width, height) of the picture
+    size: tuple[int, int]  # (width, height) of the frame
     box: Box
     width: int  # of the panel
     height: int
 
     @classmethod
     def whole(cls, size: tuple[int, int], width: int, height: int) -> View:
-        """All of a picture, in the middle of the panel."""
-        across, down = size
-        if abs(across * height / (down * width) - 1) <= SAME_SHAPE:
-            return cls(size, (0, 0, across, down), width, height)
-        factor = min(width / across, height / down)
+        """Show the whole frame, centred in the panel."""
+        full_w, full_h = size
+        if abs(full_w * height / (full_h * width) - 1) <= SAME_SHAPE:
+            return cls(size, (0, 0, full_w, full_h), width, height)
+        factor = min(width / full_w, height / full_h)
         w, h = width / factor, height / factor
-        return cls(size, ((across - w) / 2, (down - h) / 2, w, h), width, height)
+        return cls(size, ((full_w - w) / 2, (full_h - h) / 2, w, h), width, height)
 
     def part(self, region: Box, width: int, height: int) -> View:
-        """Of what this shows, the region given in fractions of the panel."""
+        """Crop this view to a region in fractions of the panel."""
         x, y, w, h = self.box
         box = (x + region[0] * w, y + region[1] * h, region[2] * w, region[3] * h)
         return View(self.size, box, width, height)
 
     @cached_property
     def inner(self) -> tuple[int, int, int, int]:
-        """left, top, right, bottom of the picture inside the panel."""
+        """left, top, right, bottom of the frame inside the panel."""
         x, y, w, h = self.box
-        across, down = self.width / w, self.height / h
-        left, right = -x * across, (self.size[0] - x) * across
-        top, bottom = -y * down, (self.size[1] - y) * down
+        scale_x, scale_y = self.width / w, self.height / h
+        left, right = -x * scale_x, (self.size[0] - x) * scale_x
+        top, bottom = -y * scale_y, (self.size[1] - y) * scale_y
         return (
             min(max(round(left), 0), self.width), min(max(round(top), 0), self.height),
             max(min(round(right), self.width), 0), max(min(round(bottom), self.height), 0),
@@ -266,20 +266,20 @@ class View:
 
     def __call__(self, picture: Picture) -> Picture:
         x, y, w, h = self.box
-        # What becomes smaller is averaged first, or fine patterns would flicker.
+        # Downscale by area averaging first: otherwise fine patterns alias and flicker.
         shrink = max(self.width / w, self.height / h)
         if shrink < 1:
-            across, down = round(self.size[0] * shrink), round(self.size[1] * shrink)
-            across, down = max(across, 1), max(down, 1)
+            small_w, small_h = round(self.size[0] * shrink), round(self.size[1] * shrink)
+            small_w, small_h = max(small_w, 1), max(small_h, 1)
             picture = np.asarray(
-                cv2.resize(picture, (across, down), interpolation=cv2.INTER_AREA), np.uint8
+                cv2.resize(picture, (small_w, small_h), interpolation=cv2.INTER_AREA), np.uint8
             )
-            x, w = x * across / self.size[0], w * across / self.size[0]
-            y, h = y * down / self.size[1], h * down / self.size[1]
-        across_, down_ = w / self.width, h / self.height
-        # Pixel centres stand at halves: panel pixel p shows x + (p + 0.5) * step - 0.5.
+            x, w = x * small_w / self.size[0], w * small_w / self.size[0]
+            y, h = y * small_h / self.size[1], h * small_h / self.size[1]
+        step_x, step_y = w / self.width, h / self.height
+        # Pixel centres lie at half integers: panel pixel p samples x + (p + 0.5) * step - 0.5.
         matrix = np.array(
-            [[across_, 0, x + across_ / 2 - 0.5], [0, down_, y + down_ / 2 - 0.5]], np.float64
+            [[step_x, 0, x + step_x / 2 - 0.5], [0, step_y, y + step_y / 2 - 0.5]], np.float64
         )
         panel = cv2.warpAffine(
             picture, matrix, (self.width, self.height),
@@ -290,37 +290,37 @@ class View:
 
 
 def keep_inside(panel: NDArray[Any], inner: tuple[int, int, int, int]) -> None:
-    """Black, in place, outside of left, top, right, bottom."""
+    """Set a panel to black, in place, outside (left, top, right, bottom)."""
     left, top, right, bottom = inner
     panel[:top], panel[bottom:], panel[:, :left], panel[:, right:] = 0, 0, 0, 0
 
 
-# ---------------------------------------------------------------- where everything stands
+# ---------------------------------------------------------------- layout
 
 
 def parse_zoom(text: str, size: tuple[int, int]) -> Box:
-    """X,Y,W,H in fractions, or in pixels of a picture of this (width, height) -> fractions."""
+    """Parse X,Y,W,H, in fractions or in pixels of `size` (width, height), into fractions."""
     try:
         x, y, w, h = (float(part) for part in text.split(","))
     except ValueError:
         raise UsageError(
-            f"cannot read --zoom {text}", hint="write X,Y,W,H, such as 0.4,0.1,0.2,0.2"
+            f"cannot parse --zoom {text}", hint="give X,Y,W,H, such as 0.4,0.1,0.2,0.2"
         ) from None
     if max(x, y, w, h) > 1:
         x, w, y, h = x / size[0], w / size[0], y / size[1], h / size[1]
     if not (x >= 0 and y >= 0 and x + w <= 1 + 1e-9 and y + h <= 1 + 1e-9):
         raise UsageError(
-            f"--zoom {text} lies outside of the picture",
-            hint=f"in fractions up to 1, or in pixels up to {size[0]},{size[1]}",
+            f"--zoom {text} extends beyond the frame",
+            hint=f"give fractions up to 1, or pixels up to {size[0]},{size[1]}",
         )
     if not (w * size[0] >= 4 and h * size[1] >= 4):
-        raise UsageError(f"--zoom {text} is too small", hint="4 pixels is the least")
+        raise UsageError(f"--zoom {text} is too small", hint="give at least 4x4 pixels")
     return x, y, w, h
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The places of all panels. Heights and widths are even, as video needs."""
+    """The positions of all panels. Widths and heights are even, as video codecs require."""
 
     labels: tuple[str, ...]  # of the clips
     width: int  # of a panel
@@ -339,12 +339,12 @@ class Layout:
 
     @property
     def strip(self) -> int:
-        """Height of a label."""
+        """Height of a label in pixels."""
         return _even(self.font * 1.6)
 
     @property
     def zoomed(self) -> tuple[int, int]:
-        """(width, height) of a panel with the region: as large as fits above one another."""
+        """(width, height) of a panel with the enlarged region: as large as fits into a panel."""
         assert self.region is not None
         _, _, w, h = self.region
         factor = min(1 / w, 1 / h)
@@ -352,7 +352,7 @@ class Layout:
 
     @cached_property
     def blocks(self) -> list[tuple[str, int]]:
-        """(what, height of its panels), from above."""
+        """(name, panel height) of each block, top to bottom."""
         found = [("clip", self.height)]
         if self.gain is not None:
             found.append(("difference", self.height))
@@ -366,7 +366,7 @@ class Layout:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(width, height) of the whole."""
+        """(width, height) of the result."""
         lines = [height for _, height in self.blocks for _ in range(self.rows)]
         return (
             self.columns * (self.width + GAP) - GAP,
@@ -374,7 +374,7 @@ class Layout:
         )
 
     def place(self, block: str, index: int) -> tuple[int, int, int, int]:
-        """x, y, width, height of a panel, its label not counted."""
+        """x, y, width, height of a panel without its label."""
         row, column = divmod(index, self.columns)
         y = 0
         for name, height in self.blocks:
@@ -395,7 +395,7 @@ class Layout:
         return label
 
     def board(self) -> Picture:
-        """The whole with labels, its panels empty."""
+        """Render the canvas with labels and empty panels."""
         image = Image.new("RGB", self.size, DARK)
         draw = ImageDraw.Draw(image)
         font = label_font(self.font)
@@ -409,7 +409,7 @@ class Layout:
 
 
 def label_font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which comes with matplotlib: Latin, Greek, Cyrillic and signs."""
+    """DejaVu Sans, bundled with matplotlib: covers Latin, Greek, Cyrillic and symbols."""
     import matplotlib
 
     file = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
@@ -417,7 +417,7 @@ def label_font(size: int) -> ImageFont.FreeTypeFont:
 
 
 def shortened(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
-    """The text, with its middle left out where it is wider than so many pixels."""
+    """Elide the middle of a text that is wider than `width` pixels."""
     if font.getlength(text) <= width:
         return text
     for kept in range(len(text) - 1, 1, -1):
@@ -432,7 +432,7 @@ def _even(value: float) -> int:
 
 
 def panel_height(given: int | None, layout: Layout, size: tuple[int, int]) -> Layout:
-    """The layout with panels of the height asked for, or of the first clip's, within reason."""
+    """Set the panel height: the given one, or the first clip's, limited to legible sizes."""
     shape = size[0] / size[1]
 
     def of_height(height: float) -> Layout:
@@ -440,7 +440,7 @@ def panel_height(given: int | None, layout: Layout, size: tuple[int, int]) -> La
 
     if given is not None:
         if not 16 <= given <= 4096:
-            raise UsageError(f"--size {given} is out of range", hint="16 to 4096 are accepted")
+            raise UsageError(f"--size {given} is out of range", hint="give 16 to 4096 pixels")
         found = of_height(given)
     else:
         found = of_height(size[1] * math.ceil(SMALL / min(size)))
@@ -449,8 +449,8 @@ def panel_height(given: int | None, layout: Layout, size: tuple[int, int]) -> La
             found = of_height(min(found.height * fit, found.height - 2))
     if max(found.size) > 8192:
         raise UsageError(
-            f"the result would be {found.size[0]}x{found.size[1]}, larger than video can be",
-            hint="give a smaller --size, the height of one panel",
+            f"the result would be {found.size[0]}x{found.size[1]}; at most 8192 are supported",
+            hint="give a smaller --size (height of one panel)",
         )
     return found
 
@@ -464,7 +464,7 @@ class PanelMark(BaseModel):
 
 
 class Composite(Provenance):
-    """What a comparison says of itself where something in it is synthetic."""
+    """Provenance tag of a comparison that contains synthetic clips."""
 
     pipeline: str = "comparison"
     digital_source_type: str = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeSynthetic"
@@ -472,7 +472,7 @@ class Composite(Provenance):
 
     @classmethod
     def of_clips(cls, clips: Sequence[ComparedVideo]) -> Composite | None:
-        """None where no clip is marked."""
+        """Merge the marks of all clips; None if no clip is marked."""
         marks = [clip.mark for clip in clips if clip.mark is not None]
         if not marks:
             return None
@@ -494,7 +494,7 @@ class Composite(Provenance):
 
 @dataclass(frozen=True)
 class Compared:
-    """What `compare` left on disk."""
+    """The result of `compare`."""
 
     video: Path
     frames: int
@@ -502,7 +502,7 @@ class Compared:
     width: int
     height: int
     labels: tuple[str, ...]
-    synthetic: tuple[str, ...]  # labels of clips that are marked as such
+    synthetic: tuple[str, ...]  # labels of the clips marked as synthetic
     notes: tuple[str, ...]
 
     def as_json(self) -> dict[str, Any]:
@@ -534,26 +534,28 @@ def compare(
     """Write one video with a panel for each clip.
 
     Args:
-        labels: one a clip; by default file names.
-        size: height of a panel in pixels; by default the first clip's.
-        start, end, longest: as `align` takes them.
-        difference: add panels |clip - first|, `amplify` times brighter than they are.
+        labels: one per clip; defaults to the file names.
+        size: height of a panel in pixels; defaults to the first clip's.
+        start, end, longest: see `align`.
+        difference: add panels |clip - first|, brightened `amplify` times.
         zoom: "X,Y,W,H" of a region to enlarge, in fractions or in pixels of the first clip.
-        sound: of which clip, from 1; 0 for none; by default of the first, if it has any.
-        codec, crf, overwrite: as `Rendering.save` takes them.
+        sound: number of the clip whose sound is used, from 1; 0 for none; defaults to the first.
+        codec, crf, overwrite: see `Rendering.save`.
 
     Raises `UsageError`, `NotWritable`, `DiskFull`, and what reading the clips raises.
     """
     report, path = report or Silent(), Path(output)
     if not 2 <= len(given) <= MOST:
         raise UsageError(
-            f"{len(given)} {'clip' if len(given) == 1 else 'clips'} to compare",
-            hint=f"give 2 to {MOST}: v2v compare a.mp4 b.mp4",
+            f"cannot compare {len(given)} {'clip' if len(given) == 1 else 'clips'}",
+            hint=f"give 2 to {MOST} clips: v2v compare a.mp4 b.mp4",
         )
     if difference and not 0 < amplify <= 255:
-        raise UsageError(f"--amplify {amplify:g} is out of range", hint="up to 255 is accepted")
+        raise UsageError(
+            f"--amplify {amplify:g} is out of range", hint="give a factor above 0, up to 255"
+        )
     if any(path.resolve() == Path(clip).resolve() for clip in given):
-        raise UsageError(f"{path} is one of the clips", hint="choose another --output")
+        raise UsageError(f"--output {path} is one of the clips", hint="choose another --output")
     Output(path, codec=codec, crf=crf, overwrite=overwrite).check()
     clips = open_all(given, labels)
     heard = _sound(clips, sound)
@@ -576,7 +578,7 @@ def compare(
     notes = [*aligned.notes, *size_notes(clips, (layout.width, layout.height))]
     notes += aligned.losses()
     if difference:
-        notes.append(f"differences are shown {amplify:g} times as bright as they are")
+        notes.append(f"differences are brightened {amplify:g} times")
     return Compared(
         path, aligned.count, aligned.rate, *layout.size, layout.labels,
         tuple(clip.label for clip in clips if clip.mark is not None), tuple(notes),
@@ -588,29 +590,31 @@ def _sound(clips: Sequence[ComparedVideo], number: int | None) -> Sound | None:
         return clips[0].sound
     if not 0 <= number <= len(clips):
         raise UsageError(
-            f"there is no clip {number} to take the sound of",
-            hint=f"--sound takes 1 to {len(clips)}, or 0 for none",
+            f"--sound {number} names no clip",
+            hint=f"give 1 to {len(clips)}, or 0 for no sound",
         )
     if number and clips[number - 1].sound is None:
-        raise UsageError(f"{clips[number - 1].path} has no sound", hint="give another --sound")
+        raise UsageError(
+            f"{clips[number - 1].path} has no sound", hint="choose another clip with --sound"
+        )
     return clips[number - 1].sound if number else None
 
 
 def size_notes(clips: Sequence[ComparedVideo], size: tuple[int, int]) -> Iterator[str]:
-    """What was done to clips whose size is not that of the panels."""
+    """Yield a note for each clip that is resized to fit its panel."""
     for clip in clips:
         width, height = clip.size
         if (width, height) == size:
             continue
         bars = View.whole(clip.size, *size).inner != (0, 0, *size)
-        why = f"; it has another shape than {clips[0].label}: black bars" if bars else ""
-        yield f"{clip.label} is {width}x{height}, shown in {size[0]}x{size[1]}{why}"
+        why = f" with black bars: its aspect ratio differs from {clips[0].label}" if bars else ""
+        yield f"{clip.label} is {width}x{height}, shown at {size[0]}x{size[1]}{why}"
 
 
 def _composed(aligned: Aligned, layout: Layout) -> Iterator[Picture]:
     views = [View.whole(clip.size, layout.width, layout.height) for clip in aligned.clips]
     board = layout.board()
-    for shown in prefetch(_in_step(aligned), 2, prepare=lower_thread_priority):
+    for shown in prefetch(_synchronised(aligned), 2, prepare=lower_thread_priority):
         whole = board.copy()
 
         def put(block: str, index: int, panel: Picture, whole: Picture = whole) -> None:
@@ -631,8 +635,8 @@ def _composed(aligned: Aligned, layout: Layout) -> Iterator[Picture]:
         yield whole
 
 
-def _in_step(aligned: Aligned) -> Iterator[list[tuple[Picture, bool]]]:
-    """Of every clip its picture, and whether it has ended and stands still."""
+def _synchronised(aligned: Aligned) -> Iterator[list[tuple[Picture, bool]]]:
+    """Yield, for every clip, its frame and whether the clip has ended (its last frame)."""
     readers = [aligned.pictures(index) for index in range(len(aligned.clips))]
     current: list[tuple[Picture, bool]] = []
     for _ in range(aligned.count):
@@ -650,7 +654,7 @@ def _difference(
     if still:
         return np.zeros_like(panels[index])
     difference = cv2.convertScaleAbs(cv2.absdiff(panels[index], panels[0]), alpha=gain)
-    for view in (views[0], views[index]):  # black bars differ from everything
+    for view in (views[0], views[index]):  # ignore black bars
         keep_inside(difference, view.inner)
     return np.asarray(difference, np.uint8)
 
@@ -660,7 +664,7 @@ def _dimmed(picture: Picture) -> Picture:
 
 
 def _outlined(picture: Picture, region: Box) -> Picture:
-    """With a line around the region that is enlarged elsewhere."""
+    """Outline the region that a zoom panel enlarges."""
     height, width = picture.shape[:2]
     x, y, w, h = region
     corners = (round(x * width), round(y * height)), (
@@ -688,7 +692,7 @@ def write_video(
     report: Reporter,
     stage: str,
 ) -> None:
-    """`count` frames as a video, under its name only once it is whole."""
+    """Encode `count` frames; the file appears under its name only when complete."""
     report.start(stage, count)
     written = 0
     with replacing_file(path) as whole:
@@ -703,7 +707,7 @@ def write_video(
             if written < count:
                 raise MediaError(
                     f"only {written} of {count} frames could be read for {path.name}",
-                    hint="a clip is damaged or was changed meanwhile; try a smaller --end",
+                    hint="a clip is damaged or has changed since; try a smaller --end",
                 )
         container = CONTAINERS[path.suffix.lower()]
         concatenate(

@@ -1,6 +1,6 @@
-"""The demo: two people are drawn, one learns to dance as the other; a page shows how.
+"""Motion transfer demo on two synthetic dancers: draws clips, trains, renders, writes a page.
 
-Nothing is downloaded and nothing is prepared beforehand: the model is trained on the spot.
+It downloads nothing and ships no pretrained model: the model is trained from scratch.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from v2v.pipelines.rendering import Picture, RenderResult
 from v2v.progress import Reporter, Silent
 from v2v.samples.clips import write_sample
 
-SEEDS = {"host": 11, "guest": 0}  # dances; each of the host's arms soon shows its whole range
-EMPTY = {"host": 0.4, "guest": 0.0}  # seconds of the empty room: its background is then whole
-SIZE = 128  # pixels trained at: what minutes on a laptop are enough for
-SHOWN = 2  # times as large the video is written, for eyes
-SETTINGS = [  # what shows most after minutes: more updates instead of more critics
+SEEDS = {"host": 11, "guest": 0}  # the host's arms soon cover their whole range of motion
+EMPTY = {"host": 0.4, "guest": 0.0}  # seconds of empty room: they complete the background plate
+SIZE = 128  # pixels, training resolution: minutes on a laptop suffice
+SHOWN = 2  # upscaling factor of the written video, for easier viewing
+SETTINGS = [  # best quality within minutes: more updates instead of more discriminators
     "schedule.lengths=[1,2,4]",
     "discriminator.scales=1",
     "losses.l1=10",
@@ -41,35 +41,35 @@ COLUMNS = 8  # frames of the contact sheet
 
 @dataclass(frozen=True)
 class Demo:
-    """What the demo made."""
+    """The result of `demo`."""
 
     video: Path
     sheet: Path
     page: Path
-    steps: tuple[tuple[str, float], ...]  # what was done, and the seconds it took
+    steps: tuple[tuple[str, float], ...]  # name and seconds of each step
     run: Run = field(repr=False)
 
 
 def demo(
     folder: Path, *, seconds: float = 6.0, minutes: float = 3.5, report: Reporter | None = None
 ) -> Demo:
-    """Draw two dancers, train on one, drive it by the other, and lay out what came of it.
+    """Draw two dancers, train on one, drive the model with the other and write a result page.
 
-    Finished stages are kept: a second call does only what is left.
+    Finished stages are kept: a second call resumes with the remaining ones.
 
     Args:
         seconds: length of each drawn clip.
-        minutes: of training.
+        minutes: training time.
     """
     report = report or Silent()
-    _check_ours(folder)
+    _check_output(folder)
     began = time.monotonic()
     busy = NotWritable(
-        f"another process is making the demo in {folder}",
+        f"another process is running the demo in {folder}",
         hint="wait for it to end, or choose another --output",
     )
     with workplace(folder / ".drawing", busy) as work:
-        clips = {who: _drawn(who, folder, work, seconds, report) for who in SEEDS}
+        clips = {who: _draw_clip(who, folder, work, seconds, report) for who in SEEDS}
         drawn = ("draw two dancers", time.monotonic() - began)
         made = run(
             clips["host"], clips["guest"], output=folder / VIDEO, minutes=minutes, size=SIZE,
@@ -85,10 +85,10 @@ def demo(
     return Demo(made.rendered.video, sheet, page, steps, made)
 
 
-def _drawn(who: str, folder: Path, work: Path, seconds: float, report: Reporter) -> Path:
+def _draw_clip(who: str, folder: Path, work: Path, seconds: float, report: Reporter) -> Path:
     path = folder / f"{who}-{seconds:g}s.mp4"
     if not path.exists():
-        sample = write_sample(  # in a folder of its own: it may not touch what else is there
+        sample = write_sample(  # in a separate folder, so that it cannot overwrite other files
             "person", work, seconds=seconds, seed=SEEDS[who], who=who, empty=EMPTY[who],
             report=report,
         )  # fmt: skip
@@ -96,35 +96,40 @@ def _drawn(who: str, folder: Path, work: Path, seconds: float, report: Reporter)
     return path
 
 
-def _check_ours(folder: Path) -> None:
-    """Refuse to replace what no demo made."""
+def _check_output(folder: Path) -> None:
+    """Refuse to replace files that were not written by a demo."""
     for name in (VIDEO, SHEET, PAGE):
         if (folder / name).exists() and not (folder / "runs").is_dir():
             raise UsageError(
-                f"{folder / name} is there, and is not of a demo", hint="choose another --output"
+                f"{folder / name} exists and was not written by the demo",
+                hint="choose another --output",
             )
 
 
 def _write_sheet(rendered: RenderResult, path: Path) -> None:
-    """Some frames of input, signals and output, one above the other."""
+    """Write a contact sheet: rows of input, signals and output for some frames."""
     assert rendered.comparison is not None
     count = rendered.frames
-    places = {int(i) for i in np.linspace(0, count - 1, COLUMNS)}
+    indices = {int(i) for i in np.linspace(0, count - 1, COLUMNS)}
     columns = []
     for index, frame in enumerate(read_stored(rendered.comparison)):
-        if index in places:
+        if index in indices:
             columns.append(np.concatenate(_panels(frame, rendered.width)))
     Image.fromarray(_labelled(np.concatenate(columns, axis=1), rendered.height)).save(path)
 
 
 def _panels(frame: Picture, width: int) -> list[Picture]:
-    """input, signals and output of a comparison's frame, all as wide as the output."""
-    across = frame.shape[1] - 2 * width
-    first = Image.fromarray(np.ascontiguousarray(frame[:, :across]))
+    """Split a comparison frame into input, signals and output, each as wide as the output."""
+    input_width = frame.shape[1] - 2 * width
+    first = Image.fromarray(np.ascontiguousarray(frame[:, :input_width]))
     board = Image.new("RGB", (width, frame.shape[0]))
     first.thumbnail(board.size)
     board.paste(first, ((width - first.width) // 2, (frame.shape[0] - first.height) // 2))
-    return [np.asarray(board), frame[:, across : across + width], frame[:, across + width :]]
+    return [
+        np.asarray(board),
+        frame[:, input_width : input_width + width],
+        frame[:, input_width + width :],
+    ]
 
 
 def _labelled(sheet: Picture, height: int) -> Picture:
@@ -137,11 +142,11 @@ def _labelled(sheet: Picture, height: int) -> Picture:
 
 
 def _page(made: Run, sheet: Path, steps: tuple[tuple[str, float], ...]) -> str:
-    """A page without scripts or anything from elsewhere, beside the files that it shows."""
+    """A page without scripts or external resources; it refers to the files next to it."""
     rendered = made.rendered
     assert rendered.comparison is not None
-    across = probe(rendered.comparison).upright_width - 2 * rendered.width
-    shares = f"{across}fr {rendered.width}fr {rendered.width}fr"
+    input_width = probe(rendered.comparison).upright_width - 2 * rendered.width
+    columns = f"{input_width}fr {rendered.width}fr {rendered.width}fr"
     rows = "".join(f"<tr><td>{html.escape(w)}<td>{s:.0f} s" for w, s in steps)
     training = made.training
     notes = "".join(f"<li>{html.escape(note)}" for note in rendered.notes)
@@ -152,22 +157,22 @@ def _page(made: Run, sheet: Path, steps: tuple[tuple[str, float], ...]) -> str:
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
   color: #222; background: #fafafa }}
 video, img {{ width: 100%; border-radius: 6px; background: #000 }}
-.captions {{ display: grid; grid-template-columns: {shares}; text-align: center; color: #666 }}
+.captions {{ display: grid; grid-template-columns: {columns}; text-align: center; color: #666 }}
 td {{ padding-right: 2rem }} code {{ background: #eee; padding: 0 .3em }}
 </style>
-<h1>One learns the dance of another</h1>
-<p>Both people are drawn. A model was trained on the first, from nothing,
-{training.get("minutes", 0):.1f} minutes long ({training.get("steps", 0)} updates). Here it renders
-her or him from the skeleton of the second, who has another body, other clothes and another room.
+<h1>Motion transfer between two dancers</h1>
+<p>Both people are drawn by a program. A model was trained on the first from scratch for
+{training.get("minutes", 0):.1f} minutes ({training.get("steps", 0)} updates). Here it renders the
+first person from the skeleton of the second, whose body, clothes and room are different.
 <div class="captions"><span>input</span><span>signals</span><span>output</span></div>
 <video src="{html.escape(rendered.comparison.name)}" controls loop muted autoplay playsinline>
 </video>
 <p><img src="{html.escape(sheet.name)}" alt="Frames of input, signals and output">
-<h2>What was done</h2>
+<h2>Steps</h2>
 <table>{rows}</table>
 <ul>{notes}</ul>
 <h2>With your own footage</h2>
-<p><code>v2v run --target me.mp4 --source dance.mp4</code> does the same. Film whoever agrees to it,
-and say of what you publish that it is synthetic: the files say so too
+<p><code>v2v run --target me.mp4 --source dance.mp4</code> does the same. Film only people who agree
+to it, and label what you publish as synthetic. The files carry this label, too
 (<code>v2v info {html.escape(rendered.video.name)}</code>).
 """

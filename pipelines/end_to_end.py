@@ -1,7 +1,7 @@
-"""The whole way in one call: two pieces of footage in, new video out.
+"""End to end in one call: preprocess two clips, train on one, render it driven by the other.
 
-Signals of both, training, rendering: every stage is kept under the hash of what it was made from,
-so a second call does only what is left.
+Every stage is cached under the hash of its inputs, so a second call resumes with the remaining
+ones.
 
 >>> run(Path("me.mp4"), Path("dance.mp4"), minutes=60)
 """
@@ -30,21 +30,21 @@ from v2v.training.settings import TrainSettings
 
 TASKS = ("pose", "face")
 STAGES = 4
-STORED = 2.0  # stored frames over the size trained at: augmentation zooms in a little
+STORED = 2.0  # stored size relative to the training size: augmentation zooms in
 OVERALL = "all"
 
 
 @dataclass(frozen=True)
 class Run:
-    """Where everything is."""
+    """The result of `run`."""
 
-    target: Path  # its clip store
-    source: Path
+    target: Path  # clip store
+    source: Path  # clip store
     run: Path
     rendered: RenderResult
     training: dict[str, Any]
-    kept: bool  # the video was there already
-    steps: tuple[tuple[str, float], ...]  # what was done, and the seconds it took
+    kept: bool  # an up-to-date video existed already
+    steps: tuple[tuple[str, float], ...]  # name and seconds of each step
 
 
 def run(
@@ -64,25 +64,25 @@ def run(
     runs: Path = Path("runs"),
     report: Reporter | None = None,
 ) -> Run:
-    """Train on `target`, drive it with `source`.
+    """Train on `target` and drive the model with `source`.
 
     Args:
-        target, source: footage, or clip stores.
-        task: pose transfers the motion of a body, face that of a face.
-        output: the video; by default SOURCE-NAME.mp4.
-        name: of the run; by default that of the target.
-        minutes: of training.
-        size: shorter side of the frames trained at.
-        settings: of training, as `KEY=VALUE`.
-        render_size: shorter side of the picture written, by default the model's.
-        overwrite: replace a video at `output` that this did not make.
+        target, source: footage or clip stores.
+        task: `pose` transfers body motion, `face` facial motion.
+        output: the video; defaults to SOURCE-NAME.mp4.
+        name: name of the run; defaults to the target's.
+        minutes: training time.
+        size: shorter side of the training frames in pixels.
+        settings: training settings as `KEY=VALUE`.
+        render_size: shorter side of the written video in pixels; defaults to the model's.
+        overwrite: replace a video at `output` that was not made from these inputs.
 
     Raises what preprocessing, training and rendering raise.
     """
     report = report or Silent()
     if task not in TASKS:
         raise UnknownName.among("task", task, TASKS)
-    # All that can be refused is refused before hours are spent.
+    # Validate everything before hours of computation.
     values = {"data.size": size, "budget.minutes": minutes}
     chosen = load_config(TrainSettings, "train", f"train-{task}", overrides=settings, values=values)
     folder = runs / check_name(default_folder(target).name if name is None else name)
@@ -91,7 +91,7 @@ def run(
     video.check()
     _check_run(folder, target, _digest(target))
     if not overwrite:
-        _check_own(video, folder, _digest(source))
+        _check_overwrite(video, folder, _digest(source))
 
     report.start(OVERALL, STAGES)
     begun: list[tuple[str, float]] = []
@@ -114,7 +114,7 @@ def run(
         trained = train(chosen, [filmed.store.folder], folder, report)
     except RunConflict as error:
         raise RunConflict(
-            error.message, hint=f"choose another --name, or remove {folder} to begin anew"
+            error.message, hint=f"choose another --name, or remove {folder} to start over"
         ) from error
 
     begin(4, f"render {path.name}")
@@ -136,14 +136,14 @@ def run(
 
 
 def _digest(given: Path) -> str:
-    """Hash of footage, or of what a clip store was made from."""
+    """Hash of footage, or of a clip store's source."""
     if (given / CLIP_FILE).is_file():
         return ClipStore.open(given).record.source.sha256
     return source_hash(probe(given))
 
 
 def _target(target: Path, task: str, size: int, data: Path, report: Reporter) -> Source:
-    """The clip to train on: with mask and camera for the background, and flow to steady it."""
+    """The training clip, with mask and camera for the background and flow for temporal losses."""
     values: dict[str, Any] = {"frames.crop": "face"} if task == "face" else {}
     if not (target / CLIP_FILE).is_file():
         seen = probe(target)
@@ -161,13 +161,13 @@ def _check_run(folder: Path, target: Path, digest: str) -> None:
     clips = load_model(folder).record.clips
     if [clip.sha256 for clip in clips] != [digest]:
         raise RunConflict(
-            f"{folder} was trained on {', '.join(clip.source for clip in clips)}, not on this"
+            f"{folder} was trained on {', '.join(clip.source for clip in clips)}, not on the given"
             f" {target.name}",
             hint="choose another --name",
         )
 
 
-def _check_own(video: Output, folder: Path, digest: str) -> None:
+def _check_overwrite(video: Output, folder: Path, digest: str) -> None:
     """Refuse to replace files that were not rendered by this model from this source."""
     for file in video.files:
         if not file.exists():
@@ -178,7 +178,7 @@ def _check_own(video: Output, folder: Path, digest: str) -> None:
             mark = None
         if not mark or (mark.model, mark.source_sha256) != (folder.resolve().name, digest):
             raise UsageError(
-                f"{file} exists already, and was not made from these two",
+                f"{file} already exists and was not made from this target and source",
                 hint="replace it with --overwrite, or choose another --output",
             )
 

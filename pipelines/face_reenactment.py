@@ -1,4 +1,4 @@
-"""Face re-enactment: one face, moved as another (Deep Video Portraits, arXiv 1805.11714).
+"""Face re-enactment: one face driven by another (Deep Video Portraits, arXiv 1805.11714).
 
 >>> reenact = FaceReenactment.from_model("runs/talk")
 >>> frames = reenact("other.mp4", strengths=Strengths(rotation=0.5))
@@ -39,9 +39,9 @@ from v2v.signals.face import FaceTrack
 __all__ = ["FaceReenactment", "Strengths"]
 
 SIGNAL = "face"
-PIECE = 512  # frames of the mesh in memory
-ROOM = 0.04  # of the picture's side by which the head may leave where training showed it
-STRAY = 98  # percentile of its way to a side that must stay inside
+CHUNK = 512  # frames of the mesh in memory
+MARGIN = 0.04  # fraction of the frame's side by which the head may leave the trained area
+PERCENTILE = 98  # percentile of the head's offset that must stay inside
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class FaceReenactment:
         return cls(trained)
 
     def target(self, clip: int = 0) -> FaceProfile:
-        """What the model remembers of the face in one of its clips."""
+        """The profile of the face in one training clip, from the model's stored points."""
         use = self.trained.model.record.clips[clip]
         points, depth = (self.trained.remembered(clip, SIGNAL, n) for n in ("points", "depth"))
         return FaceProfile.remembered(points, depth, use.width, use.height)
@@ -78,21 +78,21 @@ class FaceReenactment:
         camera: str = "still",
         report: Reporter | None = None,
     ) -> Rendering:
-        """The model's face, moved as the one in `source`.
+        """The model's face, driven by the one in `source`.
 
         Args:
             source: footage or a clip store.
             start, end: the range to render, in seconds.
-            absolute: take the driver's head rotation, place and size as they are; by default
+            absolute: use the driver's head rotation, position and size as they are; by default
                 motion is relative to a neutral frame, found in each clip.
-            strengths: of each kind of motion.
-            parts: size of parts of the face, of `PARTS`: {"face": 0.9} is a slimmer face.
-            neutral: the driver's neutral moment, in seconds of the source, where the one found
-                is not good.
-            stay: weaken the translation where the head would leave the part of the picture that
-                it was in while training.
-            clip: which of the model's clips to look like.
-            camera: of `CAMERA_PATHS`: what the camera does.
+            strengths: the strength of each kind of motion.
+            parts: scale of parts of the face, of `PARTS`: {"face": 0.9} is a slimmer face.
+            neutral: time of the driver's neutral frame in seconds of the source; by default it is
+                found automatically.
+            stay: reduce the translation if the head would leave the area of the frame that
+                training covered.
+            clip: training clip that sets the appearance.
+            camera: of `CAMERA_PATHS`: the camera path.
 
         Raises what `open_source` raises; `ConfigError`, `UnknownName` for strengths and parts.
         """
@@ -116,8 +116,8 @@ class FaceReenactment:
         )
         if stay and not absolute and (factor := motion.within(target)) < 1:
             notes.append(
-                "the head would leave the part of the picture that training showed: its"
-                f" translation is weakened to {factor:.0%}"
+                "the head would leave the area of the frame that training covered: its"
+                f" translation is reduced to {factor:.0%}"
             )
             strengths = replace(strengths, translation=factor * strengths.translation)
             motion = _Motion(
@@ -149,84 +149,84 @@ class FaceReenactment:
         return Rendering(self.trained, conditioning, appearance)
 
     def _neutral(
-        self, driven: Source, target: FaceProfile, clip: int, asked: float | None
+        self, driven: Source, target: FaceProfile, clip: int, seconds: float | None
     ) -> int | None:
-        """The driver's neutral frame, where it is known beforehand."""
-        if asked is not None:
-            check_finite("--neutral", asked)
-            frame, count = driven.frame(asked), len(driven.store)
+        """The driver's neutral frame if it is given or known from training, else None."""
+        if seconds is not None:
+            check_finite("--neutral", seconds)
+            frame, count = driven.frame(seconds), len(driven.store)
             if not 0 <= frame < count:
                 raise UsageError(
-                    f"--neutral {asked:g} is outside of what is known of {driven.name}",
-                    hint=f"{driven.seconds(0):.2f} s to {driven.seconds(count):.2f} s are; widen"
-                    " the range with --start and --end",
+                    f"--neutral {seconds:g} is outside the extracted range of {driven.name}",
+                    hint=f"give {driven.seconds(0):.2f} s to {driven.seconds(count):.2f} s, or"
+                    " widen the range with --start and --end",
                 )
             return frame
         frames = self.trained.remembered_frames(clip, driven.store)
         if frames is None:
             return None
-        # The clip that the model was trained on: the same moment, so that it is given back.
-        moment = int(frames[target.neutral])
-        there = driven.store.track(SIGNAL, moment, moment + 1).present()[0]
-        return moment if there else None
+        # The training clip itself: using the same neutral frame reproduces the clip.
+        frame = int(frames[target.neutral])
+        present = driven.store.track(SIGNAL, frame, frame + 1).present()[0]
+        return frame if present else None
 
 
 @dataclass(frozen=True)
 class _Motion:
-    """The target's face, moved by a source: frame by frame, from nothing but that frame."""
+    """The target's face driven by a source; each frame depends only on itself."""
 
     driven: Source
     transfer: FaceTransfer
-    views: Matrices | None  # to a camera at rest
+    views: Matrices | None  # to a still camera
 
     def __call__(self, first: int, stop: int) -> FaceTrack:
-        frames = self._held[first:stop]
+        frames = self._last_seen[first:stop]
         return self.transfer.apply(
             cast(FaceTrack, steadied(_at(self.driven, frames), self.views, frames))
         )
 
     def pieces(self) -> Iterator[FaceTrack]:
-        for first in range(0, len(self.driven), PIECE):
-            yield self(first, min(first + PIECE, len(self.driven)))
+        for first in range(0, len(self.driven), CHUNK):
+            yield self(first, min(first + CHUNK, len(self.driven)))
 
     @cached_property
-    def _held(self) -> NDArray[np.int64]:
-        """[frames] the frame of the store each shows: without a face, the last that had one."""
-        return _held(self.driven)
+    def _last_seen(self) -> NDArray[np.int64]:
+        """[frames] the store's frame shown in each frame: the last one with a face."""
+        return _last_seen(self.driven)
 
     def gaps(self) -> list[str]:
-        lost = int((self._held != np.arange(self.driven.start, self.driven.stop)).sum())
+        lost = int((self._last_seen != np.arange(self.driven.start, self.driven.stop)).sum())
         if not lost:
             return []
-        return [f"no face in {lost} of {len(self.driven)} frames: the one before stays"]
+        return [f"no face in {lost} of {len(self.driven)} frames: the previous face is held"]
 
     def within(self, target: FaceProfile) -> float:
-        """By which factor translation must be weakened so that the head stays where it may be."""
+        """The factor for the translation that keeps the head inside the trained area."""
         numbers = np.concatenate([measures(piece) for piece in self.pieces()])
         factor = 1.0
         for axis, (name, side) in enumerate((("x", target.width), ("y", target.height))):
-            ways = numbers[:, MEASURES.index(name)] - target.centre[axis]
-            low, high = np.nanpercentile(ways, (100 - STRAY, STRAY))
+            offsets = numbers[:, MEASURES.index(name)] - target.centre[axis]
+            low, high = np.nanpercentile(offsets, (100 - PERCENTILE, PERCENTILE))
             least, most = (limit - target.centre[axis] for limit in target.ranges[name])
-            room = ROOM * side
-            for way, space in ((-low, room - least), (high, room + most)):
-                if way > space:
-                    factor = min(factor, max(float(space / way), 0.0))
+            margin = MARGIN * side
+            for offset, space in ((-low, margin - least), (high, margin + most)):
+                if offset > space:
+                    factor = min(factor, max(float(space / offset), 0.0))
         return factor
 
 
 def _meshes(
     store: ClipStore, start: int, stop: int, views: Matrices | None = None
 ) -> Iterator[FaceTrack]:
-    for first in range(start, stop, PIECE):
-        end = min(first + PIECE, stop)
+    for first in range(start, stop, CHUNK):
+        end = min(first + CHUNK, stop)
         yield cast(FaceTrack, steadied(store.track(SIGNAL, first, end), views, slice(first, end)))
 
 
-def _held(driven: Source) -> NDArray[np.int64]:
-    """[frames] the frame of the store that each one shows: without a face, the last that had one.
+def _last_seen(driven: Source) -> NDArray[np.int64]:
+    """[frames] the store's frame shown in each frame: the last one with a face.
 
-    Raises `NothingFound`.
+    Raises `NothingFound` if no frame has a face.
     """
     seen = np.concatenate(
         [track.present() for track in _meshes(driven.store, driven.start, driven.stop)]
@@ -235,15 +235,15 @@ def _held(driven: Source) -> NDArray[np.int64]:
         raise NothingFound(
             f"no face in {driven.name} between {driven.seconds(driven.start):.2f} s and"
             f" {driven.seconds(driven.stop):.2f} s",
-            hint="choose another range with --start and --end; v2v doctor says where faces are",
+            hint="choose another range with --start and --end; v2v doctor reports where faces are",
         )
     newest = np.maximum.accumulate(np.where(seen, np.arange(len(seen)), -1))
-    newest[newest < 0] = np.flatnonzero(seen)[0]  # before the first face: that one, waiting
+    newest[newest < 0] = np.flatnonzero(seen)[0]  # before the first face, hold that one
     return newest + driven.start
 
 
 def _at(driven: Source, frames: NDArray[np.int64]) -> FaceTrack:
-    """The faces of some frames, in ascending order; a frame may come more than once."""
+    """The faces of frames in ascending order; a frame may occur more than once."""
     first = int(frames[0])
     track = cast(FaceTrack, driven.store.track(SIGNAL, first, int(frames[-1]) + 1))
     return track[frames - first]  # type: ignore[index]

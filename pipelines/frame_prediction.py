@@ -1,4 +1,4 @@
-"""Frame prediction: what comes next (arXiv 1808.06601, section 4, "future video prediction").
+"""Frame prediction (arXiv 1808.06601, section 4, "future video prediction").
 
 Two steps, as in the paper: the next signals are predicted from the past ones, then rendered,
 starting from the last real frames.
@@ -31,15 +31,15 @@ from v2v.signals import Track
 from v2v.training.predictor import WEIGHTS_FILE, Predictor, load_predictor
 from v2v.types import PAST, GeneratorState
 
-PAST_SECONDS = 4.0  # of the past that the predictor is given, at most
-LEAST = 3  # frames of it
-MOST = 3000  # frames to predict
-CLOSE = 1.05  # by which frame rates may differ before it is said
+PAST_SECONDS = 4.0  # maximum length of the predictor's input
+MIN_PAST = 3  # minimum frames of the predictor's input
+MAX_FRAMES = 3000  # frames to predict
+RATE_TOLERANCE = 1.05  # ratio of frame rates above which a note is printed
 
 
 @dataclass(frozen=True)
 class FramePrediction:
-    """Continues a clip with a model of it and the predictor trained beside the model."""
+    """Continues a clip, using a model of its scene and the predictor trained for that model."""
 
     trained: LoadedModel
     predictor: Predictor
@@ -47,12 +47,13 @@ class FramePrediction:
 
     @classmethod
     def from_model(cls, path: str | Path, *, device: str = "auto") -> FramePrediction:
-        """Raises `CheckpointInvalid`; it says how to train a predictor where there is none."""
+        """Raises `CheckpointInvalid`, with a hint on training if the predictor is missing."""
         trained = LoadedModel.open(path, device=device)
         names = [use.name for use in trained.model.record.signals]
         if len(names) > 1:
             raise UsageError(
-                f"{trained.name} renders from {' and '.join(names)}; one signal can be predicted",
+                f"{trained.name} renders from {' and '.join(names)}, but only one signal can be"
+                " predicted",
                 hint=f"train one with: v2v train --data STORE -s data.signals=[{names[0]}]",
             )
         run = trained.folder.parent if trained.folder.name == "model" else trained.folder
@@ -73,19 +74,19 @@ class FramePrediction:
         look: str | None = None,
         report: Reporter | None = None,
     ) -> Prediction:
-        """The frames that follow `clip`, or its part before `at`.
+        """Predict the frames that follow `clip`, or its part before `at`.
 
         Args:
-            clip: footage of what the model was trained on, or a clip store of it.
-            frames: how many.
-            at: the moment, in seconds, from which on to predict; by default the end.
-            hold_back: predict the last `frames` of the clip instead, to compare with them.
-            look: which of the model's clips to look like.
+            clip: footage of the scene that the model was trained on, or a clip store of it.
+            frames: number of frames to predict.
+            at: time in seconds from which to predict; by default the end.
+            hold_back: predict the last `frames` of the clip instead, as held-out frames.
+            look: training clip that sets the appearance.
 
-        Raises `UsageError` for a number or a moment that is not possible, `TooFewFrames`.
+        Raises `UsageError` for an invalid `frames` or `at`, `TooFewFrames`.
         """
-        if not 1 <= frames <= MOST:
-            raise UsageError(f"--frames {frames} is not possible", hint=f"1 to {MOST} are")
+        if not 1 <= frames <= MAX_FRAMES:
+            raise UsageError(f"--frames {frames} is out of range", hint=f"give 1 to {MAX_FRAMES}")
         report = report or Silent()
         check_finite("--at", at)
         number = self.trained.clip_number(look)
@@ -95,31 +96,31 @@ class FramePrediction:
         now = len(source) - (frames if hold_back else 0) if at is None else round(at * rate)
         if not 0 < now <= len(source):
             raise UsageError(
-                f"{source.name} has {len(source)} frames: {frames} cannot be held back of them"
+                f"{source.name} has {len(source)} frames: cannot hold out {frames} of them"
                 if at is None
-                else f"--at {at:g} is outside of {source.name}",
-                hint=f"give seconds above 0 and up to {len(source) / rate:.2f} with --at, or fewer"
+                else f"--at {at:g} is outside {source.name}",
+                hint=f"give --at in seconds, above 0 and up to {len(source) / rate:.2f}, or fewer"
                 " --frames",
             )
         shot = max(cut for cut, _ in source.store.shots if cut < now)
-        first = max(shot, now - max(round(PAST_SECONDS * rate), LEAST))
-        if now - first < LEAST:
+        first = max(shot, now - max(round(PAST_SECONDS * rate), MIN_PAST))
+        if now - first < MIN_PAST:
             raise TooFewFrames(
-                f"{now - first} frames are known before {now / rate:.2f} s of {source.name} (a cut"
-                f" counts as a beginning), {LEAST} are needed",
-                hint="predict from a later moment with --at, or give longer footage",
+                f"only {now - first} frames precede {now / rate:.2f} s of {source.name} (counted"
+                f" from the last cut), but {MIN_PAST} are needed",
+                hint="predict from a later time with --at, or give longer footage",
             )
         past = source.store.track(self.signal, first, now)
         report.start("predict", 1)
         predicted = self.predictor.extend(past, frames)
         report.finish("predict")
         placement = self._placement(source, number)
-        seen = self.trained.model.record.clips[number]
+        use = self.trained.model.record.clips[number]
         notes = []
-        if not 1 / CLOSE < rate / float(Fraction(seen.fps)) < CLOSE:
+        if not 1 / RATE_TOLERANCE < rate / float(Fraction(use.fps)) < RATE_TOLERANCE:
             notes.append(
-                f"{source.name} has {rate:.4g} frames a second, training had"
-                f" {float(Fraction(seen.fps)):.4g}: the motion will be too fast or too slow"
+                f"{source.name} has {rate:.4g} fps, but the training footage had"
+                f" {float(Fraction(use.fps)):.4g}: the motion will be too fast or too slow"
             )
         true = min(len(source) - now, frames)
         conditioning = ConditioningSource(
@@ -142,12 +143,12 @@ class FramePrediction:
     def _behind(
         self, source: Source, now: int, clip: int
     ) -> Callable[[int, int], NDArray[np.uint8]] | None:
-        """The camera of the last real frame stays where it is; None: it never moved."""
+        """The background of the last real frame, held still; None: the camera never moved."""
         backgrounds = self.trained.model.backgrounds.get(clip)
         if backgrounds is None or self.trained.remembered_frames(clip, source.store) is None:
             return None
-        seen = backgrounds.of(now - 1)
-        return lambda first, stop: np.repeat(seen[None], stop - first, axis=0)
+        last = backgrounds.of(now - 1)
+        return lambda first, stop: np.repeat(last[None], stop - first, axis=0)
 
     def _placement(self, source: Source, clip: int) -> Placement:
         use = self.trained.model.record.clips[clip]
@@ -166,8 +167,8 @@ class FramePrediction:
         for i, frame in enumerate(source.store.frames(start, now)):
             condition = conditions.map(row(i))
             picture = frames_to_tensor(placement.picture(frame)[None], *self.trained.size)
-            state = state or GeneratorState.nothing(condition)
-            state = state.after(condition, picture.to(self.trained.device))
+            state = state or GeneratorState.empty(condition)
+            state = state.push(condition, picture.to(self.trained.device))
         assert state is not None
         return state
 
@@ -175,7 +176,7 @@ class FramePrediction:
 def _continuation(
     source: Source, now: int, placement: Placement
 ) -> Callable[[int], Iterator[Picture]]:
-    """What truly follows, as the model would show it; black where the clip has ended."""
+    """The ground-truth frames at the model's size; black after the end of the clip."""
     height, width = placement.size
 
     def pictures(first: int) -> Iterator[Picture]:
@@ -190,7 +191,7 @@ def _continuation(
 
 
 class Prediction(Rendering):
-    """Predicted frames, and how near they come to the true ones where those are known."""
+    """Predicted frames, with their errors where ground-truth frames exist."""
 
     def __init__(
         self,
@@ -210,31 +211,31 @@ class Prediction(Rendering):
 
     @property
     def known(self) -> int:
-        """How many of the frames have a true one to compare with."""
+        """Number of frames with ground truth."""
         return min(len(self.source) - self.now, len(self))
 
     def errors(self) -> dict[str, NDArray[np.float32]]:
-        """Errors per frame, [known] each, beside those of guesses that learn nothing.
+        """Errors per frame, [known] each, and those of baselines without learning.
 
-        "signal, ..." as `track_error` measures them (lower is better); "psnr, ..." of the
-        pictures in dB (higher is better). Renders the frames anew, one at a time.
+        "signal, ..." is `track_error` (lower is better); "psnr, ..." is that of the frames in dB
+        (higher is better). Renders the frames again, one at a time.
         """
         count = self.known
         name = self.trained.model.record.signals[0].name
         true = self.source.store.track(name, self.now, self.now + count)
-        guesses = {
+        predictions = {
             "predicted": self.predicted[:count],
             "copy last": copy_last(self.past, count),
             "constant velocity": constant_velocity(self.past, count),
         }
-        found = {f"signal, {kind}": track_error(guess, true) for kind, guess in guesses.items()}
+        found = {f"signal, {kind}": track_error(p, true) for kind, p in predictions.items()}
         last = self.placement.picture(self.source.store.frames(self.now - 1, self.now)[0])
         real = map(self.placement.picture, self.source.pictures(self.now))
-        pairs = [(_psnr(mine, r), _psnr(last, r)) for mine, r in zip(self, real, strict=False)]
-        mine, held = zip(*pairs, strict=True)
+        pairs = [(_psnr(own, r), _psnr(last, r)) for own, r in zip(self, real, strict=False)]
+        predicted, copied = zip(*pairs, strict=True)
         return found | {
-            "psnr, predicted": np.array(mine, np.float32),
-            "psnr, copy last": np.array(held, np.float32),
+            "psnr, predicted": np.array(predicted, np.float32),
+            "psnr, copy last": np.array(copied, np.float32),
         }
 
 

@@ -1,4 +1,4 @@
-"""What a path is, in facts: a rendered video, a clip store, a model, footage."""
+"""Facts about a path: a rendered video, a clip store, a model or footage."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from v2v.training.predictor import load_predictor
 def describe(
     path: str | Path, *, verify: bool = False, report: Reporter | None = None
 ) -> dict[str, Any]:
-    """Facts by name, for people and programs. Raises what opening raises.
+    """Return facts about a path by name. Raises what opening it raises.
 
     Args:
-        verify: whether to compare every file of a store with its hash, and to look for a model's
-            predictor too. A model's own files are always read whole.
+        verify: compare every file of a clip store with its hash, or also load a model's
+            predictor. A model's own files are always read completely.
     """
     from v2v.pipelines.model import RUNS
 
@@ -37,13 +37,13 @@ def describe(
     if verify:
         raise UsageError(
             f"{path} cannot be verified: it is neither a clip store nor a model",
-            hint="v2v doctor VIDEO says what is wrong with footage",
+            hint="check footage with v2v doctor VIDEO",
         )
     return _video(place)
 
 
 def _verified(store: ClipStore, report: Reporter) -> dict[str, Any]:
-    """Every file against its hash, every header against the record."""
+    """Compare every file with its hash and every header with the record."""
     store.verify(report=report)
     store.check_frames()
     for signal in store.signals:
@@ -51,11 +51,11 @@ def _verified(store: ClipStore, report: Reporter) -> dict[str, Any]:
             store.check_signal(signal)
     files = store.record.files
     size = sum(file.bytes for file in files.values())
-    return {"verified": f"{len(files)} files, {size / 1e6:.1f} MB: all as they were written"}
+    return {"verified": f"{len(files)} files, {size / 1e6:.1f} MB: all unchanged"}
 
 
 def _checked(folder: Path) -> dict[str, Any]:
-    """That the weights fit and are finite was checked when they were loaded."""
+    """Load the predictor, too. Loading checks that weights are complete and finite."""
     run = folder.parent if (folder / MODEL_FILE).is_file() else folder
     checked = ["the model"]
     if (run / "predictor").exists():
@@ -117,5 +117,5 @@ def _model(folder: Path) -> dict[str, Any]:
 
 def _camera(still: bool, followed: bool) -> str:
     if followed:
-        return ", a camera that moves: its background is a mosaic"
+        return ", moving camera: the background is a mosaic"
     return ", still camera" if still else ""

@@ -1,4 +1,4 @@
-"""Label maps to video: a street from its semantic maps (arXiv 1808.06601, section 4).
+"""Label maps to video: street scenes from semantic label maps (arXiv 1808.06601, section 4).
 
 >>> street = LabelToVideo.from_model("runs/street")
 >>> frames = street("data/berlin", replace={"vegetation": "building"})
@@ -30,8 +30,8 @@ from v2v.signals import Track
 from v2v.signals.segmentation import CITYSCAPES, VOID, LabelTrack
 
 SIGNAL = "segmentation"
-UNSEEN = 0.005  # share of the pixels that may be of classes the model never saw
-PIECE = 32  # label maps looked at together
+MAX_UNSEEN = 0.005  # fraction of pixels allowed to be of classes absent from training
+CHUNK = 32  # label maps processed together
 
 
 @dataclass(frozen=True)
@@ -63,23 +63,23 @@ class LabelToVideo:
         style: Sequence[str] = (),
         report: Reporter | None = None,
     ) -> Rendering:
-        """The street that the maps show.
+        """Render the street scene that the label maps describe.
 
         Args:
-            labels: a clip store, or a folder of label maps (PNG), one a frame.
+            labels: a clip store, or a folder of label maps (PNG), one per frame.
             start, end: the range to render, in seconds.
-            fps: frames a second of a folder of maps; by default those of the training clip.
-            replace: class -> the class shown in its place.
-            style: how it should look, as far as the model knows several looks: the name of a
-                clip it was trained on, a picture, or `CLASS=NUMBER` of a cluster.
+            fps: frame rate of a folder of maps; by default that of the training clip.
+            replace: class -> the class rendered in its place.
+            style: the appearance, if the model supports several: the name of a training clip, a
+                picture, or `CLASS=NUMBER` for a cluster.
 
         Raises `UnknownName` for a class, `LabelsMismatch` for maps that do not fit the model.
         """
         report = report or Silent()
         if fps is not None and not is_folder_of_maps(labels):
             raise UsageError(
-                f"--fps is for a folder of maps; {labels} has a rate of its own",
-                hint="leave --fps out",
+                f"--fps is only for a folder of maps; {labels} has its own frame rate",
+                hint="omit --fps",
             )
         appearance = self._appearance(style)
         source = self._open(labels, start, end, fps, appearance, report)
@@ -89,7 +89,7 @@ class LabelToVideo:
         placement = Placement.plain(source.size, self.trained.size)
         if (kept := _kept(source.size, self.trained.size)) < 0.98:
             notes.append(
-                f"{1 - kept:.0%} of the maps is cut off: they are {source.size[1]}x"
+                f"{1 - kept:.0%} of the maps is cropped: they are {source.size[1]}x"
                 f"{source.size[0]}, the model renders {self.trained.size[1]}x{self.trained.size[0]}"
             )
 
@@ -104,7 +104,7 @@ class LabelToVideo:
                 "store": source.store.record.signals[SIGNAL].files,
             },
             source=source.name, source_sha256=source.sha256,
-            # A folder of maps has no pictures beside them.
+            # A folder of maps has no frames.
             pictures=None if is_folder_of_maps(labels) else source.pictures,
             sound=source.sound, notes=tuple(notes),
         )  # fmt: skip
@@ -125,13 +125,13 @@ class LabelToVideo:
         if folder is not None and not folder.exists():
             raise MediaNotFound(
                 f"no such folder of label maps: {folder}",
-                hint="give a folder of PNGs, one a frame, or a clip store with segmentation",
+                hint="give a folder of PNGs, one per frame, or a clip store with segmentation",
             )
         classes: Any = "cityscapes" if self.classes == tuple(CITYSCAPES) else list(self.classes)
         values = {
             "segmentation.backend": "labels", "segmentation.labels": str(labels),
             "segmentation.classes": classes, "preview.enabled": False,
-            # The maps are shown no larger than the model renders them.
+            # The maps need not be larger than the model's frames.
             "frames.size": min(self.trained.size),
             "frames.fps": fps or self.trained.model.record.clips[appearance.clip].fps,
         }  # fmt: skip
@@ -143,21 +143,21 @@ class LabelToVideo:
             raise LabelsMismatch(
                 error.message,
                 hint=f"{self.trained.name} knows {len(self.classes)} classes:"
-                f" {', '.join(self.classes[:8])}, ...; ids to ignore are marked with: v2v"
+                f" {', '.join(self.classes[:8])}, ...; to ignore ids, use: v2v"
                 f" preprocess DIR --labels DIR --signal segmentation -s segmentation.void=[255]",
             ) from error
         found = tuple(source.store.record.signals[SIGNAL].spec["classes"])
         if found != self.classes:
             raise LabelsMismatch(
                 f"the maps of {source.store.folder} have {len(found)} classes"
-                f" ({', '.join(found[:3])}, ...), {self.trained.name} was trained on"
+                f" ({', '.join(found[:3])}, ...), but {self.trained.name} was trained on"
                 f" {len(self.classes)} ({', '.join(self.classes[:3])}, ...)",
-                hint="give maps of the classes that the model was trained on",
+                hint="give maps with the classes that the model was trained on",
             )
         return source
 
     def _table(self, changes: Mapping[str, str]) -> NDArray[np.uint8]:
-        """[256] the id shown for every id."""
+        """[256] the rendered id for each id."""
         known = {name: number for number, name in enumerate(self.classes)} | {"void": VOID}
         table = np.arange(256, dtype=np.uint8)
         for old, new in changes.items():
@@ -169,13 +169,13 @@ class LabelToVideo:
         for old, new in changes.items():
             if shares is not None and new != "void" and shares[known[new]] == 0:
                 raise UsageError(
-                    f"{self.trained.name} has never seen {new}: it cannot show it for {old}",
-                    hint=f"it has seen: {', '.join(self._seen())}",
+                    f"{self.trained.name} was not trained on {new}: it cannot replace {old}",
+                    hint=f"classes in training: {', '.join(self._seen())}",
                 )
         return table
 
     def _shares(self) -> NDArray[np.float32] | None:
-        """[256] share of pixels in training, of all clips; None where the model does not know."""
+        """[256] fraction of the training pixels of all clips; None if the model stores none."""
         statistics = self.trained.model.statistics
         found = [
             statistics[key]
@@ -190,17 +190,17 @@ class LabelToVideo:
         return [name for number, name in enumerate(self.classes) if shares[number] > 0]
 
     def _unseen(self, source: Source, table: NDArray[np.uint8], report: Reporter) -> list[str]:
-        """Look through all maps for classes that the model never saw.
+        """Search all maps for classes that are absent from training; returns notes on them.
 
-        Raises `LabelsMismatch` where they are more than a few pixels; else says which there are.
+        Raises `LabelsMismatch` if they exceed `MAX_UNSEEN` of the pixels.
         """
         shares = self._shares()
         if shares is None:
             return []
         counts = np.zeros(256, np.int64)
         report.start("labels", len(source))
-        for start in range(source.start, source.stop, PIECE):
-            stop = min(start + PIECE, source.stop)
+        for start in range(source.start, source.stop, CHUNK):
+            stop = min(start + CHUNK, source.stop)
             maps = cast(LabelTrack, source.store.track(SIGNAL, start, stop))
             counts += np.bincount(table[maps.labels].ravel(), minlength=256)
             report.advance("labels", stop - start)
@@ -209,19 +209,19 @@ class LabelToVideo:
         unseen[VOID] = False
         if not unseen.any():
             return []
-        parts = counts / counts.sum()
-        names = [f"{self.classes[i]} ({parts[i]:.1%})" for i in np.flatnonzero(unseen)]
-        text = f"{self.trained.name} has never seen: {', '.join(names)} of the maps' pixels"
-        worst = self.classes[int(np.argmax(np.where(unseen, parts, 0)))]
-        if parts[unseen].sum() > UNSEEN:
+        fractions = counts / counts.sum()
+        names = [f"{self.classes[i]} ({fractions[i]:.1%})" for i in np.flatnonzero(unseen)]
+        text = f"{self.trained.name} was not trained on: {', '.join(names)} of the maps' pixels"
+        worst = self.classes[int(np.argmax(np.where(unseen, fractions, 0)))]
+        if fractions[unseen].sum() > MAX_UNSEEN:
             raise LabelsMismatch(
                 text,
-                hint=f"show something else for it, such as --replace '{worst}={self._seen()[0]}';"
-                f" seen in training: {', '.join(self._seen())}",
+                hint=f"replace the class, for example --replace '{worst}={self._seen()[0]}';"
+                f" classes in training: {', '.join(self._seen())}",
             )
-        return [f"{text}; it guesses there"]
+        return [f"{text}; the result is a guess there"]
 
-    # ------------------------------------------------------------ the look
+    # ------------------------------------------------------------ the appearance
 
     def _appearance(self, style: Sequence[str]) -> Appearance:
         trained, by_picture = self.trained, self.trained.takes_pictures
@@ -236,15 +236,15 @@ class LabelToVideo:
             elif Path(item).is_file():
                 if not by_picture:
                     raise UsageError(
-                        f"{trained.name} takes no style from a picture",
+                        f"{trained.name} does not take its style from a picture",
                         hint=self._styles(clips, by_picture),
                     )
                 if picture is not None:
-                    raise UsageError("two pictures are given as style", hint="give one")
+                    raise UsageError("two style pictures are given", hint="give one")
                 picture = _picture(Path(item), trained.size)
             else:
                 raise UsageError(
-                    f"{item} is no style of {trained.name}, and no picture",
+                    f"{item} is not a style of {trained.name}, and not a picture",
                     hint=self._styles(clips, by_picture),
                 )
         return trained.appearance(clip, picture=picture, clusters=clusters)
@@ -254,23 +254,24 @@ class LabelToVideo:
         if found is None:
             known = [self.classes[i] for i in self.trained.clusters if i < len(self.classes)]
             raise UsageError(
-                f"{self.trained.name} has no looks of {name} to pick from",
-                hint=f"it has looks of: {', '.join(known) or 'nothing'} (pix2pixHD models have)",
+                f"{self.trained.name} has no clusters of {name}",
+                hint=f"it has clusters of: {', '.join(known) or 'no class'} (only pix2pixHD models"
+                " have clusters)",
             )
         if not (number.isascii() and number.isdigit()) or int(number) >= len(found):
             raise UsageError(
-                f"--style {name}={number}: there is no such look",
-                hint=f"{name} has looks 0 to {len(found) - 1}",
+                f"--style {name}={number}: there is no such cluster",
+                hint=f"{name} has clusters 0 to {len(found) - 1}",
             )
         return int(number)
 
     def _styles(self, clips: list[str], by_picture: bool) -> str:
-        ways = [f"a clip it was trained on ({', '.join(clips)})"] if len(clips) > 1 else []
+        options = [f"a training clip ({', '.join(clips)})"] if len(clips) > 1 else []
         if by_picture:
-            ways.append("a picture")
+            options.append("a picture")
         if self.trained.clusters:
-            ways.append("CLASS=NUMBER, such as car=3")
-        return f"it takes: {'; '.join(ways)}" if ways else "it knows one look only"
+            options.append("CLASS=NUMBER, such as car=3")
+        return f"it accepts: {'; '.join(options)}" if options else "it has only one style"
 
 
 def is_folder_of_maps(labels: str | Path | ClipStore) -> bool:
@@ -278,7 +279,7 @@ def is_folder_of_maps(labels: str | Path | ClipStore) -> bool:
 
 
 def replaced(track: LabelTrack, table: NDArray[np.uint8]) -> LabelTrack:
-    """Label maps with every id shown as `table` [256] says; what is replaced has no instances."""
+    """Map the label ids through `table` [256]; replaced pixels lose their instances."""
     labels = table[track.labels]
     if track.instances is None:
         return replace(track, labels=labels)
@@ -287,23 +288,25 @@ def replaced(track: LabelTrack, table: NDArray[np.uint8]) -> LabelTrack:
 
 
 def _kept(source: tuple[int, int], size: tuple[int, int]) -> float:
-    """Share of a picture that stays when it is cut to the shape of another."""
+    """Fraction of a frame that remains after cropping to another aspect ratio."""
     shape, wanted = source[1] / source[0], size[1] / size[0]
     return min(shape / wanted, wanted / shape)
 
 
 def _picture(path: Path, size: tuple[int, int]) -> Tensor:
-    """[3, H, W] in [-1, 1], the middle of a picture."""
+    """Read a picture and crop its middle: [3, H, W] in [-1, 1]."""
     try:
         rgb: NDArray[np.uint8] = read_picture(path, white=float_white([path]))
     except MediaError as error:
         raise UsageError(error.message, hint=error.hint) from error
     if min(rgb.shape[:2]) < 16:
-        raise UsageError(f"{path} is too small for a style", hint="16 pixels are the least")
+        raise UsageError(
+            f"{path} is too small for a style picture", hint="use at least 16 pixels per side"
+        )
     source = (rgb.shape[0], rgb.shape[1])
-    if min(source[0] / size[0], source[1] / size[1]) < 1:  # enlarge before cutting
+    if min(source[0] / size[0], source[1] / size[1]) < 1:  # enlarge before cropping
         factor = max(size[0] / source[0], size[1] / source[1])
         rgb = np.asarray(cv2.resize(rgb, None, fx=factor, fy=factor), np.uint8)
         source = (rgb.shape[0], rgb.shape[1])
-    placed = Placement.plain(source, size).picture(rgb)
-    return frames_to_tensor(np.array(placed[None]), *size)[0]
+    cropped = Placement.plain(source, size).picture(rgb)
+    return frames_to_tensor(np.array(cropped[None]), *size)[0]

@@ -1,4 +1,4 @@
-"""A trained model, opened for rendering."""
+"""A trained model, loaded for rendering."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from v2v.signals.segmentation import LabelTrack
 from v2v.types import Condition
 
 RUNS = Path("runs")
-COMMANDS = {  # what renders from a signal
+COMMANDS = {  # the command that renders from each signal
     "pose": "v2v transfer --source VIDEO",
     "face": "v2v reenact --source VIDEO",
     "segmentation": "v2v synthesize --labels DIR",
@@ -38,18 +38,18 @@ COMMANDS = {  # what renders from a signal
 
 @dataclass(frozen=True)
 class Appearance:
-    """What else than signals decides how a frame looks."""
+    """Everything besides the signals that determines the appearance of a frame."""
 
-    clip: int = 0  # of the model's clips: its background, its style
-    picture: Tensor | None = None  # [3, H, W] in [-1, 1], to take the style from
-    clusters: dict[int, int] = field(default_factory=dict)  # class -> which look of it
+    clip: int = 0  # training clip that gives background and style
+    picture: Tensor | None = None  # [3, H, W] in [-1, 1], style image
+    clusters: dict[int, int] = field(default_factory=dict)  # class -> cluster of its features
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model on its device, and where it came from."""
+    """A model on its device, with the folder it was loaded from."""
 
-    folder: Path  # with model.json
+    folder: Path  # contains model.json
     model: Model
     device: torch.device
     bf16: bool
@@ -62,20 +62,23 @@ class LoadedModel:
 
         Args:
             device: auto, cpu, cuda or mps.
-            precision: auto, bf16 or 32; auto is bf16 where it multiplies in hardware, as training.
+            precision: auto, bf16 or 32; auto selects bf16 on hardware with native bf16
+                multiplication, as in training.
 
         Raises `CheckpointInvalid`, `UsageError`.
         """
         folder = find_model(path)
-        place = torch.device(_device(device))
-        model = load_model(folder, device=place)
+        target = torch.device(_device(device))
+        model = load_model(folder, device=target)
         model.generator.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        on_gpu = place.type == "cuda" and torch.cuda.is_bf16_supported()
-        quick = on_gpu or (place.type == "cpu" and cpu_has_bf16())
-        return cls(folder, model, place, precision == "bf16" or (precision == "auto" and quick))
+        on_gpu = target.type == "cuda" and torch.cuda.is_bf16_supported()
+        bf16_fast = on_gpu or (target.type == "cpu" and cpu_has_bf16())
+        return cls(
+            folder, model, target, precision == "bf16" or (precision == "auto" and bf16_fast)
+        )
 
     def __repr__(self) -> str:
-        return f"Trained({self.name}, {self.model}, {self.device})"
+        return f"LoadedModel({self.name}, {self.model}, {self.device})"
 
     @property
     def name(self) -> str:
@@ -84,17 +87,17 @@ class LoadedModel:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width) of its frames."""
+        """(height, width) of the rendered frames."""
         return self.model.record.height, self.model.record.width
 
     @cached_property
     def sha256(self) -> str:
-        """Of its weights."""
+        """Hash of the weights."""
         return file_record(self.folder / "generator.safetensors").sha256
 
     @cached_property
     def references_sha256(self) -> str | None:
-        """Of its reference pictures and their points; None where it has none."""
+        """Hash of the reference pictures and their points; None without references."""
         if not self.model.references:
             return None
         whole = hashlib.sha256()
@@ -109,14 +112,14 @@ class LoadedModel:
             return
         fitting = COMMANDS.get(names[0]) if len(names) == 1 else None
         raise UsageError(
-            f"{self.name} renders from {' and '.join(names)}, {what} from {signal}",
+            f"{self.name} renders from {' and '.join(names)}, but {what} needs {signal}",
             hint=f"use: {fitting} --target-model {self.name}"
             if fitting
             else f"train one with: v2v train --data STORE -s data.signals=[{signal}]",
         )
 
     def clip_number(self, name: str | None) -> int:
-        """Which of the clips that the model was trained on. Raises `UnknownName`."""
+        """Index of a training clip by name, 0 for None. Raises `UnknownName`."""
         names = [clip.name for clip in self.model.record.clips]
         if name is None:
             return 0
@@ -126,7 +129,7 @@ class LoadedModel:
 
     @property
     def takes_pictures(self) -> bool:
-        """Whether the style of its frames comes from a picture."""
+        """Whether the model takes its style from a picture."""
         generator = self.model.generator
         if isinstance(generator, SequentialGenerator):
             return generator.encoder is not None
@@ -136,59 +139,59 @@ class LoadedModel:
         self, clip: int = 0, *, picture: Tensor | None = None,
         clusters: dict[int, int] | None = None,
     ) -> Appearance:  # fmt: skip
-        """How frames are to look: as a clip that it was trained on, where nothing else is said.
+        """The appearance of the frames: by default that of a training clip.
 
-        Raises `UsageError` where a picture is wanted and none is known.
+        Raises `UsageError` if the model needs a style picture and none is given or stored.
         """
         if picture is None and self.takes_pictures:
             picture = self.model.statistics.get(f"{clip}.style")
             if picture is None and isinstance(self.model.generator, SequentialGenerator):
                 raise UsageError(
-                    f"{self.name} wants a picture to take the style from, and remembers none",
+                    f"{self.name} needs a style picture, but stores none",
                     hint="train it again with this version of v2v",
                 )
         picture = None if picture is None else picture.to(self.device)
         return Appearance(clip, picture, clusters or {})
 
     def placement(self, clip: int) -> Placement:
-        """Where the pixels of a clip that it was trained on are in its frames."""
+        """The mapping from the pixels of a training clip to those of the rendered frames."""
         use, record = self.model.record.clips[clip], self.model.record
         source = (use.height, use.width)
-        # As training saw it, rounding and all.
+        # Training used the same rounding.
         downscale = downscale_of(source, self.size, record.zoom)
         return Placement.plain(source, self.size, downscale=downscale)
 
     def remembered(self, clip: int, signal: str, kind: str = "points") -> NDArray[np.float32]:
-        """Points of a signal, or their depth, that it was trained on, in that clip's stored pixels.
+        """Training points of a signal, or their depth, in the stored pixels of the training clip.
 
-        Where the camera moved, as one that stands still in the middle of its views sees them.
+        If the camera moved, the points are stabilised to a still camera in the middle of its views.
 
-        Raises `CheckpointInvalid` for a model that does not remember them.
+        Raises `CheckpointInvalid` if the model does not store them.
         """
         found = self.model.statistics.get(f"{clip}.{signal}.{kind}")
         if found is None:
             what = {"pose": "body"}.get(signal, signal)
             raise CheckpointInvalid(
-                f"{self.name} does not remember the {what} it was trained on",
+                f"{self.name} does not store the {what} it was trained on",
                 hint="train it again with this version of v2v",
             )
         values = np.asarray(found.numpy())
         backgrounds, frames = self.model.backgrounds.get(clip), f"{clip}.frames"
         if backgrounds is None or kind != "points" or frames not in self.model.statistics:
             return values
-        return self._steadied(values, backgrounds, self.model.statistics[frames].numpy(), clip)
+        return self._stabilised(values, backgrounds, self.model.statistics[frames].numpy(), clip)
 
-    def _steadied(
+    def _stabilised(
         self, points: NDArray[np.float32], backgrounds: Backgrounds, frames: NDArray[np.int64],
         clip: int,
     ) -> NDArray[np.float32]:  # fmt: skip
-        """Points [T, N, ...] of training frames as a camera that stands still sees them."""
-        place = self.placement(clip).matrix
-        steady = np.linalg.inv(place) @ backgrounds.track.steady()[frames] @ place
+        """Points [T, N, ...] of training frames, as seen by a still camera."""
+        to_model = self.placement(clip).matrix
+        steady = np.linalg.inv(to_model) @ backgrounds.track.steady()[frames] @ to_model
         return carry_each(steady, points)
 
     def remembered_frames(self, clip: int, store: ClipStore) -> NDArray[np.int64] | None:
-        """Which frames of a store the model remembers, if it is the clip that it was trained on."""
+        """Frame numbers that the model stores of a training clip; None if `store` is another."""
         use, record = self.model.record.clips[clip], store.record
         if (record.source.sha256, record.frames.count) != (use.sha256, use.frames):
             return None
@@ -197,7 +200,7 @@ class LoadedModel:
 
     @cached_property
     def clusters(self) -> Clusters:
-        """Looks of instances by class, of models that have them (pix2pixHD)."""
+        """Feature clusters of instances by class, for models that have them (pix2pixHD)."""
         found = self.model.statistics.items()
         return {
             int(key.removeprefix("clusters.")): value.numpy()
@@ -206,14 +209,14 @@ class LoadedModel:
         }
 
     def chooser(self, appearance: Appearance) -> Chooser | None:
-        """What chooses references for a video from its first frame on; None: there are none."""
+        """The reference chooser for a new video; None: the model has no references."""
         references = self.model.references.get(appearance.clip)
         if references is None:
             return None
         return Chooser(references, self.model.record.generator["references"])
 
     def reference_track(self, tracks: Sequence[Track]) -> Track:
-        """That of the model's signals by which references are chosen and warped."""
+        """The track, among the model's signals, that selects and warps the references."""
         names = [use.name for use in self.model.record.signals]
         signal = reference_signal(names)
         assert signal is not None
@@ -223,13 +226,14 @@ class LoadedModel:
         self, tracks: Sequence[Track], appearance: Appearance, chooser: Chooser | None = None,
         behind: NDArray[np.uint8] | None = None,
     ) -> Condition:  # fmt: skip
-        """What n frames are rendered from, [n, ...], their signals given in the model's pixels.
+        """The generator's conditions [n, ...] for n frames.
 
         Args:
-            chooser: of references, that has seen the frames before; without one the frames are not
-                rendered, but given.
-            behind: uint8 [n, H, W, 4] the background of each frame, where the camera moves: RGB,
-                and 255 where it is known.
+            tracks: one per signal, n frames each, in the model's pixels.
+            chooser: reference chooser that has processed all previous frames; None for frames that
+                are given instead of rendered.
+            behind: uint8 [n, H, W, 4] background of each frame if the camera moves: RGB, and a
+                valid mask (255 = known).
         """
         height, width = self.size
         signals = torch.cat([track.tensor(height, width) for track in tracks], dim=1)
@@ -249,7 +253,7 @@ class LoadedModel:
         if self.clusters:
             if instances is None:
                 instances = torch.zeros(count, 1, height, width, dtype=torch.int64)
-            chosen = {  # one look where it was picked, else by chance, yet the same over a video
+            chosen = {  # the selected cluster, else a random one that is constant over the video
                 kind: rows[[appearance.clusters[kind]]] if kind in appearance.clusters else rows
                 for kind, rows in self.clusters.items()
             }
@@ -277,23 +281,21 @@ class LoadedModel:
 
 
 def find_model(path: str | Path) -> Path:
-    """The folder with model.json that a name or path means. Raises `CheckpointInvalid`."""
+    """Find the folder with model.json for a run's name or a path. Raises `CheckpointInvalid`."""
     if not str(path):
         raise UsageError("the model's name is empty", hint="give a run's name or its folder")
     for folder in (Path(path), RUNS / path):
-        for place in (folder, folder / "model"):
-            if (place / MODEL_FILE).is_file():
-                return place
+        for candidate in (folder, folder / "model"):
+            if (candidate / MODEL_FILE).is_file():
+                return candidate
     runs = sorted(found.parent.parent.name for found in RUNS.glob(f"*/model/{MODEL_FILE}"))
-    there = f"trained here: {', '.join(runs)}" if runs else "train one with: v2v train --help"
+    hint = f"trained here: {', '.join(runs)}" if runs else "train one with: v2v train --help"
     if Path(path).exists() or (RUNS / path).exists():
         raise CheckpointInvalid(
-            f"{path} holds no model: no {MODEL_FILE} in it or its model/",
-            hint=f"a run has one after its first minutes; {there}",
+            f"{path} contains no model: no {MODEL_FILE} in it or in its model/",
+            hint=f"a run saves one within its first minutes; {hint}",
         )
-    raise CheckpointInvalid(
-        f"no model {path}: neither {path} nor {RUNS / path} is there", hint=there
-    )
+    raise CheckpointInvalid(f"no model {path}: neither {path} nor {RUNS / path} exists", hint=hint)
 
 
 def _device(name: str) -> str:
@@ -307,7 +309,7 @@ def _device(name: str) -> str:
     kind, separator, index = name.partition(":")
     if not usable.get(kind, False) or (separator and not (index.isascii() and index.isdigit())):
         raise UsageError(
-            f"there is no device {name} here",
-            hint=f"valid: auto, {', '.join(n for n, there in usable.items() if there)}",
+            f"no device {name} on this machine",
+            hint=f"valid: auto, {', '.join(n for n, available in usable.items() if available)}",
         )
     return name

@@ -1,4 +1,4 @@
-"""Motion transfer: one person moves as another (Everybody Dance Now, arXiv 1808.07371).
+"""Motion transfer from one person to another (Everybody Dance Now, arXiv 1808.07371).
 
 >>> transfer = MotionTransfer.from_model("runs/b")
 >>> frames = transfer("dance.mp4")
@@ -31,12 +31,12 @@ from v2v.signals import Track
 from v2v.signals.pose import MIN_SCORE, NAMES, PoseTrack
 
 SIGNAL = "pose"
-LOOKS = 4  # frames that are looked at for other people
+SAMPLES = 4  # frames in which other people are searched for
 
 
 @dataclass(frozen=True)
 class MotionTransfer:
-    """Renders the person that a model was trained on, moving as another."""
+    """Renders the person that a model was trained on, driven by another person's motion."""
 
     trained: LoadedModel
 
@@ -48,7 +48,7 @@ class MotionTransfer:
         return cls(trained)
 
     def remembered(self, clip: int = 0) -> NDArray[np.float32]:
-        """[N, 75, 3] the poses that the model was trained on, in that clip's stored pixels."""
+        """[N, 75, 3] the model's training poses, in the stored pixels of the training clip."""
         return self.trained.remembered(clip, SIGNAL)
 
     def __call__(
@@ -62,17 +62,17 @@ class MotionTransfer:
         camera: str = "still",
         report: Reporter | None = None,
     ) -> Rendering:
-        """The model's person, moving as the one in `source`.
+        """The model's person, driven by the motion of the one in `source`.
 
         Args:
             source: footage or a clip store.
             start, end: the range to render, in seconds.
-            retarget: of `RETARGETS`: limbs gives the target's bone lengths to the source's
-                skeleton, global only its size and place, none leaves it as filmed.
-            clip: which of the model's clips to look like.
-            camera: of `CAMERA_PATHS`: what the camera does.
+            retarget: of `RETARGETS`: limbs gives the source's skeleton the target's bone lengths,
+                global only the target's size and position, none leaves it as filmed.
+            clip: training clip that sets the appearance.
+            camera: of `CAMERA_PATHS`: the camera path.
 
-        Raises what `open_source` raises; `NothingFound` where nobody is in the range.
+        Raises what `open_source` raises; `NothingFound` if there is no person in the range.
         """
         if retarget not in RETARGETS:
             raise UnknownName.among("--retarget", retarget, RETARGETS)
@@ -86,12 +86,12 @@ class MotionTransfer:
         known, use = self.remembered(number), self.trained.model.record.clips[number]
         rate = float(driven.rate)
         moved = self.skeletons(driven, retarget, number)
-        notes = [*_company(driven), *_absence(driven, moved)]
+        notes = [*_other_people_note(driven), *_missing_note(driven, moved)]
         if retarget != "none":
             moved, factor = kept_inside(moved, known, use.width, rate)
             if factor < 1:
                 notes.append(
-                    "the way across is wider than the target's picture: it is shortened to"
+                    "the sideways motion is wider than the target's frame: it is reduced to"
                     f" {factor:.0%}"
                 )
         placement = self.trained.placement(number)
@@ -119,20 +119,21 @@ class MotionTransfer:
         return Rendering(self.trained, conditioning, appearance)
 
     def skeletons(self, driven: Source, mode: str, clip: int = 0) -> NDArray[np.float32]:
-        """[frames, 75, 3] the source's poses on the target's body, in its stored pixels.
+        """[frames, 75, 3] the source's poses retargeted to the target, in its stored pixels.
 
         Raises `NothingFound`.
         """
         use, size = self.trained.model.record.clips[clip], driven.size
         rate = float(driven.rate)
-        # Measured on all of the source, not only on what is rendered: longer is surer.
+        # Measure the body on the whole source, not only the rendered range: more frames are more
+        # reliable.
         seen = steadied(driven.store.track(SIGNAL), still_views(driven), slice(None))
         whole = cast(PoseTrack, seen).points
         known = self.remembered(clip)
         target = Body.measure(known, use.width, use.height, _rate(known, use))
         frames = self.trained.remembered_frames(clip, driven.store)
         if frames is not None:
-            # The same person: measured on the same frames, so that they come out as they are.
+            # The training clip itself: measuring the same frames leaves the poses unchanged.
             source = Body.measure(whole[frames], size[1], size[0], _rate(known, use))
         else:
             source = Body.measure(whole, size[1], size[0], rate)
@@ -140,62 +141,66 @@ class MotionTransfer:
         for first, stop in _shots(driven):
             part = slice(first - driven.start, stop - driven.start)
             moved[part] = retarget(whole[first:stop], source, target, mode, rate)
-        if not _somebody(moved).any():
+        if not _person_visible(moved).any():
             raise NothingFound(
-                f"nobody in {driven.name} between {driven.seconds(driven.start):.2f} s and"
+                f"no person in {driven.name} between {driven.seconds(driven.start):.2f} s and"
                 f" {driven.seconds(driven.stop):.2f} s",
-                hint="choose another range with --start and --end; v2v doctor says who is where",
+                hint="choose another range with --start and --end; v2v doctor reports where people"
+                " are detected",
             )
         return moved
 
 
 def _rate(known: NDArray[np.float32], use: ClipUse) -> float:
-    """Poses a second that a model remembers: of a long clip not all."""
+    """Stored poses per second; the model keeps only some poses of a long clip."""
     first, stop = use.trained
     return float(Fraction(use.fps)) * min(len(known) / (stop - first), 1.0)
 
 
 def _shots(driven: Source) -> Iterator[tuple[int, int]]:
-    """The parts of the range between cuts: nothing is smooth over a cut."""
+    """The shots of the range, because nothing may be smoothed across a cut."""
     for first, stop in driven.store.shots:
         first, stop = max(first, driven.start), min(stop, driven.stop)
         if first < stop:
             yield first, stop
 
 
-def _somebody(points: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """[frames] where any point is seen."""
+def _person_visible(points: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """[frames] True where any point is visible."""
     with np.errstate(invalid="ignore"):
         return np.asarray((points[:, :, 2] >= MIN_SCORE).any(axis=1))
 
 
-def _absence(driven: Source, moved: NDArray[np.float32]) -> list[str]:
-    gone = ~_somebody(moved)
-    if not gone.any():
+def _missing_note(driven: Source, moved: NDArray[np.float32]) -> list[str]:
+    missing = ~_person_visible(moved)
+    if not missing.any():
         return []
-    return [f"nobody is found in {int(gone.sum())} of {len(driven)} frames: the stage is empty"]
+    return [
+        f"no person found in {int(missing.sum())} of {len(driven)} frames: only the background is"
+        " rendered there"
+    ]
 
 
-def _company(driven: Source) -> list[str]:
-    """Whether others are in view, and who was followed."""
+def _other_people_note(driven: Source) -> list[str]:
+    """A note if other people are in view; it says which person is tracked."""
     from v2v.preprocess.pose import detect_people, is_another  # MediaPipe loads where it is used
 
     width = driven.size[1]
     pose = cast(PoseTrack, driven.store.track(SIGNAL))
-    seen = np.flatnonzero(_somebody(pose.points[driven.start : driven.stop]))
-    places = seen[np.unique(np.linspace(0, len(seen) - 1, LOOKS).astype(int))]
-    for place in places + driven.start:
-        frame = driven.store.frames(int(place), int(place) + 1)[0]
-        body = pose.points[place]
+    seen = np.flatnonzero(_person_visible(pose.points[driven.start : driven.stop]))
+    indices = seen[np.unique(np.linspace(0, len(seen) - 1, SAMPLES).astype(int))]
+    for index in indices + driven.start:
+        frame = driven.store.frames(int(index), int(index) + 1)[0]
+        body = pose.points[index]
         body = body[body[:, 2] >= MIN_SCORE]
         if any(is_another(person, body) for person in detect_people(frame, most=3)):
-            across = float(np.median(body[:, 0])) / width
+            x = float(np.median(body[:, 0])) / width
             sides = ("on the left", "in the middle", "on the right")
-            side = sides[int(across > 0.4) + int(across > 0.6)]
-            seconds = driven.seconds(int(place))
+            side = sides[int(x > 0.4) + int(x > 0.6)]
+            seconds = driven.seconds(int(index))
             return [
-                f"several people are in view (at {seconds:.1f} s): the one {side} is followed; to"
-                f" see whom, look at {driven.store.folder / 'preview.mp4'}; v2v preprocess"
-                " --crop person keeps others out"
+                f"several people are in view (at {seconds:.1f} s): the one {side} is tracked, as"
+                f" shown in {driven.store.folder / 'preview.mp4'}; v2v preprocess --crop person"
+                " excludes the others"
             ]
     return []

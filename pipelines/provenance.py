@@ -1,6 +1,6 @@
-"""What a rendered video says of itself: that it is synthetic, and how it was made.
+"""The provenance tag of a rendered video: that it is synthetic, and how it was made.
 
-It stands as JSON in the file's `comment`, a tag that all containers and players know.
+It is stored as JSON in the file's `comment` tag, which all containers and players support.
 `digital_source_type` is IPTC's term for media made by a trained model.
 """
 
@@ -31,9 +31,9 @@ class Provenance(BaseModel):
     model: str
     model_sha256: str  # of its weights
     trained_on: tuple[str, ...]  # file names of the footage
-    source: str  # file name of what drove it
+    source: str  # file name of the driving footage
     source_sha256: str
-    render: str = ""  # hash of all that decides about the frames
+    render: str = ""  # hash of everything that determines the frames
     digital_source_type: str = (
         "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
     )
@@ -54,7 +54,7 @@ class Provenance(BaseModel):
 
 
 def read_provenance(path: Path) -> Provenance | None:
-    """The mark of a video; None where it has none. Raises `NotAVideo`."""
+    """Read the provenance tag of a video; None if it has none. Raises `NotAVideo`."""
     try:
         return Provenance.model_validate_json(read_tags(path).get(TAG, ""))
     except ValidationError:

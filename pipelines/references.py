@@ -1,11 +1,11 @@
-"""The reference pictures of a model: real frames of the person that it renders from.
+"""List, add and remove a model's reference pictures: real frames that condition the generator.
 
 >>> for picture in list_references("runs/b"): print(picture)
 >>> add_reference("runs/b", "smile.jpg")
 >>> drop_reference("runs/b", 3)
 
-They are ordinary pictures in `model/references`, opaque on the person. One that is added needs no
-training: the network takes what its references show.
+They are ordinary pictures in `model/references`, opaque on the person. Adding one needs no
+training, because the network takes the appearance from its references.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from v2v.pipelines.source import open_source
 from v2v.progress import Reporter
 
 POINTS = "points.safetensors"
-ADDED = -1  # in the place of a frame's number: a picture that is none of the footage
+ADDED = -1  # frame number of a picture that does not come from the footage
 
 
 @dataclass(frozen=True)
 class ReferencePicture:
-    """One picture of a model."""
+    """One reference picture of a model."""
 
     number: int
     path: Path
-    frame: int | None  # of the training footage; None: added by hand
+    frame: int | None  # frame number in the training footage; None: added by hand
 
     def as_json(self) -> dict[str, object]:
         return {"number": self.number, "picture": str(self.path), "frame": self.frame}
@@ -53,13 +53,13 @@ def _opened(model: str | Path) -> LoadedModel:
     if not trained.model.references:
         raise UsageError(
             f"{trained.name} renders without reference pictures",
-            hint="train one of a body or a face with -s generator.references=on",
+            hint="train a pose or face model with -s generator.references=on",
         )
     return trained
 
 
 def list_references(model: str | Path, *, clip: str | None = None) -> list[ReferencePicture]:
-    """The pictures of one of a model's clips, by default the first. Raises `CheckpointInvalid`."""
+    """List the pictures of one training clip, by default the first. Raises `CheckpointInvalid`."""
     trained = _opened(model)
     number = trained.clip_number(clip)
     folder = trained.folder / REFERENCES
@@ -73,17 +73,17 @@ def list_references(model: str | Path, *, clip: str | None = None) -> list[Refer
 
 
 def drop_reference(model: str | Path, number: int, *, clip: str | None = None) -> None:
-    """Remove a picture. Raises `UsageError` for one that is not there, and for the last."""
+    """Remove a picture. Raises `UsageError` if it does not exist or is the last one."""
     found = list_references(model, clip=clip)
     by_number = {picture.number: picture.path for picture in found}
     if number not in by_number:
         raise UsageError(
             f"there is no reference {number}",
-            hint=f"there are {', '.join(map(str, by_number))}; v2v references lists them",
+            hint=f"choose one of {', '.join(map(str, by_number))}; v2v references lists them",
         )
     if len(found) == 1:
         raise UsageError(
-            "this is the last reference, and the model renders from them",
+            "cannot remove the last reference: the model needs at least one to render",
             hint="add another first: v2v references MODEL --add PICTURE",
         )
     by_number[number].unlink()
@@ -93,11 +93,11 @@ def add_reference(
     model: str | Path, picture: str | Path, *, clip: str | None = None,
     report: Reporter | None = None,
 ) -> ReferencePicture:  # fmt: skip
-    """Add a picture of the person, looked at as footage is.
+    """Add a picture of the person; it is preprocessed like footage.
 
-    It must show the person as the footage does: as large, in the same clothes and light.
+    It must show the person as in the footage: same size, clothes and lighting.
 
-    Raises `NothingFound` where no body or face is detected, and what `preprocess` raises.
+    Raises `NothingFound` if no body or face is detected, and what `preprocess` raises.
     """
     trained = _opened(model)
     number = trained.clip_number(clip)
@@ -115,7 +115,8 @@ def add_reference(
         )  # fmt: skip
     if found is None:
         raise NothingFound(
-            f"no {signal} was found in {picture}", hint="use a picture in which it is seen whole"
+            f"no {signal} was found in {picture}",
+            hint="use a picture that shows the whole body or face",
         )
     found = replace(found, frames=np.array([ADDED]))
     folder = trained.folder / REFERENCES
@@ -124,7 +125,7 @@ def add_reference(
     path = folder / picture_name(number, index)
     with replacing_file(path) as partial:
         write_picture(partial, found.pictures[0], found.masks[0])
-    # Last: a picture without points is not looked at.
+    # Write the points last: a picture without points is ignored.
     for name, values in found.arrays().items():
         key = f"{number}.{name}"
         tensors[key] = torch.cat([tensors[key], torch.from_numpy(values.copy())])

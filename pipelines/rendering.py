@@ -1,12 +1,12 @@
-"""What all pipelines share: from signals to frames, and from frames to a video file.
+"""The rendering core of all pipelines: from signals to frames, and from frames to a video file.
 
-    drawn ahead              rendered here          encoded behind
+    prefetched               rendered               encoded asynchronously
     tracks -> conditions ->  generator, rollout ->  panels -> codec -> segments -> out.mp4
     (a thread)                                      (a thread)
 
-Frames stream: memory does not grow with the length of the video. A finished segment stays on
-disk with the state after it, sealed by their hashes, so a render that was killed goes on from
-there, with the very frames of one that was not; the video appears under its name once it is whole.
+Frames stream: memory does not grow with the length of the video. A finished segment stays on disk
+with the generator state after it, sealed by their hashes. A killed render resumes from there and
+produces the same frames as an uninterrupted one. The video appears under its name when complete.
 """
 
 from __future__ import annotations
@@ -46,49 +46,49 @@ from v2v.types import Condition, GeneratorState
 
 Picture = NDArray[np.uint8]  # RGB [H, W, 3]
 
-CHUNK = 4  # frames drawn together
-SEGMENT = 96  # frames of a segment: two groups of the codec; what a kill loses at most
+CHUNK = 4  # frames whose conditions are computed together
+SEGMENT = 96  # frames per segment: two groups of pictures of the codec; the most a kill loses
 RENDERER_VERSION = (
-    3  # raised when the same weights begin to make other frames: old files are not theirs
+    3  # increment when the same weights produce different frames: invalidates old files
 )
-BEHIND = 6  # frames that encoding may lag behind
+MAX_LAG = 6  # frames by which encoding may lag behind
 CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm"}
 CRF = 18.0
-PLAN = "plan.json"  # of a render that is not whole yet: what decides about its bytes
+PLAN = "plan.json"  # of an incomplete render: everything that determines its bytes
 
 
 @dataclass(frozen=True)
 class ConditioningSource:
-    """What drives a rendering: the model's signals for every frame, and where they came from."""
+    """The model's signals for every frame of a rendering, and their provenance."""
 
-    pipeline: str  # its name, for people
+    pipeline: str  # its name, to display
     count: int  # frames
-    rate: Fraction  # frames a second
+    rate: Fraction  # frames per second
     tracks: Callable[[int, int], Sequence[Track]]  # frames i to k -> signals, in model pixels
-    settings: dict[str, Any]  # all else that decides about the frames
-    source: str  # file name of what drives
+    settings: dict[str, Any]  # everything else that determines the frames
+    source: str  # file name of the driving video
     source_sha256: str
-    pictures: Callable[[int], Iterator[Picture]] | None = None  # what drives, from frame i on
+    pictures: Callable[[int], Iterator[Picture]] | None = None  # driving frames, from i on
     sound: Sound | None = None
-    before: Callable[[], GeneratorState] | None = None  # the state to start from, if not nothing
-    notes: tuple[str, ...] = ()  # what the user should know
-    # Frames i to k -> uint8 [n, H, W, 4] the background of each, RGB and 255 where it is known;
-    # None: as a camera that stands still sees it.
+    before: Callable[[], GeneratorState] | None = None  # initial state; None: the empty state
+    notes: tuple[str, ...] = ()  # notes for the user
+    # Frames i to k -> uint8 [n, H, W, 4] the background of each: RGB and a valid mask (255 =
+    # known); None: a background camera, the model's background plate.
     behind: Callable[[int, int], NDArray[np.uint8]] | None = None
 
 
 @dataclass(frozen=True)
 class Output:
-    """Where a video goes, and how it is written.
+    """The path and the encoding of a video.
 
     Attributes:
-        path: its suffix decides the container.
-        compare: write `NAME-compare` beside it: input, signals and output side by side.
-        size: of the picture written: the shorter side, or (width, height); None: the model's.
-            The model renders at its own size, what is larger is enlarged.
-        codec: of `CODECS`: h264 plays everywhere, hevc and vp9 are smaller, ffv1 loses nothing.
+        path: the suffix selects the container.
+        compare: also write `NAME-compare`: input, signals and output side by side.
+        size: of the written frames: the shorter side, or (width, height); None: the model's.
+            The model renders at its own size; frames are resized to this one.
+        codec: of `CODECS`: h264 plays everywhere, hevc and vp9 are smaller, ffv1 is lossless.
         crf: quality, lower is better; ffv1 has none.
-        overwrite: replace a file that is there.
+        overwrite: replace existing files.
     """
 
     path: Path
@@ -108,36 +108,36 @@ class Output:
 
     @property
     def work(self) -> Path:
-        """What is there of a render that is not whole yet."""
+        """The work folder of an incomplete render."""
         return self.path.with_name(f".{self.path.name}.render")
 
     def check(self) -> None:
-        """Refuse what cannot work, before anything long. Raises `UsageError`, `NotWritable`."""
+        """Validate before any long computation. Raises `UsageError`, `NotWritable`."""
         if self.codec not in CODECS:
             raise UnknownName.among("codec", self.codec, CODECS)
         chosen = CODECS[self.codec]
         if self.path.suffix.lower() not in chosen.suffixes:
             raise UsageError(
-                f"{self.codec} video cannot be put into {self.path.name}",
-                hint=f"let its name end in {' or '.join(chosen.suffixes)}",
+                f"{self.codec} video cannot be stored in {self.path.name}",
+                hint=f"use a file name that ends in {' or '.join(chosen.suffixes)}",
             )
         if chosen.crf and not chosen.crf[0] <= self.crf <= chosen.crf[1]:
             raise UsageError(
                 f"--crf {self.crf:g} is out of range",
-                hint=f"{self.codec} takes {chosen.crf[0]:g} (best) to {chosen.crf[1]:g}",
+                hint=f"{self.codec} accepts {chosen.crf[0]:g} (best) to {chosen.crf[1]:g}",
             )
         output_size(self.size, 256, 256)
         for file in self.files:
             if file.is_dir():
-                raise NotWritable(f"{file} is a folder", hint="name a file, such as out.mp4")
-        if not (self.work / PLAN).exists():  # a render that was stopped is looked at later
+                raise NotWritable(f"{file} is a folder", hint="give a file name, such as out.mp4")
+        if not (self.work / PLAN).exists():  # an interrupted render is checked later
             self.tidy()
             self.refuse_existing()
 
     def tidy(self) -> None:
-        """Remove the work of a process that was killed after its video was whole."""
+        """Remove the work files of a process that was killed after its video was complete."""
         discard(self.work)
-        discard(partial_of(self.path))  # of a comparison
+        discard(partial_of(self.path))  # partial file of `v2v compare`
 
     def refuse_existing(self) -> None:
         for file in self.files:
@@ -147,7 +147,7 @@ class Output:
 
 @dataclass(frozen=True)
 class RenderResult:
-    """What a render left on disk."""
+    """The files of a finished render."""
 
     video: Path
     comparison: Path | None
@@ -167,7 +167,7 @@ class RenderResult:
 
 
 class Rendering:
-    """New video, rendered frame by frame as it is asked for.
+    """A rendering: frames are computed one by one, on demand.
 
     >>> frames = MotionTransfer.from_model("runs/b")("dance.mp4")
     >>> len(frames), frames.rate
@@ -191,7 +191,7 @@ class Rendering:
         return (
             f"Rendering({self.conditioning.pipeline}, {len(self)} frames of"
             f" {self.width}x{self.height}"
-            f" at {float(self.rate):.4g} a second, {self.conditioning.source} ->"
+            f" at {float(self.rate):.4g} fps, {self.conditioning.source} ->"
             f" {self.trained.name})"
         )
 
@@ -204,7 +204,7 @@ class Rendering:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Sentences on what to know of the result, e.g. motion that the model never saw."""
+        """Notes on the result for the user, e.g. on motion outside the training data."""
         return self.conditioning.notes
 
     def __iter__(self) -> Iterator[Picture]:
@@ -214,20 +214,22 @@ class Rendering:
     # ------------------------------------------------------------ frames
 
     def steps(self, first: int = 0, state: GeneratorState | None = None) -> Iterator[RenderedFrame]:
-        """Frames from `first` on, given the state before it."""
+        """Render the frames from `first` on, given the state before it."""
         if first == 0 and state is None and self.conditioning.before is not None:
             state = self.conditioning.before()
         device, generator = self.trained.device, self.trained.model.generator
-        drawn: deque[Track] = deque()
+        signals: deque[Track] = deque()
 
         def conditions() -> Iterator[Condition]:
-            for tracks, condition in prefetch(self._drawn(first), 2, prepare=lower_thread_priority):
+            for tracks, condition in prefetch(
+                self._chunks(first), 2, prepare=lower_thread_priority
+            ):
                 for i in range(len(tracks[0])):
-                    drawn.append(tracks[0][i : i + 1])
+                    signals.append(tracks[0][i : i + 1])
                     yield condition.map(row(i)).to(device)
 
         def rendered() -> Iterator[tuple[Any, GeneratorState]]:
-            # Not around the yields: they would leave their settings to whoever asked.
+            # The contexts must not span the yield: they would leak into the caller.
             outputs = rollout(generator, conditions(), None if state is None else state.to(device))
             while True:
                 with (
@@ -241,11 +243,11 @@ class Rendering:
 
         for output, after in rendered():
             frame = output.frame[0].float().clamp(-1, 1).cpu()
-            yield RenderedFrame(frame, after, drawn.popleft())
+            yield RenderedFrame(frame, after, signals.popleft())
 
-    def _drawn(self, first: int) -> Iterator[tuple[Sequence[Track], Condition]]:
+    def _chunks(self, first: int) -> Iterator[tuple[Sequence[Track], Condition]]:
         chooser = self.trained.chooser(self.appearance)
-        if chooser is not None:  # which references are in use follows from all frames before
+        if chooser is not None:  # the choice of references depends on all previous frames
             for start in range(0, first, CHUNK):
                 tracks = self.conditioning.tracks(start, min(start + CHUNK, first))
                 chooser(self.trained.reference_track(tracks))
@@ -264,13 +266,13 @@ class Rendering:
     ) -> RenderResult:
         """Render to a video with the source's sound and rate, marked as synthetic.
 
-        Killed and called again with the same arguments it goes on where it stopped.
+        After a kill, a call with the same arguments resumes.
 
         Args:
-            path: of the video, or all about it.
-            options: those of `Output`.
+            path: the path of the video, or a complete `Output`.
+            options: fields of `Output`, if `path` is a path.
 
-        Raises `UsageError`, `NotWritable`, `DiskFull`, and what the drive's reading raises.
+        Raises `UsageError`, `NotWritable`, `DiskFull`, and what reading the source raises.
         """
         output = path if isinstance(path, Output) else Output(Path(path), **options)
         output.check()
@@ -278,7 +280,7 @@ class Rendering:
         return self.outcome(output)
 
     def outcome(self, output: Output) -> RenderResult:
-        """What `save` says of a video once it is there."""
+        """The result of `save` for an existing video."""
         width, height = output_size(output.size, self.height, self.width)
         comparison = output.comparison if output.compare else None
         return RenderResult(
@@ -286,53 +288,55 @@ class Rendering:
         )
 
     def is_saved(self, output: Output) -> bool:
-        """Whether the files are there already, with the very frames of this rendering."""
-        mine = _Video(output, self).digest
+        """Whether the files already exist and hold exactly the frames of this rendering."""
+        digest = _Video(output, self).digest
         for file in output.files:
             try:
                 mark = read_provenance(file) if file.exists() else None
             except NotAVideo:
                 mark = None
-            if mark is None or mark.render != mine:
+            if mark is None or mark.render != digest:
                 return False
         return True
 
     def preview(self, path: str | Path, *, frames: int = 8, overwrite: bool = False) -> Path:
-        """A picture of some frames, evenly spread, before any is rendered.
+        """Write a picture of some evenly spaced frames without rendering any.
 
-        Above what drives, below the signals that the model will be given, on its background
-        where it has one.
+        The top row shows the driving frames, the bottom row the signals that condition the model,
+        on its background plate if it has one.
         """
         path = Path(path)
         discard(partial_of(path))
         if path.exists() and not overwrite:
             raise UsageError(f"{path} exists already", hint="replace it with --overwrite")
-        places = np.unique(np.linspace(0, len(self) - 1, frames).astype(int))
+        indices = np.unique(np.linspace(0, len(self) - 1, frames).astype(int))
         background_plate = self.trained.model.background_plates.get(self.appearance.clip)
-        still = None if background_plate is None else _picture(background_plate[:3].float().cpu())
+        background = (
+            None if background_plate is None else _picture(background_plate[:3].float().cpu())
+        )
         columns = []
-        for place in places:
-            track = self.conditioning.tracks(int(place), int(place) + 1)[0]
+        for index in indices:
+            track = self.conditioning.tracks(int(index), int(index) + 1)[0]
             drawn = track.draw(self.height, self.width)[0]
-            behind = still
+            behind = background
             if self.conditioning.behind is not None:
                 behind = np.ascontiguousarray(
-                    self.conditioning.behind(place, place + 1)[0, ..., :3]
+                    self.conditioning.behind(index, index + 1)[0, ..., :3]
                 )
             if behind is not None and track.transparent:
                 drawn = np.asarray(cv2.max(drawn, cv2.convertScaleAbs(behind, alpha=0.5)), np.uint8)
             rows = [drawn]
             if self.conditioning.pictures is not None:
-                across, down = self.width, self.height
-                picture = next(self.conditioning.pictures(int(place)))
-                factor = min(across / picture.shape[1], down / picture.shape[0])
+                width, height = self.width, self.height
+                picture = next(self.conditioning.pictures(int(index)))
+                factor = min(width / picture.shape[1], height / picture.shape[0])
                 inner = (
                     max(round(picture.shape[1] * factor), 1),
                     max(round(picture.shape[0] * factor), 1),
                 )
-                x, y = (across - inner[0]) // 2, (down - inner[1]) // 2
+                x, y = (width - inner[0]) // 2, (height - inner[1]) // 2
                 above = np.zeros_like(drawn)
-                above[y : y + inner[1], x : x + inner[0]] = _sized(picture, *inner)
+                above[y : y + inner[1], x : x + inner[0]] = _resized(picture, *inner)
                 rows.insert(0, above)
             columns.append(np.concatenate(rows))
         with replacing_file(path) as partial:
@@ -346,7 +350,7 @@ class RenderedFrame:
 
     frame: Tensor  # [3, H, W] in [-1, 1]
     state: GeneratorState  # after it
-    signal: Track  # what it was rendered from: the model's first signal, this frame of it
+    signal: Track  # this frame of the model's first signal
 
     def picture(self) -> Picture:
         """RGB uint8 [H, W, 3]."""
@@ -355,7 +359,7 @@ class RenderedFrame:
 
 def _picture(frame: Tensor) -> Picture:
     """[3, H, W] in [-1, 1] on the CPU to RGB uint8 [H, W, 3]."""
-    # By OpenCV, not torch: torch would start threads of its own beside the rendering ones.
+    # OpenCV instead of torch, which would start more threads beside the rendering ones.
     planes = cv2.merge([*frame.numpy()])
     return np.asarray(cv2.convertScaleAbs(planes, alpha=127.5, beta=127.5), np.uint8)
 
@@ -365,7 +369,7 @@ def _digest(content: bytes) -> str:
 
 
 def row(index: int) -> Callable[[Tensor], Tensor]:
-    """For `Condition.map`: one of the frames side by side."""
+    """For `Condition.map`: select one frame of the batch."""
     return lambda tensor: tensor[index : index + 1]
 
 
@@ -378,13 +382,13 @@ def output_size(size: int | tuple[int, int] | None, height: int, width: int) -> 
         size = (round(width * factor / 2) * 2, round(height * factor / 2) * 2)
     if any(side % 2 for side in size) or not 16 <= min(size) <= max(size) <= 8192:
         raise UsageError(
-            f"--size {size[0]}x{size[1]} is not possible", hint="even numbers from 16 to 8192"
+            f"--size {size[0]}x{size[1]} is not supported", hint="use even numbers from 16 to 8192"
         )
     return size
 
 
 class _Video:
-    """One `Rendering.save`."""
+    """One call of `Rendering.save`."""
 
     def __init__(self, output: Output, rendering: Rendering) -> None:
         self.output, self.rendering, self.work = output, rendering, output.work
@@ -392,7 +396,7 @@ class _Video:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What decides about the frames of the video, as they are written."""
+        """Everything that determines the frames of the video as written."""
         rendering, trained = self.rendering, self.rendering.trained
         conditioning, appearance, picture = (
             rendering.conditioning,
@@ -423,7 +427,7 @@ class _Video:
 
     def render(self, report: Reporter) -> None:
         if not len(self.rendering):
-            raise UsageError("there is no frame to render", hint=None)
+            raise UsageError("there are no frames to render", hint=None)
         busy = NotWritable(
             f"another process is rendering {self.output.path}",
             hint="wait for it to end, or choose another --output",
@@ -434,29 +438,30 @@ class _Video:
                 lock.acquire()
         except (FileNotFoundError, FileExistsError, NotADirectoryError) as error:
             raise NotWritable(
-                f"{self.output.path} cannot be written: {self.work.parent} is no folder",
+                f"{self.output.path} cannot be written: {self.work.parent} is not a folder",
                 hint="choose another --output",
             ) from error
         keep = False
         try:
-            done = self._take_up()
+            done = self._resume()
             self._segments(done, report)
             self._join()
         except BaseException:
-            keep = self._seal(0).path.exists()  # there is something to go on from
+            keep = self._seal(0).path.exists()  # a later call can resume
             raise
         finally:
             if keep:
                 lock.release()
             else:
-                # First of all: without it no later run takes up what a kill leaves of the rest.
+                # Remove the plan first: if a kill interrupts the clean-up, no later run resumes
+                # from the remaining files.
                 remove(self.work / PLAN)
                 lock.remove()
 
     # ------------------------------------------------------------ segments on disk
 
-    def _take_up(self) -> int:
-        """Number of segments of this very render on disk; removes everything else."""
+    def _resume(self) -> int:
+        """Number of segments of exactly this render on disk; removes everything else."""
         plan = self.work / PLAN
         identity = self.identity | {"compare": self.output.compare, "segment": SEGMENT}
         try:
@@ -465,7 +470,7 @@ class _Video:
             same = False
         if not same:
             self.output.refuse_existing()
-        done = self._whole() if same else 0
+        done = self._completed() if same else 0
         kept = {self.work / LOCK, *([plan] if same else [])}
         for number in range(done):
             kept |= {self._seal(number).path, self._state(number), *self._segments_of(number)}
@@ -477,10 +482,10 @@ class _Video:
                 plan.write_text(json.dumps(identity), "utf-8")
         return done
 
-    def _whole(self) -> int:
-        """Number of segments, from the first on, to go on from.
+    def _completed(self) -> int:
+        """Number of leading segments to resume after.
 
-        They are whole, and so is the state after the last, unless that ends the video.
+        They are intact, and so is the state after the last one, unless it ends the video.
         """
         done = 0
         while done < self.segments and self._seal(done).holds(self._segments_of(done)):
@@ -526,7 +531,7 @@ class _Video:
         report.finish("render")
 
     def _join(self) -> None:
-        """All segments as whole files, which come to stand under their names together."""
+        """Concatenate the segments, then move all files to their final names together."""
         output, conditioning, trained = (
             self.output,
             self.rendering.conditioning,
@@ -542,25 +547,25 @@ class _Video:
             conditioning.source_sha256,
             render=self.digest,
         )
-        whole = {}
+        complete = {}
         for file, kind in zip(output.files, ("", "-compare"), strict=False):
-            whole[file] = self.work / f"whole{kind}"
+            complete[file] = self.work / f"whole{kind}"
             concatenate(
-                [self._segment(n, kind) for n in numbers], whole[file], container=container,
+                [self._segment(n, kind) for n in numbers], complete[file], container=container,
                 rate=conditioning.rate, sound=conditioning.sound, tags=mark.tags(), tag=tag,
             )  # fmt: skip
-        for file, made in whole.items():
+        for file, made in complete.items():
             with writing(file):
                 made.replace(file)
 
 
 class _Encoding:
-    """Encodes frames in a thread of its own, segment by segment, a few frames behind."""
+    """Encodes frames in a separate thread, segment by segment, a few frames behind."""
 
     def __init__(self, video: _Video) -> None:
         self.video = video
-        # On the cores that the network leaves free: where it has to wait for one of its threads,
-        # all of them wait.
+        # Low priority keeps encoding on cores that the network leaves idle: if one of the
+        # network's threads is delayed, all of them wait.
         self.pool = ThreadPoolExecutor(
             1, thread_name_prefix="encode", initializer=lower_thread_priority
         )
@@ -578,16 +583,16 @@ class _Encoding:
         finally:
             self.pool.shutdown(cancel_futures=True)
             for writer in self.writers:
-                writer.__exit__(BaseException)  # what is not whole is not kept
+                writer.__exit__(BaseException)  # discard incomplete segments
 
     def add(self, index: int, step: RenderedFrame, picture: Picture | None) -> None:
-        """Hand over a frame; waits where encoding has fallen behind, raises what it raised."""
+        """Queue a frame; waits if encoding lags behind, and raises its errors."""
         self.pending.append(self.pool.submit(self._write, index, step, picture))
-        if len(self.pending) > BEHIND:
+        if len(self.pending) > MAX_LAG:
             self.pending.popleft().result()
 
     def _write(self, index: int, step: RenderedFrame, picture: Picture | None) -> None:
-        if self.failed:  # those handed over already must not follow the one that is missing
+        if self.failed:  # queued frames must not follow the missing one
             return
         try:
             self._encode(index, step, picture)
@@ -598,7 +603,7 @@ class _Encoding:
     def _encode(self, index: int, step: RenderedFrame, picture: Picture | None) -> None:
         video = self.video
         number, place = divmod(index, SEGMENT)
-        rows = [_sized(step.picture(), video.width, video.height)]
+        rows = [_resized(step.picture(), video.width, video.height)]
         if video.output.compare:
             rows.append(_panels(picture, step, rows[0]))
         if place == 0:
@@ -611,7 +616,7 @@ class _Encoding:
                         rate=video.rendering.rate,
                         crf=video.output.crf,
                         codec=video.output.codec,
-                        # Three times as wide, and only for looking at.
+                        # The comparison is three times as wide and only for viewing.
                         preset="ultrafast" if kind else "veryfast",
                     )
                 )
@@ -624,7 +629,7 @@ class _Encoding:
             self._keep(step.state, number)
 
     def _keep(self, state: GeneratorState, number: int) -> None:
-        """Seal a segment with the state after it; the newest state is needed, and a spare."""
+        """Seal a segment with the state after it; keep the newest state and one spare."""
         video, path = self.video, self.video._state(number)
         tensors = {name: t.cpu().contiguous() for name, t in vars(state).items()}
         with writing(path):
@@ -636,7 +641,7 @@ class _Encoding:
                 remove(video._state(number - 2))
 
 
-def _sized(picture: Picture, width: int, height: int) -> Picture:
+def _resized(picture: Picture, width: int, height: int) -> Picture:
     if picture.shape[:2] == (height, width):
         return picture
     kind = cv2.INTER_AREA if picture.shape[0] > height else cv2.INTER_LANCZOS4
@@ -644,10 +649,10 @@ def _sized(picture: Picture, width: int, height: int) -> Picture:
 
 
 def _panels(picture: Picture | None, step: RenderedFrame, output: Picture) -> Picture:
-    """input | signals | output, all of the output's height."""
+    """input | signals | output, all at the output's height."""
     height, width = output.shape[:2]
     panels = [step.signal.draw(height, width)[0], output]
     if picture is not None:
-        across = max(round(picture.shape[1] * height / picture.shape[0] / 2) * 2, 2)
-        panels.insert(0, _sized(picture, across, height))
+        width = max(round(picture.shape[1] * height / picture.shape[0] / 2) * 2, 2)
+        panels.insert(0, _resized(picture, width, height))
     return np.concatenate(panels, axis=1)

@@ -1,10 +1,10 @@
-"""The motion of a driver's face on a target's face, as landmarks. Pure numpy.
+"""Retarget the motion of a driver's face to a target's face, as landmarks. Pure numpy.
 
-Every frame is taken apart into the head's rotation, place and size, and the canonical shape: the
-mesh as seen from the front, in units of the distance between the outer eye corners. What moved
-since the driver's neutral frame is added to the target's neutral frame, as in LivePortrait
-(arXiv 2407.03168), each part of the face in its own measure (Everybody's Talkin', and Deep Video
-Portraits, arXiv 1805.11714, for the parts that are kept apart):
+Every frame is decomposed into the head's rotation, position and size, and the canonical shape: the
+mesh seen from the front, in units of the distance between the outer eye corners. The driver's
+motion relative to its neutral frame is added to the target's neutral frame, as in LivePortrait
+(arXiv 2407.03168), each part of the face at its own scale (Everybody's Talkin', and Deep Video
+Portraits, arXiv 1805.11714, for the separation of the parts):
 
     rotation     R' = (R_i R_0^T)^strength R_target
     translation  t' = t_target + strength (t_i - t_0) s_target / s_0
@@ -12,11 +12,11 @@ Portraits, arXiv 1805.11714, for the parts that are kept apart):
     expression   c' = c_target + strength ratio (c_i - c_0)
     points       x' = s' R' c' + t'
 
-Eyelids and irises are told apart from the expression. They live in a frame that hangs on the
-corners of their eye and moves with them. Every step is a continuous function of one frame, so
-nothing flickers that did not flicker in the driver, and chunks of a clip can be worked on alone.
+Eyelids and irises are separate from the expression. Their coordinate system is attached to the
+corners of their eye. Every step is a continuous function of a single frame, so it adds no flicker,
+and the chunks of a clip can be processed independently.
 
-Left and right are the person's own; angles as in `HeadPose.angles`.
+Left and right are the person's own; angles are as in `HeadPose.angles`.
 """
 
 from __future__ import annotations
@@ -49,17 +49,17 @@ from v2v.signals.face import PARTS as DRAWN
 
 Array = NDArray[np.float64]
 Indices = list[int]
-# A clip: all of it, or something that gives its chunks from the start each time it is called.
+# A clip: the whole track, or a function that iterates over its chunks from the start on each call.
 FaceClip = FaceTrack | Callable[[], Iterable[FaceTrack]]
 
-CHUNK = 1024  # frames worked on at a time
+CHUNK = 1024  # frames processed together
 
 # ---------------------------------------------------------------- the parts of a face
 
 
 @dataclass(frozen=True)
 class _Eye:
-    """Points of one eye, from left to right in the picture of a face that looks into it."""
+    """Points of one eye, from left to right in the image of a frontal face."""
 
     corners: tuple[int, int]
     upper: Indices
@@ -88,7 +88,7 @@ BROWS = {side: list(DRAWN[f"{side}_brow"][0]) for side in ("right", "left")}
 MIDDLE = [i for i in range(POINTS) if MIRROR[i] == i]
 
 PARTS = ("face", "eyes", "brows", "nose", "mouth")
-# Each part as the pieces that are scaled about their own centres.
+# The pieces of each part; each is scaled about its own centre.
 _PIECES: dict[str, list[Indices]] = {
     "face": [list(OVAL)],
     "eyes": [[*eye.rim, *eye.iris] for eye in EYES.values()],
@@ -97,51 +97,51 @@ _PIECES: dict[str, list[Indices]] = {
     "mouth": [sorted({*LIPS_OUTER, *LIPS_INNER})],
 }
 _DRAWN = sorted({i for pieces in _PIECES.values() for piece in pieces for i in piece})
-SMALLEST, LARGEST = 0.7, 1.3  # what a part may be scaled by
-STRONGEST = 2.0
-BOUND = 2.0  # the most that a part of one person may be larger than another's
+MIN_PART, MAX_PART = 0.7, 1.3  # scale of a part
+MAX_STRENGTH = 2.0
+BOUND = 2.0  # limit of the size ratio of a part between two people
 
 
 def part_sizes(shape: Array) -> dict[str, Array]:
-    """How large each part of a canonical shape [478, 3] is along x, y and z, [3] each.
+    """Size of each part of a canonical shape [478, 3] along x, y and z, [3] each.
 
-    What counts is how far a part moves, so a mouth is measured by its width in every direction
-    (full lips do not open further) and a brow's height is how far above the eye it lies. Depth
-    is the least certain of what a mesh says: it takes the mean of the other two.
+    The sizes scale the motion, so a mouth has its width as its size in every direction (full lips
+    do not open further) and the height of a brow is its distance above the eye. Depth is the least
+    reliable coordinate of a mesh: its size is the geometric mean of the other two.
     """
 
-    def apart(a: int, b: int) -> float:
+    def gap(a: int, b: int) -> float:
         return float(np.hypot(*(shape[a, :2] - shape[b, :2])))
 
     def both(length: Callable[[int, int], float], a: int, b: int) -> float:
         return (length(a, b) + length(MIRROR[a], MIRROR[b])) / 2
 
-    eye = both(apart, *EYES["right"].corners)
-    brow = both(apart, 46, 55)
+    eye = both(gap, *EYES["right"].corners)
+    brow = both(gap, 46, 55)
     above = np.mean(
         [shape[EYES[s].rim, 1].mean() - shape[BROWS[s], 1].mean() for s in ("right", "left")]
     )
-    mouth = apart(*MOUTH_CORNERS)
+    mouth = gap(*MOUTH_CORNERS)
     flat = {
         "face": (np.ptp(shape[list(OVAL), 0]), np.ptp(shape[list(OVAL), 1])),
         "eyes": (eye, eye),
         "brows": (brow, max(float(above), 0.05)),
-        "nose": (apart(115, 344), apart(168, 2)),
+        "nose": (gap(115, 344), gap(168, 2)),
         "mouth": (mouth, mouth),
     }
     return {name: np.array([x, y, np.sqrt(x * y)]) for name, (x, y) in flat.items()}
 
 
-# ---------------------------------------------------------------- what is measured of a person
+# ---------------------------------------------------------------- the profile of a person
 
 
 @dataclass(frozen=True, eq=False)
 class FaceProfile:
-    """What is known of one person from one clip: the neutral frame, and how far things went.
+    """The measurements of one person in one clip: the neutral frame and the ranges of motion.
 
     `shape` [478, 3] is the canonical shape R^T (X - centre) / scale of the neutral frame, whose
-    head lies at `rotation` [3, 3], `centre` [3] (x, y and depth in pixels) and `scale` (pixels).
-    `ranges` holds the lowest and highest of each of `MEASURES` over the clip, but for the
+    head pose is `rotation` [3, 3], `centre` [3] (x, y and depth in pixels) and `scale` (pixels).
+    `ranges` holds the lowest and highest value of each of `MEASURES` over the clip, without the
     outermost half percent.
     """
 
@@ -155,7 +155,7 @@ class FaceProfile:
     ranges: Mapping[str, tuple[float, float]]
 
     def __repr__(self) -> str:
-        return f"Face(neutral={self.neutral}, size={self.width}x{self.height})"
+        return f"FaceProfile(neutral={self.neutral}, size={self.width}x{self.height})"
 
     @property
     def sizes(self) -> dict[str, Array]:
@@ -163,12 +163,12 @@ class FaceProfile:
 
     @classmethod
     def measure(cls, clip: FaceClip, neutral: int | None = None) -> FaceProfile:
-        """Measure a clip, which is gone through twice; memory holds a chunk of it at a time.
+        """Measure a clip in two passes, with one chunk in memory at a time.
 
         Args:
-            clip: a track, or a function that gives the clip's chunks in order. The second is
-                for clips too long to hold: `lambda: (store.track("face", a, b) for a, b in ...)`.
-            neutral: number of the neutral frame; by default the one that looks most like it.
+            clip: a track, or a function that yields the clip's chunks in order, for clips that do
+                not fit into memory: `lambda: (store.track("face", a, b) for a, b in ...)`.
+            neutral: number of the neutral frame; by default it is found automatically.
 
         Raises:
             NothingFound: no face in the clip, or none in frame `neutral`.
@@ -179,21 +179,21 @@ class FaceProfile:
         if neutral is not None and not 0 <= neutral < count:
             raise ConfigError(
                 f"there is no neutral frame {neutral}: the clip has frames 0 to {count - 1}",
-                hint="name a frame of the clip, or leave it out to have one found",
+                hint="give a frame of the clip, or omit it to find one automatically",
             )
         seen = np.isfinite(summary.numbers[:, 0])
         if not seen.any():
             raise NothingFound(
                 f"there is no face in any of the {count} frames",
-                hint="the face should fill a fifth of the picture's height and look towards the"
-                " camera; look at the clip's preview.mp4",
+                hint="the face should fill a fifth of the frame's height and look towards the"
+                " camera; check the clip's preview.mp4",
             )
         if neutral is not None and not seen[neutral]:
             near = int(np.abs(np.flatnonzero(seen) - neutral).argmin())
             raise NothingFound(
-                f"there is no face in frame {neutral}, which was to be the neutral one",
+                f"there is no face in frame {neutral}, which was given as the neutral frame",
                 hint=f"the nearest frame with a face is {np.flatnonzero(seen)[near]};"
-                " or leave it out to have one found",
+                " give that one, or omit it to find one automatically",
             )
         number, frame = _find_neutral(clip, summary, neutral)
         low, high = np.percentile(summary.numbers[seen], (0.5, 99.5), axis=0)
@@ -215,13 +215,13 @@ class FaceProfile:
         height: int,
         neutral: int | None = None,
     ) -> FaceProfile:
-        """The face in frames that a model kept of its training clip.
+        """The profile of the face in the frames that a model stores of its training clip.
 
         Args:
             points: [N, 478, 3] x, y, score in pixels of the stored frame; NaN without a face.
             depth: [N, 478] z in pixels.
             width, height: of the stored frame.
-            neutral: as in `measure`, counted among the N.
+            neutral: as in `measure`, as an index of the N frames.
         """
         pose = head_pose(points, depth)
         track = FaceTrack(
@@ -231,15 +231,15 @@ class FaceProfile:
         return cls.measure(track, neutral)
 
 
-# One row of these a frame is all that is kept of a long clip: angles in degrees, place and size
-# in pixels, openness as `eye_openness` and `mouth_openness` have it.
+# Of a long clip, only these values are kept per frame: angles in degrees, position and size in
+# pixels, openness as defined by `eye_openness` and `mouth_openness`.
 MEASURES = ("yaw", "pitch", "roll", "x", "y", "scale", "mouth", "right_eye", "left_eye")
 _ANGLES, _MOUTH, _OPEN = slice(0, 3), 6, slice(7, 9)
 
 
 def measures(track: FaceTrack) -> NDArray[np.float32]:
     """[T, 9] the `MEASURES` of each frame, NaN without a face."""
-    # A turned head looks narrow and its eyes wide open: openness is measured from the front.
+    # In a turned head the face looks narrow and the eyes wide open: measure the frontal shape.
     front = _canonical(track).astype(np.float32)
     numbers = (
         track.head.angles(), track.translation, track.scale[:, None],
@@ -255,36 +255,36 @@ def _chunks(clip: FaceClip) -> Iterator[FaceTrack]:
 
 
 def _head(track: FaceTrack) -> tuple[Array, Array, Array]:
-    """Rotation [T, 3, 3], centre [T, 3] with the rigid points' mean depth, and scale [T]."""
+    """Rotation [T, 3, 3], centre [T, 3] (z is the rigid points' mean depth), and scale [T]."""
     depth = track.depth[:, list(RIGID)].astype(np.float64).mean(axis=1)
     centre = np.concatenate([track.translation, depth[:, None]], axis=1)
     return track.rotation.astype(np.float64), centre, track.scale.astype(np.float64)
 
 
 def _canonical(track: FaceTrack) -> Array:
-    """Canonical shapes [T, 478, 3]: the head straightened, centred and of size 1."""
+    """Canonical shapes [T, 478, 3]: the head rotated to the front, centred and scaled to 1."""
     rotation, centre, scale = _head(track)
-    places = np.concatenate([track.points[..., :2], track.depth[..., None]], axis=2)
-    shapes: Array = (places - centre[:, None]) @ rotation / scale[:, None, None]
+    positions = np.concatenate([track.points[..., :2], track.depth[..., None]], axis=2)
+    shapes: Array = (positions - centre[:, None]) @ rotation / scale[:, None, None]
     return shapes
 
 
 # ---------------------------------------------------------------- the neutral frame
 
-# What tells an expression besides the openings: the brows, and the corners of the mouth.
-_TELLING = [*BROWS["right"], *BROWS["left"]], list(MOUTH_CORNERS)
-SPEECH, BLINK = 5, 4  # frames to each side that have to be quiet too
+# Points that show an expression, besides eye and mouth opening: brows and corners of the mouth.
+_EXPRESSIVE = [*BROWS["right"], *BROWS["left"]], list(MOUTH_CORNERS)
+SPEECH, BLINK = 5, 4  # frames on each side that must be quiet as well
 
 
 @dataclass(frozen=True)
 class _Summary:
-    """What the first pass over a clip of T frames keeps."""
+    """The result of the first pass over a clip of T frames."""
 
     numbers: NDArray[np.float32]  # [T, 9] `MEASURES`
-    motion: NDArray[np.float32]  # [T] mean way of a drawn point to the next frame, in eye widths
+    motion: NDArray[np.float32]  # [T] mean motion of the drawn points, in outer eye distances
     filled: NDArray[np.bool_]  # [T]
     sampled: NDArray[np.int64]  # frames, evenly spread
-    shapes: Array  # [<= CHUNK, points of `_TELLING`, 3] of the sampled frames
+    shapes: Array  # [<= CHUNK, points of `_EXPRESSIVE`, 3] of the sampled frames
 
     @classmethod
     def of(cls, clip: FaceClip) -> _Summary:
@@ -293,16 +293,16 @@ class _Summary:
         shapes: list[Array] = []
         every, done = 1, 0
         last: NDArray[np.float32] | None = None
-        telling = [i for group in _TELLING for i in group]
+        expressive = [i for group in _EXPRESSIVE for i in group]
         for chunk in _chunks(clip):
             numbers.append(measures(chunk))
             filled.append(chunk.filled)
-            places = chunk.points[:, _DRAWN, :2]
-            before = places[:1] if last is None else last
-            steps = np.diff(np.concatenate([before, places]), axis=0)
+            positions = chunk.points[:, _DRAWN, :2]
+            before = positions[:1] if last is None else last
+            steps = np.diff(np.concatenate([before, positions]), axis=0)
             motion.append(np.linalg.norm(steps, axis=2).mean(axis=1) / chunk.scale)
-            last = places[-1:].copy()
-            canonical = _canonical(chunk)[:, telling]
+            last = positions[-1:].copy()
+            canonical = _canonical(chunk)[:, expressive]
             for i in range(-done % every, len(chunk), every):
                 sampled.append(done + i)
                 shapes.append(canonical[i])
@@ -310,7 +310,7 @@ class _Summary:
                 sampled, shapes, every = sampled[::2], shapes[::2], 2 * every
             done += len(chunk)
         if not numbers:
-            raise NothingFound("there are no frames to find a face in", hint="check the clip")
+            raise NothingFound("the clip has no frames to find a face in", hint="check the clip")
         return cls(
             np.concatenate(numbers), np.concatenate(motion), np.concatenate(filled),
             np.array(sampled), np.stack(shapes),
@@ -320,49 +320,49 @@ class _Summary:
 def _find_neutral(clip: FaceClip, summary: _Summary, forced: int | None) -> tuple[int, FaceTrack]:
     """Number of the neutral frame, and the frame.
 
-    The second pass adds what the first could not know: how far a frame's expression is from
-    the usual one of the clip's quiet frames.
+    This second pass adds the distance of each frame's expression from the usual expression of the
+    clip's quiet frames, which is only known after the first pass.
     """
-    quiet = _unrest(summary)
+    costs = _neutral_cost(summary)
     usual = np.zeros(summary.shapes.shape[1:])
     if forced is None:
-        among = quiet[summary.sampled]
-        there = np.isfinite(among)
-        if there.any():
-            best = among <= np.percentile(among[there], 20)
+        among = costs[summary.sampled]
+        valid = np.isfinite(among)
+        if valid.any():
+            best = among <= np.percentile(among[valid], 20)
             usual = np.median(summary.shapes[best], axis=0)
-    telling = [i for group in _TELLING for i in group]
-    brows = len(_TELLING[0])
+    expressive = [i for group in _EXPRESSIVE for i in group]
+    brows = len(_EXPRESSIVE[0])
     found, least, start = -1, np.inf, 0
     frame: FaceTrack | None = None
     for chunk in _chunks(clip):
         if forced is not None:
-            at = forced - start
-            if 0 <= at < len(chunk):
-                return forced, chunk[at : at + 1]
+            index = forced - start
+            if 0 <= index < len(chunk):
+                return forced, chunk[index : index + 1]
         else:
-            away = np.linalg.norm(_canonical(chunk)[:, telling] - usual, axis=2)
-            cost = quiet[start : start + len(chunk)] + (away[:, :brows].mean(axis=1) / 0.03) ** 2
-            cost += (away[:, brows:].mean(axis=1) / 0.04) ** 2
+            gaps = np.linalg.norm(_canonical(chunk)[:, expressive] - usual, axis=2)
+            cost = costs[start : start + len(chunk)] + (gaps[:, :brows].mean(axis=1) / 0.03) ** 2
+            cost += (gaps[:, brows:].mean(axis=1) / 0.04) ** 2
             cost = np.where(chunk.present() & np.isfinite(cost), cost, np.inf)
             if cost.min() < least or (frame is None and chunk.present().any()):
-                at = int(cost.argmin() if np.isfinite(cost).any() else chunk.present().argmax())
-                found, least, frame = start + at, float(cost[at]), chunk[at : at + 1]
+                index = int(cost.argmin() if np.isfinite(cost).any() else chunk.present().argmax())
+                found, least, frame = start + index, float(cost[index]), chunk[index : index + 1]
         start += len(chunk)
-    assert frame is not None, "a face was seen in the first pass"
+    assert frame is not None, "the first pass found a face"
     return found, frame
 
 
-def _unrest(summary: _Summary) -> NDArray[np.float64]:
-    """[T] how far from neutral the openings, the head and the motion of each frame are.
+def _neutral_cost(summary: _Summary) -> NDArray[np.float64]:
+    """[T] cost of the openings, the head pose and the motion of each frame; 0 is neutral.
 
-    Squares of terms that are about 1 where a person would notice: one thing that is clearly off
-    counts more than several that are nearly right. Infinite where there is no face.
+    A sum of squared terms, each about 1 at a just noticeable deviation: one large deviation costs
+    more than several small ones. Infinite without a face.
     """
     numbers = summary.numbers.astype(np.float64)
     seen = np.isfinite(numbers[:, 0])
     mouth, eyes, angles = numbers[:, _MOUTH], numbers[:, _OPEN], numbers[:, _ANGLES]
-    # Blinks are rare, so the median is how a person's eyes are open.
+    # Blinks are rare, so the median is the usual opening of the eyes.
     usual_eyes = np.maximum(np.nanmedian(eyes, axis=0), 1e-3) if seen.any() else np.ones(2)
     usual_head = np.nanmedian(angles, axis=0) if seen.any() else np.zeros(3)
     opening = eyes / usual_eyes
@@ -370,13 +370,13 @@ def _unrest(summary: _Summary) -> NDArray[np.float64]:
     step = max(float(np.median(motion)), 0.004)
     cost = (mouth / 0.04) ** 2 + (_around(mouth, SPEECH, np.max) / 0.15) ** 2
     cost += (((opening - 1) / 0.12) ** 2).sum(axis=1)
-    for side in opening.T:  # on the way into a blink, or out of it
+    for side in opening.T:  # at the start or the end of a blink
         cost += (np.maximum(1 - _around(side, BLINK, np.min), 0) / 0.25) ** 2
     cost += (((angles - usual_head) / 6) ** 2).sum(axis=1) + ((angles / 15) ** 2).sum(axis=1)
     cost += (_around(motion, 2, np.max) / (3 * step)) ** 2
-    cost += 4.0 * summary.filled  # bridged, not seen
-    unrest: NDArray[np.float64] = np.where(seen, cost, np.inf)
-    return unrest
+    cost += 4.0 * summary.filled  # interpolated, not detected
+    total: NDArray[np.float64] = np.where(seen, cost, np.inf)
+    return total
 
 
 def _around(
@@ -384,10 +384,10 @@ def _around(
     reach: int,
     worst: Callable[..., NDArray[np.float64]],
 ) -> NDArray[np.float64]:
-    """[T] `worst` of each frame's neighbours up to `reach` frames away; gaps are passed over."""
-    # Outside the clip, and where a face is missing, nothing is known against a frame.
-    bland = -np.inf if worst is np.max else np.inf
-    padded = np.pad(np.nan_to_num(values.astype(np.float64), nan=bland), reach, mode="edge")
+    """[T] `worst` over each frame's neighbours up to `reach` frames away; gaps are ignored."""
+    # Frames without a face must not affect the result.
+    ignored = -np.inf if worst is np.max else np.inf
+    padded = np.pad(np.nan_to_num(values.astype(np.float64), nan=ignored), reach, mode="edge")
     windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1)
     return worst(windows, axis=1)
 
@@ -397,10 +397,10 @@ def _around(
 
 @dataclass(frozen=True)
 class Strengths:
-    """How much of each kind of motion is taken over: 0 as the target's neutral, 1 as the driver.
+    """The strength of each kind of motion: 0 is the target's neutral, 1 the driver's motion.
 
-    Up to 2 exaggerates. Expression is all of the face's shape but gaze (the irises in their
-    eyes) and blink (how far the eyelids are open).
+    Values up to 2 exaggerate. Expression is the whole shape of the face except gaze (the irises in
+    their eyes) and blink (the opening of the eyelids).
     """
 
     rotation: float = 1.0
@@ -413,29 +413,31 @@ class Strengths:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if not 0 <= value <= STRONGEST:
+            if not 0 <= value <= MAX_STRENGTH:
                 raise ConfigError(
                     f"the strength of {field.name} is {value}",
-                    hint=f"0 to {STRONGEST:g} is accepted: 0 keeps the target's neutral,"
-                    " 1 is as the driver",
+                    hint=f"give 0 to {MAX_STRENGTH:g}: 0 keeps the target's neutral,"
+                    " 1 copies the driver's motion",
                 )
 
 
 class FaceTransfer:
-    """Lays the driver's motion over the target's face, frame by frame.
+    """Applies the driver's motion to the target's face, frame by frame.
 
-    Relative (the default): the driver's motion away from its neutral frame is added to the
-    target's neutral frame; where the driver sits and how large it is do not matter.
+    Relative (the default): the driver's motion relative to its neutral frame is added to the
+    target's neutral frame. The driver's position and size do not matter.
 
-    Absolute: the head has the driver's rotation as it is, the driver's place as a share of the
-    frame's width and height, and the driver's size as a share of the frame's height. The
+    Absolute: the head takes the driver's rotation, the driver's position as a fraction of the
+    frame's width and height, and the driver's size as a fraction of the frame's height. The
     expression stays relative to the neutral frames: the face keeps the target's shape.
 
     Args:
-        strengths: of each kind of motion. Also in absolute mode 0 is the target's neutral.
-        parts: sizes of parts of the target's face, 0.7 to 1.3. Eyes, brows, nose and mouth grow
-            about their own centres; "face" is its width: the oval narrows by the number given,
-            what is inside by half of it at the middle line, and heights stay.
+        strengths: the strength of each kind of motion; 0 is the target's neutral in both modes.
+        parts: scales of parts of the target's face, 0.7 to 1.3. Eyes, brows, nose and mouth scale
+            about their own centres. "face" scales the width: fully at the oval, by half towards
+            the middle line; heights do not change.
+
+    Raises `ConfigError`, `UnknownName` for invalid parts.
     """
 
     def __init__(
@@ -451,7 +453,7 @@ class FaceTransfer:
         self.target = target
         self.strengths = strengths or Strengths()
         self.absolute = absolute
-        self.parts = _checked(parts or {})
+        self.parts = _check_parts(parts or {})
         mine, theirs = target.sizes, driver.sizes
         self.ratios = {name: np.clip(mine[name] / theirs[name], 1 / BOUND, BOUND) for name in PARTS}
         near = _nearness(target.shape)
@@ -462,10 +464,10 @@ class FaceTransfer:
         }
 
     def apply(self, chunk: FaceTrack) -> FaceTrack:
-        """The target's face moved as the driver's is in `chunk`, in the target's pixels.
+        """The target's face driven by the driver's in `chunk`, in the target's pixels.
 
-        As long as `chunk` and missing where the driver's face is; each frame by itself, so
-        chunks may be cut anywhere.
+        The result is as long as `chunk` and missing where the driver's face is missing. Each frame
+        is independent of the others, so chunks may have any boundaries.
         """
         seen = chunk.present()
         count = len(chunk)
@@ -474,16 +476,16 @@ class FaceTransfer:
         rotation = np.full((count, 3, 3), np.nan, np.float32)
         translation = np.full((count, 2), np.nan, np.float32)
         scale = np.full(count, np.nan, np.float32)
-        places = np.flatnonzero(seen)
-        for start in range(0, len(places), CHUNK):
-            rows = places[start : start + CHUNK]
+        indices = np.flatnonzero(seen)
+        for start in range(0, len(indices), CHUNK):
+            rows = indices[start : start + CHUNK]
             frames = HeadPose(chunk.rotation[rows], chunk.translation[rows], chunk.scale[rows])
             part = FaceTrack(
                 chunk.points[rows], chunk.depth[rows], chunk.filled[rows], frames.rotation,
                 frames.translation, frames.scale, chunk.width, chunk.height,
             )  # fmt: skip
-            turn, centre, size = self._place(part)
-            shapes = self._scaled(self._moved(_canonical(part)))
+            turn, centre, size = self._head_pose(part)
+            shapes = self._scale_parts(self._driven(_canonical(part)))
             moved = size[:, None, None] * shapes @ turn.transpose(0, 2, 1) + centre[:, None]
             points[rows, :, :2], depth[rows] = moved[..., :2], moved[..., 2]
             points[rows, :, 2] = part.points[..., 2]
@@ -493,7 +495,7 @@ class FaceTransfer:
             self.target.width, self.target.height,
         )  # fmt: skip
 
-    def _place(self, track: FaceTrack) -> tuple[Array, Array, Array]:
+    def _head_pose(self, track: FaceTrack) -> tuple[Array, Array, Array]:
         """Rotation, centre and scale of the target's head in each frame."""
         driver, target, strengths = self.driver, self.target, self.strengths
         rotation, centre, scale = _head(track)
@@ -501,22 +503,22 @@ class FaceTransfer:
         if self.absolute:
             wide, high = target.width / track.width, target.height / track.height
             turned = rotation @ target.rotation.T
-            way = centre * (wide, high, pixels) - target.centre
-            way[:, 2] = (centre[:, 2] - driver.centre[2]) * pixels  # depth has no frame
+            shift = centre * (wide, high, pixels) - target.centre
+            shift[:, 2] = (centre[:, 2] - driver.centre[2]) * pixels  # depth is always relative
             grown = scale * high / target.scale
         else:
             turned = rotation @ driver.rotation.T
-            way = (centre - driver.centre) * pixels
+            shift = (centre - driver.centre) * pixels
             grown = scale / driver.scale
         return (
-            _part_of(turned, strengths.rotation) @ target.rotation,
-            target.centre + strengths.translation * way,
+            _scale_rotation(turned, strengths.rotation) @ target.rotation,
+            target.centre + strengths.translation * shift,
             target.scale * grown**strengths.scale,
         )
 
     # ------------------------------------------------ shape
 
-    def _moved(self, shapes: Array) -> Array:
+    def _driven(self, shapes: Array) -> Array:
         """The target's canonical shapes for the driver's [T, 478, 3]."""
         difference = shapes - self.driver.shape
         moved = self.target.shape + self.strengths.expression * self._ratio * difference
@@ -526,10 +528,11 @@ class FaceTransfer:
         return moved
 
     def _with_lips(self, shapes: Array, moved: Array) -> Array:
-        """Lips that close where the driver's close, and never pass through each other.
+        """Lips that close when the driver's close, and never intersect.
 
-        Three distances down each column of `LIPS` (the upper lip, the mouth's opening, the lower
-        lip) grow as the driver's do above neutral, but below it shrink in proportion.
+        Each column of `LIPS` has three distances: the upper lip, the mouth's opening and the lower
+        lip. Above neutral they grow by the driver's change, below neutral they shrink in
+        proportion.
         """
         driver, target = self.driver.shape[None], self.target.shape[None]
         seen, neutral, own, now = (
@@ -537,12 +540,12 @@ class FaceTransfer:
         )  # [T, 4, 9] heights in the mouth's frame
         ratio = self.ratios["mouth"][1]
         gaps, rest, mine = (np.diff(heights, axis=1) for heights in (seen, neutral, own))
-        # Some lips touch and noise takes their distance below 0: the least keeps ratios sane.
+        # Touching lips with noise have distances below 0: `least` bounds the ratios.
         least = 0.01
         closing = (np.maximum(mine, 0) + least) / (np.maximum(rest, 0) + least)
         change = gaps - rest
         grown = ratio * np.maximum(change, 0) + np.minimum(closing, BOUND) * np.minimum(change, 0)
-        # Never further through each other than the driver's own.
+        # The lips may not overlap more than the driver's own.
         floor = np.minimum(np.minimum(ratio * gaps, mine), 0)
         upper, opening, lower = np.moveaxis(
             np.maximum(mine + self.strengths.expression * grown, floor), 1, 0
@@ -556,14 +559,14 @@ class FaceTransfer:
         return moved
 
     def _with_eye(self, eye: _Eye, shapes: Array, moved: Array) -> Array:
-        """Lids and iris in the frame of the eye's corners, which the expression has moved."""
+        """Apply blink and gaze in the frame of the eye's corners, after the expression."""
         lids = np.array([eye.upper, eye.lower])
         driver, target = self.driver.shape[None], self.target.shape[None]
         ratio = float(self.ratios["eyes"][0])
 
-        # Blink: the share of its neutral opening to which an eye is open is the driver's, so
-        # closed is closed however large the eye; what is left is the shape of the opening.
-        # Depth goes along, since lids slide over a ball.
+        # Blink: copy the driver's opening as a fraction of its neutral opening, so that a closed
+        # eye is closed at any eye size; then add the residual, the shape of the opening. Depth
+        # follows, because lids slide over a ball.
         seen, neutral, own, now = (
             _local(s, eye.corners, lids)[..., 1:] for s in (shapes, driver, target, moved)
         )  # [T, 2, 7, 2] height and depth of the upper and the lower lid
@@ -585,14 +588,14 @@ class FaceTransfer:
         moved[:, lids, :2] += change[..., :1] * down[:, None, None]
         moved[:, lids, 2] += change[..., 1]
 
-        # Gaze: the way of the iris's centre from neutral in eye widths; its rim goes with it.
+        # Gaze: copy the offset of the iris centre from neutral in eye widths; its rim follows.
         irises = [_local(s, eye.corners, np.array(eye.iris)) for s in (shapes, driver, target)]
         for iris in irises:
             iris[:, 1:] -= iris[:, :1]
         seen_iris, neutral_iris, own_iris = irises
         change = ratio * (seen_iris - neutral_iris)
         iris = own_iris + self.strengths.gaze * change
-        # The rim's shape is the detector's view of a round thing: not to be exaggerated.
+        # The rim's shape is a detection of a circle: do not exaggerate it.
         iris[:, 1:] = own_iris[:, 1:] + min(self.strengths.gaze, 1.0) * change[:, 1:]
         iris[:, 0, :2] = self._inside(eye, iris[:, 0, :2], shapes, moved)
         iris[:, 1:] += iris[:, :1]
@@ -603,10 +606,10 @@ class FaceTransfer:
         return moved
 
     def _inside(self, eye: _Eye, centre: Array, shapes: Array, moved: Array) -> Array:
-        """Iris centres [T, 2] (in the eye's frame) kept within the opening of `moved`.
+        """Clamp iris centres [T, 2] (in the eye's frame) to the eye opening of `moved`.
 
-        As far as the detector lets an iris leave its eye, in the driver's frame or in the
-        target's neutral one, it may: in a blink it does, and the model has seen that.
+        An iris may leave the eye as far as it does in the driver's frame or in the target's
+        neutral frame: detected irises do so in a blink, and training includes that.
         """
         target = self.target.shape[None]
         ratio = float(self.ratios["eyes"][0])
@@ -625,39 +628,39 @@ class FaceTransfer:
         bottom = np.maximum(upper, lower) + np.maximum(below, own_below)
         return np.stack([across, np.clip(centre[:, 1], top, bottom)], axis=1)
 
-    def _scaled(self, shapes: Array) -> Array:
-        """The parts of the target's face made larger or smaller."""
+    def _scale_parts(self, shapes: Array) -> Array:
+        """Scale the parts of the target's face."""
         if not self.parts:
             return shapes
         scaled = shapes.copy()
         for name in PARTS[1:]:
-            more = self.parts.get(name, 1.0) - 1
+            growth = self.parts.get(name, 1.0) - 1
             for piece, reach in zip(_PIECES[name], self._reach[name], strict=True):
                 centre = shapes[:, piece].mean(axis=1, keepdims=True)
-                scaled += more * reach[:, None] * (shapes - centre)
+                scaled += growth * reach[:, None] * (shapes - centre)
         middle = self.target.shape[MIDDLE, 0].mean()
-        way = (self.parts.get("face", 1.0) - 1) * self._narrowing * (scaled[..., 0] - middle)
-        for eye in EYES.values():  # an iris stays round
-            way[:, eye.iris] = way[:, eye.iris[:1]]
-        scaled[..., 0] += way
+        shift = (self.parts.get("face", 1.0) - 1) * self._narrowing * (scaled[..., 0] - middle)
+        for eye in EYES.values():  # keep the iris round
+            shift[:, eye.iris] = shift[:, eye.iris[:1]]
+        scaled[..., 0] += shift
         return scaled
 
 
-def _checked(parts: Mapping[str, float]) -> dict[str, float]:
+def _check_parts(parts: Mapping[str, float]) -> dict[str, float]:
     for name, value in parts.items():
         if name not in PARTS:
             raise UnknownName.among("face part", name, PARTS)
-        if not SMALLEST <= value <= LARGEST:
+        if not MIN_PART <= value <= MAX_PART:
             raise ConfigError(
                 f"the size of {name} is {value}",
-                hint=f"{SMALLEST} to {LARGEST} is accepted: below 1 is smaller (for face:"
-                " slimmer), 1 as the target is, above 1 larger",
+                hint=f"give {MIN_PART} to {MAX_PART}: below 1 is smaller (for face:"
+                " slimmer), 1 is unchanged, above 1 is larger",
             )
     return {name: float(value) for name, value in parts.items() if value != 1}
 
 
-def _part_of(rotation: Array, strength: float) -> Array:
-    """Rotations [T, 3, 3] about the same axes by `strength` times the angle (Rodrigues)."""
+def _scale_rotation(rotation: Array, strength: float) -> Array:
+    """Rotations [T, 3, 3] about the same axes, by `strength` times the angle (Rodrigues)."""
     skew = (rotation - rotation.transpose(0, 2, 1)) / 2
     axis = np.stack([skew[:, 2, 1], skew[:, 0, 2], skew[:, 1, 0]], axis=1)
     sine = np.linalg.norm(axis, axis=1)
@@ -672,7 +675,7 @@ def _part_of(rotation: Array, strength: float) -> Array:
 
 
 def _frame(shapes: Array, corners: tuple[int, int]) -> tuple[Array, Array, Array]:
-    """Middle [T, 3] of two corners, and the directions [T, 2] along their line and down from it."""
+    """Midpoint [T, 3] of two corners, and unit vectors [T, 2] along and down from their line."""
     left, right = shapes[:, corners[0]], shapes[:, corners[1]]
     along = right[:, :2] - left[:, :2]
     along = along / np.maximum(np.linalg.norm(along, axis=1, keepdims=True), 1e-6)
@@ -682,12 +685,12 @@ def _frame(shapes: Array, corners: tuple[int, int]) -> tuple[Array, Array, Array
 
 
 def _local(shapes: Array, corners: tuple[int, int], points: NDArray[np.int64]) -> Array:
-    """Points [T, ..., 3] along the line of the corners, down from it, and away."""
+    """Points [T, ..., 3] in the corners' frame: along their line, down from it, and depth."""
     origin, along, down = _frame(shapes, corners)
-    places = shapes[:, points.ravel()] - origin[:, None]
-    u = (places[..., :2] * along[:, None]).sum(axis=-1)
-    v = (places[..., :2] * down[:, None]).sum(axis=-1)
-    local: Array = np.stack([u, v, places[..., 2]], axis=-1)
+    positions = shapes[:, points.ravel()] - origin[:, None]
+    u = (positions[..., :2] * along[:, None]).sum(axis=-1)
+    v = (positions[..., :2] * down[:, None]).sum(axis=-1)
+    local: Array = np.stack([u, v, positions[..., 2]], axis=-1)
     return local.reshape(len(shapes), *points.shape, 3)
 
 
@@ -706,7 +709,7 @@ def _lids_at(shapes: Array, eye: _Eye, across: Array) -> tuple[Array, Array]:
 
 
 def _outside_lids(shapes: Array, eye: _Eye, centre: Array) -> tuple[Array, Array]:
-    """How far [T] iris centres [T, 2] are above the upper and below the lower lid, or 0."""
+    """[T] distance of iris centres [T, 2] above the upper and below the lower lid, or 0."""
     upper, lower = _lids_at(shapes, eye, centre[:, 0])
     top, bottom = np.minimum(upper, lower), np.maximum(upper, lower)
     return np.maximum(top - centre[:, 1], 0), np.maximum(centre[:, 1] - bottom, 0)
@@ -714,15 +717,15 @@ def _outside_lids(shapes: Array, eye: _Eye, centre: Array) -> tuple[Array, Array
 
 def _distances(shape: Array, points: Indices) -> Array:
     """[478] distance from each point to the nearest of `points`."""
-    away = np.linalg.norm(shape[:, None] - shape[points][None], axis=2)
-    nearest: Array = away.min(axis=1)
+    distances = np.linalg.norm(shape[:, None] - shape[points][None], axis=2)
+    nearest: Array = distances.min(axis=1)
     return nearest
 
 
 def _nearness(shape: Array) -> Array:
-    """[478, 5] how much each point belongs to each of `PARTS`; rows add up to 1.
+    """[478, 5] weight of each point in each of `PARTS`; rows add up to 1.
 
-    A point that is drawn belongs to its part alone; those between go with what is near.
+    A drawn point belongs only to its part; other points are weighted by inverse squared distance.
     """
     pieces = [[i for piece in _PIECES[name] for i in piece] for name in PARTS]
     near = np.stack([1 / np.maximum(_distances(shape, p), 1e-3) ** 2 for p in pieces], axis=1)
@@ -733,7 +736,7 @@ def _nearness(shape: Array) -> Array:
 
 
 def _reach(shape: Array, piece: Indices) -> Array:
-    """[478] 1 on a piece's points, falling off around it, 0 on what else is drawn."""
+    """[478] 1 on a piece's points, falling off around it, 0 on the other drawn points."""
     reach: Array = np.exp(-((_distances(shape, piece) / 0.1) ** 2))
     reach[_DRAWN] = 0
     reach[piece] = 1
@@ -741,9 +744,9 @@ def _reach(shape: Array, piece: Indices) -> Array:
 
 
 def _narrowing(shape: Array) -> Array:
-    """[478] how much of the oval's narrowing a point follows: 1 on it, half at the middle line.
+    """[478] weight of the oval's narrowing at each point: 1 on the oval, 0.5 on the middle line.
 
-    Between them the share grows with the square of the way out, so that no points change places.
+    In between, it grows with the square of the distance, so that no points change their order.
     """
     middle = shape[MIDDLE, 0].mean()
     share = np.empty(POINTS)
@@ -759,22 +762,22 @@ def _narrowing(shape: Array) -> Array:
     return share
 
 
-# ---------------------------------------------------------------- beyond what was trained on
+# ---------------------------------------------------------------- out of distribution
 
 
-DEGREES, SHARE = 5.0, 0.1  # what may be exceeded before it counts
+DEGREES, SHARE = 5.0, 0.1  # tolerance beyond the range of training
 SHORTEST = 0.3  # seconds
 
 
 def out_of_distribution(moved: FaceClip, target: FaceProfile, rate: float) -> list[Segment]:
-    """Where the transferred face leaves the range of the target's training clip.
+    """The segments in which the transferred face leaves the range of the target's training clip.
 
-    Angles count from 5 degrees beyond it; place from 10 percent of the frame, size from 10
-    percent, openness from 10 percent of the widest. Stretches nearer than 0.3 s are joined; what
-    is outside for less than 0.3 s in all is left out.
+    The tolerance is 5 degrees for angles, 10 percent of the frame for the position, 10 percent for
+    the size, and 10 percent of the maximum for the openness. Segments less than 0.3 s apart are
+    merged; segments with less than 0.3 s outside the range are dropped.
 
     Args:
-        moved: what `FaceTransfer.apply` gave, whole or in chunks.
+        moved: the result of `FaceTransfer.apply`, whole or in chunks.
         rate: frames per second.
     """
     numbers = np.concatenate([measures(chunk) for chunk in _chunks(moved)])
@@ -791,53 +794,53 @@ def out_of_distribution(moved: FaceClip, target: FaceProfile, rate: float) -> li
                 frame, side = divmod(int(beyond[start:stop].argmax()), len(names))
                 what = _format(kind, float(values[start + frame, side]), float(limit[side]), target)
                 found.append(Segment(start, stop, *what))
-    return sorted(found, key=lambda stretch: (stretch.start, stretch.stop))
+    return sorted(found, key=lambda segment: (segment.start, segment.stop))
 
 
-# What is told of together: a wink is one thing, and so are both eyes wide open.
+# Measures that are reported together: both eyes are one kind.
 _KINDS = {name: (name,) for name in MEASURES[:7]} | {"eye": MEASURES[7:]}
 
 
 def _margin(kind: str, high: Array, target: FaceProfile) -> Array | float:
-    if kind in _WAYS:
+    if kind in _DIRECTIONS:
         return DEGREES
-    if kind in _PLACES:
+    if kind in _POSITIONS:
         return SHARE * (target.width if kind == "x" else target.height)
     return SHARE * high
 
 
-# For angles: the verb, the way of positive and of negative values.
-_WAYS = {
+# For angles: verb, advice, and the directions of positive and negative values.
+_DIRECTIONS = {
     "yaw": ("turns", "turning the head", "to the left", "to the right"),
     "pitch": ("nods", "nodding", "down", "up"),
     "roll": ("tilts", "tilting the head", "to the left", "to the right"),
 }
-_PLACES = {"x": ("width", "right", "left"), "y": ("height", "bottom", "top")}
+_POSITIONS = {"x": ("width", "right", "left"), "y": ("height", "bottom", "top")}
 
 
 def _format(kind: str, value: float, limit: float, target: FaceProfile) -> tuple[str, str]:
-    """What is outside, and what to film so that it is not."""
+    """Describe a segment, and what to film to cover it."""
     more = value > limit
-    if kind in _WAYS:
-        verb, doing, positive, negative = _WAYS[kind]
-        way = positive if more else negative
-        asked, given = (f"{abs(angle):.0f} degrees" for angle in (value, limit))
-        same_way = (limit >= 0) == (value >= 0)
-        there = "" if same_way else f" {positive if limit >= 0 else negative}"
+    if kind in _DIRECTIONS:
+        verb, doing, positive, negative = _DIRECTIONS[kind]
+        direction = positive if more else negative
+        reached, trained = (f"{abs(angle):.0f} degrees" for angle in (value, limit))
+        same_direction = (limit >= 0) == (value >= 0)
+        suffix = "" if same_direction else f" {positive if limit >= 0 else negative}"
         actual = positive if value >= 0 else negative
-        what = f"the head {verb} {asked} {actual}, training went to {given}{there}"
-        return what, f"film yourself {doing} further {way}"
-    if kind in _PLACES:
-        side, high, low = _PLACES[kind]
+        what = f"the head {verb} {reached} {actual}, training went to {trained}{suffix}"
+        return what, f"film yourself {doing} further {direction}"
+    if kind in _POSITIONS:
+        side, high, low = _POSITIONS[kind]
         whole = target.width if kind == "x" else target.height
         edge = high if more else low
         what = (
-            f"the face is at {value / whole:.0%} of the picture's {side},"
+            f"the face is at {value / whole:.0%} of the frame's {side},"
             f" training went to {limit / whole:.0%}"
         )
-        return what, f"film yourself nearer to the {edge} of the picture"
+        return what, f"film yourself closer to the {edge} of the frame"
     if kind == "scale":
-        end, where = ("largest", "nearer to") if more else ("smallest", "further from")
+        end, where = ("largest", "closer to") if more else ("smallest", "farther from")
         return (
             f"the face is {value / limit:.2f} times the {end} size in training",
             f"film yourself {where} the camera",

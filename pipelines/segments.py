@@ -1,4 +1,4 @@
-"""Stretches of a rendering that ask more of a model than its training footage showed."""
+"""Out-of-distribution segments of a rendering: motion that the training footage did not cover."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-SHOWN = 4  # stretches of one kind that are told one by one
-MOST = 6  # kinds that are told at all
+MAX_PLACES = 4  # segments of one kind that are listed individually
+MAX_KINDS = 6  # kinds that get their own sentence
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Segment:
 
 
 def joined(mask: NDArray[np.bool_], shortest: int) -> list[tuple[int, int]]:
-    """Runs of True, joined over gaps below `shortest`, that hold at least `shortest` of them."""
+    """Runs of True, merged over gaps below `shortest`, with at least `shortest` True frames."""
     frames = np.flatnonzero(mask)
     if not len(frames):
         return []
@@ -32,26 +32,26 @@ def joined(mask: NDArray[np.bool_], shortest: int) -> list[tuple[int, int]]:
 
 
 def format_segments(segments: Iterable[Segment], seconds: Callable[[int], float]) -> list[str]:
-    """A sentence for each thing to film, the longest first.
+    """One sentence per piece of advice on what to film, the longest total duration first.
 
     Args:
-        seconds: the moment of a frame, as the user counts.
+        seconds: converts a frame number to the time in seconds that the user sees.
     """
     by_advice: dict[str, list[Segment]] = {}
-    for stretch in segments:
-        by_advice.setdefault(stretch.advice, []).append(stretch)
+    for segment in segments:
+        by_advice.setdefault(segment.advice, []).append(segment)
     length = {a: sum(s.stop - s.start for s in found) for a, found in by_advice.items()}
     sentences = []
     ordered = sorted(by_advice, key=lambda a: -length[a])
-    for advice in ordered[:MOST]:
+    for advice in ordered[:MAX_KINDS]:
         found = sorted(by_advice[advice], key=lambda s: s.start - s.stop)
         places = [
             f"{seconds(s.start):.1f} to {seconds(s.stop):.1f} s"
-            for s in sorted(found[:SHOWN], key=lambda s: s.start)
+            for s in sorted(found[:MAX_PLACES], key=lambda s: s.start)
         ]
-        more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+        more = f" and {len(found) - MAX_PLACES} more" if len(found) > MAX_PLACES else ""
         sentences.append(f"not in training: {found[0].what} ({', '.join(places)}{more}); {advice}")
-    if len(ordered) > MOST:
-        rest = ", ".join(a.removeprefix("film yourself ") for a in ordered[MOST:])
-        sentences.append(f"shorter, and not in training either: {rest}")
+    if len(ordered) > MAX_KINDS:
+        rest = ", ".join(a.removeprefix("film yourself ") for a in ordered[MAX_KINDS:])
+        sentences.append(f"shorter segments, also not in training: {rest}")
     return sentences

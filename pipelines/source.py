@@ -1,7 +1,7 @@
-"""What drives a rendering: a stretch of a clip store, made from footage where there is none yet.
+"""The driving video of a rendering: a range of a clip store, which is made from footage if needed.
 
-Stores of raw footage are kept in `data/`, as `v2v preprocess` does, and used again: they are
-known by the hash of the footage, not by its name.
+Stores of raw footage are kept in `data/`, as by `v2v preprocess`, and reused. They are identified
+by the hash of the footage, not by its name.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ class Source:
     store: ClipStore
     start: int
     stop: int
-    origin: float = 0.0  # seconds of what was given at which the store's frame 0 stands
+    origin: float = 0.0  # seconds in the input footage of the store's frame 0
 
     def seconds(self, frame: int) -> float:
-        """The moment, in what was given, of a frame of the store."""
+        """The time in the input footage of a frame of the store."""
         return self.origin + frame / float(self.rate)
 
     def frame(self, seconds: float) -> int:
-        """The frame of the store at a moment of what was given."""
+        """The frame of the store at a time in the input footage."""
         return round((seconds - self.origin) * float(self.rate))
 
     def __len__(self) -> int:
@@ -59,7 +59,7 @@ class Source:
 
     @property
     def sha256(self) -> str:
-        """Of the footage."""
+        """Hash of the footage."""
         return self.store.record.source.sha256
 
     @property
@@ -69,14 +69,14 @@ class Source:
 
     @property
     def sound(self) -> Sound | None:
-        """What is heard from the first of these frames on."""
+        """The audio from the first of these frames on."""
         audio = self.store.record.audio
         if audio is None or self.store.audio is None:
             return None
         return Sound(self.store.audio, self.start / float(self.rate) - audio.offset)
 
     def pictures(self, first: int = 0) -> Iterator[Picture]:
-        """Its frames from the given one on, as stored."""
+        """The stored frames, starting at frame `first` of the range."""
         path = self.store.check_frames()
         return read_stored(path, first=self.start + first, count=len(self) - first)
 
@@ -91,12 +91,12 @@ def open_source(
     data: Path = Path("data"),
     report: Reporter | None = None,
 ) -> Source:
-    """Footage or a clip store as a source that has `signals`; what is missing is extracted.
+    """Open footage or a clip store as a source with `signals`; missing signals are extracted.
 
     Args:
-        start, end: the range wanted, in seconds from the beginning, the end excluded.
+        start, end: the range in seconds from the beginning, the end excluded.
         values: settings of `v2v preprocess` by dotted key, for footage.
-        data: where stores of footage are.
+        data: folder that holds the stores of footage.
 
     Raises what `preprocess` raises; `UsageError` for an empty range.
     """
@@ -108,23 +108,23 @@ def open_source(
     elif (Path(given) / CLIP_FILE).is_file():
         store = ClipStore.open(given)
     else:
-        asked = _Asked(Path(given), tuple(signals), dict(values or {}), data, report)
-        return asked.range(start, end)
+        request = _Footage(Path(given), tuple(signals), dict(values or {}), data, report)
+        return request.range(start, end)
     missing = [name for name in signals if name not in store.signals]
     if missing:
-        store = _made(store.folder, missing, report=report)
+        store = _make_store(store.folder, missing, report=report)
     store.verify(signals, again=False, report=report)
     return _range(store, start, end)
 
 
 def check_finite(option: str, value: float | None) -> None:
     if value is not None and not math.isfinite(value):
-        raise UsageError(f"{option} {value} is no moment", hint="give a number of seconds")
+        raise UsageError(f"{option} {value} is not a time", hint="give a number of seconds")
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """Footage whose store is to be found or made."""
+class _Footage:
+    """Footage whose store is looked up, or made if it does not exist."""
 
     footage: Path
     signals: Sequence[str]
@@ -133,35 +133,37 @@ class _Asked:
     report: Reporter
 
     def range(self, start: float | None, end: float | None) -> Source:
-        seen = probe(self.footage)
-        digest = source_hash(seen)
-        home = self._home(digest)
+        probed = probe(self.footage)
+        digest = source_hash(probed)
+        folder = self._folder(digest)
         whole = start is None and end is None
-        if whole or (not self.values and _is_store_of(home, digest)):
-            return _range(self._made(home, self.values), start, end)
-        # Only what is wanted of footage that is not there yet: it may be hours.
+        if whole or (not self.values and _is_store_of(folder, digest)):
+            return _range(self._make_store(folder, self.values), start, end)
+        # Without a store, extract only the requested range: the footage may be hours long.
         values = self.values | {"frames.start": start, "frames.end": end}
-        store = self._made(self._own_home(digest, values), values)
+        store = self._make_store(self._hashed_folder(digest, values), values)
         return Source(store, 0, len(store), origin=start or 0.0)
 
-    def _home(self, digest: str) -> Path:
-        """`data/NAME`, unless something else is there or settings differ from the usual ones."""
+    def _folder(self, digest: str) -> Path:
+        """`data/NAME`, unless it is taken by other footage or the settings are not the default."""
         plain = self.data / default_folder(self.footage).name
-        begun = not (plain / CLIP_FILE).exists() and (plain / ".lock").exists()
-        free = not plain.exists() or begun or _is_store_of(plain, digest)
-        return plain if free and not self.values else self._own_home(digest, self.values)
+        unfinished = not (plain / CLIP_FILE).exists() and (plain / ".lock").exists()
+        free = not plain.exists() or unfinished or _is_store_of(plain, digest)
+        return plain if free and not self.values else self._hashed_folder(digest, self.values)
 
-    def _own_home(self, digest: str, values: dict[str, Any]) -> Path:
+    def _hashed_folder(self, digest: str, values: dict[str, Any]) -> Path:
         text = json.dumps([digest, values], sort_keys=True, default=str)
         name = default_folder(self.footage).name
         return self.data / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
-    def _made(self, home: Path, values: dict[str, Any]) -> ClipStore:
-        return _made(self.footage, self.signals, output=home, values=values, report=self.report)
+    def _make_store(self, folder: Path, values: dict[str, Any]) -> ClipStore:
+        return _make_store(
+            self.footage, self.signals, output=folder, values=values, report=self.report
+        )
 
 
 def _is_store_of(folder: Path, digest: str) -> bool:
-    """Whether a folder is a store of the footage with this hash, all of it."""
+    """Whether a folder is a store of the complete footage with this hash."""
     try:
         record = read_record(folder)
     except StoreError:
@@ -171,7 +173,7 @@ def _is_store_of(folder: Path, digest: str) -> bool:
     return whole and record.source.sha256 == digest
 
 
-def _made(
+def _make_store(
     source: Path,
     signals: Sequence[str],
     *,
@@ -185,9 +187,9 @@ def _made(
         if isinstance(error, NothingFound):
             raise NothingFound(
                 error.message,
-                hint=f"v2v doctor {source} says what it shows; where somebody is small or hard to"
+                hint=f"v2v doctor {source} reports what it shows; if the person is small or hard to"
                 f" see, make a store first (v2v preprocess {source} --signal {signal} --help) and"
-                " give that as the source",
+                " give it as the source",
             )
         raise error
     return ClipStore.open(outcome.folder)

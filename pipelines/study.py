@@ -1,13 +1,13 @@
-"""A page on which people say which of two videos they prefer, not knowing which is which.
+"""A page for blind pairwise preference studies.
 
-    study/index.html      the page: opens from a disk or any web server, asks nothing of a network
-    study/clips/*.mp4     all encoded alike, under names that say nothing
+    study/index.html      the page: opens from disk or any web server, makes no network requests
+    study/clips/*.mp4     all encoded alike, under anonymous names
     study/key.json        which clip is what; the page does not read it: keep it from participants
 
-The page hands out the same pairs to everyone, in an order and on sides dealt by the participant's
-code (`deal`, here and in the page). So a file of answers is checked against what its page must
-have shown. Which pairs are attention checks stands in the key only: the page, which anyone can
-read, does not know, and whether somebody passed is decided by `evaluate_answers`.
+Everyone sees the same pairs; the participant's code seeds their order and sides (`deal`, here and
+in the page). An answer file can therefore be checked against what the page must have shown. Only
+the key records which pairs are attention checks, because anyone can read the page;
+`evaluate_answers` decides who passed.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ from v2v.progress import Reporter, Silent
 QUESTION = "Which looks more real?"
 KEY_FILE, PAGE_FILE, RESULTS_FILE = "key.json", "index.html", "results.json"
 RESULTS = "v2v study results"
-LARGEST = 720  # pixels high: two fit beside each other on a screen
-CRF = 16.0  # hardly any loss: the codec is not what is judged
-CODE = re.compile(r"[A-Za-z0-9_-]{1,40}")  # of a participant; the page accepts the same
-Z95 = 1.959963984540054  # of the normal distribution: 95 percent lie within so many deviations
+LARGEST = 720  # maximum default height in pixels: two clips fit side by side on a screen
+CRF = 16.0  # nearly lossless: compression artefacts must not influence the answers
+CODE = re.compile(r"[A-Za-z0-9_-]{1,40}")  # participant code; the page uses the same pattern
+Z95 = 1.959963984540054  # two-sided 95 percent quantile of the normal distribution
 
 
-# ---------------------------------------------------------------- what stands in the files
+# ---------------------------------------------------------------- file formats
 
 
 class _Record(BaseModel):
@@ -63,13 +63,13 @@ class _Record(BaseModel):
 
 
 class StudyClip(_Record):
-    """What a clip of the page is."""
+    """Origin of one clip of the page."""
 
     method: str
-    content: str  # what all methods show: the name of the pair's clips
-    file: str  # name of what it was made from
-    spoiled: bool = False  # made worse by us, for an attention check
-    mark: Provenance | None = None  # where the original says that it is synthetic
+    content: str  # name shared by the clips of all methods
+    file: str  # name of the source file
+    spoiled: bool = False  # degraded for an attention check
+    mark: Provenance | None = None  # provenance tag of the source, if it is synthetic
 
 
 class Trial(_Record):
@@ -86,7 +86,7 @@ class Key(_Record):
     study: str
     question: str
     methods: tuple[str, ...]
-    trials: tuple[Trial, ...]  # in the order that the page has them in
+    trials: tuple[Trial, ...]  # in the order of the page's data
     clips: dict[str, StudyClip]
     notes: tuple[str, ...] = ()
 
@@ -99,7 +99,7 @@ class Answer(_Record):
     left: str  # clip ids
     right: str
     answer: Literal["left", "right"]
-    seconds: float = Field(ge=0, allow_inf_nan=False)  # from showing the pair to the answer
+    seconds: float = Field(ge=0, allow_inf_nan=False)  # from display to answer
 
     @property
     def chosen(self) -> str:
@@ -107,7 +107,7 @@ class Answer(_Record):
 
 
 class Answers(_Record):
-    """What the page offers as a download."""
+    """The answer file that a participant downloads from the page."""
 
     kind: Literal["v2v study answers"]
     version: Literal[1]
@@ -118,14 +118,14 @@ class Answers(_Record):
     trials: tuple[Answer, ...]
 
 
-# ---------------------------------------------------------------- dealing
+# ---------------------------------------------------------------- order and sides
 
 
 def deal(study: str, participant: str, trials: Sequence[Trial]) -> list[tuple[str, str, str]]:
-    """(trial, left clip, right clip) in the order that this participant sees them.
+    """(trial, left clip, right clip) in the order that this participant sees.
 
-    Half of the trials show their first clip on the left (one more or less where they are odd).
-    The page does the same: `DEAL`.
+    Half of the trials show their first clip on the left (rounded up or down if odd).
+    The page runs the same algorithm: `DEAL`.
     """
     below = _numbers(f"{study}/{participant}")
     order = list(trials)
@@ -140,14 +140,14 @@ def deal(study: str, participant: str, trials: Sequence[Trial]) -> list[tuple[st
 
 
 def _shuffle(items: list[Any], below: Callable[[int], int]) -> None:
-    """Fisher and Yates, from the end, in place."""
+    """Fisher-Yates shuffle from the end, in place."""
     for last in range(len(items) - 1, 0, -1):
         other = below(last + 1)
         items[last], items[other] = items[other], items[last]
 
 
 def _numbers(text: str) -> Callable[[int], int]:
-    """`below(n)`: whole numbers from 0 to n - 1; mulberry32, begun at the FNV-1a hash of a text."""
+    """`below(n)`: random integers from 0 to n - 1; mulberry32, seeded with the text's FNV-1a."""
     word = 0xFFFFFFFF
     state = 2166136261
     for byte in text.encode():
@@ -168,7 +168,7 @@ def _numbers(text: str) -> Callable[[int], int]:
 
 @dataclass(frozen=True)
 class Made:
-    """What `study` left on disk."""
+    """The result of `study`."""
 
     page: Path
     key: Path
@@ -199,48 +199,49 @@ def study(
     overwrite: bool = False,
     report: Reporter | None = None,
 ) -> Made:
-    """Make a page for blind two-way preference. Nothing is left half-made.
+    """Create a page for a blind pairwise preference study, completely or not at all.
 
     Args:
-        given: one clip of each method; with `pairs` one folder of each method, whose clips belong
-            together by name. Of three or more methods all pairs are shown.
-        labels: names of the methods; by default of the files or folders.
-        checks: pairs in which one side is obviously worse, blurred and out of order.
-        size: height of the clips in pixels; by default the first one's, up to 720.
-        start, end: the range of every clip, in seconds, the end excluded.
-        seed: for ids that are always the same; they are random otherwise.
-        overwrite: replace a study that is there; answers to it are then of no use any more.
+        given: one clip per method; with `pairs`, one folder per method, whose clips are matched
+            by name. With three or more methods, all pairs of methods are shown.
+        labels: names of the methods; default to the names of the files or folders.
+        checks: number of attention checks: pairs with one blurred and shuffled clip.
+        size: height of the clips in pixels; defaults to the first clip's, up to 720.
+        start, end: the range of every clip in seconds, `end` excluded.
+        seed: makes ids reproducible; by default they are random.
+        overwrite: replace an existing study; answers to it can then no longer be evaluated.
 
     Raises `UsageError`, `NotWritable`, `DiskFull`, and what reading the clips raises.
     """
     home = Path(folder)
     if len(given) < 2:
         raise UsageError(
-            f"{len(given)} to choose from", hint="give at least two: v2v study a.mp4 b.mp4"
+            f"a study needs at least two methods, not {len(given)}",
+            hint="give one clip per method: v2v study a.mp4 b.mp4",
         )
     if not question.strip():
-        raise UsageError("the question is empty", hint=f'such as --question "{QUESTION}"')
+        raise UsageError("the question is empty", hint=f'give one: --question "{QUESTION}"')
     if not 0 <= checks <= 100:
-        raise UsageError(f"--checks {checks} is out of range", hint="0 to 100 are accepted")
+        raise UsageError(f"--checks {checks} is out of range", hint="give 0 to 100")
     if size is not None and not 16 <= size <= 2160:
-        raise UsageError(f"--size {size} is out of range", hint="16 to 2160 are accepted")
+        raise UsageError(f"--size {size} is out of range", hint="give 16 to 2160 pixels")
     whole = home.resolve()  # "." has no name
     discard(partial_of(whole))
     _check_home(home, overwrite)
     notes: list[str] = []
     methods, contents = _contents(given, pairs, labels, notes)
     busy = NotWritable(
-        f"another process is making {home}", hint="wait for it to end, or choose another --output"
+        f"another process is writing {home}", hint="wait for it to end, or choose another --output"
     )
     with workplace(partial_of(whole), busy) as work:
-        _check_home(home, overwrite)  # another process may just have made it
+        _check_home(home, overwrite)  # another process may have created it meanwhile
         building = work / "study"
         with writing(home):
             (building / "clips").mkdir(parents=True)
         maker = _Maker(building, methods, random.Random(seed) if seed is not None else None)
         aligned = {
             name: align(clips, start=start, end=end) for name, clips in contents.items()
-        }  # all are looked at before any is encoded
+        }  # check every content before encoding any
         for name, one in aligned.items():
             where = f"{name}: " if len(aligned) > 1 else ""
             shape = _size(one.clips[0], size)
@@ -259,26 +260,26 @@ def study(
 
 
 def _check_home(home: Path, overwrite: bool) -> None:
-    """Refuse a folder that holds something that is not ours to replace."""
+    """Refuse a folder with other files, or with a study unless `overwrite` is set."""
     if not home.exists():
         return
     if not home.is_dir():
-        raise NotWritable(f"{home} is a file", hint="name a folder, such as -o study")
+        raise NotWritable(f"{home} is a file", hint="give a folder, such as -o study")
     if all(map(is_hidden, home.iterdir())):
         return
     if not (home / KEY_FILE).is_file() or not (home / PAGE_FILE).is_file():
-        raise UsageError(f"{home} holds other things", hint="choose another --output")
+        raise UsageError(f"{home} contains other files", hint="choose another --output")
     if not overwrite:
         raise UsageError(
-            f"{home} holds a study already",
-            hint="replace it with --overwrite; answers given to it cannot be read any more then",
+            f"{home} already contains a study",
+            hint="replace it with --overwrite; answers to it can then no longer be evaluated",
         )
 
 
 def _contents(
     given: Sequence[str | Path], pairs: bool, labels: Sequence[str] | None, notes: list[str]
 ) -> tuple[list[str], dict[str, list[ComparedVideo]]]:
-    """The methods, and of every content one clip of each."""
+    """The methods, and for each content one clip per method."""
     if not pairs:
         clips = open_all(given, labels)
         methods = [clip.label for clip in clips]
@@ -295,17 +296,18 @@ def _contents(
         common = [name for name in found[0] if all(name in one for one in found)]
         if not common:
             raise UsageError(
-                f"no clip of {folders[0]} has one of the same name in"
-                f" {' and '.join(map(str, folders[1:]))}",
-                hint=f"in {folders[0]}: {', '.join(found[0]) or 'no video'}",
+                f"{folders[0]} shares no clip name with {' and '.join(map(str, folders[1:]))}",
+                hint="give clips of the same content the same name;"
+                f" {folders[0]} contains {', '.join(found[0]) or 'no video'}",
             )
         left_out = sorted({name for one in found for name in one} - set(common))
         if left_out:
-            notes.append(f"left out, for they are not in every folder: {', '.join(left_out)}")
+            notes.append(f"ignored because they are not in every folder: {', '.join(left_out)}")
         contents = {name: open_all([one[name] for one in found], methods) for name in common}
     if len(set(methods)) < len(methods):
         raise UsageError(
-            f"two methods have one name: {', '.join(methods)}", hint="name them with --label"
+            f"two methods have the same name: {', '.join(methods)}",
+            hint="give different names with --label",
         )
     return methods, contents
 
@@ -314,25 +316,25 @@ def _clips_in(folder: Path) -> dict[str, Path]:
     """The videos directly inside a folder, by name without suffix."""
     if not folder.is_dir():
         raise MediaNotFound(
-            f"no such folder: {folder}", hint="with --pairs, give one folder of clips a method"
+            f"no such folder: {folder}", hint="with --pairs, give one folder of clips per method"
         )
     return {file.stem: file for file in visible_files(folder, VIDEO_SUFFIXES)}
 
 
 def _size(clip: ComparedVideo, height: int | None) -> tuple[int, int]:
-    """(width, height) of the clips of one content, both even, of the shape of the first."""
-    across, down = clip.size
-    factor = (height or min(down, LARGEST)) / down
-    return max(round(across * factor / 2) * 2, 2), max(round(down * factor / 2) * 2, 2)
+    """(width, height) of one content's clips, both even, with the aspect ratio of `clip`."""
+    full_w, full_h = clip.size
+    factor = (height or min(full_h, LARGEST)) / full_h
+    return max(round(full_w * factor / 2) * 2, 2), max(round(full_h * factor / 2) * 2, 2)
 
 
 def undisclosed(marked: bool) -> dict[str, str]:
-    """The same tags for all clips of a study: they must not tell the rendered from the filmed."""
+    """Identical tags for all clips of a study, so that they do not reveal which are synthetic."""
     if not marked:
         return {}
     note = (
         "Part of a blind study: some of its videos are synthetic, rendered by a model, not filmed."
-        " The key of the study says which."
+        " The key of the study records which."
     )
     return {
         TAG: json.dumps({"synthetic": "undisclosed", "note": note, "tool": f"v2v {__version__}"})
@@ -340,7 +342,7 @@ def undisclosed(marked: bool) -> dict[str, str]:
 
 
 class _Maker:
-    """Encodes the clips and remembers what they are."""
+    """Encodes the clips and records their origin."""
 
     def __init__(self, folder: Path, methods: list[str], generator: random.Random | None) -> None:
         self.folder, self.methods = folder, methods
@@ -360,7 +362,7 @@ class _Maker:
         wanted = [(name, index, False) for name in aligned for index in range(len(self.methods))]
         good = self.random.sample(wanted, min(checks, len(wanted)))
         good = [good[i % len(good)] for i in range(checks)]
-        # Encoded in no order: neither names nor times of the files say what they are.
+        # Encode in random order: otherwise file times would reveal the methods.
         jobs = wanted + [(name, index, True) for name, index, _ in good]
         self.random.shuffle(jobs)
         made: dict[tuple[str, int, bool], list[str]] = {}
@@ -394,7 +396,7 @@ class _Maker:
         self.trials.append(Trial(id=self._identity(), clips=clips))
 
     def _identity(self) -> str:
-        """Six digits that were not used yet and say nothing."""
+        """A random id of six hexadecimal digits, not used before."""
         while (found := f"{self.random.getrandbits(24):06x}") in self.used:
             pass
         self.used.add(found)
@@ -412,14 +414,14 @@ class _Maker:
 
 
 def spoiled(frames: Iterator[Picture], seed: int) -> Iterator[Picture]:
-    """The same frames, blurred past recognition and out of order within every half second or so.
+    """Blur the frames heavily and shuffle them in groups of 12 (about half a second).
 
-    Both: a blur alone might pass for soft focus, and disorder does not show where little moves.
+    Blur alone could pass for soft focus, and shuffling is invisible where little moves.
     """
     generator = np.random.default_rng(seed)
     held: list[Picture] = []
 
-    def out_of_order() -> Iterator[Picture]:
+    def shuffled() -> Iterator[Picture]:
         for place in generator.permutation(len(held)):
             yield held[place]
         held.clear()
@@ -428,27 +430,27 @@ def spoiled(frames: Iterator[Picture], seed: int) -> Iterator[Picture]:
         sigma = max(frame.shape[0] / 24, 2)
         held.append(np.asarray(cv2.GaussianBlur(frame, (0, 0), sigma), np.uint8))
         if len(held) == 12:
-            yield from out_of_order()
-    yield from out_of_order()
+            yield from shuffled()
+    yield from shuffled()
 
 
 # ---------------------------------------------------------------- reading answers
 
 
 def wilson(wins: int, n: int, z: float = Z95) -> tuple[float, float]:
-    """The interval of Wilson (1927) for a share, given `wins` of `n` independent answers.
+    """Wilson's (1927) score interval of a proportion: `wins` of `n` independent answers.
 
         centre = (p + z^2 / 2n) / (1 + z^2 / n),   p = wins / n
         half   = z / (1 + z^2 / n) * sqrt(p (1 - p) / n + z^2 / 4n^2)
 
-    Unlike p plus or minus a deviation it stays within 0 and 1 and holds for few answers.
+    Unlike the normal approximation, it stays within [0, 1] and is valid for few answers.
     """
     if n == 0:
         return 0.0, 1.0
     share, more = wins / n, z * z / n
     centre = (share + more / 2) / (1 + more)
     half = z / (1 + more) * math.sqrt(share * (1 - share) / n + more / (4 * n))
-    # At 0 and n wins one end is 0 or 1, but for rounding.
+    # With 0 or n wins, one bound is exactly 0 or 1; avoid its rounding error.
     return 0.0 if wins == 0 else centre - half, 1.0 if wins == n else centre + half
 
 
@@ -475,7 +477,7 @@ class Preference:
             f" answer{'s' if self.n > 1 else ''},"
             f" 95 percent interval {100 * low:.0f} to {100 * high:.0f}"
         )
-        return found if low > 0.5 else found + ": that may be chance"
+        return found if low > 0.5 else found + "; this may be due to chance"
 
     def as_json(self) -> dict[str, Any]:
         both = list(zip(self.methods, self.wins, strict=True))
@@ -491,21 +493,21 @@ class Preference:
 
 @dataclass(frozen=True)
 class StudyResult:
-    """What the answers of all participants say."""
+    """The preferences of all counted participants."""
 
     study: str
     question: str
     participants: tuple[str, ...]  # counted
-    excluded: dict[str, str]  # file -> why it was not counted
+    excluded: dict[str, str]  # file -> reason for its exclusion
     pairs: tuple[Preference, ...]
-    contents: dict[str, tuple[Preference, ...]]  # the same for each content
+    contents: dict[str, tuple[Preference, ...]]  # pairs by content
 
     def as_json(self) -> dict[str, Any]:
         return {
             "kind": RESULTS, "version": 1, "tool": f"v2v {__version__}",
             "study": self.study, "question": self.question,
             "participants": list(self.participants), "excluded": self.excluded,
-            "interval": "Wilson, 95 percent; takes answers of one participant as independent",
+            "interval": "Wilson, 95 percent; treats answers of one participant as independent",
             "pairs": [pair.as_json() for pair in self.pairs],
             "clips": {
                 name: [pair.as_json() for pair in found] for name, found in self.contents.items()
@@ -513,24 +515,24 @@ class StudyResult:
         }  # fmt: skip
 
     def write(self, path: Path, *, overwrite: bool = False) -> None:
-        """As JSON, whole or not at all. Earlier results are replaced, other files are not."""
+        """Write JSON atomically. Replaces earlier results; other files only with `overwrite`."""
         if path.is_dir():
-            raise NotWritable(f"{path} is a folder", hint="name a file, such as results.json")
+            raise NotWritable(f"{path} is a folder", hint="give a file, such as results.json")
         if path.exists() and not overwrite and f'"{RESULTS}"' not in _text(path):
-            raise UsageError(f"{path} exists already", hint="replace it with --overwrite")
+            raise UsageError(f"{path} already exists", hint="replace it with --overwrite")
         with replacing_file(path) as partial:
             partial.write_text(json.dumps(self.as_json(), indent=1) + "\n", "utf-8")
 
 
 def evaluate_answers(files: Sequence[str | Path], key: str | Path) -> StudyResult:
-    """Unblind and count files of answers; folders of them are looked through.
+    """Unblind and count the answers in files and folders.
 
-    Who failed an attention check is not counted, nor are a participant's later answers.
+    Participants who failed an attention check and repeated participations are excluded.
 
-    Raises `UsageError` for what is no file of answers to this very study, or was changed.
+    Raises `UsageError` for a file that does not answer this study or was changed.
     """
     known = read_key(Path(key))
-    # By time: of somebody who took part twice the first answers count.
+    # Sort by time: only the first participation of a participant counts.
     given = sorted(
         ((read_answers(file, known), file) for file in _files(files)),
         key=lambda found: (found[0].finished.timestamp(), str(found[1])),
@@ -541,7 +543,9 @@ def evaluate_answers(files: Sequence[str | Path], key: str | Path) -> StudyResul
     for answers, file in given:
         failed = _failed(answers, known)
         if answers.participant in seen:
-            excluded[str(file)] = f"{answers.participant} took part before; the first answers count"
+            excluded[str(file)] = (
+                f"{answers.participant} took part before; only the first answers count"
+            )
         elif failed:
             checks = sum(known.is_check(trial) for trial in known.trials)
             excluded[str(file)] = (
@@ -559,12 +563,12 @@ def evaluate_answers(files: Sequence[str | Path], key: str | Path) -> StudyResul
 
 
 def _failed(answers: Answers, key: Key) -> int:
-    """How many attention checks were answered for the spoiled clip."""
+    """The number of attention checks in which the spoiled clip was chosen."""
     return sum(key.clips[answer.chosen].spoiled for answer in answers.trials)
 
 
 def _count(given: Iterable[Answers], key: Key, contents: Sequence[str]) -> tuple[Preference, ...]:
-    """Over these contents, for every two methods; attention checks are no preferences."""
+    """Count wins for every pair of methods over these contents, without attention checks."""
     wins: dict[tuple[str, str], int] = {}  # (preferred, other) -> answers
     checks = {trial.id for trial in key.trials if key.is_check(trial)}
     for answers in given:
@@ -587,58 +591,60 @@ def _files(given: Sequence[str | Path]) -> list[Path]:
         found += sorted(inside) if one.is_dir() else [one]
     if not found:
         raise UsageError(
-            "there are no answers to count",
-            hint="v2v study --results answers-1.json answers-2.json --key study/key.json",
+            "no answer files given",
+            hint="run v2v study --results answers-1.json answers-2.json --key study/key.json",
         )
     return list(dict.fromkeys(found))
 
 
 def read_key(path: Path) -> Key:
-    """Raises `UsageError`."""
+    """Read key.json, or the one in a folder. Raises `UsageError`."""
     path = path / KEY_FILE if path.is_dir() else path
     try:
         key = Key.model_validate_json(_text(path))
     except ValidationError as error:
         raise UsageError(
             f"{path} is not the key of a study ({_first(error)})",
-            hint="give the key.json that v2v study wrote beside the page",
+            hint="give the key.json that v2v study wrote next to the page",
         ) from None
     known = all(clip in key.clips for trial in key.trials for clip in trial.clips)
     if not known or len({trial.id for trial in key.trials}) < len(key.trials):
-        raise UsageError(f"{path} was changed: its trials do not fit its clips", hint=None)
+        raise UsageError(f"{path} was changed: its trials do not match its clips", hint=None)
     return key
 
 
 def read_answers(path: Path, key: Key) -> Answers:
-    """A file of answers, checked against what the page must have shown. Raises `UsageError`."""
+    """Read answers and check them against the pairs the page showed. Raises `UsageError`."""
     text = _text(path)
     try:
         answers = Answers.model_validate_json(text)
     except ValidationError as error:
         raise UsageError(
-            f"{path} holds no answers to a study ({_first(error)})",
-            hint="give the files that the page offers at its end, unchanged",
+            f"{path} is not an answer file of a study ({_first(error)})",
+            hint="give the files downloaded from the page, unchanged",
         ) from None
     if answers.study != key.study:
         raise UsageError(
             f"{path} answers another study ({answers.study}, not {key.study})",
-            hint="give the --key of the study that was shown",
+            hint="give the --key of the study that was answered",
         )
     shown = deal(key.study, answers.participant, key.trials)
     if len(answers.trials) != len(shown):
         raise UsageError(
             f"{path} answers {len(answers.trials)} of {len(shown)} pairs",
-            hint="it was cut or changed; ask for the file that the page offered",
+            hint="it was truncated or changed; ask for the file downloaded from the page",
         )
     for number, (answer, dealt) in enumerate(zip(answers.trials, shown, strict=True), 1):
         if (answer.trial, answer.left, answer.right) != dealt:
             raise UsageError(
                 f"{path} was changed: pair {number} is not what the page showed"
                 f" {answers.participant}",
-                hint="ask for the file that the page offered, or leave this one out",
+                hint="ask for the file downloaded from the page, or leave this one out",
             )
     if not CODE.fullmatch(answers.participant):
-        raise UsageError(f"{path} was changed: {answers.participant!r} is no code", hint=None)
+        raise UsageError(
+            f"{path} was changed: {answers.participant!r} is not a participant code", hint=None
+        )
     return answers
 
 
@@ -652,7 +658,7 @@ def _text(path: Path) -> str:
 
 
 def _first(error: ValidationError) -> str:
-    """The first thing that is wrong, in a few words."""
+    """A short description of the first validation error."""
     found = error.errors()[0]
     where = ".".join(map(str, found["loc"]))
     return f"{where}: {found['msg']}" if where else str(found["msg"])
@@ -662,14 +668,14 @@ def _first(error: ValidationError) -> str:
 
 
 def page(key: Key) -> str:
-    """The page, whole: nothing of it says what a clip is."""
+    """Build the page. It does not reveal the methods of the clips."""
     trials = [{"id": trial.id, "clips": list(trial.clips)} for trial in key.trials]
     data = json.dumps({"study": key.study, "question": key.question, "trials": trials})
-    # A question could hold the end of a script.
+    # Escape "<": a question could contain "</script>".
     return PAGE.replace("@SCRIPT@", DEAL + SCRIPT).replace("@DATA@", data.replace("<", "\\u003c"))
 
 
-# As `deal` and `_numbers` above, line by line.
+# A line-by-line port of `deal` and `_numbers`.
 DEAL = """
 "use strict";
 
@@ -715,7 +721,7 @@ const buttons = [part("left"), part("right")];
 const answers = [];
 let participant = "", started = "", dealt = [], shownAt = 0, playing = false, saved = false;
 
-// ---- beginning
+// ---- start
 
 part("question").textContent = plan.question;
 part("count").textContent = plan.trials.length;
@@ -749,7 +755,7 @@ function next() {
   update();
 }
 
-// Seconds that were really played; seeking does not count.
+// Seconds actually played; seeking does not count.
 function played(video) {
   let sum = 0;
   for (let i = 0; i < video.played.length; i++) sum += video.played.end(i) - video.played.start(i);
@@ -768,7 +774,7 @@ function answer(side) {
   next();
 }
 
-// Both play, stand and begin anew together; the right one follows the left one.
+// Both videos play, pause and restart together; the right one follows the left one.
 function keepInStep() {
   if (part("trial").hidden) return;
   const [leader, follower] = videos;
@@ -786,9 +792,9 @@ function keepInStep() {
 }
 
 function update() {
-  const may = watched();
-  for (const button of buttons) button.disabled = !may;
-  part("hint").textContent = may ? "Choose with a button or with the arrow keys."
+  const enabled = watched();
+  for (const button of buttons) button.disabled = !enabled;
+  part("hint").textContent = enabled ? "Choose with a button or with the arrow keys."
     : "Watch both to the end once, then choose.";
   part("play").textContent = playing ? "Pause" : "Play";
   if (videos[0].duration > 0) part("seek").value = videos[0].currentTime / videos[0].duration;
@@ -806,7 +812,7 @@ function toggle() {
 }
 
 function stop(problem) {
-  if (problem.name === "AbortError") return;  // paused or changed before it began
+  if (problem.name === "AbortError") return;  // paused or replaced before playback began
   playing = false;
   update();
 }
@@ -817,7 +823,7 @@ part("left").addEventListener("click", () => answer("left"));
 part("right").addEventListener("click", () => answer("right"));
 for (const video of videos) {
   video.addEventListener("error", () => {
-    part("problem").textContent = "A video cannot be played. Try another browser, and tell us.";
+    part("problem").textContent = "A video cannot be played. Try another browser and report this.";
   });
 }
 document.addEventListener("keydown", (event) => {
@@ -880,12 +886,12 @@ progress { width: 14rem; vertical-align: middle }
 <main>
 <section id="welcome">
 <h1>Two videos, side by side</h1>
-<p>You will see <span id="count"></span> pairs. Watch each pair to its end once, then say which of
-the two you choose. Some of the videos may have been made by a computer. There is no sound.</p>
+<p>You will see <span id="count"></span> pairs. Watch each pair to its end once, then choose one of
+the two. Some of the videos may have been generated by a computer. There is no sound.</p>
 <form id="begin">
 <p><label>Your code <input type="text" id="code" required maxlength="40" pattern="[A-Za-z0-9_\\-]+"
  title="letters, digits, - and _" autocomplete="off"></label></p>
-<p>Keep the code that is there, or type the one that you were given.</p>
+<p>Keep this code, or type the one that you were given.</p>
 <p><button>Begin</button></p>
 </form>
 </section>
@@ -899,13 +905,13 @@ the two you choose. Some of the videos may have been made by a computer. There i
 <button id="right" disabled>Right &rarr;</button></div>
 </div>
 <div class="controls"><button id="play">Pause</button>
-<input id="seek" type="range" min="0" max="1" step="any" value="0" aria-label="Moment"></div>
+<input id="seek" type="range" min="0" max="1" step="any" value="0" aria-label="Position"></div>
 <p id="hint"></p>
 <p id="problem" role="alert"></p>
 </section>
 <section id="thanks" hidden>
 <h1>Thank you</h1>
-<p>Your answers are in this file. Save it, and send it to whoever asked you.</p>
+<p>Save this file with your answers and send it to the person who invited you.</p>
 <p><a id="download" class="button">Save the answers</a></p>
 </section>
 </main>

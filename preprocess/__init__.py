@@ -1,1 +1,1 @@
-"""Raw footage in, clip stores out: one module a signal, and `build`, which runs them over clips."""
+"""Turns raw footage into clip stores: one module per signal; `build` runs them on a clip."""

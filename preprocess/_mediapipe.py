@@ -1,4 +1,4 @@
-"""MediaPipe's graphs, quiet and with only the networks a signal needs."""
+"""MediaPipe graphs with only the networks that a signal needs."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from v2v.errors import MissingLibrary
 
 Frame = NDArray[np.uint8]
 
-# Body and both hands without the face network that the Holistic solution always runs: the same
-# sub-graphs, hence the same points, for a fifth less time. The hands are looked for where the
-# body's wrists are, so small ones are found and left stays left.
+# Body and hands from the same subgraphs as the Holistic solution, so with the same keypoints, but
+# without its face network: a fifth faster. Hands are detected near the wrists, so small ones are
+# found and left and right are not swapped.
 _BODY_GRAPH = """
 input_stream: "image"
 output_stream: "pose_landmarks"
@@ -45,22 +45,22 @@ node {
 
 @cache
 def mediapipe() -> Any:
-    """The package, imported on first use: it takes a second and logs to the terminal."""
+    """Import the package on first use: it takes a second and logs to the terminal."""
     try:
         import mediapipe as package
     except ImportError as error:
         raise MissingLibrary(
             f"mediapipe cannot be loaded: {error}",
-            hint="on Debian or Ubuntu: sudo apt install libgl1 libegl1 libgles2;"
+            hint="on Debian or Ubuntu, run: sudo apt install libgl1 libegl1 libgles2;"
             " then run `v2v doctor`",
         ) from error
     return package
 
 
 def body_graph(*, hands: bool, mask: bool, min_detection: float, min_tracking: float) -> Any:
-    """A graph that follows one body: `process(rgb)` returns pose and hand landmarks or None.
+    """A graph that tracks one body: `process(rgb)` returns pose and hand landmarks or None.
 
-    It keeps the region of the frame before; make a new one to look at the whole picture again.
+    It keeps the region of the previous frame; create a new graph to search the whole frame again.
     """
     mp = mediapipe()
     from google.protobuf import text_format
@@ -101,18 +101,18 @@ def _thresholds(mp: Any, min_detection: float, min_tracking: float) -> dict[str,
 
 
 def points(landmarks: Any, width: int, height: int) -> NDArray[np.float32]:
-    """[N, 4] x, y, z in pixels and score of a landmark list; score is 1 where there is none."""
-    marks = landmarks.landmark
-    out = np.array([(p.x, p.y, p.z, 1.0) for p in marks], np.float32)
+    """[N, 4] x, y, z in pixels and score of a landmark list; a missing score is 1."""
+    landmark_list = landmarks.landmark
+    out = np.array([(p.x, p.y, p.z, 1.0) for p in landmark_list], np.float32)
     out[:, :3] *= (width, height, width)
-    # Solutions clear what they do not want to promise; our own graphs leave both.
+    # MediaPipe's solutions clear unreliable fields; our own graphs keep both.
     for name in ("visibility", "presence"):
-        if marks[0].HasField(name):
-            out[:, 3] = np.minimum(out[:, 3], [getattr(p, name) for p in marks])
+        if landmark_list[0].HasField(name):
+            out[:, 3] = np.minimum(out[:, 3], [getattr(p, name) for p in landmark_list])
     return out
 
 
 def box_of(points_xy: NDArray[np.float32]) -> tuple[float, float, float, float]:
-    """x, y, width, height around points [N, 2]."""
+    """Bounding box of points [N, 2]: x, y, width, height."""
     low, high = points_xy.min(axis=0), points_xy.max(axis=0)
     return float(low[0]), float(low[1]), float(high[0] - low[0]), float(high[1] - low[1])

@@ -1,9 +1,9 @@
-"""Footage in, clip store out: frames and signals in one pass, resumable at every part.
+"""Builds a clip store from footage: frames and signals in one pass, resumable after every part.
 
-The source is decoded once; what is made from other signals reads the stored frames again. Each
-frame is encoded, seen as stored, and handed to all extractors, every one in its own thread (the
-networks and codecs run outside Python's lock). What is finished is listed in clip.json; what is
-under way lies in `.work` and is taken up by the next run.
+The source is decoded once; signals derived from other signals read the stored frames again. Each
+frame is encoded, decoded as stored, and passed to all extractors, each in its own thread (networks
+and codecs release the GIL). Finished signals are listed in clip.json; partial results are kept in
+`.work`, and the next run resumes from them.
 """
 
 from __future__ import annotations
@@ -57,18 +57,18 @@ from v2v.preprocess.preview import write_preview
 from v2v.progress import Reporter, Silent
 
 WORK = ".work"
-MOST_LOST = 0.5  # of the frames; beyond it the footage is refused
-QUEUE = 4  # frames an extractor may lag behind; each is held once for all
+MOST_LOST = 0.5  # maximum fraction of lost frames; above it the footage is rejected
+QUEUE = 4  # frames that an extractor may lag behind; extractors share them
 
 
 @dataclass
 class BuildResult:
-    """What a run did for one clip."""
+    """What one run did for one clip."""
 
     folder: Path
     record: ClipRecord
-    made: list[str] = field(default_factory=list)  # signals extracted now
-    kept: list[str] = field(default_factory=list)  # signals that were there
+    made: list[str] = field(default_factory=list)  # signals extracted by this run
+    kept: list[str] = field(default_factory=list)  # signals that already existed
     failed: dict[str, V2VError] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     seconds: float = 0.0
@@ -83,32 +83,32 @@ def preprocess(
     overwrite: bool = False,
     report: Reporter | None = None,
 ) -> BuildResult:
-    """Make the clip store of one piece of footage, or add signals to one.
+    """Build the clip store of one piece of footage, or add signals to an existing one.
 
     Args:
         source: a video, an image, a folder of images, or a clip store to add signals to.
-        signals: which to extract; those that are there with the same settings are kept.
+        signals: the signals to extract; existing ones with the same settings are kept.
         output: the store's folder, by default `data/<name of the source>`.
-        overwrite: make anew what is there with other settings or from other footage.
+        overwrite: replace existing data made with other settings or from other footage.
 
     Raises:
-        V2VError: one of its kinds. A signal that cannot be had does not stop the others: it is
-            in the outcome's `failed`.
+        V2VError: a subclass. A signal that fails does not stop the others: it is listed in the
+            result's `failed`.
     """
     began = time.monotonic()
-    extractors = {name: load_extractor(name) for name in signals}  # wrong names fail first
+    extractors = {name: load_extractor(name) for name in signals}  # unknown names fail first
     needed = {name for kind in extractors.values() for name in kind.after} - set(extractors)
     extractors = {name: load_extractor(name) for name in sorted(needed)} | extractors
     is_store = (source / CLIP_FILE).is_file()
     if is_store and output is not None and output.resolve() != source.resolve():
         raise UsageError(
             f"{source} is a clip store; signals are added to it in place",
-            hint="leave --output out",
+            hint="omit --output",
         )
     folder = source if is_store else (output or default_folder(source))
     footage = None if is_store else probe(source)
     with writing(folder), _locked(folder) as lock:
-        for partial in folder.glob(".*.partial"):  # a process was killed while it wrote them
+        for partial in folder.glob(".*.partial"):  # left by a process killed while writing
             discard(partial) if partial.is_dir() else remove(partial)
         try:
             job = _Job(folder, footage, settings, overwrite, report or Silent(), needed)
@@ -125,7 +125,7 @@ def default_folder(source: Path) -> Path:
 
 
 def _sweep(lock: FolderLock) -> None:
-    """Leave nothing of a store that came to nothing: no record, and no part of a frame."""
+    """Remove a failed store that has neither a record nor any finished part."""
     folder = lock.folder
     if (folder / CLIP_FILE).exists() or any((folder / WORK).glob("*/0*")):
         return
@@ -136,12 +136,12 @@ def _sweep(lock: FolderLock) -> None:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[FolderLock]:
-    """One process at a time on a store."""
+    """Hold the store's lock, so that only one process at a time works on it."""
     if folder.exists() and not folder.is_dir():
         raise NotWritable(f"{folder} is a file, not a folder", hint="choose another --output")
     with suppress(FileNotFoundError):  # another process removed it just now
-        strangers = folder.is_dir() and not all(map(is_hidden, folder.iterdir()))
-        foreign = strangers and not (folder / LOCK).exists()
+        has_files = folder.is_dir() and not all(map(is_hidden, folder.iterdir()))
+        foreign = has_files and not (folder / LOCK).exists()
         if foreign and not (folder / CLIP_FILE).exists():
             raise StoreConflict(
                 f"{folder} exists and is not a clip store", hint="choose another --output"
@@ -155,7 +155,7 @@ def _locked(folder: Path) -> Iterator[FolderLock]:
         lock.acquire()
     except (FileExistsError, NotADirectoryError):
         raise NotWritable(
-            f"{folder} cannot be made: a file is in its place", hint="choose another --output"
+            f"{folder} cannot be created: a file is in its place", hint="choose another --output"
         ) from None
     try:
         yield lock
@@ -164,7 +164,7 @@ def _locked(folder: Path) -> Iterator[FolderLock]:
 
 
 class _Job:
-    """One run on one store, whose lock is held."""
+    """One run on one store. The caller holds its lock."""
 
     def __init__(
         self,
@@ -173,7 +173,7 @@ class _Job:
         settings: PreprocessSettings,
         overwrite: bool,
         report: Reporter,
-        needed: set[str],  # signals that nobody asked for, and others are made from
+        needed: set[str],  # not requested, but requested signals depend on them
     ) -> None:
         self.needed = needed
         self.folder = folder
@@ -184,10 +184,10 @@ class _Job:
         self.report = report
         self.record = self._existing()
 
-    # ------------------------------------------------------------ what is there
+    # ------------------------------------------------------------ the existing store
 
     def _existing(self) -> ClipRecord | None:
-        """The store's record if it fits what is asked, None to begin anew."""
+        """The store's record if it matches the request, None to start from scratch."""
         if not (self.folder / CLIP_FILE).is_file():
             return None
         try:
@@ -195,7 +195,7 @@ class _Job:
             ClipStore.open(self.folder)
         except StoreError:
             if self.overwrite and self.footage is not None:
-                self._begin_anew()
+                self._start_over()
                 return None
             raise
         if self.footage is None:
@@ -204,14 +204,14 @@ class _Job:
         if conflict is None:
             return record
         if self.overwrite:
-            self._begin_anew()
+            self._start_over()
             return None
         raise StoreConflict(
             f"{self.folder} was made {conflict}",
-            hint="choose another --output, or make it anew with --overwrite",
+            hint="choose another --output, or rebuild it with --overwrite",
         )
 
-    def _begin_anew(self) -> None:
+    def _start_over(self) -> None:
         (self.folder / CLIP_FILE).unlink()
         remove(self.work)
 
@@ -221,34 +221,36 @@ class _Job:
         same = (old.bytes, old.modified_ns) == (stat.st_size, stat.st_mtime_ns)
         if not same and old.sha256 != source_hash(footage):
             return f"from other footage ({old.name}, sha256 {old.sha256[:8]})"
-        asked = self.settings.frames.model_dump(mode="json")
-        if asked == DEFAULTS().frames.model_dump(mode="json"):
-            return None  # nothing was asked for: the store's own settings stand
+        requested = self.settings.frames.model_dump(mode="json")
+        if requested == DEFAULTS().frames.model_dump(mode="json"):
+            return None  # defaults: the store keeps its own settings
         stored = record.frames.settings
-        differing = [k for k in asked if asked[k] != stored.get(k)]
+        differing = [k for k in requested if requested[k] != stored.get(k)]
         if differing:
             return "with other settings: " + ", ".join(
-                f"{k} {stored.get(k)} instead of {asked[k]}" for k in differing
+                f"{k} {stored.get(k)} instead of {requested[k]}" for k in differing
             )
         return None
 
     def _is_made(self, name: str, extractor: Extractor) -> bool:
-        """Whether a signal is there as asked. Raises `StoreConflict` where it differs."""
+        """Whether a signal exists as requested. Raises `StoreConflict` if its settings differ."""
         assert self.record is not None
         if name not in self.record.signals:
             return False
         if name in self.needed:
             return True
-        there = self.record.signals[name].settings
-        asked = signal_settings(self.settings, name, extractor)
-        if there == asked or (not self.overwrite and asked == signal_settings(DEFAULTS(), name)):
+        existing = self.record.signals[name].settings
+        requested = signal_settings(self.settings, name, extractor)
+        if existing == requested or (
+            not self.overwrite and requested == signal_settings(DEFAULTS(), name)
+        ):
             return not self.overwrite
         if self.overwrite:
             return False
-        differing = [k for k in asked if asked[k] != there.get(k)]
+        differing = [k for k in requested if requested[k] != existing.get(k)]
         raise StoreConflict(
             f"{self.folder} has {name} with other settings: "
-            + ", ".join(f"{k} {there.get(k)} instead of {asked[k]}" for k in differing),
+            + ", ".join(f"{k} {existing.get(k)} instead of {requested[k]}" for k in differing),
             hint="extract it again with --overwrite",
         )
 
@@ -278,7 +280,7 @@ class _Job:
                 todo[name] = extractor
 
         made: list[str] = []
-        # What is made from other signals comes in a pass of its own, once they are finished.
+        # Signals derived from other signals need a second pass, once those are finished.
         first = {name: extractor for name, extractor in todo.items() if not extractor.after}
         later = {name: extractor for name, extractor in todo.items() if extractor.after}
         for growing, chosen in ((frames, first), (None, later)):
@@ -315,7 +317,7 @@ class _Job:
         )
 
     def _plan(self) -> GrowingFrames:
-        """Which frames, which part of the picture: decided once, kept for the next run."""
+        """Choose frames and crop box once, and save them for resuming."""
         assert self.footage is not None
         chosen = self.settings.frames
         plan = plan_frames(self.footage, fps=chosen.fps, start=chosen.start, end=chosen.end)
@@ -376,19 +378,19 @@ class _Job:
         return load_config(PreprocessSettings, "preprocess", values=values)
 
     def _parts_folder(self, name: str, extractor: Extractor) -> Path:
-        """Parts made with other settings are not taken up: the settings are in the path."""
-        asked = {
+        """Folder of a signal's parts; its name's hash keeps parts of other settings apart."""
+        requested = {
             "settings": signal_settings(self.settings, name, extractor),
             "backend": extractor.backend,
             "version": extractor.version,
         }
-        digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+        digest = hashlib.sha256(json.dumps(requested, sort_keys=True).encode()).hexdigest()
         folder = self.work / f"{name}-{digest[:12]}"
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     def _pass(self, frames: GrowingFrames | None, workers: list[_Worker]) -> None:
-        """Carry every frame that somebody still needs to those who need it."""
+        """Pass every frame that a worker still needs to the workers."""
         firsts = [worker.first for worker in workers]
         items: Iterator[Item]
         if frames is not None:
@@ -427,7 +429,7 @@ class _Job:
             if worker.crash is not None:
                 raise worker.crash
 
-    # ------------------------------------------------------------ writing it down
+    # ------------------------------------------------------------ writing the store
 
     def _finish_frames(self, frames: GrowingFrames) -> ClipRecord:
         assert self.footage is not None
@@ -438,7 +440,7 @@ class _Job:
             target.unlink()
             raise BrokenStream(
                 f"{len(lost)} of {count} frames of {self.footage.path} cannot be decoded",
-                hint="the file is damaged; export it again, or keep its sound part with --end",
+                hint="the file is damaged; export it again, or select its intact part with --end",
             )
         plan = frames.plan
         audio = None
@@ -495,14 +497,14 @@ class _Job:
         return None
 
     def _write(self, record: ClipRecord) -> None:
-        """Write the record; a preview that shows other signals goes first, so that it is remade."""
+        """Write the record; remove an outdated preview first, so that it is rendered again."""
         if self.settings.preview.enabled:
             remove(self.folder / "preview.mp4")
         write_record(self.folder, record)
 
 
 class _Worker(threading.Thread):
-    """Runs one extractor over the frames as they come, part by part."""
+    """Runs one extractor over the queued frames, part by part."""
 
     def __init__(
         self, name: str, extractor: Extractor, folder: Path, count: int, report: Reporter
@@ -518,16 +520,16 @@ class _Worker(threading.Thread):
             [self.parts[self.done]]
         ):
             self.done += 1
-        for path in self.parts[self.done :]:  # a damaged one, and those that go on from it
+        for path in self.parts[self.done :]:  # a damaged part and those that continue from it
             remove(path)
         self.queue: queue.Queue[Item | None] = queue.Queue(QUEUE)
-        self.error: V2VError | None = None  # this signal cannot be had
-        self.crash: BaseException | None = None  # everything ends
+        self.error: V2VError | None = None  # only this signal fails
+        self.crash: BaseException | None = None  # the whole run fails
         self.stopped = False
 
     @property
     def first(self) -> int:
-        """The first frame that is still to do."""
+        """The first frame that is not done."""
         return min(self.done * PART, self.count)
 
     def put(self, item: Item | None) -> None:
@@ -541,7 +543,7 @@ class _Worker(threading.Thread):
                 continue
 
     def stop(self) -> None:
-        """End the thread without finishing its part, for Ctrl-C and crashes."""
+        """End the thread without finishing its part, after Ctrl-C or a crash."""
         self.stopped = True
         if self.is_alive():
             while not self.queue.empty():
@@ -600,7 +602,7 @@ def _seal(part: Path) -> Seal:
 _DEFAULTS: list[PreprocessSettings] = []
 
 
-def DEFAULTS() -> PreprocessSettings:  # noqa: N802 - a constant that is read on first use
+def DEFAULTS() -> PreprocessSettings:  # noqa: N802 - a constant loaded on first use
     if not _DEFAULTS:
         _DEFAULTS.append(load_config(PreprocessSettings, "preprocess"))
     return _DEFAULTS[0]
@@ -609,14 +611,14 @@ def DEFAULTS() -> PreprocessSettings:  # noqa: N802 - a constant that is read on
 def signal_settings(
     settings: PreprocessSettings, name: str, extractor: Extractor | None = None
 ) -> dict[str, Any]:
-    """What a signal's content depends on, as it stands in clip.json."""
+    """The settings and inputs that a signal's content depends on, as stored in clip.json."""
     chosen = settings.of(name)
     values = dict(chosen) if isinstance(chosen, dict) else chosen.model_dump(mode="json")
     return values | (extractor.inputs() if extractor else {})
 
 
 def source_hash(footage: Probe) -> str:
-    """SHA-256 of a file; of the names and contents of a folder's images."""
+    """SHA-256 of a file, or of the names and contents of a folder's images."""
     if footage.images:
         return hash_files(list(footage.images))
     with open(footage.path, "rb") as file:
@@ -654,7 +656,7 @@ def _warnings(record: ClipRecord) -> list[str]:
     frames = record.frames
     found = list(record.source.notes)
     if frames.lost:
-        found.append(f"{len(frames.lost)} frames could not be decoded and repeat the one before")
+        found.append(f"{len(frames.lost)} frames could not be decoded and repeat the previous one")
     if len(frames.shots) > 1:
         starts = ", ".join(str(s) for s in frames.shots[1:6])
         found.append(f"{len(frames.shots) - 1} cuts (at frames {starts})")

@@ -1,10 +1,10 @@
-"""How the camera moves, from what the background shows.
+"""Estimates the camera's motion from the background.
 
-Points of the background, outside the person's mask, are followed from keyframes: each frame is
-compared with a keyframe that was brought to where the camera should be by now, so that little is
-left to find (Lucas and Kanade 1981, in pyramids), and a homography is fitted to what most points
-agree on (MAGSAC++, arXiv 1912.05909). Errors do not add up from frame to frame: only a view that
-no keyframe shows makes a new one, and a camera that returns meets the old ones.
+Background points, outside the person's mask, are tracked from keyframes: a keyframe is warped to
+the predicted camera of each frame, so that only small displacements remain (pyramidal Lucas and
+Kanade 1981), and a homography is fitted robustly to the points (MAGSAC++, arXiv 1912.05909).
+Errors do not accumulate from frame to frame: new keyframes are added only for new views, and a
+camera that returns is matched to the old ones.
 """
 
 from __future__ import annotations
@@ -28,40 +28,40 @@ from v2v.signals.segmentation import LabelTrack
 Picture = NDArray[np.uint8]
 Points = NDArray[np.float32]  # [N, 2]
 
-CELLS = 8  # points are spread over so many cells of the longer side,
-CELL_POINTS = 12  # and at most so many of them are in each
-CORNER = 3e-5  # strength of a corner: on a plain wall the best are the codec's noise, which crawls
-# Pixels of a side around a point that are compared: first to find it, then to place it.
-WINDOW, FINE = 11, 21
-LEVELS = 3  # halvings of the pyramid: how far a point may be from where it is guessed
-TURNED = 0.015  # turns and zooms by more are undone before points are compared
-BACK = 0.5  # pixels: a point followed there and back again is where it was, or is dropped
-AGREE = 1.5  # pixels: how far a point may be off the homography
-LEAST = 12  # points that must agree
-LEAST_SHARE = 0.4  # and of those followed: fewer may be something that moves before it
-SPREAD = 0.25  # of the frame's sides: they must span so much of it
-KEEP = 0.6  # of a keyframe's points: while so many are in view no other is made
-TOGETHER = 2  # keyframes that a frame is compared with
-KEYS = 48  # keyframes of a background that are kept: the first, and the latest
-SEARCHED = 8  # keyframes that are searched where the camera was lost
-STRIKES = 3  # times that a point was elsewhere than the background, until it is given up
-MASK_MARGIN = 0.015  # of the longer side: masks end a little inside hair and sleeves
-# Pixels of what is worked at: where the camera stands still, half of the points move by less. Not
-# the corners of the frame: where nothing is to follow, their place is guessed.
+CELLS = 8  # grid cells along the longer side; corner points are selected per cell
+CELL_POINTS = 12  # maximum number of points per cell
+CORNER = 3e-5  # minimum corner strength: on a plain wall the strongest corners are codec noise
+# Window sides in pixels: for the first, coarse tracking and for the refinement.
+WINDOW, FINE_WINDOW = 11, 21
+LEVELS = 3  # pyramid levels; they limit the distance of a point from its predicted position
+MAX_UNWARPED = 0.015  # above this rotation or zoom, keyframes are warped before points are compared
+ROUND_TRIP = 0.5  # pixels: maximum forward-backward error of a tracked point
+INLIER = 1.5  # pixels: maximum distance of an inlier from the homography
+MIN_INLIERS = 12
+MIN_INLIER_SHARE = 0.4  # of the tracked points; fewer inliers may lie on a moving foreground object
+MIN_SPAN = 0.25  # fraction of the frame's width and height that the inliers must span
+OVERLAP = 0.6  # fraction of a keyframe's points in view; below it a new keyframe is added
+COMPARED = 2  # keyframes that a frame is compared with
+MAX_KEYFRAMES = 48  # per background: the first and the latest
+SEARCHED = 8  # keyframes searched when the camera is lost
+STRIKES = 3  # mismatches with the background until a point is discarded
+MASK_MARGIN = 0.015  # of the longer side: masks end slightly inside hair and sleeves
+# Maximum median displacement of tracked points of a still camera, in analysis pixels. The frame's
+# corners are unsuitable: without points to track, their positions are extrapolated.
 STILL = 0.4
-LOST = 0.5  # seconds without a camera: what follows is a background of its own
-AHEAD = 32  # label maps that are read together
+LOST = 0.5  # seconds without a camera estimate after which a new background starts
+LABEL_BATCH = 32  # label maps read at once
 
 
 @dataclass
 class Keyframe:
-    """A frame that others are compared with, at the size that is worked at."""
+    """A frame that others are compared with, at analysis size."""
 
     index: int
-    matrix: Matrices  # from the reference frame to it
+    matrix: Matrices  # from the reference frame to this one
     picture: Picture  # grey
     points: Points
-    against: NDArray[np.int64]  # how often each point was elsewhere, less how often it was right
+    against: NDArray[np.int64]  # [N] mismatches minus matches of each point
 
     @classmethod
     def made(cls, index: int, matrix: Matrices, picture: Picture, points: Points) -> Keyframe:
@@ -69,18 +69,21 @@ class Keyframe:
 
 
 class CameraTracker:
-    """The camera from frame to frame of one background. Pictures are grey, of one size."""
+    """Tracks the camera over one background.
+
+    Pictures are grey and of equal size; `free` is not 0 at background pixels.
+    """
 
     def __init__(self, rate: float) -> None:
         self.patience = max(round(LOST * rate), 1)
         self.keys: list[Keyframe] = []
         self.matrix: Matrices = np.eye(3)
-        # The last frame whose camera is known.
+        # Camera and picture of the last frame whose camera is known.
         self.before: tuple[Matrices, Picture] | None = None
-        self.known = -1  # its number
-        self.lost = 0
-        self.agreed = 1.0  # of the points that should have been in view last
-        self.moved = 0.0  # median distance of points from where the reference frame has them
+        self.known = -1  # index of that frame
+        self.lost = 0  # frames since then
+        self.agreed = 1.0  # fraction of inliers among the points expected in the last frame
+        self.moved = 0.0  # median distance of points from their positions in the reference frame
 
     @property
     def reference(self) -> int:
@@ -88,24 +91,24 @@ class CameraTracker:
 
     @property
     def points(self) -> int:
-        """Points that there are to follow, at most."""
+        """Maximum number of tracked points over the keyframes."""
         return max((len(key.points) for key in self.keys), default=0)
 
     def begin(self, index: int, picture: Picture, free: Picture) -> None:
-        """A background of its own begins."""
+        """Start a new background with this frame as its reference."""
         self.matrix, self.lost, self.moved = np.eye(3), 0, 0.0
         self.keys = [Keyframe.made(index, np.eye(3), picture, corners(picture, free))]
         self.before, self.known = (np.eye(3), picture), index
 
     def step(self, index: int, picture: Picture, free: Picture) -> tuple[float, bool]:
-        """The residual of the next frame, NaN where it cannot be followed; whether it is a key."""
+        """Track the next frame; returns its residual (NaN if lost) and whether it is a keyframe."""
         residual = self._align(picture, free, self.matrix)
         if residual is not None:
-            # Windows around points do not turn or grow: once more from where they belong.
+            # Windows do not rotate or scale: track again, starting from the fitted homography.
             residual = self._align(picture, free, self.matrix, fine=True)
-        if residual is None and self.lost:  # it may be anywhere by now
-            nearest = self._compared(picture, free, self.matrix, most=SEARCHED)
-            guess = _found_again([self.keys[number] for number in nearest], picture, free)
+        if residual is None and self.lost:  # the camera may point anywhere by now
+            nearest = self._nearest_keys(picture, free, self.matrix, most=SEARCHED)
+            guess = _relocalise([self.keys[number] for number in nearest], picture, free)
             residual = None if guess is None else self._align(picture, free, guess, fine=True)
         if residual is None:
             self.lost += 1
@@ -114,12 +117,12 @@ class CameraTracker:
             self.begin(index, picture, free)
             return 0.0, True
         self.lost = 0
-        shown = [self._shown(key, picture, free) for key in self.keys]
-        new = max(shown) < KEEP or self.agreed < KEEP / 2
+        shown = [self._visible_share(key, picture, free) for key in self.keys]
+        new = max(shown) < OVERLAP or self.agreed < OVERLAP / 2
         if new:
-            points = self._steady(corners(picture, free), picture)
+            points = self._static(corners(picture, free), picture)
             self.keys.append(Keyframe.made(index, self.matrix, picture, points))
-            if len(self.keys) > KEYS:
+            if len(self.keys) > MAX_KEYFRAMES:
                 del self.keys[1]
         self.before, self.known = (self.matrix, picture), index
         return residual, new
@@ -127,21 +130,21 @@ class CameraTracker:
     def _align(
         self, picture: Picture, free: Picture, guess: Matrices, *, fine: bool = False
     ) -> float | None:
-        """Set the camera from what several keyframes show, near a guess; the residual, or None.
+        """Estimate the camera near `guess` from several keyframes; returns the residual or None.
 
-        All their points are laid into the reference frame, and one homography is fitted.
+        Maps all their points to the reference frame and fits one homography.
         """
         places, ends, whose = [], [], []
         tried = 0
-        for number in self._compared(picture, free, guess):
+        for number in self._nearest_keys(picture, free, guess):
             key = self.keys[number]
             change = guess @ np.linalg.inv(key.matrix)
-            which, found = _followed(key, change, picture, free, fine=fine)
+            which, found = _track_points(key, change, picture, free, fine=fine)
             tried += len(which)
-            sound = np.isfinite(found).all(axis=1)
-            places.append(carry(np.linalg.inv(key.matrix), key.points[which[sound]]))
-            ends.append(found[sound])
-            whose += [(number, int(point)) for point in which[sound]]
+            reliable = np.isfinite(found).all(axis=1)
+            places.append(carry(np.linalg.inv(key.matrix), key.points[which[reliable]]))
+            ends.append(found[reliable])
+            whose += [(number, int(point)) for point in which[reliable]]
         if not whose:
             return None
         source, target = np.concatenate(places), np.concatenate(ends)
@@ -153,36 +156,36 @@ class CameraTracker:
         self.moved = float(np.median(np.linalg.norm(source - target, axis=1)[inner]))
         off = np.linalg.norm(carry(self.matrix, source) - target, axis=1)
         for (number, point), away in zip(whose, off, strict=True):
-            self.keys[number].against[point] += 1 if away > 2 * AGREE else -1
-        for key in self.keys:  # of captions, cars, leaves
+            self.keys[number].against[point] += 1 if away > 2 * INLIER else -1
+        for key in self.keys:  # points on captions, cars, leaves
             moving = key.against >= STRIKES
             if moving.any():
                 key.points, key.against = key.points[~moving], key.against[~moving]
         return float(np.median(off[inner]))
 
-    def _compared(
-        self, picture: Picture, free: Picture, guess: Matrices, *, most: int = TOGETHER
+    def _nearest_keys(
+        self, picture: Picture, free: Picture, guess: Matrices, *, most: int = COMPARED
     ) -> list[int]:
-        """Keyframes to compare with: the oldest that shows enough, and those that show most."""
-        shown = [self._shown(key, picture, free, guess) for key in self.keys]
+        """Keyframes to compare with: the oldest with enough points in view, then the best."""
+        shown = [self._visible_share(key, picture, free, guess) for key in self.keys]
         order = sorted(range(len(shown)), key=lambda number: (-shown[number], number))
-        enough = [number for number, share in enumerate(shown) if share >= KEEP / 2][:1]
+        enough = [number for number, share in enumerate(shown) if share >= OVERLAP / 2][:1]
         return list(dict.fromkeys([*enough, *order]))[:most]
 
-    def _shown(
+    def _visible_share(
         self, key: Keyframe, picture: Picture, free: Picture, matrix: Matrices | None = None
     ) -> float:
-        """Share of a keyframe's points that should be in view."""
+        """Fraction of a keyframe's points that are expected in view."""
         if not len(key.points):
             return 0.0
         matrix = self.matrix if matrix is None else matrix
         places = carry(matrix @ np.linalg.inv(key.matrix), key.points)
         height, width = picture.shape
         inside = (places >= 0).all(axis=1) & (places < (width, height)).all(axis=1)
-        return float((inside & _is_free(free, places)).mean())
+        return float((inside & _is_background(free, places)).mean())
 
-    def _steady(self, points: Points, picture: Picture) -> Points:
-        """Those points that moved since the frame before as the background did."""
+    def _static(self, points: Points, picture: Picture) -> Points:
+        """The points that moved with the background since the last known frame."""
         assert self.before is not None
         matrix, earlier = self.before
         if not len(points):
@@ -190,17 +193,17 @@ class CameraTracker:
         key = Keyframe.made(0, np.eye(3), picture, points)
         all_free = np.full_like(picture, 255)
         change = matrix @ np.linalg.inv(self.matrix)
-        which, found = _followed(key, change, earlier, all_free)
+        which, found = _track_points(key, change, earlier, all_free)
         with np.errstate(invalid="ignore"):
             off = np.linalg.norm(carry(change, points[which]) - found, axis=1)
-            kept: Points = points[which[off < AGREE / 2]]
+            kept: Points = points[which[off < INLIER / 2]]
         return kept
 
 
 def corners(picture: Picture, free: Picture) -> Points:
-    """[N, 2] points that can be followed, spread over what is `free` (not 0).
+    """[N, 2] trackable points, spread over the pixels where `free` is not 0.
 
-    Spread, for the sharp corners of a caption would else be all of them.
+    Without the spread, they could all lie on the sharp corners of a caption.
     """
     height, width = picture.shape
     side = max(height, width) / CELLS
@@ -219,29 +222,32 @@ def corners(picture: Picture, free: Picture) -> Points:
                 found.append(some[:, 0] + (int(left), int(top)))
     if not found:
         return np.empty((0, 2), np.float32)
-    # OpenCV's pixel centres are whole numbers.
+    # OpenCV's pixel centres are integers.
     spread: Points = np.unique(np.concatenate(found), axis=0).astype(np.float32)
     return spread + np.float32(0.5)
 
 
-def _followed(
+def _track_points(
     key: Keyframe, guess: Matrices, picture: Picture, free: Picture, *, fine: bool = False
 ) -> tuple[NDArray[np.int64], Points]:
-    """Which of a keyframe's points should be in view [n], and where they are [n, 2]; NaN: lost.
+    """Track a keyframe's points into `picture`.
 
     Args:
-        guess: [3, 3] from the keyframe to the picture.
+        guess: [3, 3] homography from the keyframe to the picture.
+
+    Returns:
+        Indices [n] of the points expected in view, and their positions [n, 2], NaN if lost.
     """
     height, width = picture.shape
     places = carry(guess, key.points) if len(key.points) else np.empty((0, 2))
     inside = ((places > 2) & (places < np.array([width, height]) - 2)).all(axis=1)
-    inside &= _is_free(free, places)
+    inside &= _is_background(free, places)
     which = np.flatnonzero(inside)
     if not len(which):
         return which, np.empty((0, 2), np.float32)
-    # OpenCV's pixel centres are whole numbers.
+    # OpenCV's pixel centres are integers.
     start = (places[which] - 0.5).astype(np.float32)[:, None]
-    if np.abs(guess[:2, :2] - np.eye(2)).max() > TURNED:
+    if np.abs(guess[:2, :2] - np.eye(2)).max() > MAX_UNWARPED:
         earlier = cv2.warpPerspective(
             key.picture, centred(guess), (width, height),
             flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE,
@@ -249,49 +255,49 @@ def _followed(
         before = start
     else:
         earlier, before = key.picture, (key.points[which] - np.float32(0.5))[:, None]
-    side, levels = (FINE, 1) if fine else (WINDOW, LEVELS)
+    side, levels = (FINE_WINDOW, 1) if fine else (WINDOW, LEVELS)
     around: Any = {"winSize": (side, side), "flags": cv2.OPTFLOW_USE_INITIAL_FLOW}
-    after, there, _ = cv2.calcOpticalFlowPyrLK(
+    after, status, _ = cv2.calcOpticalFlowPyrLK(
         earlier, picture, before, start.copy(), maxLevel=levels, **around
     )
-    # From where it was: a few steps tell whether it is the same place.
-    again, back, _ = cv2.calcOpticalFlowPyrLK(
+    # Track back for the forward-backward check; the start is near, so no pyramid is needed.
+    returned, back_status, _ = cv2.calcOpticalFlowPyrLK(
         picture, earlier, after, before.copy(), maxLevel=0, **around
     )
-    sound = (there[:, 0] > 0) & (back[:, 0] > 0)
-    sound &= np.linalg.norm(again - before, axis=-1)[:, 0] < BACK
+    reliable = (status[:, 0] > 0) & (back_status[:, 0] > 0)
+    reliable &= np.linalg.norm(returned - before, axis=-1)[:, 0] < ROUND_TRIP
     ends = np.asarray(after[:, 0] + np.float32(0.5), np.float32)
-    sound &= _is_free(free, ends)
-    ends[~sound] = np.nan
+    reliable &= _is_background(free, ends)
+    ends[~reliable] = np.nan
     return which, ends
 
 
-def _found_again(keys: list[Keyframe], picture: Picture, free: Picture) -> Matrices | None:
-    """The camera without a guess, by descriptors (SIFT): where it was lost."""
+def _relocalise(keys: list[Keyframe], picture: Picture, free: Picture) -> Matrices | None:
+    """Estimate a lost camera without a guess, by matching SIFT descriptors."""
     finder = cv2.SIFT_create(800)  # type: ignore[attr-defined]
-    new, seen = finder.detectAndCompute(picture, free)
-    if seen is None:
+    new_points, new_descriptors = finder.detectAndCompute(picture, free)
+    if new_descriptors is None:
         return None
     for key in keys:
         near = np.zeros_like(key.picture)
         for x, y in key.points.astype(int):
-            cv2.circle(near, (int(x), int(y)), FINE, (255,), -1)
-        old, told = finder.detectAndCompute(key.picture, near)
-        if told is None:
+            cv2.circle(near, (int(x), int(y)), FINE_WINDOW, (255,), -1)
+        old_points, old_descriptors = finder.detectAndCompute(key.picture, near)
+        if old_descriptors is None:
             continue
-        pairs = cv2.BFMatcher(cv2.NORM_L2).knnMatch(told, seen, k=2)
+        pairs = cv2.BFMatcher(cv2.NORM_L2).knnMatch(old_descriptors, new_descriptors, k=2)
         good = [p[0] for p in pairs if len(p) == 2 and p[0].distance < 0.75 * p[1].distance]
-        if len(good) < LEAST:
+        if len(good) < MIN_INLIERS:
             continue
-        source = np.array([old[m.queryIdx].pt for m in good]) + 0.5
-        target = np.array([new[m.trainIdx].pt for m in good]) + 0.5
+        source = np.array([old_points[m.queryIdx].pt for m in good]) + 0.5
+        target = np.array([new_points[m.trainIdx].pt for m in good]) + 0.5
         fitted = _fit(source, target, (picture.shape[1], picture.shape[0]))
         if fitted is not None:
             return fitted[0] @ key.matrix
     return None
 
 
-def _is_free(free: Picture, places: NDArray[np.floating[Any]]) -> NDArray[np.bool_]:
+def _is_background(free: Picture, places: NDArray[np.floating[Any]]) -> NDArray[np.bool_]:
     height, width = free.shape
     with np.errstate(invalid="ignore"):
         x, y = np.nan_to_num(np.floor(places), nan=-1.0).astype(int).T
@@ -303,36 +309,38 @@ def _fit(
     source: NDArray[np.floating[Any]], target: NDArray[np.floating[Any]],
     size: tuple[int, int],
 ) -> tuple[Matrices, NDArray[np.bool_]] | None:  # fmt: skip
-    """A homography that most points agree on, and which; None: too few, or in one corner only."""
-    if len(source) < LEAST:
+    """Robust homography and its inliers [N]; None if they are too few or span too little."""
+    if len(source) < MIN_INLIERS:
         return None
     source, target = source.astype(np.float64), target.astype(np.float64)
     matrix, agreed = cv2.findHomography(
-        source, target, cv2.USAC_MAGSAC, AGREE, maxIters=2000, confidence=0.999
+        source, target, cv2.USAC_MAGSAC, INLIER, maxIters=2000, confidence=0.999
     )
     if matrix is None or agreed is None:
         return None
     inner = agreed[:, 0] > 0
-    if inner.sum() < max(LEAST, LEAST_SHARE * len(source)):
+    if inner.sum() < max(MIN_INLIERS, MIN_INLIER_SHARE * len(source)):
         return None
     span = np.ptp(target[inner], axis=0) / size
-    if (span < SPREAD).any():
+    if (span < MIN_SPAN).any():
         return None
-    better, _ = cv2.findHomography(source[inner], target[inner], 0)  # least squares over them all
+    better, _ = cv2.findHomography(
+        source[inner], target[inner], 0
+    )  # least squares over all inliers
     matrix = matrix if better is None else better
-    if not _is_view(np.asarray(matrix, np.float64), size):
+    if not _is_plausible(np.asarray(matrix, np.float64), size):
         return None
     return matrix / matrix[2, 2], inner
 
 
-def _is_view(matrix: Matrices, size: tuple[int, int]) -> bool:
-    """Whether a camera could see it so: no corner beyond the horizon, not mirrored, not flat."""
+def _is_plausible(matrix: Matrices, size: tuple[int, int]) -> bool:
+    """Whether the homography is plausible: no corner beyond the horizon, not mirrored, not flat."""
     places = corners_of(*size)
     depth = np.concatenate([places, np.ones((4, 1))], axis=1) @ matrix[2]
     if depth.min() <= 0.1 * depth.max():
         return False
     ends = carry(matrix, places)
-    # Twice the area, by the diagonals: negative where the picture is turned over.
+    # Area from the diagonals' cross product; negative if the picture is mirrored.
     first, second = ends[2] - ends[0], ends[3] - ends[1]
     area = (first[0] * second[1] - first[1] * second[0]) / (2 * size[0] * size[1])
     return bool(0.1 < area < 10)
@@ -355,31 +363,31 @@ class Extractor(ArrayExtractor):
         self.maps: tuple[int, LabelTrack] | None = None
         self.opened: ClipStore | None = None
 
-    # ------------------------------------------------------------ what was made before
+    # ------------------------------------------------------------ the store
 
     @property
     def store(self) -> ClipStore:
-        assert self.clip.folder is not None, "the camera is taken from finished stores"
+        assert self.clip.folder is not None, "the camera extractor needs a finished store"
         if self.opened is None:
             self.opened = ClipStore.open(self.clip.folder)
         return self.opened
 
     def inputs(self) -> dict[str, Any]:
-        """The mask that it was made from."""
+        """Hashes of the person mask."""
         if self.clip.folder is None or not (self.clip.folder / CLIP_FILE).is_file():
             return {}
         mask = read_record(self.clip.folder).signals.get("segmentation")
         return {} if mask is None else {"mask": [file.sha256 for file in mask.files.values()]}
 
-    def _free(self, index: int, ahead: int = AHEAD) -> Picture:
-        """[h, w] 255 where the background is; label maps are read `ahead` at a time."""
+    def _free(self, index: int, ahead: int = LABEL_BATCH) -> Picture:
+        """[h, w] 255 at background pixels; `ahead` label maps are read at a time."""
         if self.maps is None or not self.maps[0] <= index < self.maps[0] + len(self.maps[1]):
             store = self.store
             if "segmentation" not in store.signals:
                 raise SignalMissing(
-                    "the camera is estimated from the background, and no person mask says what is"
-                    " background",
-                    hint="extract it too: --signal segmentation,camera",
+                    "the camera is estimated from the background, which needs a person mask; the"
+                    " store has no segmentation",
+                    hint="extract both: --signal segmentation,camera",
                 )
             track = store.track("segmentation", index, min(index + ahead, self.clip.count))
             assert isinstance(track, LabelTrack)
@@ -387,7 +395,7 @@ class Extractor(ArrayExtractor):
         first, track = self.maps
         labels = track.labels[index - first]
         table = np.zeros(256, np.uint8)
-        table[[i for i, name in enumerate(track.classes) if name in MOVING]] = 1
+        table[[i for i, name in enumerate(track.classes) if name in MOVING_CLASSES]] = 1
         small = cv2.resize(cv2.LUT(labels, table), self.size, interpolation=cv2.INTER_NEAREST)
         reach = 2 * max(round(MASK_MARGIN * max(self.size)), 1) + 1
         wider = cv2.dilate(small, np.ones((reach, reach), np.uint8))
@@ -400,7 +408,7 @@ class Extractor(ArrayExtractor):
     # ------------------------------------------------------------ frame by frame
 
     def begin(self, carry: Record | None) -> None:
-        self.maps, self.opened = None, None  # another process may go on from here
+        self.maps, self.opened = None, None  # another process may resume here
         self.tracker = CameraTracker(float(self.clip.rate))
         if carry is None:
             return
@@ -433,11 +441,11 @@ class Extractor(ArrayExtractor):
         }  # fmt: skip
 
     def last_record(self, path: Path) -> Record:
-        """What the next part goes on from: the last frame's record, and all keyframes in use."""
+        """The carry of the next part: the last frame's record and all keyframes in use."""
         parts = sorted(p for p in path.parent.iterdir() if not p.name.startswith("."))
         made = self.load_parts([p for p in parts if p.name <= path.name])
         used = np.flatnonzero(made["key"] & (made["reference"] == made["reference"][-1]))
-        used = np.concatenate([used[:1], used[1:][-(KEYS - 1) :]])
+        used = np.concatenate([used[:1], used[1:][-(MAX_KEYFRAMES - 1) :]])
         last = {name: made[name][-1] for name in ("matrix", "lost", "known")}
         before = made["matrix"][int(last["known"])]
         return {**last, "before": before, "keys": used, "matrices": made["matrix"][used]}
@@ -449,10 +457,10 @@ class Extractor(ArrayExtractor):
         grow = np.diag([self.clip.width / self.size[0], self.clip.height / self.size[1], 1.0])
         matrices = np.asarray(grow @ made["matrix"] @ np.linalg.inv(grow), np.float64)
         residual = np.asarray(made["residual"] / self.shrink, np.float32)
-        _bridge(matrices, made["reference"], residual)
-        # A background without a single point to follow tells nothing.
-        bare = made["points"] < LEAST
-        residual[bare] = np.nan
+        _interpolate_gaps(matrices, made["reference"], residual)
+        # Without enough points to track, the camera is unknown.
+        featureless = made["points"] < MIN_INLIERS
+        residual[featureless] = np.nan
         track = CameraTrack(
             matrices / matrices[:, 2:, 2:], made["reference"], residual,
             self.clip.width, self.clip.height,
@@ -487,7 +495,7 @@ class Extractor(ArrayExtractor):
                 "keyframes": int(made["key"].sum()),
                 "backgrounds": len(np.unique(track.reference[known])),
             },
-            warnings=tuple(self._warnings(track, bare, shots)),
+            warnings=tuple(self._warnings(track, featureless, shots)),
         )  # fmt: skip
 
     @staticmethod
@@ -496,32 +504,32 @@ class Extractor(ArrayExtractor):
 
     @staticmethod
     def _warnings(
-        track: CameraTrack, bare: NDArray[np.bool_], shots: list[tuple[int, int]]
+        track: CameraTrack, featureless: NDArray[np.bool_], shots: list[tuple[int, int]]
     ) -> Iterator[str]:
-        if bare.mean() > 0.1:
+        if featureless.mean() > 0.1:
             yield (
-                f"the background has too little texture in {bare.mean():.0%} of the frames to tell"
-                " how the camera moves (a plain wall, or the person fills the picture): whether it"
-                " stands still is judged by its colours"
+                f"the background has too little texture in {featureless.mean():.0%} of the frames"
+                " to estimate the camera (a plain wall, or the person fills the frame): its"
+                " colours decide whether the camera is still"
             )
-        gone = ~track.present() & ~bare
-        if gone.any():
+        untracked = ~track.present() & ~featureless
+        if untracked.any():
             yield (
-                f"the camera could not be followed in {int(gone.sum())} of {len(track)} frames: a"
-                " fast pan, blur, or too little background; they are not used for the background"
+                f"camera tracking failed in {int(untracked.sum())} of {len(track)} frames (a"
+                " fast pan, blur, or too little background); they are not used for the background"
             )
         backgrounds = len(np.unique(track.reference[track.present()]))
         if backgrounds > len(shots):
             yield (
-                f"{backgrounds} backgrounds in {len(shots)} shot(s): what came after a fast pan is"
-                " not joined to what came before"
+                f"{backgrounds} backgrounds in {len(shots)} shot(s): the background after a fast"
+                " pan could not be aligned with the one before"
             )
 
 
-def _bridge(
+def _interpolate_gaps(
     matrices: Matrices, reference: NDArray[np.int64], residual: NDArray[np.float32]
 ) -> None:
-    """Between frames of one background whose camera is known, the camera moves evenly."""
+    """Interpolate unknown cameras linearly between known ones of the same background, in place."""
     known = np.isfinite(residual)
     for first in np.unique(reference[~known]).tolist():
         own = np.flatnonzero(reference == first)
@@ -532,5 +540,5 @@ def _bridge(
             matrices[own] = flat.reshape(-1, 3, 3)
 
 
-# Classes of label maps that may move before the background.
-MOVING = ("person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle")
+# Label classes that may move in front of the background.
+MOVING_CLASSES = ("person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle")

@@ -1,4 +1,4 @@
-"""The box around the person or the face, held still over the whole clip."""
+"""Crop box around the person or the face, fixed over the whole clip."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from v2v.progress import Reporter
 from v2v.signals.face import OVAL
 
 SAMPLES_PER_SECOND = 3
-LEAST = 24  # pixels of the analysed picture; the networks see faces in anything smaller
-ANALYSIS_SIZE = 480  # pixels of the shorter side; the networks look at 256
+LEAST = 24  # minimum box side, pixels of the analysed frame; smaller faces are false detections
+ANALYSIS_SIZE = 480  # pixels of the shorter side; the networks' input is 256
 
 Box = tuple[int, int, int, int]
-Loose = tuple[float, float, float, float]
-Finder = Callable[[mp.Frame, NDArray[np.float64] | None], Loose | None]
+FloatBox = tuple[float, float, float, float]
+Finder = Callable[[mp.Frame, NDArray[np.float64] | None], FloatBox | None]
 
 
 def find_box(
     probe: Probe, plan: FramePlan, settings: PreprocessSettings, report: Reporter
 ) -> Box | None:
-    """x, y, width, height in upright source pixels for `--crop`, None for `none`.
+    """Crop box for `--crop` in upright source pixels: x, y, width, height; None for `none`.
 
-    Raises `NothingFound` where a sample of the frames shows no person or face.
+    Raises `NothingFound` if no sampled frame shows a person or face.
     """
     kind = settings.frames.crop
     if kind == "none":
@@ -55,7 +55,7 @@ def find_box(
     if not boxes:
         raise NothingFound(
             f"--crop {kind}: no {kind} in {len(sampled)} frames sampled from {probe.path}",
-            hint="leave --crop out, or choose a stretch that shows one with --start and --end",
+            hint="omit --crop, or select a range that shows one with --start and --end",
         )
     found = np.array(boxes) / np.array([*geometry.scale, *geometry.scale])
     bounds = (probe.upright_width, probe.upright_height)
@@ -65,7 +65,7 @@ def find_box(
 
 
 def _people(settings: PreprocessSettings) -> Finder:
-    def find(frame: mp.Frame, last: NDArray[np.float64] | None) -> Loose | None:
+    def find(frame: mp.Frame, last: NDArray[np.float64] | None) -> FloatBox | None:
         people = detect_people(frame, settings.pose.min_detection, most=1 if last is None else 2)
         if not people:
             return None
@@ -86,7 +86,7 @@ def _faces(settings: PreprocessSettings) -> Finder:
         model_selection=1, min_detection_confidence=settings.face.min_detection
     )
 
-    def find(frame: mp.Frame, last: NDArray[np.float64] | None) -> Loose | None:
+    def find(frame: mp.Frame, last: NDArray[np.float64] | None) -> FloatBox | None:
         height, width = frame.shape[:2]
         faces = mesh.process(frame).multi_face_landmarks
         if faces:
@@ -97,7 +97,7 @@ def _faces(settings: PreprocessSettings) -> Finder:
         if not boxes:
             return None
         box = max(boxes, key=lambda b: b.width)
-        # The detector's box ends at the brows; the oval reaches to the hairline.
+        # The detector's box ends at the eyebrows; the face oval extends to the hairline.
         x, y, w, h = box.xmin * width, box.ymin * height, box.width * width, box.height * height
         return (x, y - 0.25 * h, w, 1.25 * h)
 
@@ -105,11 +105,11 @@ def _faces(settings: PreprocessSettings) -> Finder:
 
 
 def _upright_box(boxes: NDArray[np.float64], margin: float, bounds: tuple[int, int]) -> Box:
-    """Around where the person ever is, but for the odd stray detection, with a margin."""
+    """Bounding box of the person in all frames plus a margin; percentiles drop outliers."""
     left, top = (float(np.percentile(boxes[:, i], 2)) for i in (0, 1))
     right = float(np.percentile(boxes[:, 0] + boxes[:, 2], 98))
     bottom = float(np.percentile(boxes[:, 1] + boxes[:, 3], 98))
-    top -= 0.08 * (bottom - top)  # the network's highest points are the eyes
+    top -= 0.08 * (bottom - top)  # the highest keypoints are the eyes
     side, up = margin * (right - left), margin * (bottom - top)
     left, right = max(left - side, 0), min(right + side, bounds[0])
     top, bottom = max(top - up, 0), min(bottom + up, bounds[1])
@@ -117,12 +117,12 @@ def _upright_box(boxes: NDArray[np.float64], margin: float, bounds: tuple[int, i
 
 
 def _face_square(boxes: NDArray[np.float64], widths: float, bounds: tuple[int, int]) -> Box:
-    """A square of `widths` face widths in the middle of where the face is, moved into the frame."""
+    """A square of `widths` face widths, centred on the face's positions, inside the frame."""
     centres = boxes[:, :2] + boxes[:, 2:] / 2
     middle = (np.percentile(centres, 2, axis=0) + np.percentile(centres, 98, axis=0)) / 2
-    roaming = np.ptp(np.percentile(centres, (2, 98), axis=0), axis=0).max()
+    travel = np.ptp(np.percentile(centres, (2, 98), axis=0), axis=0).max()
     width = np.median(boxes[:, 2])
-    side = min(max(widths * width, roaming + 1.6 * width), *bounds)
+    side = min(max(widths * width, travel + 1.6 * width), *bounds)
     left = np.clip(middle[0] - side / 2, 0, bounds[0] - side)
     top = np.clip(middle[1] - side / 2, 0, bounds[1] - side)
     return round(left), round(top), round(side), round(side)

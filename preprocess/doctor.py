@@ -1,8 +1,8 @@
-"""What footage is good for, told before hours are spent on it.
+"""Measures what footage is suitable for, before hours of training.
 
-One pass decodes all frames small (cuts show only between neighbours) and looks closely at a sample
-of them: people, face, sharpness, camera. Shares are of the sampled frames, in [0, 1]; left and
-right are the picture's.
+One pass decodes all frames at low resolution (cuts show only between neighbours) and analyses a
+sample of them: people, face, sharpness, camera. Shares are fractions of the sampled frames, in
+[0, 1]; left and right are in image coordinates.
 """
 
 from __future__ import annotations
@@ -51,41 +51,41 @@ if TYPE_CHECKING:
 
 SAMPLES_PER_SECOND = 4
 MOST_SAMPLES = 240
-MOST_CROWDS = 60  # samples in which others than the main person are looked for
+MOST_CROWDS = 60  # samples searched for other people than the main person
 ANALYSIS_SIZE = 480  # pixels of the shorter side
-SOFT = 0.5  # `_softness` of a picture that a Gaussian of 2 pixels has blurred
-SOFTER = 1.5  # and times that of the clip's own sharp frames: motion blur
-STILL = 0.003  # of the longer side a second: what codecs and tripods do
-CORNER = 2e-4  # least eigenvalue of what is not noise, with grey levels in [0, 1]
+SOFT = 0.5  # `_softness` of a frame blurred by a Gaussian with a sigma of 2 pixels
+SOFTER = 1.5  # ratio to the softness of the clip's own sharp frames that means motion blur
+STILL = 0.003  # of the longer side per second: movement due to codecs and tripods
+CORNER = 2e-4  # minimum eigenvalue of a corner above noise, for grey levels in [0, 1]
 LEGS = tuple(POINT[f"{s}_{n}"] for n in ("knee", "ankle") for s in ("left", "right"))
 
 Array = NDArray[Any]
 
 
 def examine(path: Path, report: Reporter) -> FootageReport:
-    """Look through a video file, an image, a folder of images, or a clip store.
+    """Analyse a video file, an image, a folder of images, or a clip store.
 
-    Signals that a store has are taken as stored. Footage without people gets its report too.
-    Raises `MediaNotFound`, `NotAVideo`, `BrokenStream`, `StoreDamaged`, `StoreSchemaError`.
+    Signals of a store are used as stored. Footage without people gets a report too. Raises
+    `MediaNotFound`, `NotAVideo`, `BrokenStream`, `StoreDamaged`, `StoreSchemaError`.
     """
     store = ClipStore.open(path) if (path / CLIP_FILE).is_file() else None
     source = probe(path / "frames.mp4" if store else path)
     plan = plan_frames(source)
-    look = _Look(source, plan, store)
-    look.through(report)
-    cuts = np.flatnonzero(find_cuts(np.stack(look.thumbs)))
+    scan = _FootageScan(source, plan, store)
+    scan.run(report)
+    cuts = np.flatnonzero(find_cuts(np.stack(scan.thumbs)))
     if store:
         cuts = np.array(store.record.frames.shots[1:], np.int64)
     rate = float(plan.rate)
     seen = FootageReport(
-        facts=_facts(path, source, plan, store, look.lost),
-        sampled=len(look.samples),
-        blurred=_blurred(np.array(look.softness)),
+        facts=_facts(path, source, plan, store, scan.lost),
+        sampled=len(scan.samples),
+        blurred=_blurred(np.array(scan.softness)),
         cuts=tuple(round(float(c) / rate, 2) for c in cuts),
-        activity=round(float(np.mean(look.changes or [0.0])), 3),
-        camera=_followed(_camera(look, cuts), store),
-        person=_person(look, source),
-        face=_face(look, source),
+        activity=round(float(np.mean(scan.changes or [0.0])), 3),
+        camera=_with_camera_signal(_camera(scan, cuts), store),
+        person=_person(scan, source),
+        face=_face(scan, source),
     )
     return rate_suitability(seen)
 
@@ -113,11 +113,11 @@ def _facts(path: Path, source: Probe, plan: FramePlan, store: ClipStore | None, 
     )
 
 
-# ---------------------------------------------------------------- looking
+# ---------------------------------------------------------------- the scan
 
 
-class _Look:
-    """One pass over the footage and what it gathers, all in pixels of the small pictures."""
+class _FootageScan:
+    """One pass over the footage and its measurements, in pixels of the analysis frames."""
 
     def __init__(self, source: Probe, plan: FramePlan, store: ClipStore | None) -> None:
         self.source, self.plan, self.store = source, plan, store
@@ -153,7 +153,7 @@ class _Look:
             self.faces[..., [0, 1, 3]] = track.points[index]
             self.faces[..., 2] = track.depth[index]
 
-    def through(self, report: Reporter) -> None:
+    def run(self, report: Reporter) -> None:
         pixels = PixelReader()
         recent: deque[Array] = deque(maxlen=self.gap + 1)
         crowds = max(-(-len(self.samples) // MOST_CROWDS), 1)
@@ -178,9 +178,9 @@ class _Look:
 
     def _sample(self, n: int, frame: Array, before: Array | None, *, crowd: bool) -> None:
         if "pose" not in self.stored:
-            self.bodies[n], others = self.people.look(frame, crowd)
+            self.bodies[n], others = self.people.detect(frame, crowd)
         elif crowd:
-            _, others = self.people.look(frame, crowd)
+            _, others = self.people.detect(frame, crowd)
         if crowd:
             self.others.append(others)
         body = self.bodies[n]
@@ -196,10 +196,10 @@ class _Look:
 
     @staticmethod
     def _sharp_part(body: Array, face: Array, shape: tuple[int, ...]) -> tuple[slice, slice]:
-        """The head where it is large enough to judge, else the person, else the whole picture.
+        """The region to measure sharpness in: head if large enough, else person, else all.
 
-        The head, since it must be sharp in every task, and since the outline of a dress stays
-        sharp while the head and hands blur.
+        The head is best because every task needs it sharp, and because a dress keeps a sharp
+        outline while head and hands blur.
         """
         if np.isfinite(face[0, 0]):
             x, y, w, h = mp.box_of(face[list(OVAL), :2])
@@ -218,23 +218,22 @@ class _Look:
 
 
 class _People:
-    """The main person, followed from sample to sample, and whether others are in view.
+    """Tracks the main person over the samples and detects whether others are in view.
 
-    As `detect_people`,
-    but with one network kept for all frames: making one takes ten times as long as
-    using it.
+    Like `detect_people`, but with one network for all frames: creating it takes ten times as long
+    as running it.
     """
 
     def __init__(self, patience: int) -> None:
         self.network = mp.mediapipe().solutions.pose.Pose(static_image_mode=True)
-        # A quarter of a second lies between samples: a person may be two torsos away.
+        # In the quarter of a second between samples a person may move by two torso lengths.
         self.tracker = SingleTargetTracker(max_jump=2.0, patience=patience)
 
     def close(self) -> None:
         self.network.close()
 
-    def look(self, frame: Array, crowd: bool) -> tuple[Array, bool]:
-        """Points [33, 3] of the main person (NaN: not there); whether others are there."""
+    def detect(self, frame: Array, crowd: bool) -> tuple[Array, bool]:
+        """Points [33, 3] of the main person (NaN if missing); whether others are in view."""
         nobody = np.full((33, 3), np.nan, np.float32)
         people: list[NDArray[np.float32]] = []
         main: NDArray[np.float32] | None = None
@@ -248,10 +247,10 @@ class _People:
                 chosen = detect_people(frame)
                 self.tracker.follow(*torso_center_and_size(chosen[0] if chosen else points))
             people.append(points)
-            if not crowd and self._away(points) < 1:
+            if not crowd and self._dissimilarity(points) < 1:
                 break
             canvas = mask_out_person(canvas, points)
-        nearest = min(people, key=self._away, default=None)
+        nearest = min(people, key=self._dissimilarity, default=None)
         if nearest is not None and self.tracker.accepts(*torso_center_and_size(nearest)):
             main = nearest
         if main is None:
@@ -259,8 +258,8 @@ class _People:
             return nobody, bool(people)
         return main[:, [0, 1, 3]], any(is_another(p, main) for p in people if p is not main)
 
-    def _away(self, points: NDArray[np.float32]) -> float:
-        """How unlike the main person so far: distance in torsos, and difference in size."""
+    def _dissimilarity(self, points: NDArray[np.float32]) -> float:
+        """Dissimilarity to the main person: distance in torso lengths plus difference in size."""
         assert self.tracker.centre is not None
         centre, size = torso_center_and_size(points)
         known = max(self.tracker.size, 1e-3)
@@ -269,7 +268,7 @@ class _People:
 
 
 class _FaceFinder:
-    """The mesh of the main person's face, found anew in each frame; small ones in a cut-out."""
+    """Detects the main person's face mesh in each frame; small faces in a crop."""
 
     def __init__(self) -> None:
         solutions = mp.mediapipe().solutions
@@ -281,7 +280,7 @@ class _FaceFinder:
         self.detector.close()
 
     def find(self, frame: Array, head: Array | None) -> Array:
-        """Points [478, 4], NaN where there is none; `head` are the body's points of its head."""
+        """Points [478, 4], NaN if none is found; `head` are the body's head keypoints."""
         found = self._mesh(frame, 0, 0)
         if found is None or not _same_head(found, head):
             found = None
@@ -321,15 +320,15 @@ def _same_head(face: Array, head: Array | None) -> bool:
     return bool(away.max() < max(w, h))
 
 
-# ---------------------------------------------------------------- measuring
+# ---------------------------------------------------------------- measurements
 
 
 def _softness(grey: Array, part: tuple[slice, slice]) -> float:
-    """How much of the fine detail survives a further blur: about 0.15 sharp, above 0.5 blurred.
+    """Fraction of fine detail that survives more blur: about 0.15 if sharp, above 0.5 if blurred.
 
-    The variance of the Laplacian alone tells contrast and texture as much as blur (a sharp plain
-    face has less of it than a blurred crowd), so it is taken at two scales, and their quotient
-    depends on the width of the edges only. The finer scale is smoothed too, against noise.
+    The variance of the Laplacian depends on contrast and texture as much as on blur (it is lower
+    for a sharp plain face than for a blurred crowd). The ratio of two scales depends only on the
+    width of the edges. The finer scale is smoothed too, against noise.
     """
     picture = grey.astype(np.float32)
     fine, coarse = (
@@ -340,10 +339,10 @@ def _softness(grey: Array, part: tuple[slice, slice]) -> float:
 
 
 def _blurred(softness: Array) -> float:
-    """The share of blurred frames, measured against the clip's own sharp ones and absolutely.
+    """Fraction of blurred frames, by an absolute threshold and one relative to the clip.
 
-    Both are needed: a clip that is out of focus throughout has no sharp frame to compare with,
-    and motion blur in footage that is sharp otherwise stays below any safe absolute bound.
+    Both are needed: a clip that is out of focus throughout has no sharp frames to compare with,
+    and motion blur in otherwise sharp footage stays below any safe absolute threshold.
     """
     known = softness[np.isfinite(softness)]
     if not len(known):
@@ -354,11 +353,11 @@ def _blurred(softness: Array) -> float:
 
 
 def _shift(before: Array, after: Array, people: list[Array]) -> float:
-    """Pixels that the background moves between two frames, NaN where it has no features.
+    """Motion of the background between two frames in pixels; NaN if it has no features.
 
-    The 40th percentile of all points tracked outside the outlines of `people` (points [N, 2]):
-    when the camera moves nearly all move, while captions, shadows and passers-by move less than
-    half. The points are spread, or a caption's sharp corners would be all of them.
+    The 40th percentile over points tracked outside the outlines of `people` (points [N, 2]):
+    nearly all points move with the camera, while captions, shadows and passers-by affect less than
+    half. The points are spread out; otherwise they could all lie on a caption's sharp corners.
     """
     mask = np.full(before.shape, 255, np.uint8)
     for points in people:
@@ -366,43 +365,43 @@ def _shift(before: Array, after: Array, people: list[Array]) -> float:
         around = int(0.15 * np.sqrt(cv2.contourArea(hull)))  # hair, clothes, shadow
         cv2.fillConvexPoly(mask, hull, (0,))
         cv2.polylines(mask, [hull], True, (0,), max(2 * around, 1))
-    # An absolute strength: on a plain wall the best corners are the codec's noise, which crawls.
+    # An absolute threshold: on a plain wall the strongest corners are moving codec noise.
     strong = np.where(cv2.cornerMinEigenVal(before, 5) < CORNER, 0, mask).astype(np.uint8)
     corners = cv2.goodFeaturesToTrack(before, 200, 1e-4, max(before.shape) / 30, mask=strong)
     if corners is None or len(corners) < 8:
-        # Few corners, but edges (of a wall, a floor) that stay where they are prove as much.
+        # Without enough corners, edges (of a wall, a floor) can show that the camera is still.
         edges = (cv2.Canny(before, 40, 120) > 0) & (mask > 0)
         stay = edges.mean() > 0.001 and np.median(cv2.absdiff(before, after)[edges]) < 3
         return 0.0 if stay else float("nan")
-    moved, there, _ = cv2.calcOpticalFlowPyrLK(before, after, corners, None)  # type: ignore[call-overload]
-    back, again, _ = cv2.calcOpticalFlowPyrLK(after, before, moved, None)  # type: ignore[call-overload]
-    sound = (there[:, 0] & again[:, 0]).astype(bool)
-    sound &= np.abs(back - corners).max(axis=(1, 2)) < 1
-    length = np.linalg.norm((moved - corners)[sound, 0], axis=1)
+    moved, status, _ = cv2.calcOpticalFlowPyrLK(before, after, corners, None)  # type: ignore[call-overload]
+    back, back_status, _ = cv2.calcOpticalFlowPyrLK(after, before, moved, None)  # type: ignore[call-overload]
+    reliable = (status[:, 0] & back_status[:, 0]).astype(bool)
+    reliable &= np.abs(back - corners).max(axis=(1, 2)) < 1
+    length = np.linalg.norm((moved - corners)[reliable, 0], axis=1)
     shift = float(np.percentile(length, 40)) if len(length) else np.inf
     if len(length) < max(6, 0.2 * len(corners)) and shift > 1:
-        return 0.1 * max(before.shape)  # too fast to follow
+        return 0.1 * max(before.shape)  # too fast to track
     return shift
 
 
-def _camera(look: _Look, cuts: Array) -> CameraFindings:
+def _camera(scan: _FootageScan, cuts: Array) -> CameraFindings:
     within = [
         shift
-        for index, shift in look.shifts
-        if np.isfinite(shift) and not ((cuts > index - look.gap) & (cuts <= index)).any()
+        for index, shift in scan.shifts
+        if np.isfinite(shift) and not ((cuts > index - scan.gap) & (cuts <= index)).any()
     ]
-    if len(within) < max(0.2 * len(look.shifts), 1):
+    if len(within) < max(0.2 * len(scan.shifts), 1):
         return CameraFindings("unclear", 0.0, 0.0)
-    least = 0.3  # pixels: what tracking makes of codec noise
-    unit = max(look.geometry.width, look.geometry.height) * look.gap / float(look.plan.rate)
+    least = 0.3  # pixels: tracking error due to codec noise
+    unit = max(scan.geometry.width, scan.geometry.height) * scan.gap / float(scan.plan.rate)
     speed = np.array(within) / unit
     moving = float(((speed > STILL) & (np.array(within) > least)).mean())
     state: Literal["still", "moving"] = "moving" if moving > 0.1 else "still"
     return CameraFindings(state, round(moving, 3), round(float(np.median(speed)), 4))
 
 
-def _followed(camera: CameraFindings, store: ClipStore | None) -> CameraFindings:
-    """With what the store's `camera` signal says, where it has one."""
+def _with_camera_signal(camera: CameraFindings, store: ClipStore | None) -> CameraFindings:
+    """Add findings from the store's `camera` signal, if it has one."""
     if store is None or "camera" not in store.signals:
         return camera
     plate = build_background_plate(store)
@@ -412,11 +411,11 @@ def _followed(camera: CameraFindings, store: ClipStore | None) -> CameraFindings
     )  # fmt: skip
 
 
-def _person(look: _Look, source: Probe) -> PersonFindings | None:
-    there = np.isfinite(look.bodies[:, 0, 0])
-    if not there.any():
+def _person(scan: _FootageScan, source: Probe) -> PersonFindings | None:
+    present = np.isfinite(scan.bodies[:, 0, 0])
+    if not present.any():
         return None
-    points, (width, height) = look.bodies[there], (look.geometry.width, look.geometry.height)
+    points, (width, height) = scan.bodies[present], (scan.geometry.width, scan.geometry.height)
     clear = points[..., 2] >= MIN_SCORE
     whole = clear[:, [*TORSO, *LEGS]].all(axis=1)
     feet = [POINT["left_ankle"], POINT["right_ankle"]]
@@ -427,12 +426,12 @@ def _person(look: _Look, source: Probe) -> PersonFindings | None:
     tall = float(np.median(np.minimum(bottom, height) - np.maximum(top, 0))) / height
     coverage, arms, legs, missing = _poses(points)
     return PersonFindings(
-        seen=_share(there),
-        whole=round(float(whole.sum() / len(there)), 3),
+        seen=_share(present),
+        whole=round(float(whole.sum() / len(present)), 3),
         feet_cut=_share(cut),
         feet_hidden=_share(~cut & ~clear[:, feet].all(axis=1)),
         hands_cut=_share(((hands < 0) | (hands > width)).any(axis=1)),
-        others=_share(np.array(look.others)),
+        others=_share(np.array(scan.others)),
         height=round(tall, 3),
         height_px=round(tall * source.upright_height),
         coverage=coverage,
@@ -443,12 +442,12 @@ def _person(look: _Look, source: Probe) -> PersonFindings | None:
 
 
 def _poses(points: Array) -> tuple[float, Range | None, Range | None, tuple[str, ...]]:
-    """How much of a coarse grid of poses [T, 33, 3] covers, ranges of limbs, and what is missing.
+    """Pose coverage of points [T, 33, 3]: fraction of bins visited, ranges of limbs, missing poses.
 
-    All is measured in the picture, since the picture of the skeleton is what a model sees. Each arm
-    has 4 directions (hanging, sideways, raised, towards or away from the camera) with the elbow
-    straight or bent, each leg 3 (standing, spread or stepping, lifted) with the knee straight or
-    bent, the body 4 ways to face: 32 bins. A limb that points at the camera looks short.
+    Everything is measured in 2D, since the model's input is a 2D skeleton. Each arm has 4
+    directions (hanging, sideways, raised, towards or away from the camera) with the elbow straight
+    or bent, each leg 3 (standing, spread or stepping, lifted) with the knee straight or bent, and
+    the body 4 facing directions: 32 bins. A limb that points at the camera looks short.
     """
     xy = np.where(points[..., 2:] >= MIN_SCORE, points[..., :2], np.nan).astype(np.float64)
     shoulders, hips = xy[:, SHOULDERS], xy[:, HIPS]
@@ -456,10 +455,10 @@ def _poses(points: Array) -> tuple[float, Range | None, Range | None, tuple[str,
         return 0.0, None, None, ()
     down = np.nan_to_num(hips.mean(axis=1) - shoulders.mean(axis=1), nan=0.0)
     length = np.linalg.norm(down, axis=1)
-    usual = float(np.median(length[length > 0])) if (length > 0).any() else float("nan")
-    torso = np.maximum(length, 0.7 * usual)
+    median_length = float(np.median(length[length > 0])) if (length > 0).any() else float("nan")
+    torso = np.maximum(length, 0.7 * median_length)
     down[length == 0] = (0, 1)
-    least = 1 if len(points) < 16 else 2  # a single sample may be a slip
+    least = 1 if len(points) < 16 else 2  # a single sample may be a detection error
     bins: dict[str, list[Array]] = {}
     upright = np.broadcast_to((0.0, 1.0), down.shape)
     angles: dict[str, list[Array]] = {"arm": [], "leg": []}
@@ -490,8 +489,8 @@ def _poses(points: Array) -> tuple[float, Range | None, Range | None, tuple[str,
             angles[limb].append(angle[~ahead])
             for name, place in places.items():
                 bins[f"{side} {limb} {name}"] = [place & (bend < 40), place & (bend >= 40)]
-    # Of a person who faces the camera the left shoulder is on the right; from the side the
-    # shoulders coincide, and the nose says to which.
+    # The left shoulder of a person who faces the camera is on the right. In side views the
+    # shoulders coincide, and the nose shows the direction.
     across = (shoulders[:, 0, 0] - shoulders[:, 1, 0]) / torso
     ears = points[:, [POINT["left_ear"], POINT["right_ear"]], 0].mean(axis=1)
     aside = np.abs(across) < 0.3
@@ -526,24 +525,24 @@ def _poses(points: Array) -> tuple[float, Range | None, Range | None, tuple[str,
 
 
 def _angle(a: Array, b: Array) -> Array:
-    """[T] degrees between vectors [T, 2], 0 to 180; NaN where one is unknown."""
+    """[T] degrees between vectors [T, 2], 0 to 180; NaN if either is unknown."""
     cross = a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]
     degrees: Array = np.degrees(np.arctan2(np.abs(cross), (a * b).sum(axis=1)))
     return degrees
 
 
-def _face(look: _Look, source: Probe) -> FaceFindings | None:
-    there = np.isfinite(look.faces[:, 0, 0])
-    if not there.any():
+def _face(scan: _FootageScan, source: Probe) -> FaceFindings | None:
+    present = np.isfinite(scan.faces[:, 0, 0])
+    if not present.any():
         return None
-    points = look.faces[there]
+    points = scan.faces[present]
     mesh = np.ascontiguousarray(points[..., [0, 1, 3]])
     angles = head_pose(mesh, points[..., 2]).angles()
-    eyes = eye_openness(mesh).mean(axis=1)  # blinks are short: no percentiles
+    eyes = eye_openness(mesh).mean(axis=1)  # no percentiles: they would miss short blinks
     width = float(np.median(np.ptp(mesh[:, OVAL, 0], axis=1))) * source.upright_width
     return FaceFindings(
-        seen=_share(there),
-        width_px=round(width / look.geometry.width),
+        seen=_share(present),
+        width_px=round(width / scan.geometry.width),
         yaw=_range(angles[:, 0], 1) or (0.0, 0.0),
         pitch=_range(angles[:, 1], 1) or (0.0, 0.0),
         mouth=_range(mouth_openness(mesh), 2) or (0.0, 0.0),

@@ -1,8 +1,8 @@
-"""What every extractor is: one pass over the frames, resumable at every part.
+"""The extractor interface: one pass over the frames, resumable after every part.
 
-A clip is worked in parts of `PART` frames. A part's result is written once and is never touched
-again, and an extractor starts each part anew from what the part before ended with (its carry). So
-a run that was stopped anywhere and goes on later gives the same bytes as one that was not.
+Extractors process a clip in parts of `PART` frames. A finished part is never modified, and each
+part starts from the final state of the previous one (the carry). So an interrupted and resumed run
+produces the same bytes as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from v2v.errors import writing
 from v2v.signals import load_signal
 from v2v.signals._base import import_own_or_installed
 
-PART = 256  # frames; a kill loses at most these
+PART = 256  # frames; killing a run loses at most one part
 Array = NDArray[Any]
 Record = Mapping[str, Array]
 
 
 @dataclass(frozen=True)
 class ClipContext:
-    """What an extractor knows about the clip before it sees a frame.
+    """What an extractor knows about the clip before the first frame.
 
-    `sources[k]` is the ordinal of the source frame that frame k was made from, of `source_frames`;
-    None where that is not known, because a part of some footage that is gone was taken. `geometry`
-    says how the frame was cut from the upright source, `upright` its width and height. `names` are
-    the files of a folder of images, empty for video.
+    `sources[k]` is the ordinal of the source frame (of `source_frames`) of frame k; None if it is
+    unknown because the store holds only part of its footage and the footage is not given.
+    `geometry` is the crop and size of the frame, `upright` the width and height of the upright
+    source. `names` are the file names of a folder of images, empty for video.
     """
 
     name: str
@@ -59,7 +59,7 @@ class ClipContext:
 
 @dataclass(frozen=True)
 class Finished:
-    """What an extractor hands over at the end; its files lie in the store under their names."""
+    """An extractor's result; `files` are names of files in the store's folder."""
 
     files: tuple[str, ...]
     spec: dict[str, Any]
@@ -69,10 +69,10 @@ class Finished:
 
 
 class Extractor(ABC):
-    """Takes one signal from frames. Life: (begin, step..., end) for each part, then finish."""
+    """Extracts one signal. Call order: (begin, step..., end) for each part, then finish."""
 
     signal: ClassVar[str]
-    after: ClassVar[tuple[str, ...]] = ()  # signals it is made from, and the frames as stored
+    after: ClassVar[tuple[str, ...]] = ()  # signals that it depends on; read with the stored frames
     backend: str
     version: str
 
@@ -81,36 +81,36 @@ class Extractor(ABC):
         self.clip = clip
 
     def inputs(self) -> dict[str, Any]:
-        """What else than frames and settings the signal depends on, e.g. hashes of files."""
+        """What the signal depends on besides frames and settings, e.g. hashes of files."""
         return {}
 
     def begin(self, carry: Record | None) -> None:  # noqa: B027 - stateless extractors need none
-        """Start a part. `carry` is the last record of the part before, None at the beginning."""
+        """Start a part. `carry` is the last record of the previous part, None for the first."""
 
     @abstractmethod
     def step(self, index: int, frame: Array, previous: Array | None, cut: bool) -> Record:
-        """The record of one frame.
+        """Process one frame and return its record.
 
         Args:
             frame, previous: RGB uint8 [H, W, 3]; `previous` is None for the clip's first frame.
-            cut: whether a new shot begins here.
+            cut: whether this frame starts a new shot.
         """
 
     def end(self) -> None:  # noqa: B027
-        """Finish a part: give back what `begin` took."""
+        """Finish a part: release what `begin` acquired."""
 
     @abstractmethod
     def part_writer(self, path: Path) -> PartWriter: ...
 
     @abstractmethod
     def last_record(self, path: Path) -> Record:
-        """The carry out of a finished part."""
+        """The carry of a finished part."""
 
     @abstractmethod
     def finish(self, parts: list[Path], folder: Path, shots: list[tuple[int, int]]) -> Finished:
-        """Join the parts into the signal's files in `folder`, each under its name in one step.
+        """Join the parts into the signal's files in `folder`, each written atomically.
 
-        Raises `NothingFound` where no frame has the signal.
+        Raises `NothingFound` if no frame has the signal.
         """
 
 
@@ -126,7 +126,7 @@ class PartWriter(ABC):
 
 
 class ArrayExtractor(Extractor):
-    """Records are arrays; a part is an npz of them stacked along time."""
+    """Base for records of arrays; a part is an npz file of the arrays stacked along time."""
 
     def part_writer(self, path: Path) -> PartWriter:
         return _ArrayPart(path)
@@ -137,7 +137,7 @@ class ArrayExtractor(Extractor):
 
     @staticmethod
     def load_parts(parts: list[Path]) -> dict[str, Array]:
-        """All parts' arrays, joined along time."""
+        """The arrays of all parts, concatenated along time."""
         pieces: dict[str, list[Array]] = {}
         for path in parts:
             with np.load(path, allow_pickle=False) as part:
@@ -160,9 +160,9 @@ class _ArrayPart(PartWriter):
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
-    """An npz under its name in one step; the same arrays give the same bytes.
+    """Write an npz file atomically and deterministically.
 
-    `np.savez` stamps the time into the file.
+    `np.savez` is not deterministic: it stores the time in the file.
     """
     partial = path.with_name(f".{path.name}.partial")
     with writing(path):
@@ -170,13 +170,13 @@ def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
             for name, array in arrays.items():
                 with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as file:
                     _write_array(file, array)
-        with open(partial, "rb+") as whole:
-            os.fsync(whole.fileno())
+        with open(partial, "rb+") as written:
+            os.fsync(written.fileno())
         os.replace(partial, path)
 
 
 def _write_array(file: IO[bytes], array: Array) -> None:
-    """As numpy would, but in pieces, so that an array in a file never is in memory as a whole."""
+    """Write in NumPy's format, but in pieces, so that a mapped array is never wholly in memory."""
     header = np.lib.format.header_data_from_array_1_0(array)  # type: ignore[no-untyped-call]
     np.lib.format.write_array_header_1_0(file, header)  # type: ignore[no-untyped-call]
     if array.ndim == 0:
@@ -187,14 +187,14 @@ def _write_array(file: IO[bytes], array: Array) -> None:
 
 
 def release(array: Array, start: int, stop: int) -> None:
-    """Give back the memory that frames `start` to `stop` of a mapped array take.
+    """Release the memory of frames `start` to `stop` of a memory-mapped array.
 
-    Their file keeps them: the pages are shared with it, so nothing need be written out first.
-    Neighbours on the outermost pages are read again when they are wanted.
+    No flush is needed: the pages are shared with the file. Neighbouring frames on the outermost
+    pages are read again on access.
     """
     if not isinstance(array, np.memmap) or not hasattr(mmap, "MADV_DONTNEED"):
         return
-    origin = array.offset % mmap.ALLOCATIONGRANULARITY  # the mapping begins that far before
+    origin = array.offset % mmap.ALLOCATIONGRANULARITY  # the mapping's bytes before the array
     low, high = (origin + min(frame, len(array)) * array.strides[0] for frame in (start, stop))
     low -= low % mmap.PAGESIZE
     if high > low:
@@ -205,7 +205,7 @@ def release(array: Array, start: int, stop: int) -> None:
 
 
 class MapExtractor(Extractor):
-    """Records hold images for lossless videos, {"name.mkv": uint8 or uint16 [h, w]}, and arrays."""
+    """Base for records of lossless images, {"name.mkv": uint8 or uint16 [h, w]}, and arrays."""
 
     def part_writer(self, path: Path) -> PartWriter:
         return _MapPart(path, self.clip.rate)
@@ -215,12 +215,12 @@ class MapExtractor(Extractor):
 
     @staticmethod
     def load_arrays(parts: list[Path]) -> dict[str, Array]:
-        """The arrays of all parts, joined along time; nothing where records are images only."""
+        """The arrays of all parts, concatenated along time; empty if records hold images only."""
         files = [part / _MapPart.ARRAYS for part in parts]
         return ArrayExtractor.load_parts([file for file in files if file.exists()])
 
     def join(self, parts: list[Path], folder: Path) -> tuple[str, ...]:
-        """Concatenate the parts' videos into `folder`; returns the files' names."""
+        """Concatenate the parts' videos into `folder`; returns the file names."""
         names = tuple(sorted(p.name for p in parts[0].glob("*.mkv")))
         for name in names:
             concatenate(
@@ -231,7 +231,7 @@ class MapExtractor(Extractor):
 
 
 class _MapPart(PartWriter):
-    """A part is a folder of videos, renamed once all are whole."""
+    """A part is a folder of videos, renamed once all of them are complete."""
 
     ARRAYS = "records.npz"
 

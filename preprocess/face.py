@@ -1,4 +1,4 @@
-"""The face mesh from video: one face followed through the clip (MediaPipe, with irises)."""
+"""Extracts the face mesh of one tracked face (MediaPipe, with irises)."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from v2v.signals.face import (
     rigid_pose,
 )
 
-EDGES = [OVAL[9], OVAL[27]]  # the points by the ears: the face's width
+EDGES = [OVAL[9], OVAL[27]]  # landmarks near the ears; their distance is the face's width
 
 
 class Extractor(ArrayExtractor):
@@ -57,7 +57,7 @@ class Extractor(ArrayExtractor):
         self.end()
         mediapipe = mp.mediapipe()
         face = self.settings.face
-        # The network that follows, and one for faces too small for its own detector.
+        # This network tracks; `detector` is for faces too small for the network's own detector.
         self.mesh = mediapipe.solutions.face_mesh.FaceMesh(
             refine_landmarks=True, max_num_faces=1,
             min_detection_confidence=face.min_detection,
@@ -75,24 +75,24 @@ class Extractor(ArrayExtractor):
         if cut:
             self.begin(None)
         points = np.full((POINTS, 4), np.nan, np.float32)
-        found = self._look(self.mesh, frame)
+        found = self._find(self.mesh, frame)
         if found is None and self.tracker.searches:
-            found = self._look_closer(frame)
+            found = self._find_in_crop(frame)
         if found is None:
             self.tracker.missed()
         else:
             points = found
         return {"points": points, "state": self.tracker.state}
 
-    def _look(self, mesh: Any, frame: mp.Frame) -> NDArray[np.float32] | None:
+    def _find(self, mesh: Any, frame: mp.Frame) -> NDArray[np.float32] | None:
         result = mesh.process(frame).multi_face_landmarks
         if not result:
             return None
         height, width = frame.shape[:2]
         return self._accepted(mp.points(result[0], width, height))
 
-    def _look_closer(self, frame: mp.Frame) -> NDArray[np.float32] | None:
-        """Detect at full range, then run the mesh on the cut-out of the face that is followed."""
+    def _find_in_crop(self, frame: mp.Frame) -> NDArray[np.float32] | None:
+        """Detect faces at full range, then run the mesh on a crop of the tracked one."""
         mediapipe = mp.mediapipe()
         if self.detector is None:
             self.detector = mediapipe.solutions.face_detection.FaceDetection(
@@ -106,7 +106,7 @@ class Extractor(ArrayExtractor):
             x, y, w, h = box.xmin * width, box.ymin * height, box.width * width, box.height * height
             boxes.append((x, y, w, h))
         centre = self.tracker.centre
-        if centre is not None:  # the nearest to where it was; otherwise the largest
+        if centre is not None:  # the nearest to the last position; otherwise the largest
             boxes.sort(
                 key=lambda b: np.hypot(b[0] + b[2] / 2 - centre[0], b[1] + b[3] / 2 - centre[1])
             )
@@ -116,15 +116,15 @@ class Extractor(ArrayExtractor):
             side = 2.2 * max(w, h)
             left = int(np.clip(x + w / 2 - side / 2, 0, width - 1))
             top = int(np.clip(y + h / 2 - side / 2, 0, height - 1))
-            cut_out = np.ascontiguousarray(frame[top : top + int(side), left : left + int(side)])
+            crop = np.ascontiguousarray(frame[top : top + int(side), left : left + int(side)])
             mesh = mediapipe.solutions.face_mesh.FaceMesh(
                 static_image_mode=True, refine_landmarks=True, max_num_faces=1,
                 min_detection_confidence=self.settings.face.min_detection,
             )  # fmt: skip
             with mesh:
-                result = mesh.process(cut_out).multi_face_landmarks
+                result = mesh.process(crop).multi_face_landmarks
             if result:
-                points = mp.points(result[0], cut_out.shape[1], cut_out.shape[0])
+                points = mp.points(result[0], crop.shape[1], crop.shape[0])
                 points[:, :2] += (left, top)
                 return self._accepted(points)
         return None
@@ -132,44 +132,46 @@ class Extractor(ArrayExtractor):
     def _accepted(self, points: NDArray[np.float32]) -> NDArray[np.float32] | None:
         width = float(np.linalg.norm(points[EDGES[0], :2] - points[EDGES[1], :2]))
         height = float(np.ptp(points[:, 1]))
-        size = max(width, 0.8 * height)  # a profile is narrow
+        size = max(width, 0.8 * height)  # a face in profile is narrow
         return points if self.tracker.accepts(points[:, :2].mean(axis=0), size) else None
 
     @staticmethod
     def _array(path: Path, *shape: int) -> NDArray[np.float32]:
-        """An array that lies in a file, removed with the parts."""
+        """A memory-mapped array whose file is removed with the parts."""
         with writing(path):
             array = np.lib.format.open_memmap(path, "w+", np.float32, shape)  # type: ignore[no-untyped-call]
-            if hasattr(os, "posix_fallocate"):  # a full disk must show here, not as a crash
+            if hasattr(os, "posix_fallocate"):  # a full disk raises here, not a bus error later
                 with open(path, "rb+") as file:
                     os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
         return cast(NDArray[np.float32], array)
 
     def finish(self, parts: list[Path], folder: Path, shots: list[tuple[int, int]]) -> Finished:
-        # A mesh is 8 kB a frame: long clips lie in files and are worked on block by block.
+        # A mesh takes 8 kB per frame: arrays of long clips are mapped files, processed in blocks.
         count = self.clip.count
         raw = self._array(parts[0].parent / ".raw.npy", count, POINTS, 4)  # x, y, z, score
-        there, width = np.zeros(count, np.bool_), np.zeros(count, np.float32)
-        done = 0
+        present, width = np.zeros(count, np.bool_), np.zeros(count, np.float32)
+        offset = 0
         for part in parts:
             found = self.load_parts([part])["points"]
-            place = slice(done, done + len(found))
+            place = slice(offset, offset + len(found))
             raw[place] = found
-            there[place] = np.isfinite(found[:, 0, 0])
+            present[place] = np.isfinite(found[:, 0, 0])
             width[place] = np.ptp(found[:, list(OVAL), 0], axis=1)
-            done += len(found)
+            offset += len(found)
             release(raw, place.start, place.stop)
-        if not there.any():
+        if not present.any():
             raise NothingFound(
                 f"no face found in any of the {count} frames of {self.clip.name}",
-                hint="the face should fill a fifth of the picture's height and look towards the"
-                " camera; try --crop face, -s face.min_detection=0.3, or `v2v doctor`",
+                hint="the face should fill a fifth of the frame's height and look towards the"
+                " camera; try --crop face or -s face.min_detection=0.3, or run `v2v doctor`",
             )
         settings = self.settings.face
         rate = float(self.clip.rate)
         longest = round(settings.max_gap * rate)
-        usual = float(np.nanmedian(width))
-        unit = np.maximum(np.nan_to_num(width, nan=usual), 0.3 * usual).astype(np.float32)
+        median_width = float(np.nanmedian(width))
+        face_width = np.maximum(np.nan_to_num(width, nan=median_width), 0.3 * median_width).astype(
+            np.float32
+        )
         points = self._array(parts[0].parent / ".points.npy", count, POINTS, 3)
         depth = self._array(parts[0].parent / ".depth.npy", count, POINTS)
         filled = np.zeros(count, np.bool_)
@@ -177,7 +179,7 @@ class Extractor(ArrayExtractor):
         rigid = np.empty((count, len(RIGID), 3), np.float32)
         eyes, mouth = np.empty((count, 2), np.float32), np.empty(count, np.float32)
         for read, keep, place in blocks(shots):
-            # A face is there or not as a whole: one flag a frame.
+            # A face is either found or missing as a whole: one flag per frame.
             flat = np.array(raw[read]).reshape(-1, 1, POINTS * 4)
             before[place] = flat[keep].reshape(-1, POINTS, 4)[:, list(RIGID), :2]
             bridged, gaps = bridge_gaps(flat, longest)
@@ -185,13 +187,13 @@ class Extractor(ArrayExtractor):
             values = bridged.reshape(-1, POINTS, 4)
             if settings.smoothing is not None:
                 values[..., :3] = smooth(
-                    values[..., :3], rate, unit[read], **settings.smoothing.model_dump()
+                    values[..., :3], rate, face_width[read], **settings.smoothing.model_dump()
                 )
             kept, away = values[keep][..., [0, 1, 3]], values[keep][..., 2]
             points[place], depth[place] = kept, away
             rigid[place] = rigid_points(kept, away)
             eyes[place], mouth[place] = eye_openness(kept), mouth_openness(kept)
-            there[place] = np.isfinite(kept[:, 0, 0])
+            present[place] = np.isfinite(kept[:, 0, 0])
             for array in (raw, points, depth):
                 release(array, read.start, read.stop)
         pose = rigid_pose(rigid)
@@ -205,12 +207,12 @@ class Extractor(ArrayExtractor):
         )  # fmt: skip
         start, stop = quietest_window(before, round(rate))
         warnings: tuple[str, ...] = ()
-        if there.mean() < 0.9:
-            warnings = (f"no face in {int((~there).sum())} of {len(there)} frames",)
+        if present.mean() < 0.9:
+            warnings = (f"no face in {int((~present).sum())} of {len(present)} frames",)
         return Finished(
             files=("face.npz",),
             spec={"shape": f"points [{len(points)}, {POINTS}, 3]", "points": POINTS},
-            coverage=float(there.mean()),
+            coverage=float(present.mean()),
             measured={
                 "still_frames": [start, stop],
                 "jitter_before_px": round(jitter(raw[start:stop, :, :2]), 3),

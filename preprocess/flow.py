@@ -1,4 +1,4 @@
-"""Backward optical flow with occlusion: DIS on a CPU, RAFT where its weights are."""
+"""Backward optical flow with occlusion: DIS on the CPU, or RAFT if its weights are available."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Extractor(MapExtractor):
     def __init__(self, settings: PreprocessSettings, clip: ClipContext) -> None:
         super().__init__(settings, clip)
         flow = settings.flow
-        # Whole multiples of 8, the coarsest grid of both methods.
+        # A multiple of 8, the coarsest grid of both methods.
         width, height = (max(round(n * flow.scale / 8) * 8, 16) for n in (clip.width, clip.height))
         self.grid = (width, height)
         device = _device(flow.device)
@@ -44,14 +44,16 @@ class Extractor(MapExtractor):
 
     def step(self, index: int, frame: Frame, previous: Frame | None, cut: bool) -> Record:
         width, height = self.grid
-        if previous is None or cut:  # nothing to come from
+        if previous is None or cut:  # no previous frame in the shot: everything is occluded
             flow = np.zeros((2, height, width), np.float32)
             return {"flow.mkv": pack(flow, np.ones((height, width), np.float32))}
-        backward, forward = self.estimator(self._shrunk(previous), self._shrunk(frame))
-        hidden = warp.occlusion(torch.from_numpy(backward)[None], torch.from_numpy(forward)[None])
-        return {"flow.mkv": pack(backward, hidden[0, 0].numpy())}
+        backward, forward = self.estimator(self._resized(previous), self._resized(frame))
+        occlusion = warp.occlusion(
+            torch.from_numpy(backward)[None], torch.from_numpy(forward)[None]
+        )
+        return {"flow.mkv": pack(backward, occlusion[0, 0].numpy())}
 
-    def _shrunk(self, frame: Frame) -> Frame:
+    def _resized(self, frame: Frame) -> Frame:
         small: Frame = cv2.resize(frame, self.grid, interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
         return small
 
@@ -70,7 +72,7 @@ class Extractor(MapExtractor):
 
 
 class Dis:
-    """Dense inverse search (Kroeger et al. 2016, arXiv 1603.03590), OpenCV's."""
+    """Dense inverse search (Kroeger et al. 2016, arXiv 1603.03590) in OpenCV."""
 
     def __init__(self, preset: str) -> None:
         presets = {
@@ -90,7 +92,7 @@ class Dis:
 
 
 class Raft:
-    """RAFT (Teed and Deng 2020, arXiv 2003.12039), torchvision's."""
+    """RAFT (Teed and Deng 2020, arXiv 2003.12039) in torchvision."""
 
     def __init__(self, name: str, weights: Path | None, device: torch.device) -> None:
         from torch import nn
@@ -111,7 +113,7 @@ class Raft:
         pair = torch.from_numpy(np.stack([previous, frame])).to(self.device)
         pair = pair.permute(0, 3, 1, 2).float() / 127.5 - 1
         height, width = pair.shape[-2:]
-        # The correlation pyramid wants at least 16 cells a side at an eighth of the size.
+        # The correlation pyramid needs at least 16 cells per side at 1/8 of the size.
         pad = (0, max(128 - width, 0), 0, max(128 - height, 0))
         pair = torch.nn.functional.pad(pair, pad, mode="replicate")
         flows = self.model(pair.flip(0), pair)[-1][..., :height, :width].float().cpu().numpy()
@@ -124,9 +126,9 @@ def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if available["cuda"] else "cpu")
     if not available.get(name.split(":")[0], False):
-        present = ", ".join(kind for kind, there in available.items() if there)
+        available_names = ", ".join(kind for kind, present in available.items() if present)
         raise ConfigError(
-            f"setting flow.device is {name!r}, which this machine does not have",
-            hint=f"present: {present}; or auto",
+            f"flow.device is {name!r}, which this machine does not have",
+            hint=f"use one of {available_names}, or auto",
         )
     return torch.device(name)

@@ -1,7 +1,7 @@
-"""What footage is good for: the findings, the verdicts that follow from them, and what to do.
+"""The footage report: findings, the verdicts derived from them, and advice.
 
-`v2v.preprocess.doctor` measures; nothing here looks at a picture. Shares are of the sampled
-frames, in [0, 1]; left and right are the picture's.
+`v2v.preprocess.doctor` measures the findings. Shares are fractions of the sampled frames, in
+[0, 1]; left and right are in image coordinates.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Reasons = list[tuple[Level, str]]
 
 @dataclass(frozen=True)
 class Facts:
-    """What the container says; for a store, of the frames it holds and the source they are from."""
+    """Facts from the container; for a store, about its frames and their source."""
 
     path: str
     kind: Literal["video", "images", "store"]
@@ -36,16 +36,16 @@ class Facts:
     audio: str | None
     hdr: bool
     lost: int  # frames that cannot be decoded
-    notes: tuple[str, ...] = ()  # what was repaired or decided in reading it
+    notes: tuple[str, ...] = ()  # repairs and assumptions made when reading the file
 
 
 @dataclass(frozen=True)
 class CameraFindings:
-    state: Literal["still", "moving", "unclear"]  # unclear: too little of a background
-    moving: float  # share of the samples in which the background moves
+    state: Literal["still", "moving", "unclear"]  # unclear: too little background
+    moving: float  # share of samples in which the background moves
     speed: float  # median shift of the background, in widths (longer sides) a second
-    # Of a store with the `camera` signal: the share of frames in which it was followed, and
-    # whether one picture, moved with the camera, explains the background.
+    # For a store with the `camera` signal: the share of frames in which the camera was tracked,
+    # and whether one image, moved with the camera, explains the background.
     followed: float | None = None
     explained: bool | None = None
 
@@ -54,25 +54,25 @@ class CameraFindings:
 class PersonFindings:
     """The main person."""
 
-    seen: float  # share with any of the body
+    seen: float  # share with any body keypoints
     whole: float  # share with shoulders, hips, knees and ankles in view
-    feet_cut: float  # of the frames with a body: feet below the picture's edge
-    feet_hidden: float  # feet inside the picture, but covered or unclear
+    feet_cut: float  # of the frames with a body: feet below the frame's edge
+    feet_hidden: float  # feet inside the frame, but occluded or unclear
     hands_cut: float  # a hand beyond the left or right edge
     others: float  # share with other people in view
-    height: float  # median, share of the picture's height
-    height_px: int  # the same in the footage's own pixels
-    coverage: float  # share of the bins of arm, leg and facing directions that were visited
+    height: float  # median, fraction of the frame's height
+    height_px: int  # the same in source pixels
+    coverage: float  # share of the bins of arm, leg and facing directions that occur
     # Degrees of the upper arms from hanging (0) to straight up (180); None: no torso in view.
     arms: Range | None
     legs: Range | None  # degrees of the thighs from the vertical
-    missing: tuple[str, ...]  # what was never seen, in words
+    missing: tuple[str, ...]  # descriptions of poses that never occur
 
 
 @dataclass(frozen=True)
 class FaceFindings:
     seen: float
-    width_px: int  # median, in the footage's own pixels
+    width_px: int  # median, in source pixels
     yaw: Range  # degrees, positive to the right; 2nd to 98th percentile as all ranges here
     pitch: Range  # degrees, positive down
     mouth: Range  # 0 closed to about 1
@@ -89,8 +89,8 @@ class Suitability:
 @dataclass(frozen=True)
 class FootageReport:
     facts: Facts
-    sampled: int  # frames looked at closely
-    blurred: float  # share of them
+    sampled: int  # number of sampled frames
+    blurred: float  # share of the sampled frames
     cuts: tuple[float, ...]  # seconds at which a new shot begins
     activity: float  # mean change of grey levels (of 255) from frame to frame, at 32x18
     camera: CameraFindings
@@ -103,7 +103,7 @@ class FootageReport:
         return asdict(self)
 
     def render(self, console: Console) -> None:
-        """Print what is in the footage, the verdicts and the advice."""
+        """Print the findings, the verdicts and the advice."""
         from rich.markup import escape
         from rich.table import Table
 
@@ -132,9 +132,9 @@ class FootageReport:
         f = self.facts
         extras = [
             "variable rate" if f.variable_rate else "",
-            f"turned by {f.rotation} degrees" if f.rotation else "",
+            f"rotated by {f.rotation} degrees" if f.rotation else "",
             "HDR" if f.hdr else "",
-            f"{f.lost} frames broken" if f.lost else "",
+            f"{f.lost} damaged frames" if f.lost else "",
             f"sound: {f.audio}" if f.audio else "no sound",
         ]
         size = f"{f.width}x{f.height}, {f.fps:.4g} fps, {f.frames} frames, {f.duration:.1f} s"
@@ -144,8 +144,8 @@ class FootageReport:
         c = self.camera
         detail = f", in {c.moving:.0%} of the samples" if c.state == "moving" else ""
         if c.followed is not None:
-            how = "explained" if c.explained else "not explained by one picture"
-            detail += f"; followed in {c.followed:.0%} of the frames, background {how}"
+            how = "explained by one image" if c.explained else "not explained by one image"
+            detail += f"; tracked in {c.followed:.0%} of the frames, background {how}"
         yield (
             "camera",
             "unclear, too little background detail to tell"
@@ -157,17 +157,17 @@ class FootageReport:
             yield (
                 "person",
                 f"in {p.seen:.0%} of the frames, whole body in {p.whole:.0%},"
-                f" {p.height:.0%} of the picture's height ({p.height_px} pixels)",
+                f" {p.height:.0%} of the frame's height ({p.height_px} pixels)",
             )
             yield "others", f"found in {p.others:.0%} of the frames" if p.others else "nobody else"
             if p.arms and p.legs:
                 arms, legs = (f"{low:.0f} to {high:.0f}" for low, high in (p.arms, p.legs))
                 yield (
                     "poses",
-                    f"{p.coverage:.0%} of the space of poses; upper arms {arms} degrees from"
+                    f"{p.coverage:.0%} of the pose space; upper arms {arms} degrees from"
                     f" hanging, thighs {legs} from the vertical",
                 )
-                yield "never", ", ".join(p.missing) or "all directions were seen"
+                yield "missing", ", ".join(p.missing) or "none: all directions were seen"
             else:
                 yield "poses", "the torso is not in view"
         else:
@@ -184,25 +184,25 @@ class FootageReport:
             yield "face", "none found"
 
 
-def rate_suitability(seen: FootageReport) -> FootageReport:
-    """The report with its verdicts and advice, which follow from what was measured."""
+def rate_suitability(report: FootageReport) -> FootageReport:
+    """Add the verdicts and advice that follow from the measurements."""
 
     tasks = {
-        "pose motion transfer": _for_pose(seen),
-        "face re-enactment": _for_face(seen),
-        "frame prediction": _for_prediction(seen),
+        "pose motion transfer": _for_pose(report),
+        "face re-enactment": _for_face(report),
+        "frame prediction": _for_prediction(report),
     }
     verdicts = []
     for task, reasons in tasks.items():
         levels = [level for level, _ in reasons]
         level: Level = "poor" if "poor" in levels else "usable" if "usable" in levels else "good"
-        telling = [text for kind, text in reasons if kind == level]
-        verdicts.append(Suitability(task, level, tuple(telling)))
-    return replace(seen, verdicts=tuple(verdicts), advice=tuple(_advice(seen)))
+        decisive = [text for kind, text in reasons if kind == level]
+        verdicts.append(Suitability(task, level, tuple(decisive)))
+    return replace(report, verdicts=tuple(verdicts), advice=tuple(_advice(report)))
 
 
 def _grade(value: float, usable: float, good: float) -> Level:
-    """`good` and `usable` are the least values for it."""
+    """The level of `value`; `good` and `usable` are the minimum values of these levels."""
     return "good" if value >= good else "usable" if value >= usable else "poor"
 
 
@@ -210,46 +210,46 @@ def _seconds(value: float) -> str:
     return f"{value:.1f} s" if value < 10 else f"{value:.0f} s"
 
 
-def _common(seen: FootageReport) -> Reasons:
-    facts = seen.facts
+def _common(report: FootageReport) -> Reasons:
+    facts = report.facts
     reasons: Reasons = [
         (_grade(facts.duration, 5, 60), f"{_seconds(facts.duration)} long"),
     ]
-    if seen.blurred > 0.2:
-        text = f"{seen.blurred:.0%} of the frames blurred"
-        reasons.append((_grade(1 - seen.blurred, 0.4, 0.8), text))
+    if report.blurred > 0.2:
+        text = f"{report.blurred:.0%} of the frames blurred"
+        reasons.append((_grade(1 - report.blurred, 0.4, 0.8), text))
     if facts.fps < 15:
-        reasons.append(("usable", f"only {facts.fps:.3g} frames a second"))
+        reasons.append(("usable", f"only {facts.fps:.3g} frames per second"))
     if facts.lost:
-        sound = 1 - facts.lost / facts.frames
-        reasons.append((_grade(sound, 0.8, 0.99), f"{facts.lost} frames are broken"))
+        intact = 1 - facts.lost / facts.frames
+        reasons.append((_grade(intact, 0.8, 0.99), f"{facts.lost} frames are damaged"))
     return reasons
 
 
-def _for_pose(seen: FootageReport) -> Reasons:
-    person = seen.person
+def _for_pose(report: FootageReport) -> Reasons:
+    person = report.person
     if person is None or person.seen < 0.1:
         return [("poor", "nobody in view" if person is None else "hardly anybody in view")]
     reasons: Reasons = [
         (_grade(person.seen, 0.5, 0.9), f"a person in {person.seen:.0%} of the frames"),
         (_grade(person.whole, 0.3, 0.8), f"whole body in {person.whole:.0%}"),
-        (_grade(person.height_px, 150, 400), f"the person is {person.height_px} pixels high"),
+        (_grade(person.height_px, 150, 400), f"the person is {person.height_px} pixels tall"),
     ]
     if person.arms:
-        text = f"{person.coverage:.0%} of the space of poses"
+        text = f"{person.coverage:.0%} of the pose space"
         reasons.append((_grade(person.coverage, 0.2, 0.4), text))
-    if seen.camera.state == "moving":
-        fine = seen.camera.explained
+    if report.camera.state == "moving":
+        fine = report.camera.explained
         reasons.append(
-            ("good", "the camera moves and is followed") if fine else ("usable", "the camera moves")
+            ("good", "the camera moves and is tracked") if fine else ("usable", "the camera moves")
         )
     if person.others > 0.2:
         reasons.append(("usable", f"other people in {person.others:.0%} of the frames"))
-    return reasons + _common(seen)
+    return reasons + _common(report)
 
 
-def _for_face(seen: FootageReport) -> Reasons:
-    face = seen.face
+def _for_face(report: FootageReport) -> Reasons:
+    face = report.face
     if face is None or face.seen < 0.1:
         return [("poor", _NO_FACE if face is None else "hardly any face found")]
     turns = max(np.ptp(face.yaw), np.ptp(face.pitch))
@@ -259,107 +259,109 @@ def _for_face(seen: FootageReport) -> Reasons:
         (_grade(float(np.ptp(face.mouth)), 0.05, 0.2), _opens(face)),
         (_grade(turns, 0, 15), f"the head turns by {turns:.0f} degrees"),
         (
-            _grade(seen.camera.state != "moving" or bool(seen.camera.explained), 0, 1),
-            f"camera {seen.camera.state}",
+            _grade(report.camera.state != "moving" or bool(report.camera.explained), 0, 1),
+            f"camera {report.camera.state}",
         ),
-        *_common(seen),
+        *_common(report),
     ]
 
 
-_NO_FACE = "no face found: too small, turned away or not there"
+_NO_FACE = "no face found: too small, turned away or absent"
 
 
 def _opens(face: FaceFindings) -> str:
     return f"mouth {face.mouth[0]:.2f} to {face.mouth[1]:.2f} open"
 
 
-def _for_prediction(seen: FootageReport) -> Reasons:
-    facts = seen.facts
-    longest = round(max(np.diff([0.0, *seen.cuts, facts.duration])) * facts.fps)
+def _for_prediction(report: FootageReport) -> Reasons:
+    facts = report.facts
+    longest = round(max(np.diff([0.0, *report.cuts, facts.duration])) * facts.fps)
     reasons: Reasons = [(_grade(facts.frames, 60, 600), f"{facts.frames} frames")]
-    if seen.cuts:
+    if report.cuts:
         reasons.append((_grade(longest, 16, 60), f"the longest shot has {longest} frames"))
-    if seen.activity < 0.1:
-        reasons.append((_grade(seen.activity, 0.02, 0.1), "almost nothing moves"))
-    return reasons + _common(seen)[1:]  # its length is judged by frames
+    if report.activity < 0.1:
+        reasons.append((_grade(report.activity, 0.02, 0.1), "almost nothing moves"))
+    return reasons + _common(report)[1:]  # length is rated in frames instead
 
 
 def _advice_on_camera(camera: CameraFindings) -> Iterator[str]:
     if camera.followed is None:
         yield (
-            f"the camera moves in {camera.moving:.0%} of the samples: have it followed, with"
-            " --signal camera beside the others (v2v run does), and the background stays sharp;"
-            " a tripod is better still"
+            f"the camera moves in {camera.moving:.0%} of the samples: add --signal camera to track"
+            " it (v2v run does), which keeps the background sharp; a tripod is even better"
         )
     elif camera.followed < 0.9:
         yield (
-            f"the camera could be followed in {camera.followed:.0%} of the frames only: pan more"
-            " slowly, and keep more of the background in view"
+            f"the camera was tracked in only {camera.followed:.0%} of the frames: pan more slowly,"
+            " and keep more of the background in view"
         )
     elif not camera.explained:
         yield (
-            "no single picture explains the background: others move in it, or it lies at several"
-            " depths and the camera travels; stand still and only turn the camera, or film before"
-            " a wall"
+            "no single image explains the background: other things move in it, or the camera"
+            " travels past several depths; stand still and only turn the camera, or film in front"
+            " of a wall"
         )
 
 
-def _advice(seen: FootageReport) -> Iterator[str]:
-    facts, person, face = seen.facts, seen.person, seen.face
+def _advice(report: FootageReport) -> Iterator[str]:
+    facts, person, face = report.facts, report.person, report.face
     fills_face = face is not None and (person is None or person.arms is None)
     if person is None and face is None:
         yield (
             "nobody was found: use --signal segmentation,flow (label maps, frame prediction), or"
-            " film a person at least a tenth of the picture high"
+            " film a person at least a tenth of the frame high"
         )
     if facts.duration < 60:
         yield (
-            f"3 minutes are better than {_seconds(facts.duration)}: a model learns only what it was"
-            " shown; several clips of the same scene can be trained on together"
+            f"3 minutes are better than {_seconds(facts.duration)}: a model learns only from what"
+            " it sees; you can train on several clips of the same scene together"
         )
-    if seen.cuts:
-        cuts = "1 cut" if len(seen.cuts) == 1 else f"{len(seen.cuts)} cuts"
-        yield f"the footage has {cuts}; fine, training will not cross them"
+    if report.cuts:
+        cuts = "1 cut" if len(report.cuts) == 1 else f"{len(report.cuts)} cuts"
+        yield f"the footage has {cuts}; fine, no training window crosses a cut"
     if facts.variable_rate:
-        yield f"the frame rate varies; preprocessing lays the frames on {facts.fps:.4g} fps"
+        yield f"the frame rate varies; preprocessing resamples it to {facts.fps:.4g} fps"
     yield from facts.notes
     if facts.lost:
-        yield f"{facts.lost} frames cannot be decoded and are held over; export the file again"
-    if seen.camera.state == "moving" and (person or face):
-        yield from _advice_on_camera(seen.camera)
-    if seen.blurred > 0.2:
         yield (
-            f"{seen.blurred:.0%} of the frames are blurred: use more light, a shutter of 1/250 s"
-            " and a locked focus"
+            f"{facts.lost} frames cannot be decoded and repeat the previous one; export the"
+            " file again"
+        )
+    if report.camera.state == "moving" and (person or face):
+        yield from _advice_on_camera(report.camera)
+    if report.blurred > 0.2:
+        yield (
+            f"{report.blurred:.0%} of the frames are blurred: use more light, a shutter time of"
+            " 1/250 s and a locked focus"
         )
     if person and not fills_face:
-        yield from _advice_on_person(seen, person)
+        yield from _advice_on_person(report, person)
     if face and fills_face:
         yield from _advice_on_face(face)
 
 
-def _advice_on_person(seen: FootageReport, person: PersonFindings) -> Iterator[str]:
-    facts = seen.facts
+def _advice_on_person(report: FootageReport, person: PersonFindings) -> Iterator[str]:
+    facts = report.facts
     if person.others > 0.2:
         yield (
-            f"other people are in view in {person.others:.0%} of the frames; the tallest near the"
-            " middle is followed: film alone, or use --crop person"
+            f"other people are in view in {person.others:.0%} of the frames, and only the tallest"
+            " near the middle is tracked: film alone, or use --crop person"
         )
     if person.height < 0.55:
         yield (
-            f"use --crop person: the person is only {person.height:.0%} of the picture's height"
+            f"use --crop person: the person is only {person.height:.0%} of the frame's height"
             + (", or step closer" if person.height_px < 400 else "")
         )
     if person.feet_cut > 0.1:
         yield f"stand back: the feet are cut off in {person.feet_cut:.0%} of the frames"
     if person.feet_hidden > 0.1:
-        yield f"the feet are covered or unclear in {person.feet_hidden:.0%} of the frames"
+        yield f"keep the feet visible: they are occluded in {person.feet_hidden:.0%} of the frames"
     if person.hands_cut > 0.1:
         how = "film in landscape, or stand back" if facts.width < facts.height else "stand back"
-        yield f"{how}: a hand leaves the picture in {person.hands_cut:.0%} of the frames"
+        yield f"{how}: a hand leaves the frame in {person.hands_cut:.0%} of the frames"
     if person.missing:
-        never = ", ".join(person.missing)
-        yield f"never seen: {never}; the footage should show what the source will do"
+        missing = ", ".join(person.missing)
+        yield f"never seen: {missing}; the footage should show the poses of the source video"
 
 
 def _advice_on_face(face: FaceFindings) -> Iterator[str]:
@@ -373,6 +375,6 @@ def _advice_on_face(face: FaceFindings) -> Iterator[str]:
         if lacking:
             yield f"{name} the head further {' and '.join(lacking)}, by 20 degrees or more"
     if np.ptp(face.mouth) < 0.2:
-        yield "open the mouth wide now and then: speak, smile, say ah"
+        yield "open the mouth wide sometimes: speak, smile, say ah"
     if face.eyes[0] > 0.15:
-        yield "blink, and close the eyes now and then: closed eyes were hardly seen"
+        yield "blink, and close the eyes sometimes: closed eyes are almost never seen"

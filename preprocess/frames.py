@@ -1,7 +1,7 @@
-"""The stored frames of a clip, one after another: read where they are done, made where not.
+"""Yields the stored frames of a clip in order: reads finished ones and makes the others.
 
-A stored frame is made by decoding the footage, cropping and scaling, encoding, and decoding what
-was encoded. Signals see that last picture, the one every later reader sees.
+A stored frame is made by decoding the footage, cropping and scaling, encoding, and decoding the
+result. Signals are extracted from that decoded frame, which every later reader gets too.
 """
 
 from __future__ import annotations
@@ -33,27 +33,27 @@ from v2v.files import Seal
 from v2v.preprocess.extractor import PART, write_arrays
 from v2v.preprocess.shots import LOOKAHEAD, find_cuts, thumbnail
 
-Seen = tuple[int, NDArray[np.uint8], NDArray[np.uint8]]  # number, RGB [H, W, 3], thumbnail
+_Decoded = tuple[int, NDArray[np.uint8], NDArray[np.uint8]]  # index, RGB [H, W, 3], thumbnail
 
 
 @dataclass(frozen=True)
 class Item:
-    """A frame on its way to the extractors, RGB uint8 [H, W, 3]."""
+    """A frame for the extractors, RGB uint8 [H, W, 3]."""
 
     index: int
     frame: NDArray[np.uint8]
-    cut: bool  # a new shot begins here
+    cut: bool  # whether the frame starts a new shot
 
 
 def finished_frames(path: Path, shots: list[int], first: int) -> Iterator[Item]:
-    """The frames of a finished store from `first` on."""
+    """Read the frames of a finished store from `first` on."""
     cuts = set(shots) - {0}
     for index, frame in enumerate(read_stored(path, first=first), start=first):
         yield Item(index, frame, index in cuts)
 
 
 class GrowingFrames:
-    """The frames of a store that is being made, in parts of `PART` frames."""
+    """The frames of an unfinished store, in parts of `PART` frames."""
 
     def __init__(
         self,
@@ -84,35 +84,35 @@ class GrowingFrames:
 
     @cached_property
     def parts_done(self) -> int:
-        """Number of parts that were whole on disk at first; one that is damaged ends them."""
+        """Number of intact parts on disk at the start, up to the first damaged one."""
         done = 0
         while done < self.parts and self._seal(done).holds([self._video(done), self._notes(done)]):
             done += 1
         return done
 
     def items(self, first: int) -> Iterator[Item]:
-        """All frames from `first` on; those not there yet are made."""
-        # A cut shows in the three frames before it.
+        """All frames from `first` on; missing ones are made."""
+        # Cut detection needs the three previous frames.
         start = max(first - 3, 0)
-        window: deque[Seen] = deque()
+        window: deque[_Decoded] = deque()
         seen = 0
         for index, frame, thumb in self._frames(start):
             window.append((index, frame, thumb))
             seen = index
             if index - LOOKAHEAD >= max(first, start):
-                yield self._judged(window, index - LOOKAHEAD)
+                yield self._with_cut(window, index - LOOKAHEAD)
         for index in range(max(first, seen - LOOKAHEAD + 1), seen + 1):
-            yield self._judged(window, index)
+            yield self._with_cut(window, index)
 
     @staticmethod
-    def _judged(window: deque[Seen], index: int) -> Item:
+    def _with_cut(window: deque[_Decoded], index: int) -> Item:
         while window[0][0] < index - 3:
             window.popleft()
         place = index - window[0][0]
-        near = [thumb for i, _, thumb in window if i <= index + LOOKAHEAD]
-        return Item(index, window[place][1], bool(find_cuts(np.stack(near))[place]))
+        thumbs = [thumb for i, _, thumb in window if i <= index + LOOKAHEAD]
+        return Item(index, window[place][1], bool(find_cuts(np.stack(thumbs))[place]))
 
-    def _frames(self, first: int) -> Iterator[Seen]:
+    def _frames(self, first: int) -> Iterator[_Decoded]:
         done = min(self.parts_done * PART, len(self.plan))
         index = first
         while index < done:
@@ -125,15 +125,15 @@ class GrowingFrames:
                 if seen[0] >= first:
                     yield seen
 
-    def _make(self, first: int) -> Iterator[Seen]:
-        """Make the frames from `first`, the beginning of a part; finish each part on the way."""
+    def _make(self, first: int) -> Iterator[_Decoded]:
+        """Make the frames from `first`, the start of a part, and finish each part."""
         encoder: RoundTripEncoder | None = None
         thumbs: list[NDArray[np.uint8]] = []
         lost: list[bool] = []
         out = first
         pixels = PixelReader()
 
-        def emit(frame: av.VideoFrame) -> Seen:
+        def emit(frame: av.VideoFrame) -> _Decoded:
             nonlocal out
             rgb = pixels(frame)
             thumbs.append(thumbnail(rgb))
@@ -170,7 +170,7 @@ class GrowingFrames:
             with np.load(self._notes(part), allow_pickle=False) as file:
                 notes.append((file["thumbs"], file["lost"]))
         cuts = find_cuts(np.concatenate([thumbs for thumbs, _ in notes]))
-        lost = np.flatnonzero(np.concatenate([gone for _, gone in notes]))
+        lost = np.flatnonzero(np.concatenate([part_lost for _, part_lost in notes]))
         concatenate(
             [self._video(part) for part in range(self.parts)], target, container="mp4",
             rate=self.plan.rate,

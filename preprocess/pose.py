@@ -1,4 +1,4 @@
-"""Human pose from video: one person followed through the clip, body and hands (MediaPipe)."""
+"""Extracts the pose of one tracked person: body and hands (MediaPipe)."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ SHOULDERS = [POINT["left_shoulder"], POINT["right_shoulder"]]
 HIPS = [POINT["left_hip"], POINT["right_hip"]]
 EARS = [POINT["left_ear"], POINT["right_ear"]]
 TORSO = [*SHOULDERS, *HIPS]
-SEARCH = 3  # people looked at, at most, when the one followed is searched for
+SEARCH = 3  # maximum number of people examined in a search for the tracked one
 
 
 class BodyTracker:
-    """MediaPipe's body network on the one person followed so far.
+    """Runs MediaPipe's body network on the tracked person.
 
-    Shared by pose (with hands) and segmentation (with the mask), so both follow alike.
+    Pose (with hands) and segmentation (with the mask) share it, so that they track alike.
     """
 
     def __init__(self, settings: PreprocessSettings, clip: ClipContext, *, mask: bool) -> None:
@@ -45,10 +45,10 @@ class BodyTracker:
         }
         self.tracker = SingleTargetTracker(pose.max_jump, patience=round(float(clip.rate)))
         self.graph: Any = None
-        self.fresh = True  # the graph has no region yet: it will look at the whole picture
+        self.fresh = True  # the graph has no region yet and will search the whole frame
 
     def begin(self, state: NDArray[np.float32] | None) -> None:
-        """Take up where `state` left off (see `SingleTargetTracker.state`), or from nothing."""
+        """Continue from `state` (see `SingleTargetTracker.state`); None starts without a target."""
         self._renew()
         self.tracker.restore(state)
 
@@ -62,7 +62,7 @@ class BodyTracker:
             self.graph = None
 
     def find(self, frame: mp.Frame, cut: bool) -> tuple[Any, NDArray[np.float32]] | None:
-        """MediaPipe's result and the body's points [33, 4], or None."""
+        """MediaPipe's result and the body's points [33, 4], or None if the person is not found."""
         if cut:
             self.begin(None)
         if not self.tracker.searches:
@@ -72,18 +72,18 @@ class BodyTracker:
             people = detect_people(frame, self.options["min_detection"])
             if people:
                 self.tracker.follow(*torso_center_and_size(people[0]))
-        found = self._look(frame, tries=1 if not self.fresh else SEARCH)
+        found = self._search(frame, tries=1 if not self.fresh else SEARCH)
         if found is None and not self.fresh:
-            # The network slid off, or on to someone else: search the picture.
+            # The network lost the person or switched to another: search the whole frame.
             self._renew()
-            found = self._look(frame, tries=SEARCH)
+            found = self._search(frame, tries=SEARCH)
         if found is None:
             self.tracker.missed()
             self._renew()
         return found
 
-    def _look(self, frame: mp.Frame, *, tries: int) -> tuple[Any, NDArray[np.float32]] | None:
-        """Run the network; people who are not the one followed are painted over, up to `tries`."""
+    def _search(self, frame: mp.Frame, *, tries: int) -> tuple[Any, NDArray[np.float32]] | None:
+        """Run the network up to `tries` times, masking out people who are not the tracked one."""
         height, width = frame.shape[:2]
         for _ in range(tries):
             result = self.graph.process(input_data={"image": frame})
@@ -105,13 +105,13 @@ class BodyTracker:
 
 
 def torso_center_and_size(points: NDArray[np.float32]) -> tuple[NDArray[np.float32], float]:
-    """Centre and size of a torso, what a person is told by."""
+    """Centre [2] and size of a torso, which identify the tracked person."""
     torso = points[TORSO, :2]
     return torso.mean(axis=0), float(np.ptp(torso, axis=0).max())
 
 
 def mask_out_person(frame: mp.Frame, points: NDArray[np.float32]) -> mp.Frame:
-    """The frame with one person hidden under grey, so that a detector finds the next."""
+    """Cover one person with grey, so that the detector finds the next one."""
     x, y, w, h = mp.box_of(points[:, :2])
     out = frame.copy()
     top, left = max(int(y - 0.1 * h), 0), max(int(x - 0.1 * w), 0)
@@ -124,8 +124,8 @@ def detect_people(
 ) -> list[NDArray[np.float32]]:
     """Points [33, 4] of the people in a frame, RGB uint8 [H, W, 3], the main one first.
 
-    The detector reports one person, so each is painted over and the rest looked at again. The
-    main person is the tallest, those in the middle preferred.
+    The detector finds one person, so each is masked out and the frame is searched again. The main
+    person is the tallest, with a preference for the middle.
     """
     height, width = frame.shape[:2]
     people: list[NDArray[np.float32]] = []
@@ -148,9 +148,9 @@ def detect_people(
 
 
 def is_another(points: NDArray[np.float32], main: NDArray[np.float32]) -> bool:
-    """Whether points [33, 4] are somebody else than `main` [N, 2 or more].
+    """Whether points [33, 4] belong to another person than `main` [N, 2 or more].
 
-    Painting a person over leaves hair and edges that pass for small, unsure people.
+    Hair and edges left by `mask_out_person` are detected as small people with low scores.
     """
     x, y, w, h = mp.box_of(main[:, :2])
     centre, _ = torso_center_and_size(points)
@@ -196,20 +196,19 @@ class Extractor(ArrayExtractor):
         if not found.any():
             raise NothingFound(
                 f"no person found in any of the {len(raw)} frames of {self.clip.name}",
-                hint="pose needs a person at least a tenth of the picture high; try --crop person"
-                " on footage that shows one, -s pose.min_detection=0.3, or look at the footage"
-                " with `v2v doctor`",
+                hint="the person must be at least a tenth of the frame high; try --crop person or"
+                " -s pose.min_detection=0.3, or check the footage with `v2v doctor`",
             )
         settings = self.settings.pose
         longest = round(settings.max_gap * float(self.clip.rate))
         points, filled = np.empty_like(raw), np.zeros(raw.shape[:2], np.bool_)
-        body_length = _torso_length(raw)
+        torso_length = _torso_length(raw)
         for read, keep, place in blocks(shots):
             bridged, gaps = bridge_gaps(raw[read], longest)
             filled[place] = gaps[keep]
             if settings.smoothing is not None:
                 bridged[..., :2] = smooth(
-                    bridged[..., :2], float(self.clip.rate), body_length[read],
+                    bridged[..., :2], float(self.clip.rate), torso_length[read],
                     **settings.smoothing.model_dump(),
                 )  # fmt: skip
             points[place] = bridged[keep]
@@ -223,7 +222,7 @@ class Extractor(ArrayExtractor):
         self, raw: NDArray[np.float32], points: NDArray[np.float32], filled: NDArray[np.bool_]
     ) -> Finished:
         body = slice(0, len(BODY))
-        there = np.isfinite(points[:, 0, 0])
+        present = np.isfinite(points[:, 0, 0])
         start, stop = quietest_window(raw[:, TORSO, :2], round(float(self.clip.rate)))
         with np.errstate(invalid="ignore"):
             whole = (points[:, [*TORSO, *range(25, 29)], 2] >= MIN_SCORE).all(axis=1)
@@ -237,38 +236,38 @@ class Extractor(ArrayExtractor):
             "right_hand": round(float(np.isfinite(points[:, RIGHT_HAND.start, 0]).mean()), 4),
         }
         warnings = []
-        if there.mean() < 0.9:
+        if present.mean() < 0.9:
             warnings.append(
-                f"no person in {int((~there).sum())} of {len(there)} frames"
-                f" ({_ranges(np.flatnonzero(~there))})"
+                f"no person in {int((~present).sum())} of {len(present)} frames"
+                f" ({_ranges(np.flatnonzero(~present))})"
             )
         return Finished(
             files=("pose.npz",),
             spec={"shape": f"points [{len(points)}, {len(NAMES)}, 3]", "points": len(NAMES)},
-            coverage=float(there.mean()),
+            coverage=float(present.mean()),
             measured=measured,
             warnings=tuple(warnings),
         )
 
 
 def _torso_length(points: NDArray[np.float32]) -> NDArray[np.float32]:
-    """[T] pixels from shoulders to hips; where unknown or foreshortened, the clip's usual one."""
+    """[T] pixels from shoulders to hips; at least half the median; the median where unknown."""
     axis = points[:, SHOULDERS, :2].mean(axis=1) - points[:, HIPS, :2].mean(axis=1)
     length = np.linalg.norm(axis, axis=1)
-    usual = float(np.nanmedian(length))
-    known = np.nan_to_num(length, nan=usual)
-    return np.asarray(np.maximum(known, max(0.5 * usual, 1.0)), np.float32)
+    median = float(np.nanmedian(length))
+    known = np.nan_to_num(length, nan=median)
+    return np.asarray(np.maximum(known, max(0.5 * median, 1.0)), np.float32)
 
 
 def _hide_face_from_behind(points: NDArray[np.float32], depth: NDArray[np.float32]) -> None:
-    """The network paints a face on the back of a head; its nose then lies behind the ears."""
+    """Hide a face predicted on the back of a head: its nose is behind the ears."""
     if depth[0] > depth[EARS].mean():
         hidden = [i for i in range(HEAD.start, HEAD.stop) if i not in EARS]
         points[hidden, 2] = 0
 
 
 def _place_hand(points: NDArray[np.float32], part: slice, hand: NDArray[np.float32]) -> None:
-    """Keep a hand that hangs on its own wrist; it takes over the wrist's score."""
+    """Keep a hand if it is near its own wrist; it inherits the wrist's score."""
     side = "left" if part == LEFT_HAND else "right"
     elbow, wrist = points[POINT[f"{side}_elbow"]], points[POINT[f"{side}_wrist"]]
     forearm = float(np.linalg.norm(elbow[:2] - wrist[:2]))
@@ -277,7 +276,7 @@ def _place_hand(points: NDArray[np.float32], part: slice, hand: NDArray[np.float
     if np.linalg.norm(hand[0, :2] - wrist[:2]) > reach:
         return
     points[part, :2] = hand[:, :2]
-    points[part, 2] = max(float(wrist[2]), MIN_SCORE)  # the hand network itself saw it
+    points[part, 2] = max(float(wrist[2]), MIN_SCORE)  # the hand network detected it
 
 
 def _ranges(frames: NDArray[np.int64], most: int = 3) -> str:

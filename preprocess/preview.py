@@ -1,4 +1,4 @@
-"""preview.mp4: each frame beside its signals, for eyes."""
+"""Writes preview.mp4: each frame beside its signals, for visual inspection."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from v2v.signals.camera import CameraTrack, carry, corners_of
 
 Picture = NDArray[np.uint8]
 CHUNK = 32  # frames drawn at a time
-AWAY = 0.7  # size of a frame in the panel of the camera: there is room around
-FOLLOWED, LOST = (90, 220, 255), (255, 90, 60)
-UNDERLAY = 0.35  # brightness of the frame under points and labels: shows whether they fit
+FRAME_SCALE = 0.7  # scale of a frame in the camera panel, which leaves a margin around it
+TRACKED, LOST = (90, 220, 255), (255, 90, 60)
+UNDERLAY = 0.35  # brightness of the frame under points and labels, to check their alignment
 
 
 def write_preview(store: ClipStore, side: int, report: Reporter) -> None:
-    """Write `preview.mp4` into the store, with its sound; a panel's area is `side` squared."""
+    """Write `preview.mp4` with audio into the store; each panel has an area of `side` squared."""
     frames = store.record.frames
     shrink = min(side / (frames.width * frames.height) ** 0.5, 1.0)
     width, height = (max(round(n * shrink / 2) * 2, 16) for n in (frames.width, frames.height))
@@ -56,9 +56,9 @@ def write_preview(store: ClipStore, side: int, report: Reporter) -> None:
 
 
 class _Mosaic:
-    """The frames laid over one another where the camera says that they belong.
+    """A mosaic of frames aligned by the camera signal.
 
-    If it is right, nothing but people moves in it.
+    If the signal is correct, only people move in it.
     """
 
     def __init__(self, width: int, height: int) -> None:
@@ -70,14 +70,14 @@ class _Mosaic:
         width, height = self.size
         track = track.scaled(width, height)
         centre = np.array([[1, 0, width / 2], [0, 1, height / 2], [0, 0, 1.0]])
-        away = centre @ np.diag([AWAY, AWAY, 1]) @ np.linalg.inv(centre)
+        shrunk = centre @ np.diag([FRAME_SCALE, FRAME_SCALE, 1]) @ np.linalg.inv(centre)
         panels = []
         for picture, matrix, reference, known in zip(
             pictures, track.homography, track.reference, track.present(), strict=True
         ):
-            if reference != self.reference:  # of another background
+            if reference != self.reference:  # a new background
                 self.canvas[:], self.reference = 0, int(reference)
-            back = away @ np.linalg.inv(matrix)
+            back = shrunk @ np.linalg.inv(matrix)
             if known:
                 cv2.warpPerspective(
                     picture, back, self.size, dst=self.canvas, flags=cv2.INTER_LINEAR,
@@ -85,7 +85,7 @@ class _Mosaic:
                 )  # fmt: skip
             shown = self.canvas.copy()
             outline = np.round(carry(back, corners_of(width, height))).astype(np.int32)
-            cv2.polylines(shown, [outline], True, FOLLOWED if known else LOST, 1, cv2.LINE_AA)
+            cv2.polylines(shown, [outline], True, TRACKED if known else LOST, 1, cv2.LINE_AA)
             panels.append(shown)
         return panels
 

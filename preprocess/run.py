@@ -1,4 +1,4 @@
-"""Many clips: which inputs and signals are meant, and several processes at work on them."""
+"""Preprocesses many clips: expands inputs and signals, and runs several processes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ClipResult:
 
     @property
     def errors(self) -> list[tuple[str, V2VError]]:
-        """(what, error) of the clip and of each signal that failed."""
+        """(name, error) of the clip and of each failed signal."""
         name = self.job.source.name
         found = [(name, self.error)] if self.error else []
         if self.outcome:
@@ -74,9 +74,9 @@ class ClipResult:
 
 
 def expand_signals(given: list[str]) -> list[str]:
-    """Names from repeated options and comma lists, `all` spelled out, each once, in order.
+    """Signal names from repeated options and comma-separated lists, in order, without duplicates.
 
-    Raises `UnknownName`.
+    `all` expands to all signals. Raises `UnknownName`, and `UsageError` for an empty list.
     """
     names: list[str] = []
     for item in given:
@@ -85,14 +85,17 @@ def expand_signals(given: list[str]) -> list[str]:
     for name in names:
         load_signal(name)
     if not names:
-        raise UsageError("no signal named", hint=f"valid: {', '.join(signal_names())}, all")
+        raise UsageError(
+            "no signal is given", hint=f"give one or more of: {', '.join(signal_names())}, all"
+        )
     return list(dict.fromkeys(names))
 
 
 def expand_inputs(given: list[str], output: Path | None) -> list[ClipJob]:
-    """Clips to make from files, folders and patterns.
+    """Clip jobs for files, folders and glob patterns.
 
-    A folder is a store, a clip of images, or holds videos. Raises `MediaNotFound`, `UsageError`.
+    A folder is a store, an image sequence, or contains videos or stores. Raises `MediaNotFound`,
+    `UsageError`.
     """
     sources: list[Path] = []
     for item in given:
@@ -101,7 +104,7 @@ def expand_inputs(given: list[str], output: Path | None) -> list[ClipJob]:
             found = (Path(p) for p in glob.glob(item, recursive=True))
             matches = sorted((p for p in found if not is_hidden(p)), key=natural_key)
             if not matches:
-                raise MediaNotFound(f"nothing matches {item}", hint="check the pattern")
+                raise MediaNotFound(f"no file matches {item}", hint="check the pattern")
             for match in matches:
                 sources += _inside(match)
         else:
@@ -119,8 +122,8 @@ def expand_inputs(given: list[str], output: Path | None) -> list[ClipJob]:
         folder = folder if output is None else output / folder.name
         if str(folder) in taken:
             raise UsageError(
-                f"{taken[str(folder)]} and {source} would both become {folder}",
-                hint="give them to separate commands, each with its own --output",
+                f"{taken[str(folder)]} and {source} would both be written to {folder}",
+                hint="run one command per clip, each with its own --output",
             )
         taken[str(folder)] = source
         jobs.append(ClipJob(source, folder))
@@ -141,8 +144,8 @@ def _inside(path: Path) -> list[Path]:
         return [path]
     if not videos and not stores:
         raise MediaNotFound(
-            f"{path} holds no videos, no images and no clip stores",
-            hint=f"videos end in {', '.join(sorted(VIDEO_SUFFIXES))}",
+            f"{path} contains no videos, images or clip stores",
+            hint=f"video files must end in {', '.join(sorted(VIDEO_SUFFIXES))}",
         )
     return videos or stores
 
@@ -156,7 +159,7 @@ def preprocess_all(
     overwrite: bool,
     report: Reporter,
 ) -> list[ClipResult]:
-    """Run all jobs, `workers` at a time; one that fails does not stop the others."""
+    """Run all jobs, `workers` at a time; a failed job does not stop the others."""
     results = [ClipResult(job) for job in jobs]
     workers = min(workers, len(jobs))
     if workers == 1:
@@ -177,7 +180,7 @@ def preprocess_all(
 
 @dataclass
 class _Prefixed:
-    """Names the clip before the stage, where there are several."""
+    """Prefixes stages with the clip's name, if there are several clips."""
 
     inner: Reporter
     prefix: str
@@ -207,8 +210,8 @@ def _in_processes(
     overwrite: bool,
     report: Reporter,
 ) -> None:
-    # Not forked from here: codecs and networks keep threads and locks that a fork would tear.
-    # From a server that has only imported, which takes seconds and is done once for all workers.
+    # Not forked from this process: codecs and networks hold threads and locks that do not survive a
+    # fork. The fork server imports the libraries once for all workers, which takes seconds.
     context = mp.get_context("forkserver")
     context.set_forkserver_preload(
         ["v2v.preprocess.run", "mediapipe", *(f"v2v.preprocess.{name}" for name in signals)]
@@ -235,14 +238,14 @@ def _in_processes(
         relay.join(timeout=5)
 
 
-_events: Any = None  # a worker process's way to the one with the terminal
+_events: Any = None  # a worker process's queue to the process with the terminal
 
 
 def _prepare_worker(threads: int, events: Any) -> None:
-    """Share the cores: libraries that take all of them would fight over them."""
+    """Set up a worker; limit its threads, because workers compete for the cores."""
     global _events
     _events = events
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops its workers
     prepare_process()
     cv2.setNumThreads(threads)
 
@@ -260,13 +263,13 @@ def _one(
 
 
 def _relay(events: Any, report: Reporter, done: threading.Event) -> None:
-    """Pass on what the workers report until they are `done` and all is heard."""
+    """Forward the workers' events to `report` until `done` is set and the queue is empty."""
     while True:
-        over = done.is_set()
+        finished = done.is_set()
         try:
             name, *values = events.get(timeout=0.1)
         except queues.Empty:
-            if over:
+            if finished:
                 return
         except (EOFError, OSError):
             return

@@ -1,4 +1,4 @@
-"""Segmentation from video: the person followed, class maps, or label maps that you bring."""
+"""Segmentation: a mask of the tracked person, class maps, or label maps given by the user."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from v2v.signals.segmentation import (
 from v2v.weights import find_weights, load_state, torchvision_models
 
 PERSON = ("background", "person")
-LICENSE_PLATE = 34  # Cityscapes' id -1, which its label images store as 255
+LICENSE_PLATE = 34  # Cityscapes' id -1, stored as 255 in label images
 
 
 class Segmenter(Protocol):
-    """One way to label frames."""
+    """A segmentation backend."""
 
     version: str
     classes: tuple[str, ...]
@@ -85,7 +85,7 @@ class Extractor(MapExtractor):
             raise NothingFound(
                 f"no {'person' if people else 'known class'} found in any of the"
                 f" {len(found)} frames of {self.clip.name}",
-                hint="bring label maps of your own with --labels DIR, or use another backend:"
+                hint="give your own label maps with --labels DIR, or use another backend:"
                 " -s segmentation.backend=selfie",
             )
         files = self.join(parts, folder)
@@ -111,7 +111,7 @@ class Extractor(MapExtractor):
 
 
 class FollowedPerson:
-    """The mask of the body network on the person that pose follows too (arXiv 2006.10204)."""
+    """The body network's mask of the person that pose tracks too (arXiv 2006.10204)."""
 
     version = "blazepose-full 0.10.21, 1"
     classes = PERSON
@@ -138,7 +138,7 @@ class FollowedPerson:
 
 
 class Selfie:
-    """All people near the camera; for heads and shoulders, where no body is to be seen."""
+    """Masks all people near the camera; for head-and-shoulders footage without visible bodies."""
 
     version = "selfie 0.10.21, 1"
     classes = PERSON
@@ -158,7 +158,7 @@ class Selfie:
             self.network = None
 
     def label(self, index: int, frame: mp.Frame, cut: bool) -> Record:
-        # The network looks at 256x256; handing it more only costs time.
+        # The network's input is 256x256, so larger images only cost time.
         height, width = frame.shape[:2]
         factor = min(512 / max(height, width), 1.0)
         small = cv2.resize(frame, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
@@ -195,7 +195,7 @@ class ClassMaps:
     def label(self, index: int, frame: mp.Frame, cut: bool) -> Record:
         height, width = frame.shape[:2]
         image = torch.from_numpy(frame).to(self.device).permute(2, 0, 1)[None].float() / 255
-        factor = 520 / min(height, width)  # the size it was trained at
+        factor = 520 / min(height, width)  # the training size
         image = torch.nn.functional.interpolate(
             image, scale_factor=factor, mode="bilinear", antialias=factor < 1
         )
@@ -207,7 +207,7 @@ class ClassMaps:
 
 
 class LabelImages:
-    """Label maps, instance maps or colour-coded maps from a folder, one a source frame."""
+    """Label maps, instance maps or colour-coded maps from a folder, one per source frame."""
 
     def __init__(self, settings: PreprocessSettings, clip: ClipContext) -> None:
         chosen = settings.segmentation
@@ -221,14 +221,14 @@ class LabelImages:
         self.files = image_files(chosen.labels)
         if len(self.files) != clip.source_frames:
             raise LabelsMismatch(
-                f"{chosen.labels} holds {len(self.files)} label maps, {clip.name}"
+                f"{chosen.labels} contains {len(self.files)} label maps, but {clip.name}"
                 f" has {clip.source_frames} frames",
-                hint="one map (PNG) a frame of the footage, named in the frames' order",
+                hint="give one map (PNG) per frame of the footage, named in frame order",
             )
         if clip.sources is None:
             raise LabelsMismatch(
-                f"which frames of {clip.name} the store was made from is not known any more",
-                hint="give the footage itself together with --labels, not the store",
+                f"the store does not record which frames of {clip.name} it contains",
+                hint="give the footage instead of the store, together with --labels",
             )
         self.sources = clip.sources
         self.paired, unequal = pair_names(clip.names, self.files)
@@ -240,15 +240,15 @@ class LabelImages:
             self.palette = distinct_colours(len(self.classes))
         if len(self.classes) > VOID:
             raise UsageError(
-                f"{len(self.classes)} classes are too many", hint=f"{VOID} are the most"
+                f"{len(self.classes)} classes are too many", hint=f"give at most {VOID}"
             )
         self.cityscapes = chosen.classes == "cityscapes"
         self.void = chosen.void or ()
         self.numbering = chosen.numbering
         if self.numbering == "auto":
-            self.numbering = self._recognised()
+            self.numbering = self._infer_numbering()
         self._check_numbering()
-        # Parts that an earlier version made with another reading are not taken up.
+        # So that parts made by earlier versions with another numbering are not reused.
         self.version = "images, 1" + ("" if self.numbering == "ids" else f", {self.numbering}")
 
     def begin(self, carry: Record | None) -> None:
@@ -260,25 +260,25 @@ class LabelImages:
     def label(self, index: int, frame: mp.Frame, cut: bool) -> Record:
         path = self.paired[int(self.sources[index])]
         labels, instances = self._read(path)
-        record = {"segmentation.mkv": self._fit(labels, path)}
+        record = {"segmentation.mkv": self._crop_and_resize(labels, path)}
         if instances is not None:
-            record["instances.mkv"] = self._fit(instances, path)
+            record["instances.mkv"] = self._crop_and_resize(instances, path)
         return record
 
-    # ------------------------------------------------------------ the numbers
+    # ------------------------------------------------------------ numbering
 
-    def _recognised(self) -> Literal["ids", "trainids", "mask"]:
-        """What the numbers in the files stand for, from the numbers of all of them.
+    def _infer_numbering(self) -> Literal["ids", "trainids", "mask"]:
+        """Infer the numbering from the values in all files.
 
-        Only where it can be told apart: with Cityscapes' classes (the default) or two named ones.
-        Most Cityscapes ids are above 18, so ids show in the first file.
+        Possible only with Cityscapes' classes (the default) or two given classes; otherwise "ids".
+        Most Cityscapes ids are above 18, so the first file usually decides.
         """
-        self._numbers(self.paired[0])  # what is wrong with all of them shows here
+        self._read_image(self.paired[0])  # raises early for faults that all files share
         if self.void or not (self.cityscapes or len(self.classes) == 2):
             return "ids"
         seen = np.zeros(256, np.bool_)
         for path in self.paired:
-            numbers = self._numbers(path).grey
+            numbers = self._read_image(path).grey
             if numbers is None or numbers.min() < 0 or numbers.max() > 255:
                 return "ids"
             seen |= np.bincount(numbers.ravel(), minlength=256) > 0
@@ -287,20 +287,20 @@ class LabelImages:
         found = np.flatnonzero(seen).tolist()
         if found == [0, 255]:
             self.warnings.append(
-                "the label maps hold 0 and 255 only: read as a mask, 255 as"
+                "the label maps contain only 0 and 255: read as a mask, 255 as"
                 f" {PERSON[1] if self.cityscapes else self.classes[1]}"
                 " (segmentation.numbering=ids reads them as ids)"
             )
             return "mask"
         if self.cityscapes and seen[VOID]:
             self.warnings.append(
-                "the label maps hold 0 to 18 and 255 only: read as Cityscapes train ids, 255 as"
+                "the label maps contain only 0 to 18 and 255: read as Cityscapes train ids, 255 as"
                 " void (segmentation.numbering=ids reads them as ids)"
             )
             return "trainids"
         if self.cityscapes and found != [0]:
             self.warnings.append(
-                f"the label maps hold nothing above {found[-1]}: read as Cityscapes ids"
+                f"the label maps contain no value above {found[-1]}: read as Cityscapes ids"
                 " (segmentation.numbering=trainids reads them as train ids)"
             )
         return "ids"
@@ -309,18 +309,19 @@ class LabelImages:
         if self.numbering == "trainids" and not self.cityscapes:
             raise UsageError(
                 "segmentation.numbering=trainids needs Cityscapes' classes",
-                hint="leave segmentation.classes out, or use segmentation.numbering=ids",
+                hint="omit segmentation.classes, or use segmentation.numbering=ids",
             )
         if self.numbering == "mask":
             if self.cityscapes:
                 self.classes, self.palette = PERSON, list(FollowedPerson.palette)
             elif len(self.classes) != 2:
                 raise UsageError(
-                    f"segmentation.numbering=mask has two classes, {len(self.classes)} are named",
-                    hint="name the two: -s segmentation.classes=[background,person]",
+                    f"segmentation.numbering=mask needs two classes, but {len(self.classes)} are"
+                    " given",
+                    hint="give two: -s segmentation.classes=[background,person]",
                 )
 
-    def _numbers(self, path: Path) -> LabelImage:
+    def _read_image(self, path: Path) -> LabelImage:
         try:
             found = read_labels(path)
         except V2VError as error:
@@ -330,20 +331,24 @@ class LabelImages:
             raise LabelsMismatch(
                 f"{path} is compressed with loss, which changes label ids: {count} different"
                 " values were found",
-                hint="export the label maps again as PNG; what JPEG has changed cannot be undone",
+                hint="export the label maps again as PNG; the original ids cannot be recovered",
             )
         return found
 
     def _read(self, path: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint16] | None]:
-        found = self._numbers(path)
+        found = self._read_image(path)
         values = self._ids(found)
         instances = None
         if values is None:
             labels = self._from_colours(found, path)
         elif self.numbering == "trainids":
-            labels = self._translated(values, _TRAIN_IDS, path, "train id; 0 to 18 and 255")
+            labels = self._map_values(
+                values, _TRAIN_IDS, path, "train id; the train ids are 0 to 18 and 255"
+            )
         elif self.numbering == "mask":
-            labels = self._translated(values, _MASK, path, "value of a mask; 0 and 255")
+            labels = self._map_values(
+                values, _MASK, path, "mask value; the mask values are 0 and 255"
+            )
         elif values.max() >= 1000:  # Cityscapes instance maps: class * 1000 + number
             instances = self._as_instances(values, path)
             labels = np.where(values >= 1000, values // 1000, values)
@@ -356,18 +361,18 @@ class LabelImages:
         wrong = labels[((labels >= len(self.classes)) & (labels != VOID)) | (labels < 0)]
         if len(wrong):
             raise LabelsMismatch(
-                f"{path} has the label id {int(wrong[0])}; {len(self.classes)} classes are known"
-                f" (0 to {len(self.classes) - 1})",
-                hint="name your classes with -s segmentation.classes=[sky,road,...], or mark ids"
-                " to ignore with -s segmentation.void=[255]",
+                f"{path} has the label id {int(wrong[0])}, but there are {len(self.classes)}"
+                f" classes (0 to {len(self.classes) - 1})",
+                hint="give your classes with -s segmentation.classes=[sky,road,...], or ids to"
+                " ignore with -s segmentation.void=[255]",
             )
         return labels.astype(np.uint8), instances
 
     def _ids(self, found: LabelImage) -> NDArray[np.int64] | None:
-        """[H, W] the ids of a map; None for a colour-coded one.
+        """[H, W] ids of a map; None for a colour-coded map.
 
-        Equal channels hold ids, unless they are no ids that are known: then they may be colours,
-        since some classes are grey.
+        Equal channels contain ids. If some are unknown ids, they are colours: some classes are
+        grey.
         """
         numbers = found.grey
         if found.values.ndim == 2 or found.deep or numbers is None or self.numbering != "ids":
@@ -376,18 +381,18 @@ class LabelImages:
         return numbers if known.all() else None
 
     @staticmethod
-    def _translated(
-        values: NDArray[np.int64], table: NDArray[np.int64], path: Path, what: str
+    def _map_values(
+        values: NDArray[np.int64], table: NDArray[np.int64], path: Path, kind: str
     ) -> NDArray[np.int64]:
-        """The classes that `table` [65536] has for the values, -1 for those it does not know."""
+        """Map values to classes by `table` [65536], which has -1 for invalid values."""
         inside = (values >= 0) & (values < len(table))
         labels = np.where(inside, table[np.where(inside, values, 0)], -1)
         if (labels < 0).any():
             wrong = int(values[labels < 0][0])
             raise LabelsMismatch(
-                f"{path} has the value {wrong}, which is no {what} are known",
-                hint="say what the label maps hold with -s segmentation.numbering=ids, trainids or"
-                " mask",
+                f"{path} has the value {wrong}, which is not a {kind}",
+                hint="set what the label maps contain with -s segmentation.numbering=ids, trainids"
+                " or mask",
             )
         return labels
 
@@ -396,7 +401,7 @@ class LabelImages:
         if values.min() < 0 or values.max() > 65535:
             wrong = int(values.min() if values.min() < 0 else values.max())
             raise LabelsMismatch(
-                f"{path} has the value {wrong}; label and instance ids are 0 to 65535",
+                f"{path} has the value {wrong}; label and instance ids must be 0 to 65535",
                 hint="save instance maps as 16-bit PNG, class * 1000 + number",
             )
         return values.astype(np.uint16)
@@ -410,27 +415,27 @@ class LabelImages:
         codes = rgb @ np.array([65536, 256, 1])
         ids = np.full(codes.shape, -1, np.int64)
         for i, (r, g, b) in reversed(list(enumerate(self.palette))):
-            ids[codes == (r << 16) + (g << 8) + b] = i  # of two alike the first wins
+            ids[codes == (r << 16) + (g << 8) + b] = i  # of equal colours the first wins
         if (ids < 0).any():
             y, x = np.argwhere(ids < 0)[0]
             raise LabelsMismatch(
-                f"{path} is a colour picture whose colour {tuple(int(v) for v in rgb[y, x])} at"
-                f" {x}, {y} is no class",
-                hint="give grey or palette PNGs of label ids, or the Cityscapes colours",
+                f"{path} is a colour image, and its colour {tuple(int(v) for v in rgb[y, x])} at"
+                f" {x}, {y} is not a class colour",
+                hint="give grey or palette PNGs of label ids, or use the Cityscapes colours",
             )
         return ids
 
-    def _fit(self, ids: NDArray[Any], path: Path) -> NDArray[Any]:
-        """The same crop and size as the frames'."""
+    def _crop_and_resize(self, ids: NDArray[Any], path: Path) -> NDArray[Any]:
+        """Crop and resize a map like the frames."""
         width, height = self.clip.upright
         found_height, found_width = ids.shape
         if abs(found_width * height - found_height * width) > 0.01 * found_height * width:
             raise LabelsMismatch(
-                f"{path} is {found_width}x{found_height}, the footage {width}x{height}",
-                hint="label maps must show the same picture as the frames",
+                f"{path} is {found_width}x{found_height}, but the footage is {width}x{height}",
+                hint="label maps must have the same aspect ratio as the frames",
             )
         x, y, w, h = self.clip.geometry.box
-        # Sample at the stored pixels' centres straight from the file: nothing is resized twice.
+        # Sample the file at the stored pixels' centres, to avoid resizing twice.
         columns = (x + (np.arange(self.clip.width) + 0.5) * w / self.clip.width) / width
         rows = (y + (np.arange(self.clip.height) + 0.5) * h / self.clip.height) / height
         fitted: NDArray[Any] = ids[
@@ -451,10 +456,10 @@ _MASK = _table({0: 0, 1: 1, 255: 1, 65535: 1})
 
 
 def pair_names(names: Sequence[str], files: list[Path]) -> tuple[list[Path], str | None]:
-    """The label map of each image, and a warning where their names contradict the pairing.
+    """The label map of each image, and a warning if their names contradict the pairing.
 
-    They are paired by the numbers in their names where the same numbers are in both, otherwise by
-    their order. Numbers that all names of one kind share, as in leftImg8bit, do not count.
+    Images and maps are paired by the numbers in their names if both have the same numbers,
+    otherwise by order. Numbers that all images or all maps share, as in leftImg8bit, are ignored.
     """
     images, labels = _counters(names), _counters([file.name for file in files])
     if images is None or labels is None or len(images[0]) != len(labels[0]):
@@ -463,13 +468,13 @@ def pair_names(names: Sequence[str], files: list[Path]) -> tuple[list[Path], str
     if len(by_number) == len(files) and by_number.keys() == set(images):
         return [by_number[number] for number in images], None
     return files, (
-        f"the numbers in the names of images and label maps differ: paired by order,"
+        f"the numbers in the file names of images and label maps differ: paired by order,"
         f" {names[0]} with {files[0].name} to {names[-1]} with {files[-1].name}"
     )
 
 
 def _counters(names: Sequence[str]) -> list[tuple[int, ...]] | None:
-    """The numbers in each name that are not the same in all; None where there are none."""
+    """The numbers in each name that differ between names; None if there are none."""
     numbers = [tuple(int(n) for n in re.findall(r"\d+", Path(name).stem)) for name in names]
     if len({len(found) for found in numbers}) != 1:
         return None

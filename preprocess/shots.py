@@ -1,8 +1,8 @@
-"""Hard cuts: where one shot ends and the next begins.
+"""Detects hard cuts: where one shot ends and the next begins.
 
-A cut is a frame that differs from the one before much more than its neighbours do, so that fast
-motion and flashes, which differ over several frames, are none. A jump within a shot, where frames
-are missing, is one too: motion does not go on across it. Fades are not looked for.
+A cut is a frame that differs from the previous one much more than its neighbours do. Fast motion
+and flashes change several frames and are not cuts. A jump within a shot, where frames are missing,
+is a cut too: motion is not continuous across it. Fades are not detected.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-LOOKAHEAD = 2  # frames behind a frame that decide whether it is a cut
-LEAST = 6.0  # mean difference of grey levels (of 255) that a cut makes
-OUTSTANDING = 4.0  # and how many times that of the frames around
-# Where the frames around repeat one another (stills, a rate that was raised), every new frame
-# stands out, so the picture's content must change. Measured on real footage: at most 2.2 from
-# motion between frames at 10 a second, at least 26 from a cut to another scene.
+LOOKAHEAD = 2  # following frames needed to decide whether a frame is a cut
+LEAST = 6.0  # minimum mean difference of grey levels (of 255) at a cut
+OUTSTANDING = 4.0  # minimum ratio to the differences of neighbouring frames
+# Among repeated frames (stills, a raised frame rate) every new frame stands out, so a cut must also
+# show new content. Measured on real footage: at most 2.2 for motion between frames at 10 fps, at
+# least 26 for a cut to another scene.
 REPEATED = 0.5
 NEW_CONTENT = 5.0
 
@@ -24,16 +24,16 @@ Thumbnail = NDArray[np.uint8]
 
 
 def thumbnail(frame: NDArray[np.uint8]) -> Thumbnail:
-    """A frame, RGB uint8 [H, W, 3], as grey [18, 32]."""
-    step = max(min(frame.shape[:2]) // 128, 1)  # thin out first: averaging all pixels costs more
+    """Shrink a frame, RGB uint8 [H, W, 3], to grey uint8 [18, 32]."""
+    step = max(min(frame.shape[:2]) // 128, 1)  # subsample first: averaging all pixels is slower
     small = cv2.resize(frame[::step, ::step], (32, 18), interpolation=cv2.INTER_AREA)
     return np.asarray(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY), np.uint8)
 
 
 def find_cuts(thumbnails: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """[T] true where a shot begins that is not the clip's first, from thumbnails [T, 18, 32].
+    """[T] true at the first frame of every shot but the first, from thumbnails [T, 18, 32].
 
-    Whether frame t is a cut depends on the thumbnails from t - 3 to t + `LOOKAHEAD` only.
+    Whether frame t is a cut depends only on the thumbnails from t - 3 to t + `LOOKAHEAD`.
     """
     count = len(thumbnails)
     change = np.zeros(count, np.float32)
@@ -50,7 +50,7 @@ def find_cuts(thumbnails: NDArray[np.uint8]) -> NDArray[np.bool_]:
 
 
 def _new_content(before: Thumbnail, after: Thumbnail) -> float:
-    """Mean difference that no shift of up to one cell explains."""
+    """Mean difference that is not explained by a shift of up to one thumbnail pixel."""
     lowest, highest = cv2.erode(before, _AROUND), cv2.dilate(before, _AROUND)
     beyond = cv2.subtract(after, highest) + cv2.subtract(lowest, after)
     return float(beyond.mean())

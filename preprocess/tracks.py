@@ -1,6 +1,6 @@
-"""Point tracks over time: bridging gaps, smoothing without lag, measuring jitter.
+"""Point tracks: bridging gaps, smoothing without lag, measuring jitter.
 
-Arrays are [T, N, D]; a missing point is NaN. All work stays within a shot.
+Arrays are [T, N, D]; a missing point is NaN. Nothing is computed across shots.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ Points = NDArray[np.float32]
 
 
 def bridge_gaps(points: Points, longest: int) -> tuple[Points, NDArray[np.bool_]]:
-    """Fill gaps of at most `longest` frames linearly; longer ones and both ends stay missing.
+    """Interpolate gaps of at most `longest` frames linearly; longer gaps and both ends remain.
 
     Args:
         points: [T, N, D] of one shot; a point is missing where its first value is NaN.
 
     Returns:
-        The points, and [T, N] true where one was filled.
+        The points, and [T, N] true where a point was filled.
     """
     filled_points = points.copy()
     filled = np.zeros(points.shape[:2], np.bool_)
@@ -38,14 +38,14 @@ def bridge_gaps(points: Points, longest: int) -> tuple[Points, NDArray[np.bool_]
     return filled_points, filled
 
 
-BLOCK = 1024  # frames worked on at a time, so that memory does not grow with the clip
-MARGIN = 256  # frames seen on both sides of a block; what is farther away changes nothing
+BLOCK = 1024  # frames processed at a time, so that memory use does not grow with the clip
+MARGIN = 256  # context frames on both sides of a block; frames farther away have no influence
 
 
 def blocks(shots: list[tuple[int, int]]) -> Iterator[tuple[slice, slice, slice]]:
-    """Stretches of shots: what to read, what of that to keep, and where it belongs.
+    """Split shots into blocks: frames to read, which of these to keep, and their place in the clip.
 
-    Gaps are shorter than the margin, and the slowest filter has forgotten what lies beyond it.
+    The margin is longer than any bridged gap and than the memory of the slowest filter.
     """
     for first, end in shots:
         for start in range(first, end, BLOCK):
@@ -57,19 +57,19 @@ def blocks(shots: list[tuple[int, int]]) -> Iterator[tuple[slice, slice, slice]]
 def smooth(
     points: Points, rate: float, unit: NDArray[np.float32], *, min_cutoff: float, beta: float
 ) -> Points:
-    """The one-euro filter (Casiez et al. 2012) run both ways and averaged, so without lag.
+    """Run the one-euro filter (Casiez et al. 2012) forwards and backwards and average, without lag.
 
-    A still point is low-passed at `min_cutoff`; a moving one passes more the faster it moves.
-    Forward the filter trails the motion, backward it leads by as much: the mean does neither, and
-    steady motion comes out unchanged. The speed is taken over `SPAN` frames to both sides, which
-    the filter for live use cannot know: so it rises before a sudden move, not after it.
+    The low-pass cutoff is `min_cutoff` for a still point and rises with its speed. The forward
+    filter lags behind the motion and the backward filter leads by as much, so their mean does
+    neither and keeps steady motion unchanged. Speed is measured over `SPAN` frames on both sides,
+    so, unlike in the causal filter, it rises before a sudden movement.
 
     Args:
         points: [T, N, D] pixels of one shot; NaN restarts the filter.
         rate: frames per second.
-        unit: [T] or scalar, pixels of one body (or face) length, so that scale does not matter.
+        unit: [T] or scalar, body (or face) length in pixels, for scale invariance.
         min_cutoff: Hz.
-        beta: Hz per body length a second.
+        beta: Hz per body length per second.
     """
     per_second = np.broadcast_to(rate / np.asarray(unit, np.float32), len(points))
     cutoff = min_cutoff + beta * _speed(points) * per_second[:, None]
@@ -79,11 +79,11 @@ def smooth(
     return (forward + backward) / 2
 
 
-SPAN = 2  # frames; wide enough that trembling cancels, short enough for a blink
+SPAN = 2  # frames; long enough to average out jitter, short enough for a blink
 
 
 def _speed(points: Points) -> NDArray[np.float32]:
-    """[T, N] pixels a frame, between the farthest known frames within `SPAN` of each."""
+    """[T, N] pixels per frame, between the farthest known frames within `SPAN` of each."""
     speed = np.zeros(points.shape[:2], np.float32)
     for before, after in ((1, 0), (0, 1), (1, 1), (1, 2), (2, 1), (SPAN, SPAN)):
         span = before + after
@@ -96,7 +96,7 @@ def _speed(points: Points) -> NDArray[np.float32]:
 
 
 def _low_pass(points: Points, weight: NDArray[np.float32]) -> Points:
-    """Each frame moves from the one before by its share `weight` [T, N, 1] of the way."""
+    """Exponential smoothing with the weight [T, N, 1] of each new value."""
     out = points.copy()
     for t in range(1, len(points)):
         step = weight[t] * (points[t] - out[t - 1])
@@ -105,7 +105,7 @@ def _low_pass(points: Points, weight: NDArray[np.float32]) -> Points:
 
 
 def jitter(points: Points) -> float:
-    """RMS of the second difference in pixels: what trembles, not what moves steadily."""
+    """RMS of the second difference in pixels, which steady motion does not increase."""
     if len(points) < 3:
         return 0.0
     second = np.diff(points, n=2, axis=0)
@@ -114,7 +114,7 @@ def jitter(points: Points) -> float:
 
 
 def quietest_window(points: Points, length: int) -> tuple[int, int]:
-    """The stretch of `length` frames in which the points move least, first frame and end."""
+    """First frame and end of the window of `length` frames in which the points move least."""
     step = np.linalg.norm(np.diff(points, axis=0), axis=-1)
     known = np.isfinite(step)
     steps = np.where(known, step, 0).sum(axis=1) / np.maximum(known.sum(axis=1), 1)
@@ -127,37 +127,37 @@ def quietest_window(points: Points, length: int) -> tuple[int, int]:
     return start, start + length
 
 
-RARELY = 5  # frames out of sight after which only every so many frames is searched
+RARELY = 5  # after this many missed frames, search only every RARELY-th frame
 
 
 class SingleTargetTracker:
-    """Decides whether a detection is the one followed so far, by place and size.
+    """Decides by position and size whether a detection is the tracked person or face.
 
-    Detectors know no identity: when two people cross or one leaves the picture they jump. A
-    person moves less than `max_jump` of their own size between frames, and more only after
-    having been out of sight.
+    Detectors do not know identities: they jump when two people cross or one leaves the frame. A
+    target moves by at most `max_jump` of its own size per frame, and by more only after it was
+    missed.
     """
 
     def __init__(self, max_jump: float, patience: int) -> None:
         self.max_jump = max_jump
-        self.patience = patience  # frames out of sight after which anyone may be followed
+        self.patience = patience  # missed frames after which any target is accepted
         self.centre: NDArray[np.float32] | None = None
         self.size = 0.0
         self.unseen = 0
 
     def accepts(self, centre: NDArray[np.float32], size: float) -> bool:
-        """Whether this is the one; if so, it is remembered, otherwise counted as unseen."""
+        """Whether this is the target; if so, its position and size are stored."""
         if self.centre is not None and self.unseen < self.patience:
             away = float(np.linalg.norm(centre - self.centre))
-            slack = 1 + 0.25 * self.unseen
+            tolerance = 1 + 0.25 * self.unseen
             grown = max(size, self.size) / max(min(size, self.size), 1e-3)
-            if away > self.max_jump * max(size, self.size) * slack or grown > 1.6 * slack:
+            if away > self.max_jump * max(size, self.size) * tolerance or grown > 1.6 * tolerance:
                 return False
         self.follow(centre, size)
         return True
 
     def follow(self, centre: NDArray[np.float32], size: float) -> None:
-        """Follow this one from now on, whoever it was before."""
+        """Track this target from now on, whatever was tracked before."""
         self.centre, self.size, self.unseen = centre, size, 0
 
     def missed(self) -> None:
@@ -165,7 +165,7 @@ class SingleTargetTracker:
 
     @property
     def searches(self) -> bool:
-        """Whether this frame is worth a whole search: a slow one each would be where nobody is."""
+        """Whether to run the slow full search: in every frame at first, later in few."""
         return self.unseen <= RARELY or self.unseen % RARELY == 0
 
     @property
@@ -174,13 +174,13 @@ class SingleTargetTracker:
 
     @property
     def state(self) -> NDArray[np.float32]:
-        """[5] known, centre x, y, size, frames unseen: all that is needed to go on."""
+        """[5] known, centre x, y, size, missed frames: the complete state."""
         known = self.centre is not None
         x, y = self.centre if self.centre is not None else (0, 0)
         return np.array([known, x, y, self.size, self.unseen], np.float32)
 
     def restore(self, state: NDArray[np.float32] | None) -> None:
-        """Go on from a `state`; None knows nobody."""
+        """Continue from a `state`; None starts without a target."""
         known = state is not None and state[0] > 0
         self.centre = state[1:3].copy() if state is not None and known else None
         self.size = float(state[3]) if state is not None else 0.0

@@ -1,8 +1,8 @@
-"""Footage for tests, made by the ffmpeg binary, and the truth about it.
+"""Test footage encoded by the ffmpeg binary, with its ground truth.
 
-Frames carry their number as a row of eight black and white blocks in the upper half, so a test
-reads which frame it sees whatever the codec did to it; the lower half is a smooth gradient of
-strong colours that a wrong colour matrix or range shifts visibly.
+Each frame shows its number as a row of eight black and white blocks in the upper half, so a test
+can identify the frame after lossy coding. The lower half is a smooth gradient of strong colours
+that a wrong colour matrix or range shifts visibly.
 """
 
 from __future__ import annotations
@@ -43,38 +43,40 @@ def _read_numbers(frames: Frames) -> list[int]:
         row = frame[height // 8 : 3 * height // 8].mean(axis=(0, 2))
         middles = ((np.arange(BITS) + 0.5) * width / BITS).astype(int)
         light = np.stack([row[middles - 1], row[middles]]).mean(axis=0)
-        assert (np.abs(light - 128) > 50).all(), f"frame {index} shows no number: {light.round()}"
+        assert (np.abs(light - 128) > 50).all(), (
+            f"frame {index} has no readable number: {light.round()}"
+        )
         numbers.append(int(((light > 128) << np.arange(BITS)).sum()))
     return numbers
 
 
-def _colour_error(seen: Frames, truth: Frames) -> float:
-    assert seen.shape == truth.shape, (seen.shape, truth.shape)
-    rows = slice(seen.shape[1] * 5 // 8, None)
-    return float(np.abs(seen[:, rows].astype(int) - truth[:, rows].astype(int)).mean())
+def _colour_error(decoded: Frames, truth: Frames) -> float:
+    assert decoded.shape == truth.shape, (decoded.shape, truth.shape)
+    rows = slice(decoded.shape[1] * 5 // 8, None)
+    return float(np.abs(decoded[:, rows].astype(int) - truth[:, rows].astype(int)).mean())
 
 
 @pytest.fixture(scope="session")
 def numbered_frames() -> Callable[..., Frames]:
-    """`numbered_frames(count, width=64, height=48, first=0)`: frames that show their numbers."""
+    """`numbered_frames(count, width=64, height=48, first=0)`: frames that show their number."""
     return _numbered_frames
 
 
 @pytest.fixture(scope="session")
 def read_numbers() -> Callable[[Frames], list[int]]:
-    """`read_numbers(frames)`: the number each frame shows; fails where one is not clear."""
+    """`read_numbers(frames)`: the number in each frame; fails if one is unreadable."""
     return _read_numbers
 
 
 @pytest.fixture(scope="session")
 def colour_error() -> Callable[[Frames, Frames], float]:
-    """`colour_error(seen, truth)`: mean absolute difference, of 255, on the smooth lower half."""
+    """`colour_error(decoded, truth)`: mean absolute difference (0 to 255) on the lower half."""
     return _colour_error
 
 
 @pytest.fixture(scope="session")
 def ffmpeg() -> str:
-    """The path of the ffmpeg binary, which shares no code with PyAV's libraries."""
+    """The path of an ffmpeg binary that is independent of PyAV's libraries."""
     return str(pytest.importorskip("imageio_ffmpeg").get_ffmpeg_exe())
 
 
@@ -94,13 +96,13 @@ RunFfmpeg = Callable[..., bytes]
 
 @pytest.fixture(scope="session")
 def run_ffmpeg(ffmpeg: str) -> RunFfmpeg:
-    """`run_ffmpeg(*arguments, stdin=b"")`: what the binary wrote to stdout; fails as it does."""
+    """`run_ffmpeg(*arguments, stdin=b"")`: ffmpeg's stdout; fails if ffmpeg fails."""
 
     def run(*arguments: object, stdin: bytes = b"", check: bool = True) -> bytes:
         command = [ffmpeg, "-v", "error", "-y", *map(str, arguments)]
-        done = subprocess.run(command, input=stdin, capture_output=True, timeout=120)
-        assert not check or done.returncode == 0, done.stderr.decode(errors="replace")[-2000:]
-        return done.stdout
+        result = subprocess.run(command, input=stdin, capture_output=True, timeout=120)
+        assert not check or result.returncode == 0, result.stderr.decode(errors="replace")[-2000:]
+        return result.stdout
 
     return run
 
@@ -114,10 +116,10 @@ def make_video(run_ffmpeg: RunFfmpeg, tmp_path: Path) -> MakeVideo:
 
     Args (of the returned function):
         name, *options: the file's name and ffmpeg's output options.
-        frames: how many numbered frames, RGB frames of your own, or a lavfi source.
-        rate, size: of the frames, (width, height).
+        frames: the count of numbered frames, RGB frames, or a lavfi source.
+        rate, size: the frame rate and the frame size (width, height).
         inputs: further inputs, e.g. ("-f", "lavfi", "-i", "sine=frequency=440:duration=1").
-        before: options of the picture's input, e.g. ("-itsoffset", "0.5").
+        before: options of the video input, e.g. ("-itsoffset", "0.5").
     """
 
     def make(
@@ -148,13 +150,13 @@ ReferenceDecode = Callable[..., Frames]
 
 @pytest.fixture(scope="session")
 def reference_decode(run_ffmpeg: RunFfmpeg) -> ReferenceDecode:
-    """`reference_decode(path)`: what the ffmpeg binary shows, RGB uint8 [T, H, W, 3].
+    """`reference_decode(path)`: the ffmpeg binary's frames, RGB uint8 [T, H, W, 3].
 
-    Turned upright, edit lists honoured, every frame once.
+    They are rotated upright, follow edit lists, and contain every frame once.
 
     Args (of the returned function):
-        rate: on a constant-rate grid instead, by ffmpeg's `fps` filter.
-        size: scaled to (width, height).
+        rate: resample to this constant rate with ffmpeg's `fps` filter.
+        size: scale to (width, height).
         before: input options.
     """
 
@@ -169,18 +171,18 @@ def reference_decode(run_ffmpeg: RunFfmpeg) -> ReferenceDecode:
         if size:
             filters.append(f"scale={size[0]}:{size[1]}:flags=bicubic")
         chain = ["-vf", ",".join(filters)] if filters else []
-        # PPM says each picture's size, raw video would not.
+        # PPM stores the size of each frame; raw video does not.
         output = ("-map", "0:v:0", *chain, "-fps_mode", "passthrough", "-f", "image2pipe")
         data = run_ffmpeg(*before, "-i", path, *output, "-pix_fmt", "rgb24", "-c:v", "ppm", "-")
-        frames, place = [], 0
-        while place < len(data):
-            magic, shape, most = (line := data[place : place + 40]).split(b"\n", 3)[:3]
-            assert (magic, most) == (b"P6", b"255"), line
+        frames, offset = [], 0
+        while offset < len(data):
+            magic, shape, max_value = (line := data[offset : offset + 40]).split(b"\n", 3)[:3]
+            assert (magic, max_value) == (b"P6", b"255"), line
             width, height = map(int, shape.split())
-            place += len(magic) + len(shape) + len(most) + 3
-            pixels = np.frombuffer(data, np.uint8, 3 * width * height, place)
+            offset += len(magic) + len(shape) + len(max_value) + 3
+            pixels = np.frombuffer(data, np.uint8, 3 * width * height, offset)
             frames.append(pixels.reshape(height, width, 3))
-            place += pixels.size
+            offset += pixels.size
         return np.stack(frames)
 
     return decode

@@ -1,7 +1,7 @@
-"""Imports run one way, read from the sources themselves.
+"""The import order of the layers, checked in the source code.
 
-Only imports that run with the module count: not those inside functions (which may reach down or
-sideways, as the command line does to start fast) nor those for type checkers.
+Only imports that run with the module count: not those inside functions (which may break the order,
+as the command line does to start fast) nor those for type checkers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("v2v", "preprocess", "pipelines", "samples", "configs")  # installed as v2v and v2v.*
 
-# From the ground up; a module imports from its own layer or lower ones. The longest name decides.
+# Lowest first; a module imports from its own layer or lower ones. The longest matching name counts.
 LAYERS = (
     ("v2v.errors", "v2v.types"),
     (
@@ -52,7 +52,7 @@ LAYERS = (
     ("v2v.cli", "v2v.__main__"),
 )
 LAYER = {name: height for height, names in enumerate(LAYERS) for name in names}
-APART = ("v2v.models", "v2v.losses")  # of one layer, but they do not import each other
+SEPARATE = ("v2v.models", "v2v.losses")  # in one layer, but they do not import each other
 
 
 @cache
@@ -112,7 +112,7 @@ def layer(name: str) -> int:
         height = LAYER.get(".".join(parts[:end]))
         if height is not None and (end > 1 or parts[0] != "v2v" or len(parts) == 1):
             return height
-    pytest.fail(f"{name} stands in no layer: name its place in {Path(__file__).name}")
+    pytest.fail(f"{name} is in no layer: add it to LAYERS in {Path(__file__).name}")
 
 
 def within(name: str, packages: tuple[str, ...]) -> str | None:
@@ -120,36 +120,36 @@ def within(name: str, packages: tuple[str, ...]) -> str | None:
 
 
 def upward(name: str, imports: set[str]) -> list[str]:
-    """Those of `imports` that go against the order."""
+    """Those of `imports` that break the order."""
     wrong = [other for other in imports if layer(other) > layer(name)]
-    here = within(name, APART)
-    wrong += [o for o in imports if here and within(o, APART) not in (None, here)]
+    here = within(name, SEPARATE)
+    wrong += [o for o in imports if here and within(o, SEPARATE) not in (None, here)]
     return sorted(wrong)
 
 
 @pytest.mark.parametrize("name", modules())
-def test_imports_run_one_way(name: str) -> None:
+def test_a_module_imports_only_from_its_layer_or_below(name: str) -> None:
     wrong = upward(name, own(imports_of(name)) - {name})
-    assert not wrong, f"{name} imports from above: {', '.join(wrong)}"
+    assert not wrong, f"{name} imports from a higher layer: {', '.join(wrong)}"
 
 
 def in_order(imports: dict[str, set[str]]) -> list[str]:
-    """Modules so that each stands behind what it imports. Raises `graphlib.CycleError`."""
+    """The modules, each after those that it imports. Raises `graphlib.CycleError`."""
     graph = {}
     for name, others in imports.items():
         package = name.rpartition(".")[0]
-        # `from package import module`, inside that package, asks for the module only and not for
-        # the names that the package gathers from its modules.
+        # Inside a package, `from package import module` needs only the module, not the names that
+        # the package imports from its modules.
         sibling = any(other.startswith(package + ".") for other in others)
         graph[name] = others - {name} - ({package} if sibling else set())
     return list(graphlib.TopologicalSorter(graph).static_order())
 
 
-def test_there_is_no_circle() -> None:
+def test_imports_have_no_cycle() -> None:
     try:
         order = in_order({name: own(imports_of(name)) for name in modules()})
     except graphlib.CycleError as error:
-        pytest.fail("circle: " + " <- ".join(error.args[1]))
+        pytest.fail("cycle: " + " <- ".join(error.args[1]))
     below = [
         "v2v.errors",
         "v2v.data.probe",
@@ -164,17 +164,17 @@ STAGES = ("v2v.preprocess", "v2v.samples", "v2v.configs", "v2v.pipelines")
 
 
 @pytest.mark.parametrize("name", [n for n in modules() if within(n, STAGES) is None])
-def test_the_library_leans_on_nothing_that_uses_it(name: str) -> None:
-    """Training and reading must run where no extractor, sample or MediaPipe is installed."""
+def test_the_library_does_not_import_its_users(name: str) -> None:
+    """Training and reading must work without extractors, samples and MediaPipe."""
     upper = (*STAGES, "mediapipe", "decord", "gradio", "ray")
     if within(name, ("v2v.cli",)) is None:
         upper = (*upper, "typer")
     wrong = [other for other in imports_of(name) if within(other, upper)]
-    assert not wrong, f"{name} imports {', '.join(wrong)} with the module"
+    assert not wrong, f"{name} imports {', '.join(wrong)} at module level"
 
 
 @pytest.mark.parametrize("name", [n for n in modules() if within(n, ("v2v.cli",)) is None])
-def test_only_the_command_line_s_own_module_knows_it(name: str) -> None:
+def test_only_main_imports_the_command_line(name: str) -> None:
     if name != "v2v.__main__":
         assert not [o for o in imports_of(name, everywhere=True) if within(o, ("v2v.cli",))]
 
@@ -182,8 +182,8 @@ def test_only_the_command_line_s_own_module_knows_it(name: str) -> None:
 @pytest.mark.parametrize(
     "name", ["v2v", "v2v.cli", "v2v.data.store", "v2v.signals", "v2v.config", "v2v.data.video"]
 )
-def test_what_really_loads(name: str) -> None:
-    """The same, asked of the interpreter."""
+def test_an_import_loads_no_heavy_libraries(name: str) -> None:
+    """The same, checked in a new interpreter."""
     heavy = ["mediapipe", "decord", "v2v.preprocess", "v2v.samples"]
     heavy += ["torch", "cv2", "av", "numpy"] if name in ("v2v", "v2v.cli") else []
     code = f"import sys, {name}; print(*sorted(set({heavy}) & set(sys.modules)))"
@@ -192,10 +192,10 @@ def test_what_really_loads(name: str) -> None:
     assert done.stdout.split() == [], f"import {name} loads {done.stdout}"
 
 
-# ---------------------------------------------------------------- the test can fail
+# ---------------------------------------------------------------- the checks themselves
 
 
-def test_the_reader_sees_what_runs_and_only_that() -> None:
+def test_only_imports_that_run_with_the_module_count() -> None:
     source = """
 from __future__ import annotations
 import a.b
@@ -224,7 +224,7 @@ if x:
     assert "m" in imported(source, "v2v.pkg.mod", is_package=False, everywhere=True)
 
 
-def test_an_import_from_above_is_seen() -> None:
+def test_an_import_from_a_higher_layer_is_found() -> None:
     assert upward("v2v.errors", {"v2v.config"}) == ["v2v.config"]
     assert upward("v2v.data.video", {"v2v.signals.flow", "v2v.errors"}) == ["v2v.signals.flow"]
     assert upward("v2v.models.generator", {"v2v.losses.temporal"}) == ["v2v.losses.temporal"]
@@ -232,7 +232,7 @@ def test_an_import_from_above_is_seen() -> None:
     assert not upward("v2v.preprocess.flow", {"v2v.data.store", "v2v.preprocess.pose", "v2v.warp"})
 
 
-def test_a_circle_is_seen() -> None:
+def test_a_cycle_is_found() -> None:
     with pytest.raises(graphlib.CycleError):
         in_order({"p": {"p.a"}, "p.a": {"p.b"}, "p.b": {"p", "p.a"}})
     with pytest.raises(graphlib.CycleError):

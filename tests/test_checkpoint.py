@@ -1,4 +1,4 @@
-"""Models and checkpoints on disk: whole or not there, and nothing that could run code."""
+"""Models and checkpoints on disk: complete or absent, and nothing that could run code."""
 
 from __future__ import annotations
 
@@ -65,22 +65,22 @@ def checkpoint(step: int = 7) -> Checkpoint:
 
 
 def test_a_saved_model_renders_the_same(tmp_path: Path) -> None:
-    made = model()
-    save_model(tmp_path / "model", made)
+    original = model()
+    save_model(tmp_path / "model", original)
     loaded = load_model(tmp_path / "model")
     condition = Condition(signals=torch.rand(1, 3, 32, 32))
-    state = GeneratorState.nothing(condition)
+    state = GeneratorState.empty(condition)
     with torch.no_grad():
-        made.generator.eval()
-        before, after = (m.generator(condition, state).frame for m in (made, loaded))
+        original.generator.eval()
+        before, after = (m.generator(condition, state).frame for m in (original, loaded))
     assert torch.equal(before, after)
-    assert torch.equal(loaded.background_plates[0], made.background_plates[0])
-    assert torch.equal(loaded.statistics["0.pose.points"], made.statistics["0.pose.points"])
-    assert loaded.record == made.record and "pose" in repr(loaded)
+    assert torch.equal(loaded.background_plates[0], original.background_plates[0])
+    assert torch.equal(loaded.statistics["0.pose.points"], original.statistics["0.pose.points"])
+    assert loaded.record == original.record and "pose" in repr(loaded)
 
 
-def followed() -> Backgrounds:
-    """Of a camera that pans, in the pixels of `model`."""
+def moving_background() -> Backgrounds:
+    """The background of a panning camera, in the pixels of `model`."""
     matrices = np.tile(np.eye(3), (9, 1, 1))
     matrices[:, 0, 2] = -np.arange(9.0)
     residual = np.zeros(9, np.float32)
@@ -90,12 +90,12 @@ def followed() -> Backgrounds:
     return Backgrounds({0: Mosaic(picture, (0.0, -1.5), (0.5, 0.5))}, track)
 
 
-def test_a_background_that_moves_comes_back_as_it_was(tmp_path: Path) -> None:
-    made = replace(model(), backgrounds={0: followed()})
-    save_model(tmp_path / "model", made)
+def test_backgrounds_survive_saving_and_loading(tmp_path: Path) -> None:
+    original = replace(model(), backgrounds={0: moving_background()})
+    save_model(tmp_path / "model", original)
     found = load_model(tmp_path / "model").backgrounds[0]
     for frame in (None, 0, 4, 8):
-        assert np.array_equal(found.of(frame), made.backgrounds[0].of(frame))
+        assert np.array_equal(found.of(frame), original.backgrounds[0].of(frame))
 
 
 @pytest.mark.parametrize(
@@ -109,10 +109,8 @@ def test_a_background_that_moves_comes_back_as_it_was(tmp_path: Path) -> None:
         ("7.reference", torch.zeros(9, dtype=torch.int64)),
     ],
 )
-def test_a_background_that_is_not_one_is_named(
-    name: str, value: torch.Tensor, tmp_path: Path
-) -> None:
-    save_model(tmp_path / "model", replace(model(), backgrounds={0: followed()}))
+def test_an_invalid_background_is_refused(name: str, value: torch.Tensor, tmp_path: Path) -> None:
+    save_model(tmp_path / "model", replace(model(), backgrounds={0: moving_background()}))
     path = tmp_path / "model" / "backgrounds.safetensors"
     save_file({**load_file(path), name: value}, path)
     with pytest.raises(CheckpointInvalid, match="backgrounds.safetensors"):
@@ -123,42 +121,42 @@ def test_a_background_that_is_not_one_is_named(
 def test_a_model_with_an_incompatible_past_is_refused(
     recorded: dict[str, bool], tmp_path: Path
 ) -> None:
-    made = model()
-    old = made.record.model_copy(update={"generator": {**ARCHITECTURE, **recorded}})
-    save_model(tmp_path / "model", Model(old, made.generator))
+    original = model()
+    old = original.record.model_copy(update={"generator": {**ARCHITECTURE, **recorded}})
+    save_model(tmp_path / "model", Model(old, original.generator))
     with pytest.raises(CheckpointInvalid, match="earlier version"):
         load_model(tmp_path / "model")
 
 
-def test_a_model_with_a_plate_is_loaded_where_it_records_its_past(tmp_path: Path) -> None:
-    traits = {**ARCHITECTURE, "background_plate": True, "past": "frames"}
-    record = model().record.model_copy(update={"generator": traits})
+def test_a_model_with_a_plate_and_a_recorded_past_is_loaded(tmp_path: Path) -> None:
+    arguments = {**ARCHITECTURE, "background_plate": True, "past": "frames"}
+    record = model().record.model_copy(update={"generator": arguments})
     save_model(
-        tmp_path / "model", Model(record, build_generator(**traits), model().background_plates)
+        tmp_path / "model", Model(record, build_generator(**arguments), model().background_plates)
     )
     assert load_model(tmp_path / "model").record == record
 
 
 def test_a_model_with_earlier_argument_names_is_loaded(tmp_path: Path) -> None:
-    traits = {**ARCHITECTURE, "past": "nothing", "compose": "blend"}
-    now = traits | {"background_plate": True, "control_points": True}
+    arguments = {**ARCHITECTURE, "past": "nothing", "compose": "blend"}
+    now = arguments | {"background_plate": True, "control_points": True}
     record = model().record.model_copy(update={"generator": now})
     plates = model().background_plates
     save_model(tmp_path / "model", Model(record, build_generator(**now), plates))
     path = tmp_path / "model" / "model.json"
     saved = json.loads(path.read_text())
-    saved["generator"] = traits | {"plate": True, "handles": True}
+    saved["generator"] = arguments | {"plate": True, "handles": True}
     path.write_text(json.dumps(saved))
     loaded = load_model(tmp_path / "model")
     assert loaded.record == record and loaded.generator.control_points
 
 
-def test_a_run_folder_stands_for_its_model(tmp_path: Path) -> None:
+def test_a_run_folder_loads_its_model(tmp_path: Path) -> None:
     save_model(tmp_path / "run" / "model", model())
     assert load_model(tmp_path / "run").record.task == "pose"
 
 
-def test_saving_again_replaces(tmp_path: Path) -> None:
+def test_saving_replaces_the_old_model(tmp_path: Path) -> None:
     save_model(tmp_path / "model", model())
     bare = Model(model().record, model().generator)
     save_model(tmp_path / "model", bare)
@@ -166,13 +164,13 @@ def test_saving_again_replaces(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
 
-def test_a_folder_that_is_no_model(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointInvalid, match=r"is not a model: it has no model\.json"):
         load_model(tmp_path)
 
 
 @pytest.mark.parametrize("version, age", [(FORMAT + 1, "a newer"), (None, "another")])
-def test_another_version_is_said(tmp_path: Path, version: Any, age: str) -> None:
+def test_another_version_is_refused(tmp_path: Path, version: Any, age: str) -> None:
     save_model(tmp_path / "model", model())
     path = tmp_path / "model" / "model.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": version}))
@@ -188,17 +186,17 @@ def test_an_edited_record_names_the_field(tmp_path: Path) -> None:
         load_model(tmp_path / "model")
 
 
-def test_weights_of_another_network(tmp_path: Path) -> None:
+def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     save_model(tmp_path / "model", model())
     path = tmp_path / "model" / "model.json"
     record = json.loads(path.read_text())
     record["generator"]["preset"] = "base"
     path.write_text(json.dumps(record))
-    with pytest.raises(CheckpointInvalid, match="other weights than its description"):
+    with pytest.raises(CheckpointInvalid, match="weights that do not match its record"):
         load_model(tmp_path / "model")
 
 
-# ---------------------------------------------------------------- what is refused
+# ---------------------------------------------------------------- untrusted files
 
 
 class Evil:
@@ -221,8 +219,8 @@ def test_a_pickle_as_weights_is_refused_under_any_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("clips", range(1, 40))
-def test_no_header_is_taken_for_a_pickle(clips: int, tmp_path: Path) -> None:
-    """Safetensors begin with their header's length, any bytes: 896 looks like a pickle's first."""
+def test_no_safetensors_header_is_mistaken_for_a_pickle(clips: int, tmp_path: Path) -> None:
+    """A safetensors file begins with its header's length: 896 looks like a pickle's start."""
     background_plates = {str(n): torch.zeros(4, 8, 8) for n in range(clips)}
     save_file(background_plates, tmp_path / "plates.safetensors")
     assert len(read_tensors(tmp_path / "plates.safetensors")) == clips
@@ -237,7 +235,7 @@ def test_a_pickle_as_optimiser_state_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "optimisers.pt", "checkpoint.json"])
-def test_damage_is_a_clear_error(tmp_path: Path, name: str) -> None:
+def test_a_truncated_file_is_a_clear_error(tmp_path: Path, name: str) -> None:
     save_checkpoint(tmp_path / "c", checkpoint())
     path = tmp_path / "c" / name
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -249,7 +247,7 @@ def test_damage_is_a_clear_error(tmp_path: Path, name: str) -> None:
 # ---------------------------------------------------------------- checkpoints
 
 
-def test_a_checkpoint_comes_back_to_the_bit(tmp_path: Path) -> None:
+def test_a_checkpoint_is_restored_bit_for_bit(tmp_path: Path) -> None:
     saved = checkpoint()
     save_checkpoint(tmp_path / "c", saved)
     loaded = load_checkpoint(tmp_path / "c")
@@ -260,7 +258,7 @@ def test_a_checkpoint_comes_back_to_the_bit(tmp_path: Path) -> None:
     assert torch.equal(before, after)
 
 
-def test_a_full_disk_leaves_the_last_good_one(
+def test_a_full_disk_keeps_the_last_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_checkpoint(tmp_path / "c", checkpoint(1))
@@ -272,10 +270,10 @@ def test_a_full_disk_leaves_the_last_good_one(
     with pytest.raises(DiskFull):
         save_checkpoint(tmp_path / "c", checkpoint(2))
     assert load_checkpoint(tmp_path / "c").progress == {"step": 1}
-    assert [p.name for p in tmp_path.iterdir()] == ["c"], "nothing half-written is left"
+    assert [p.name for p in tmp_path.iterdir()] == ["c"], "no partial folder may remain"
 
 
-def test_what_torch_says_of_a_full_disk_is_understood(
+def test_torch_errors_of_a_full_disk_are_recognised(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object, **__: object) -> None:
@@ -294,8 +292,8 @@ def test_a_kill_between_two_renames_loses_nothing(tmp_path: Path) -> None:
     assert load_checkpoint(tmp_path / "c").progress == {"step": 1}
 
 
-def test_a_kill_while_writing_leaves_a_whole_one(tmp_path: Path) -> None:
-    """What a killed process leaves is a hidden folder, which the next save clears away."""
+def test_a_kill_while_writing_keeps_the_old_checkpoint(tmp_path: Path) -> None:
+    """A killed process leaves a hidden folder, which the next save removes."""
     save_checkpoint(tmp_path / "c", checkpoint(1))
     (tmp_path / ".c.partial").mkdir()
     (tmp_path / ".c.partial" / "weights.safetensors").write_bytes(b"half")

@@ -1,4 +1,4 @@
-"""The commands as people type them: help, results, errors in words."""
+"""The commands, run as a user does: help, results, error messages."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def v2v(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedP
     )  # fmt: skip
 
 
-def film(path: Path, count: int = 12) -> Path:
+def write_clip(path: Path, count: int = 12) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     generator = np.random.default_rng(0)
-    # Of little contrast: in loud noise a detector now and then sees somebody.
+    # Low contrast: detectors occasionally find a person in strong noise.
     texture = generator.integers(96, 160, (96, 160, 3), dtype=np.uint8)
     with VideoWriter(path, width=96, height=64, rate=Fraction(25)) as video:
         for i in range(count):
@@ -57,7 +57,7 @@ def test_help_is_complete_and_loads_nothing_heavy(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_several_clips_with_workers_and_json(tmp_path: Path) -> None:
     for name in ("a", "b"):
-        film(tmp_path / "clips" / f"{name}.mp4")
+        write_clip(tmp_path / "clips" / f"{name}.mp4")
     run = v2v(
         "preprocess", "clips/*.mp4", "--signal", "flow", "--workers", "2", "--json", "--size", "48",
         cwd=tmp_path,
@@ -70,9 +70,9 @@ def test_several_clips_with_workers_and_json(tmp_path: Path) -> None:
     assert again.returncode == 0 and "nothing left to do" in again.stdout
 
 
-def test_the_table_says_where_to_look(tmp_path: Path) -> None:
-    """On a terminal of any encoding: the header's dots are not in this one."""
-    film(tmp_path / "a.mp4")
+def test_the_table_names_the_preview(tmp_path: Path) -> None:
+    """In any encoding of the terminal: this one lacks the ellipsis of the header."""
+    write_clip(tmp_path / "a.mp4")
     run = v2v("preprocess", "a.mp4", "-S", "flow", cwd=tmp_path, PYTHONIOENCODING="iso-8859-1")
     assert run.returncode == 0, run.stderr
     assert "signals on ? of the frames" in run.stdout
@@ -87,8 +87,8 @@ def test_the_table_says_where_to_look(tmp_path: Path) -> None:
     [
         (["preprocess", "missing.mp4"], 1, ["no such file: missing.mp4"]),
         (["preprocess", "a.mp3"], 1, ["did you mean a.mp4"]),
-        (["preprocess", "notes.mp4"], 1, ["notes.mp4 is not a video"]),
-        (["preprocess", "none*.mp4"], 1, ["nothing matches none*.mp4"]),
+        (["preprocess", "notes.mp4"], 1, ["notes.mp4 cannot be read as a video"]),
+        (["preprocess", "none*.mp4"], 1, ["no file matches none*.mp4"]),
         (["preprocess", "a.mp4", "--signal", "posee"], 2, ["'posee'", "did you mean 'pose'"]),
         (["preprocess", "a.mp4", "--crop", "head"], 2, ["'head'", "none, person"]),
         (["preprocess", "a.mp4", "--size", "big"], 2, ["--size big", "512x768"]),
@@ -103,22 +103,22 @@ def test_the_table_says_where_to_look(tmp_path: Path) -> None:
         (["sample", "dog"], 2, ["'dog'", "person"]),
     ],
 )  # fmt: skip
-def test_mistakes_are_told_in_words(
+def test_user_errors_print_a_message(
     tmp_path: Path, arguments: list[str], code: int, words: list[str]
 ) -> None:
-    film(tmp_path / "a.mp4")
+    write_clip(tmp_path / "a.mp4")
     (tmp_path / "notes.mp4").write_text("not a video at all")
     os.environ["TORCH_HOME"] = str(tmp_path / "torch")
     run = v2v(*arguments, cwd=tmp_path)
-    said = " ".join(run.stderr.split())
-    assert run.returncode == code, said
-    assert "Traceback" not in said
+    printed = " ".join(run.stderr.split())
+    assert run.returncode == code, printed
+    assert "Traceback" not in printed
     for word in words:
-        assert word in said
+        assert word in printed
 
 
-def test_a_folder_with_modules_of_the_same_names(tmp_path: Path) -> None:
-    """The installed command imports its own, not what lies in the working directory."""
+def test_modules_of_the_same_names_in_the_working_directory_are_ignored(tmp_path: Path) -> None:
+    """The installed command imports its own modules, not those in the working directory."""
     command = Path(sys.executable).with_name("v2v")
     if not command.exists():
         pytest.skip("the command is not installed")
@@ -131,26 +131,26 @@ def test_a_folder_with_modules_of_the_same_names(tmp_path: Path) -> None:
     assert run.returncode == 1 and "no such file: missing.mp4" in run.stderr
 
 
-def test_ctrl_c_stops_at_once_and_the_next_run_goes_on(tmp_path: Path) -> None:
-    film(tmp_path / "a.mp4", count=32)
+def test_ctrl_c_stops_at_once_and_the_next_run_resumes(tmp_path: Path) -> None:
+    write_clip(tmp_path / "a.mp4", count=32)
     command = [sys.executable, "-m", "v2v", "preprocess", "a.mp4", "-S", "pose,flow"]
     run = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     while not (tmp_path / "data" / "a" / ".work" / "frames").exists():
         assert run.poll() is None
         time.sleep(0.01)
     run.send_signal(signal.SIGINT)
-    said = run.communicate(timeout=20)[1]
+    printed = run.communicate(timeout=20)[1]
     assert run.returncode == 130
-    assert "run the same command again" in said and "Traceback" not in said
+    assert "run the same command again" in printed and "Traceback" not in printed
     assert v2v("preprocess", "a.mp4", "-S", "flow", cwd=tmp_path).returncode == 0
     assert len(ClipStore.open(tmp_path / "data" / "a")) == 32
 
 
 @pytest.mark.slow
 def test_ctrl_c_stops_all_workers(tmp_path: Path) -> None:
-    """A terminal sends it to the whole group: nobody stays, and nothing looks finished."""
+    """A terminal signals the whole process group: all processes end, no store looks finished."""
     for name in ("a", "b"):
-        film(tmp_path / f"{name}.mp4", count=32)
+        write_clip(tmp_path / f"{name}.mp4", count=32)
     arguments = ["preprocess", "a.mp4", "b.mp4", "--workers", "2", "-S"]
     run = subprocess.Popen(
         [sys.executable, "-m", "v2v", *arguments, "pose,flow"],
@@ -161,11 +161,11 @@ def test_ctrl_c_stops_all_workers(tmp_path: Path) -> None:
         time.sleep(0.01)
     began = time.monotonic()
     os.killpg(run.pid, signal.SIGINT)
-    said = run.communicate(timeout=20)[1]
+    printed = run.communicate(timeout=20)[1]
     assert run.returncode == 130
-    assert "run the same command again" in said and "Traceback" not in said
+    assert "run the same command again" in printed and "Traceback" not in printed
     while alive_in_group(run.pid):
-        assert time.monotonic() - began < 20, "a worker goes on"
+        assert time.monotonic() - began < 20, "a worker is still running"
         time.sleep(0.1)
     left = {path.name for path in (tmp_path / "data").glob("*/*")}
     assert left <= {".lock", ".work"}
@@ -179,17 +179,17 @@ def alive_in_group(group: int) -> list[str]:
     return [stat for pgid, stat in members if int(pgid) == group and not stat.startswith("Z")]
 
 
-def test_a_stop_while_a_native_module_loads_is_a_stop(
+def test_an_interrupted_import_of_a_native_module_stops_the_command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """numpy and others turn the interrupt into an ImportError."""
 
-    class Left(Exception):
+    class Exited(Exception):
         pass
 
     def leave(code: int) -> None:
         assert code == 130
-        raise Left
+        raise Exited
 
     def load() -> None:
         try:
@@ -201,7 +201,7 @@ def test_a_stop_while_a_native_module_loads_is_a_stop(
     monkeypatch.setattr(cli, "app", load)
     monkeypatch.setattr(os, "_exit", leave)
     try:
-        with pytest.raises(Left):
+        with pytest.raises(Exited):
             cli.main()
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -209,7 +209,7 @@ def test_a_stop_while_a_native_module_loads_is_a_stop(
     assert "run the same command again" in capsys.readouterr().err
 
 
-def test_sample_is_footage(tmp_path: Path) -> None:
+def test_sample_writes_footage(tmp_path: Path) -> None:
     run = v2v("sample", "person", "street", "--seconds", "0.4", cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     assert (tmp_path / "samples_out" / "person.mp4").exists()

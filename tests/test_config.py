@@ -1,4 +1,4 @@
-"""Settings: what is accepted, in which order it is read, and what a mistake is told."""
+"""Settings: accepted values, precedence of sources, and errors for mistakes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from v2v.training.settings import TrainSettings
 SCHEMAS: dict[tuple[str, ...], type[Config]] = {
     ("preprocess",): PreprocessSettings,
     ("train",): TrainSettings,
-    ("train", "train-pose"): TrainSettings,  # a task's defaults lie over those of all
+    ("train", "train-pose"): TrainSettings,  # a task's defaults override those of all tasks
     ("train", "train-face"): TrainSettings,
     ("train", "train-street"): TrainSettings,
     ("predict",): PredictSettings,
@@ -41,28 +41,28 @@ def test_every_yaml_loads(names: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("written", ["on", "off", "auto", "'off'", "true"])
-def test_switches_are_written_as_people_write_them(written: str) -> None:
-    """YAML reads a bare off as false."""
+def test_switches_accept_common_spellings(written: str) -> None:
+    """YAML parses a bare off as false."""
     found = load_config(TrainSettings, "train", overrides=[f"generator.background_plate={written}"])
     expected = {"true": "on"}.get(written, written.strip("'"))
     assert found.generator.background_plate == expected
 
 
-def test_every_yaml_is_known() -> None:
+def test_every_yaml_has_a_schema() -> None:
     assert {names[-1] + ".yaml" for names in SCHEMAS} == set(YAMLS)
 
 
-# ---------------------------------------------------------------- mistakes
+# ---------------------------------------------------------------- errors
 
 
 @pytest.mark.parametrize("old, new", TrainSettings.renamed_keys.items())
-def test_keys_of_earlier_versions_name_their_successor(old: str, new: str) -> None:
+def test_renamed_keys_name_their_new_name(old: str, new: str) -> None:
     with pytest.raises(ConfigError, match=f"unknown setting {old}") as caught:
         load_config(TrainSettings, "train", overrides=[f"{old}=1"])
     assert caught.value.hint == f"it is now called {new}"
     found = load_config(TrainSettings, "train")
     for part in new.split("."):
-        found = getattr(found, part)  # there is such a setting
+        found = getattr(found, part)  # the new setting exists
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_a_wrong_value_names_the_key(override: str, key: str) -> None:
 @pytest.mark.parametrize(
     "override", ["a", "=3", "pose.max_gap", "pose.max_gap=[1", "pose.max_gap=${nowhere}"]
 )
-def test_an_unreadable_override_is_quoted_and_no_traceback(override: str) -> None:
+def test_an_unreadable_override_is_an_error(override: str) -> None:
     with pytest.raises(ConfigError, match=r"cannot read"):
         load(override)
 
@@ -156,20 +156,20 @@ FILES = {
 
 
 @pytest.mark.parametrize("case", FILES)
-def test_a_hostile_file_is_one_clear_error(case: str, tmp_path: Path) -> None:
-    text, said = FILES[case]
+def test_a_hostile_file_raises_a_clear_error(case: str, tmp_path: Path) -> None:
+    text, expected = FILES[case]
     path = tmp_path / "c.yaml"
     path.write_text(text, "utf-8")
-    with pytest.raises(ConfigError, match=said or None) as caught:
+    with pytest.raises(ConfigError, match=expected or None) as caught:
         load(file=path)
     assert len(caught.value.message) < 700
 
 
-def test_aliases_are_written_out(tmp_path: Path) -> None:
+def test_aliases_are_expanded(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text("pose: &p {max_gap: 0.25}\nface: *p\n")
-    made = load(file=path)
-    assert made.pose.max_gap == made.face.max_gap == 0.25
+    settings = load(file=path)
+    assert settings.pose.max_gap == settings.face.max_gap == 0.25
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         load(file=tmp_path / "gone.yaml")
 
 
-# ---------------------------------------------------------------- what is read
+# ---------------------------------------------------------------- sources and values
 
 
 def test_file_then_overrides_then_values(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_file_then_overrides_then_values(tmp_path: Path) -> None:
     assert settings.face == load().face
 
 
-def test_of_two_overrides_the_later_counts() -> None:
+def test_the_later_of_two_overrides_wins() -> None:
     assert load("flow.scale=0.25", "flow.scale=0.75").flow.scale == 0.75
 
 
@@ -211,13 +211,13 @@ def test_an_override_of_one_value_keeps_its_neighbours() -> None:
 @pytest.mark.parametrize(
     ("text", "value"), [("1e-4", 1e-4), ("1E2", 100.0), ("5e-1", 0.5), ("0.25", 0.25), ("1", 1.0)]
 )
-def test_numbers_as_people_write_them(text: str, value: float) -> None:
-    """A YAML 1.1 reader takes 1e-4 for a string."""
+def test_numbers_in_any_notation(text: str, value: float) -> None:
+    """YAML 1.1 parses 1e-4 as a string."""
     gap = load(f"pose.max_gap={text}").pose.max_gap
     assert isinstance(gap, float) and gap == value
 
 
-def test_numbers_in_files_too(tmp_path: Path) -> None:
+def test_numbers_in_files(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("pose: {max_gap: 1e-4}\n", "utf-8")
     assert load(file=path).pose.max_gap == 1e-4
@@ -262,10 +262,10 @@ def test_settings_of_one_signal() -> None:
     assert settings.of("fingerprint") == {}
 
 
-# ---------------------------------------------------------------- identity
+# ---------------------------------------------------------------- fingerprints and defaults
 
 
-def test_fingerprints_are_of_the_values() -> None:
+def test_equal_values_have_equal_fingerprints() -> None:
     a, b = load("pose.max_gap=0.5", "frames.fps=29.97"), load("frames.fps=30000/1001")
     assert a.fingerprint() != b.fingerprint()
     b = load(values={"pose.max_gap": 0.5, "frames.fps": "30000/1001"})
@@ -285,7 +285,7 @@ def test_each_setting_is_in_the_fingerprint() -> None:
     assert len(set(prints)) == len(prints) == len(other) + 1
 
 
-def test_settings_do_not_change() -> None:
+def test_settings_are_immutable() -> None:
     settings = load()
     with pytest.raises(ValidationError, match="frozen"):
         settings.pose.max_gap = 3.0
@@ -293,8 +293,8 @@ def test_settings_do_not_change() -> None:
         settings.pose = settings.face
 
 
-def test_defaults_stand_in_the_yaml_only() -> None:
-    """A default is written once: the schema has none, and the YAML leaves no setting out."""
+def test_defaults_are_only_in_the_yaml() -> None:
+    """Each default is written once: the schema has none, and the YAML has every setting."""
 
     def keys(schema: type[Config]) -> set[str]:
         return {name for name, field in schema.model_fields.items() if field.is_required()}

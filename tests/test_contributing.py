@@ -35,7 +35,7 @@ print(track.edges.max(), len(track))
 
 @pytest.fixture
 def package(tmp_path: Path) -> Path:
-    """The document's code blocks as files, with the entry points it shows."""
+    """The document's code blocks as files, with its entry points."""
     text = DOCUMENT.read_text("utf-8")
     folder = tmp_path / "site" / "my_edges"
     folder.mkdir(parents=True)

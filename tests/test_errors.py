@@ -1,4 +1,4 @@
-"""The tree of errors is as drawn, and errors keep what they know on their way."""
+"""The error hierarchy matches its documentation, and errors keep their hint when pickled."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from v2v.errors import (
 )
 
 
-def drawn() -> dict[str, str]:
-    """Name of each class in the docstring's tree and of the one it hangs on."""
+def documented() -> dict[str, str]:
+    """Name of each class in the docstring's tree -> name of its base."""
     tree: dict[str, str] = {}
     path: list[str] = []
     for line in (errors.__doc__ or "").splitlines():
@@ -31,7 +31,7 @@ def drawn() -> dict[str, str]:
         if found is None:
             continue
         depth = len(found[1]) // 4
-        assert depth <= len(path), f"{line!r} hangs on nothing"
+        assert depth <= len(path), f"{line!r} has no parent"
         path[depth:] = [found[2]]
         tree[found[2]] = path[depth - 1] if depth else "Exception"
     return tree
@@ -45,9 +45,9 @@ def defined() -> dict[str, type[V2VError]]:
     }
 
 
-def test_the_tree_is_as_drawn() -> None:
-    assert len(drawn()) > 15
-    assert {name: kind.__bases__[0].__name__ for name, kind in defined().items()} == drawn()
+def test_the_hierarchy_is_as_documented() -> None:
+    assert len(documented()) > 15
+    assert {name: kind.__bases__[0].__name__ for name, kind in defined().items()} == documented()
     assert all(len(kind.__bases__) == 1 for kind in defined().values())
 
 
@@ -59,9 +59,9 @@ def test_exit_codes(kind: type[V2VError]) -> None:
 @pytest.mark.parametrize("kind", defined().values())
 @pytest.mark.parametrize("hint", [None, "do this"])
 def test_message_and_hint_survive_pickling(kind: type[V2VError], hint: str | None) -> None:
-    sent = pickle.loads(pickle.dumps(kind("what is wrong", hint=hint)))
-    assert type(sent) is kind
-    assert (str(sent), sent.message, sent.hint) == ("what is wrong", "what is wrong", hint)
+    copied = pickle.loads(pickle.dumps(kind("what is wrong", hint=hint)))
+    assert type(copied) is kind
+    assert (str(copied), copied.message, copied.hint) == ("what is wrong", "what is wrong", hint)
 
 
 def test_an_unknown_name_lists_the_valid_ones_and_suggests_the_nearest() -> None:
@@ -81,7 +81,7 @@ def test_an_unknown_name_lists_the_valid_ones_and_suggests_the_nearest() -> None
         (errno.EROFS, NotWritable),
     ],
 )
-def test_refusals_to_write_become_ours(code: int, kind: type[V2VError]) -> None:
+def test_system_errors_on_writing_become_v2v_errors(code: int, kind: type[V2VError]) -> None:
     with pytest.raises(kind, match="/some/file") as caught, writing(Path("/some/file")):
         raise OSError(code, "refused")
     assert caught.value.hint
@@ -95,7 +95,7 @@ def test_other_errors_pass_through() -> None:
         raise ConfigError("ours already")
 
 
-def test_a_codec_library_s_full_disk_is_one_too() -> None:
+def test_a_full_disk_in_the_codec_library_is_recognised() -> None:
     av_error = pytest.importorskip("av.error")
     with pytest.raises(DiskFull), writing(Path("x")):
         raise av_error.OSError(errno.ENOSPC, "No space left on device", "x")

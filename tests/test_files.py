@@ -1,4 +1,4 @@
-"""Locks that outlast their files, work that a kill leaves, seals that notice damage."""
+"""Locks whose file is deleted, partial output of killed processes, seals that detect damage."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def names(folder: Path) -> list[str]:
 # ---------------------------------------------------------------- locks
 
 
-def test_one_at_a_time(tmp_path: Path) -> None:
+def test_only_one_process_holds_a_lock(tmp_path: Path) -> None:
     first, second = (FolderLock(tmp_path / "a", BUSY) for _ in range(2))
     first.acquire()
     with pytest.raises(NotWritable, match="at work"):
@@ -33,23 +33,23 @@ def test_one_at_a_time(tmp_path: Path) -> None:
     assert not (tmp_path / "a").exists()
 
 
-def test_a_lock_whose_file_is_removed_meanwhile_keeps_others_out(
+def test_a_lock_stays_exclusive_when_its_file_is_removed_during_acquire(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The holder removes the folder just before the second process locks the file it opened."""
+    """The holder removes the folder just before the second process locks its opened file."""
     folder = tmp_path / "a"
     first, second, third = (FolderLock(folder, BUSY) for _ in range(3))
     first.acquire()
-    honest, late = FileLock.acquire, []
+    original_acquire, triggered = FileLock.acquire, []
 
     def acquire(self: FileLock, *arguments: object, **options: object) -> object:
-        if self is second._lock and not late:
-            late.append(1)
-            with open(folder / LOCK):  # its number cannot be given to a new file
+        if self is second._lock and not triggered:
+            triggered.append(1)
+            with open(folder / LOCK):  # keeps the inode from being reused
                 first.remove()
                 folder.mkdir()
                 (folder / LOCK).touch()
-        return honest(self, *arguments, **options)
+        return original_acquire(self, *arguments, **options)
 
     monkeypatch.setattr(FileLock, "acquire", acquire)
     second.acquire()
@@ -57,8 +57,8 @@ def test_a_lock_whose_file_is_removed_meanwhile_keeps_others_out(
         third.acquire()
 
 
-def test_processes_that_come_and_go_never_share_a_folder(tmp_path: Path) -> None:
-    """Each makes the folder, writes a file that nobody else may see, and removes all of it."""
+def test_concurrent_processes_never_share_a_folder(tmp_path: Path) -> None:
+    """Each process creates the folder, writes a private file, and removes the folder."""
     code = """
 import sys, time
 from pathlib import Path
@@ -75,25 +75,25 @@ while time.monotonic() < end:
         pass
 print(held)
 """
-    running = [
+    processes = [
         subprocess.Popen(
             [sys.executable, "-c", code, str(tmp_path / "w")], stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, text=True,
         )
         for _ in range(3)
     ]  # fmt: skip
-    ended = [process.communicate(timeout=60) for process in running]
-    assert [error for _, error in ended] == ["", "", ""]
-    assert all(int(held) > 0 for held, _ in ended)
+    outputs = [process.communicate(timeout=60) for process in processes]
+    assert [error for _, error in outputs] == ["", "", ""]
+    assert all(int(held) > 0 for held, _ in outputs)
     assert not (tmp_path / "w").exists()
 
 
 # ---------------------------------------------------------------- unfinished work
 
 
-def test_a_workplace_is_empty_at_first_and_gone_at_the_end(tmp_path: Path) -> None:
+def test_a_workplace_starts_empty_and_is_removed_at_the_end(tmp_path: Path) -> None:
     folder = tmp_path / ".out.partial"
-    (folder / "old").mkdir(parents=True)  # of a process that was killed
+    (folder / "old").mkdir(parents=True)  # left by a killed process
     (folder / "old" / "half").write_bytes(b"half")
     with workplace(folder, BUSY):
         assert names(folder) == [LOCK]
@@ -101,11 +101,11 @@ def test_a_workplace_is_empty_at_first_and_gone_at_the_end(tmp_path: Path) -> No
         with pytest.raises(NotWritable, match="at work"), workplace(folder, BUSY):
             pass
         discard(folder)
-        assert names(folder) == [LOCK, "new"], "it is in use"
+        assert names(folder) == [LOCK, "new"], "discard must keep a folder in use"
     assert names(tmp_path) == []
 
 
-def test_what_nobody_uses_is_discarded(tmp_path: Path) -> None:
+def test_discard_removes_an_unused_folder(tmp_path: Path) -> None:
     (tmp_path / "left").mkdir()
     (tmp_path / "left" / LOCK).touch()
     (tmp_path / "left" / "half").write_bytes(b"half")
@@ -114,10 +114,10 @@ def test_what_nobody_uses_is_discarded(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
-def test_a_file_is_replaced_as_a_whole_or_stays(tmp_path: Path) -> None:
+def test_a_file_is_replaced_atomically_or_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("old")
-    (tmp_path / ".a.txt.partial").write_text("half")  # of an earlier version
+    (tmp_path / ".a.txt.partial").write_text("half")  # left by an earlier version
     with pytest.raises(RuntimeError), replacing_file(path) as partial:
         partial.write_text("half")
         raise RuntimeError
@@ -131,7 +131,7 @@ def test_a_file_is_replaced_as_a_whole_or_stays(tmp_path: Path) -> None:
         pass
 
 
-def test_a_folder_loses_its_name_before_its_files(
+def test_a_folder_is_renamed_before_its_files_are_deleted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "run").mkdir()
@@ -153,7 +153,7 @@ def test_a_folder_loses_its_name_before_its_files(
 # ---------------------------------------------------------------- seals
 
 
-def test_a_seal_notices_every_change(tmp_path: Path) -> None:
+def test_a_seal_detects_every_change(tmp_path: Path) -> None:
     file, folder = tmp_path / "a.bin", tmp_path / "maps"
     file.write_bytes(b"0123456789")
     folder.mkdir()
@@ -168,16 +168,16 @@ def test_a_seal_notices_every_change(tmp_path: Path) -> None:
     assert not seal.holds([folder]) and seal.holds([file])
     (folder / "1.mkv").unlink()
     assert not seal.holds([folder])
-    file.write_bytes(b"0123456780")  # as long as before
+    file.write_bytes(b"0123456780")  # same length as before
     assert not seal.holds([file])
 
 
 @pytest.mark.parametrize(
     "content",
     [b"", b"\xff\xfe", b"[]", b"null", b'{"a.bin": 3}', b'{"a.bin": [4, null]}', b"[" * 100_000],
-    ids=["empty", "no text", "a list", "null", "a number", "no hash", "nested"],
+    ids=["empty", "not text", "list", "null", "number", "no hash", "nested"],
 )
-def test_a_damaged_seal_holds_nothing(tmp_path: Path, content: bytes) -> None:
+def test_a_damaged_seal_is_never_valid(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.bin").write_bytes(b"file")
     (tmp_path / ".seal").write_bytes(content)
     assert not Seal(tmp_path / ".seal").holds([tmp_path / "a.bin"])

@@ -1,6 +1,6 @@
-"""The command line on damaged stores, models, runs and configs: one clear error, nothing beside.
+"""Fuzz the command line with damaged stores, models, runs and configs: one clear error each.
 
-A seeded campaign in this process, with tiny networks; what each trial does follows from its number.
+The trials run in this process with tiny networks. The trial number seeds each trial.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FAST = [
     "-s", "discriminator.width=4", "-s", "discriminator.layers=1", "-s", "discriminator.scales=1",
     "-s", "loop.threads=1", "-s", "loop.precision=32", "-s", "output.preview_seconds=0.1",
 ]  # fmt: skip
-TRIALS = 16  # of each kind
+TRIALS = 16  # per test
 VALUES: list[Any] = [
     -1, 0, 1, 2**31, 2**63, 10**12, 10**30, 0.5, 1e308, float("nan"), float("inf"), None, True, "",
     "x", [], {}, [1], "../../etc/passwd", "1e99999999",
@@ -42,14 +42,14 @@ def _tiny_preset() -> Iterator[None]:
     tiny = generator.Architecture(stem=8, trunk=16, blocks=1, detail=8, fine=(8,), fine_blocks=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(generator.PRESETS, "mobile", tiny)
-        # Commands run in this process, whose standard error is pytest's.
+        # The commands run in this process, where pytest captures standard error.
         patch.setattr("v2v.runtime._silence_native_logs", lambda: None)
         yield
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`data/a`, a dance of a second, and `runs/b`, trained on it for two updates."""
+    """`data/a`, a one-second dance clip, and `runs/b`, trained on it for two steps."""
     from v2v.config import PreprocessSettings, load_config
     from v2v.preprocess.build import preprocess
     from v2v.samples.clips import write_sample
@@ -63,47 +63,47 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.rmtree(folder / "samples")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        code, said = v2v("train", "--data", "data/a", "--name", "b", "--steps", "2", *FAST)
-    assert code == 0, said
+        code, message = v2v("train", "--data", "data/a", "--name", "b", "--steps", "2", *FAST)
+    assert code == 0, message
     return folder
 
 
 def v2v(*arguments: str) -> tuple[int, str]:
-    """Exit code and error of a command in this process; only our own errors may leave it."""
+    """Run a command in this process; return its exit code and error. Other exceptions propagate."""
     try:
         cli.app(list(arguments), standalone_mode=False)
     except V2VError as error:
         return error.exit_code, error.message
-    except SystemExit as leaving:
-        return int(leaving.code or 0), "left"
+    except SystemExit as system_exit:
+        return int(system_exit.code or 0), "exited"
     return 0, ""
 
 
-def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+def node_paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     if path:
         yield path
     if isinstance(value, dict | list):
         for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from leaves(inner, (*path, key))
+            yield from node_paths(inner, (*path, key))
 
 
-def spoil_json(path: Path, rng: random.Random) -> str:
+def corrupt_json(path: Path, rng: random.Random) -> str:
     text = path.read_text("utf-8").splitlines()[0] if path.suffix == ".jsonl" else path.read_text()
     if rng.random() < 0.15:
         how = rng.choice(["[" * 100_000, "", "[]", "null", text[: len(text) // 2], text + text])
         path.write_text(how + "\n")
         return how[:20]
     data = json.loads(text)
-    *parents, last = place = rng.choice(list(leaves(data)))
+    *parents, last = keys = rng.choice(list(node_paths(data)))
     inner = data
     for key in parents:
         inner = inner[key]
     inner[last] = rng.choice(VALUES)
     path.write_text(json.dumps(data) + "\n")
-    return f"{path.name}: {place} = {inner[last]!r}"
+    return f"{path.name}: {keys} = {inner[last]!r}"
 
 
-def spoil_bytes(path: Path, rng: random.Random) -> str:
+def corrupt_bytes(path: Path, rng: random.Random) -> str:
     raw = bytearray(path.read_bytes())
     how = rng.choice(["flip", "cut", "empty", "zero", "head", "noise"])
     start = rng.randrange(len(raw))
@@ -122,7 +122,7 @@ def spoil_bytes(path: Path, rng: random.Random) -> str:
     return f"{path.name}: {how} at {start}"
 
 
-def spoil_points(path: Path, rng: random.Random) -> str:
+def corrupt_points(path: Path, rng: random.Random) -> str:
     with np.load(path) as file:
         arrays = {name: file[name] for name in file.files}
     points = arrays["points"]
@@ -140,8 +140,8 @@ def spoil_points(path: Path, rng: random.Random) -> str:
     return f"{path.name}: {case}"
 
 
-def vouch(store: Path) -> None:
-    """Let clip.json vouch for the files that are there, where it still can."""
+def update_file_records(store: Path) -> None:
+    """Update the file records in clip.json to match the damaged files."""
     from v2v.data.store import file_record
 
     record = json.loads((store / "clip.json").read_text())
@@ -154,7 +154,7 @@ def vouch(store: Path) -> None:
 
 
 @pytest.fixture
-def place(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def workdir(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(sys, "argv", ["v2v"])
     inner = tmp_path / "in" / "side"
     shutil.copytree(base, inner)
@@ -165,44 +165,44 @@ def place(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 RENDER = ("transfer", "--source", "data/a", "--target-model", "b", "-o", "o.mp4", "--end", "0.15")
 
 
-def clean(place: Path, code: int) -> None:
-    """Nothing was written outside the folder, and nothing is half made within."""
-    outside = [p for p in place.parent.parent.rglob("*") if place not in (p, *p.parents)]
-    assert outside == [place.parent]
-    assert (code == 0) >= (place / "o.mp4").exists()
-    assert not list(place.glob(".o.mp4*"))
+def check_outputs(workdir: Path, code: int) -> None:
+    """Check that no file lies outside `workdir` and that only a success leaves output."""
+    outside = [p for p in workdir.parent.parent.rglob("*") if workdir not in (p, *p.parents)]
+    assert outside == [workdir.parent]
+    assert (code == 0) >= (workdir / "o.mp4").exists()
+    assert not list(workdir.glob(".o.mp4*"))
 
 
 @pytest.mark.parametrize("number", range(TRIALS))
-def test_stores(number: int, place: Path) -> None:
+def test_damaged_stores(number: int, workdir: Path) -> None:
     rng = random.Random(f"stores {number}")
-    store = place / "data" / "a"
-    spoil, name = rng.choice(
-        [(spoil_json, "clip.json"), (spoil_bytes, "frames.mp4"), (spoil_bytes, "pose.npz"),
-         (spoil_points, "pose.npz")]
+    store = workdir / "data" / "a"
+    corrupt, name = rng.choice(
+        [(corrupt_json, "clip.json"), (corrupt_bytes, "frames.mp4"), (corrupt_bytes, "pose.npz"),
+         (corrupt_points, "pose.npz")]
     )  # fmt: skip
-    what = spoil(store / name, rng)
+    damage = corrupt(store / name, rng)
     damaged = name != "clip.json"
     if damaged and rng.random() < 0.6:
-        vouch(store)
+        update_file_records(store)
         damaged = False
     train = ("train", "--data", "data/a", "--name", "n", "--steps", "1", *FAST)
-    code, said = v2v(*rng.choice([RENDER, train, ("info", "data/a", "--verify")]))
-    assert code in ((1, 2) if damaged else (0, 1, 2)), what
-    assert code == 0 or said
-    clean(place, code)
+    code, message = v2v(*rng.choice([RENDER, train, ("info", "data/a", "--verify")]))
+    assert code in ((1, 2) if damaged else (0, 1, 2)), damage
+    assert code == 0 or message
+    check_outputs(workdir, code)
 
 
 @pytest.mark.parametrize("number", range(TRIALS))
-def test_models(number: int, place: Path) -> None:
+def test_damaged_models(number: int, workdir: Path) -> None:
     rng = random.Random(f"models {number}")
-    model = place / "runs" / "b" / "model"
-    what = rng.choice(["json", "json", "bytes", "values"])
-    if what == "json":
-        what = spoil_json(model / "model.json", rng)
-    elif what == "bytes":
+    model = workdir / "runs" / "b" / "model"
+    damage = rng.choice(["json", "json", "bytes", "values"])
+    if damage == "json":
+        damage = corrupt_json(model / "model.json", rng)
+    elif damage == "bytes":
         name = rng.choice(["generator", "statistics"])
-        what = spoil_bytes(model / f"{name}.safetensors", rng)
+        damage = corrupt_bytes(model / f"{name}.safetensors", rng)
     else:
         from safetensors.numpy import load_file, save_file
 
@@ -210,44 +210,48 @@ def test_models(number: int, place: Path) -> None:
         name = rng.choice(sorted(tensors))
         tensors[name] = np.full_like(tensors[name], rng.choice([np.nan, np.inf]))
         save_file(tensors, model / "generator.safetensors")
-        code, said = v2v(*RENDER)
-        assert code == 1 and "NaN or infinite" in said
-    code, said = v2v(*rng.choice([RENDER, RENDER, ("info", "runs/b", "--verify")]))
-    assert code in (0, 1, 2) and (code == 0 or said), what
-    clean(place, code)
+        code, message = v2v(*RENDER)
+        assert code == 1 and "NaN or infinite" in message
+    code, message = v2v(*rng.choice([RENDER, RENDER, ("info", "runs/b", "--verify")]))
+    assert code in (0, 1, 2) and (code == 0 or message), damage
+    check_outputs(workdir, code)
 
 
 @pytest.mark.parametrize("number", range(TRIALS))
-def test_runs(number: int, place: Path) -> None:
+def test_damaged_runs(number: int, workdir: Path) -> None:
     rng = random.Random(f"runs {number}")
-    folder = place / "runs" / "b"
+    folder = workdir / "runs" / "b"
     newest = max((folder / "checkpoints").iterdir())
     path = rng.choice(
         [newest / "checkpoint.json", newest / "weights.safetensors", newest / "optimisers.pt",
          folder / "run.json", folder / "config.yaml", folder / "log.jsonl"]
     )  # fmt: skip
-    spoil = spoil_json if path.suffix in (".json", ".jsonl") else spoil_bytes
-    what = spoil(path, rng)
-    code, said = v2v("train", "--data", "data/a", "--name", "b", "--steps", "3", *FAST)
-    assert code in (0, 1, 2) and (code == 0 or said), what
-    clean(place, code)
+    corrupt = corrupt_json if path.suffix in (".json", ".jsonl") else corrupt_bytes
+    damage = corrupt(path, rng)
+    code, message = v2v("train", "--data", "data/a", "--name", "b", "--steps", "3", *FAST)
+    assert code in (0, 1, 2) and (code == 0 or message), damage
+    check_outputs(workdir, code)
 
 
 @pytest.mark.parametrize("number", range(TRIALS))
-def test_settings(number: int, place: Path) -> None:
+def test_invalid_settings(number: int, workdir: Path) -> None:
     rng = random.Random(f"settings {number}")
     from v2v.config import load_config
     from v2v.training.settings import TrainSettings
 
-    known = load_config(TrainSettings, "train", "train-pose").model_dump(mode="json")
-    keys = [".".join(map(str, p)) for p in leaves(known) if not any(isinstance(k, int) for k in p)]
+    defaults = load_config(TrainSettings, "train", "train-pose").model_dump(mode="json")
+    keys = [
+        ".".join(map(str, p))
+        for p in node_paths(defaults)
+        if not any(isinstance(k, int) for k in p)
+    ]
     key = rng.choice([k for k in keys if k not in ("budget", "task")])
     value = rng.choice(
         ["-1", "0", "1e30", "nan", "inf", "1e400", "99999999999", "x", "", "[]", "null", "{a: 1}",
          "${oc.env:HOME}", "[1000000]", "true"]
     )  # fmt: skip
-    code, said = v2v(
+    code, message = v2v(
         "train", "--data", "data/a", "--name", "n", "--steps", "1", *FAST, "-s", f"{key}={value}"
     )
-    assert code in (0, 1, 2) and (code == 0 or said), f"{key}={value}"
-    clean(place, code)
+    assert code in (0, 1, 2) and (code == 0 or message), f"{key}={value}"
+    check_outputs(workdir, code)

@@ -1,4 +1,4 @@
-"""Image files of every kind: the pixels that come back, and what is refused."""
+"""Image files of every kind: the decoded pixels, and the files that are refused."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from v2v.images import (
 )
 from v2v.preprocess.run import expand_inputs
 
-# 12 of 96 levels from black to white, and value / 257, rounded.
+# Every eighth of 96 levels from black to white, and their 8-bit values (value / 257, rounded).
 RAMP = np.rint(np.linspace(0, 65535, 96)).astype(np.uint16)[None, ::8].repeat(8, axis=0)
 LEVELS = [0, 21, 43, 64, 86, 107, 129, 150, 172, 193, 215, 236]
 
@@ -40,7 +40,7 @@ def chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def png(values: np.ndarray, colour_type: int, *, claim: tuple[int, int] | None = None) -> bytes:
-    """A PNG of uint8 or uint16 [H, W, C], of kinds that Pillow does not write."""
+    """Encode uint8 or uint16 [H, W, C] as a PNG, including kinds that Pillow cannot write."""
     height, width = values.shape[:2]
     bits = 8 * values.dtype.itemsize
     header = struct.pack(">IIBBBBB", *(claim or (width, height)), bits, colour_type, 0, 0, 0)
@@ -50,7 +50,7 @@ def png(values: np.ndarray, colour_type: int, *, claim: tuple[int, int] | None =
     return b"\x89PNG\r\n\x1a\n" + parts
 
 
-def as_shown(path: Path) -> np.ndarray:
+def read_as_clip(path: Path) -> np.ndarray:
     return read_picture(path, white=float_white([path]))
 
 
@@ -61,11 +61,11 @@ def save_float(white: float) -> Callable[[Path], None]:
     return lambda path: Image.fromarray((RAMP / 65535 * white).astype(np.float32)).save(path)
 
 
-DEEP: dict[str, Callable[[Path], object]] = {
+HIGH_BIT_DEPTH: dict[str, Callable[[Path], object]] = {
     "16.png": lambda path: Image.fromarray(RAMP).save(path),
     "16.tif": lambda path: Image.fromarray(RAMP).save(path),
     "16 packed.tif": lambda path: Image.fromarray(RAMP).save(path, compression="tiff_lzw"),
-    "16 other end.tif": lambda path: Image.fromarray(RAMP.astype(">u2")).save(path),
+    "16 big-endian.tif": lambda path: Image.fromarray(RAMP.astype(">u2")).save(path),
     "16.ppm": lambda path: Image.fromarray(RAMP.astype(np.int32)).save(path),
     "32.tif": lambda path: Image.fromarray(RAMP.astype(np.int32)).save(path),
     "float to 1.tif": save_float(1),
@@ -77,23 +77,23 @@ DEEP: dict[str, Callable[[Path], object]] = {
 }
 
 
-@pytest.mark.parametrize("name", DEEP)
-def test_deep_images_are_scaled_not_cut_off(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", HIGH_BIT_DEPTH)
+def test_high_bit_depth_images_are_scaled_not_clipped(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
-    DEEP[name](path)
-    shown = as_shown(path)
+    HIGH_BIT_DEPTH[name](path)
+    shown = read_as_clip(path)
     assert shown.shape == (8, 12, 3) and shown.dtype == np.uint8
-    wanted = np.broadcast_to(np.array(LEVELS, np.uint8)[:, None], (8, 12, 3))
-    np.testing.assert_array_equal(shown, wanted)
+    expected = np.broadcast_to(np.array(LEVELS, np.uint8)[:, None], (8, 12, 3))
+    np.testing.assert_array_equal(shown, expected)
 
 
-def test_the_channels_of_deep_colours_keep_their_order(tmp_path: Path) -> None:
+def test_16_bit_colour_images_keep_their_channel_order(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(png(np.full((4, 4, 3), (65535, 32639, 257), np.uint16), 2))
-    assert as_shown(path)[0, 0].tolist() == [255, 127, 1]
+    assert read_as_clip(path)[0, 0].tolist() == [255, 127, 1]
 
 
-def test_a_dark_float_image_is_as_dark_as_its_clip_says(tmp_path: Path) -> None:
+def test_a_dark_float_image_uses_the_white_level_of_its_clip(tmp_path: Path) -> None:
     dark, bright = tmp_path / "1.tif", tmp_path / "2.tif"
     Image.fromarray(np.full((4, 4), 1, np.float32)).save(dark)
     Image.fromarray(np.full((4, 4), 200, np.float32)).save(bright)
@@ -102,19 +102,19 @@ def test_a_dark_float_image_is_as_dark_as_its_clip_says(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -0.5, 256])
-def test_float_values_without_a_meaning_are_refused(tmp_path: Path, value: float) -> None:
+def test_invalid_float_values_are_refused(tmp_path: Path, value: float) -> None:
     values = np.zeros((4, 4), np.float32)
     values[1, 2] = value
     Image.fromarray(values).save(tmp_path / "a.tif")
     with pytest.raises(NotAVideo) as caught:
-        as_shown(tmp_path / "a.tif")
+        read_as_clip(tmp_path / "a.tif")
     assert "from 0 to 1, or from 0 to 255" in str(caught.value.hint)
 
 
 # ---------------------------------------------------------------- transparency, colours, rotation
 
 
-def test_transparent_parts_are_black_and_opaque_ones_unchanged(tmp_path: Path) -> None:
+def test_transparent_pixels_become_black_and_opaque_ones_are_unchanged(tmp_path: Path) -> None:
     values = np.full((4, 4, 4), (10, 250, 30, 255), np.uint8)
     values[0], values[1, :, 3] = (0, 250, 0, 0), 128
     half = [round(v * 128 / 255) for v in (10, 250, 30)]
@@ -133,12 +133,12 @@ def test_transparent_parts_are_black_and_opaque_ones_unchanged(tmp_path: Path) -
     assert not has_transparency(tmp_path / "opaque.png")
 
 
-def test_transparency_is_said(tmp_path: Path) -> None:
+def test_transparency_is_noted(tmp_path: Path) -> None:
     values = np.full((32, 32, 4), 255, np.uint8)
     for number in range(20):
-        values[0, 0, 3] = 0 if number > 10 else 255  # a fade that begins in the middle
+        values[0, 0, 3] = 0 if number > 10 else 255  # a fade that starts halfway through the clip
         Image.fromarray(values).save(tmp_path / f"{number}.png")
-    assert any("composed over black" in note for note in probe(tmp_path).notes)
+    assert any("composited over black" in note for note in probe(tmp_path).notes)
     assert not probe(tmp_path / "0.png").notes
 
 
@@ -180,13 +180,13 @@ def test_wide_gamut_colours_become_srgb(tmp_path: Path) -> None:
     encoded = colours / 255
     linear = np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
     linear = linear @ P3_TO_SRGB.T
-    wanted = np.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear ** (1 / 2.4) - 0.055)
+    expected = np.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear ** (1 / 2.4) - 0.055)
     shown = read_picture(tmp_path / "a.png")
-    assert np.abs(shown - 255 * wanted).max() < 2
-    assert np.abs(shown.astype(int) - colours).max() > 5, "the test's colours are moved"
+    assert np.abs(shown - 255 * expected).max() < 2
+    assert np.abs(shown.astype(int) - colours).max() > 5, "the conversion must change these colours"
 
 
-def test_srgb_and_damaged_profiles_change_nothing(tmp_path: Path) -> None:
+def test_srgb_and_damaged_profiles_do_not_change_the_pixels(tmp_path: Path) -> None:
     colours = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
     own = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     for data in (own, own[:200], b"no profile", DISPLAY_P3[:150]):
@@ -195,23 +195,25 @@ def test_srgb_and_damaged_profiles_change_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif", "webp"])
-@pytest.mark.parametrize("deep", [False, True])
-def test_turned_images(tmp_path: Path, suffix: str, deep: bool) -> None:
-    if deep and suffix == "webp":
-        pytest.skip("of 8 bits always")
+@pytest.mark.parametrize("high_bit_depth", [False, True])
+def test_exif_rotation_is_applied(tmp_path: Path, suffix: str, high_bit_depth: bool) -> None:
+    if high_bit_depth and suffix == "webp":
+        pytest.skip("WebP is always 8-bit")
     exif = Image.Exif()
     exif[0x0112] = 6
     values = np.arange(96, dtype=np.uint8).reshape(8, 12)
     path = tmp_path / f"a.{suffix}"
     quality = {"lossless": True} if suffix == "webp" else {}
-    image = Image.fromarray(values.astype(np.uint16) * 257 if deep else np.dstack([values] * 3))
+    image = Image.fromarray(
+        values.astype(np.uint16) * 257 if high_bit_depth else np.dstack([values] * 3)
+    )
     image.save(path, exif=exif, **quality)  # type: ignore[arg-type]
     np.testing.assert_array_equal(read_picture(path)[..., 0], np.rot90(values, -1))
     info = inspect_image(path)
     assert (info.width, info.height) == (8, 12)
 
 
-def test_damaged_exif_leaves_the_picture(tmp_path: Path) -> None:
+def test_damaged_exif_is_ignored(tmp_path: Path) -> None:
     values = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
     Image.fromarray(values).save(tmp_path / "a.png", exif=b"Exif\0\0II*\0\x08\0\0\0" + b"\xff" * 60)
     np.testing.assert_array_equal(read_picture(tmp_path / "a.png"), values)
@@ -242,12 +244,12 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_images_are_one_clear_error(tmp_path: Path, name: str) -> None:
+def test_hostile_images_raise_one_clear_error(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_bytes(HOSTILE[name])
     for read in (read_picture, read_labels, has_transparency):
         if read is has_transparency and name.startswith(("cut.png", "claims less")):
-            continue  # its header has no transparency: the pixels are not needed
+            continue  # the header rules out transparency, so the pixels are not read
         with pytest.raises(NotAVideo, match=name) as caught:
             read(path)
         assert "\n" not in caught.value.message
@@ -259,19 +261,19 @@ def _plan(path: Path):  # type: ignore[no-untyped-def]
     return plan_frames(probe(path)), plan_geometry(probe(path))
 
 
-def test_a_folder_is_no_image(tmp_path: Path) -> None:
+def test_a_folder_is_not_an_image(tmp_path: Path) -> None:
     with pytest.raises(NotAVideo, match="is a folder"):
         read_picture(tmp_path)
     (tmp_path / "1.png").mkdir()
-    with pytest.raises(NotAVideo, match="holds no images"):
+    with pytest.raises(NotAVideo, match="contains no images"):
         probe(tmp_path)
 
 
 def test_the_first_image_may_be_damaged(tmp_path: Path) -> None:
     (tmp_path / "0.png").write_bytes(b"")
     Image.new("RGB", (32, 32), (200, 10, 10)).save(tmp_path / "1.png")
-    seen = probe(tmp_path)
-    frames = list(read_upright(seen, *_plan(tmp_path)))
+    probed = probe(tmp_path)
+    frames = list(read_upright(probed, *_plan(tmp_path)))
     assert [frame.lost for frame in frames] == [True, False]
 
 
@@ -285,34 +287,34 @@ MODES = ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB
     suffix=st.sampled_from(["png", "jpg", "tif", "bmp", "webp", "gif", "ppm", "tga"]),
     size=st.tuples(st.integers(1, 20), st.integers(1, 20)),
     seed=st.integers(0, 99),
-    spoil=st.none() | st.tuples(st.floats(0, 1), st.binary(min_size=1, max_size=4)),
+    corruption=st.none() | st.tuples(st.floats(0, 1), st.binary(min_size=1, max_size=4)),
 )
-def test_whatever_pillow_writes_is_read_or_refused(
+def test_every_pillow_image_is_read_or_refused(
     tmp_path_factory: pytest.TempPathFactory, mode: str, suffix: str, size: tuple[int, int],
-    seed: int, spoil: tuple[float, bytes] | None,
+    seed: int, corruption: tuple[float, bytes] | None,
 ) -> None:  # fmt: skip
     path = tmp_path_factory.mktemp("image") / f"a.{suffix}"
     noise = np.random.default_rng(seed).integers(0, 256, 8 * size[0] * size[1], np.uint8)
     image = Image.new(mode, size)
-    with_bytes = len(image.tobytes())
+    byte_count = len(image.tobytes())
     if mode not in ("F", "PA", "La", "RGBa"):
-        image.frombytes(noise.tobytes()[:with_bytes])
+        image.frombytes(noise.tobytes()[:byte_count])
     try:
         image.save(path)
     except (OSError, ValueError, KeyError, SystemError):
-        return  # a mode that this format has not
-    if spoil is not None:
+        return  # this format does not support the mode
+    if corruption is not None:
         data = bytearray(path.read_bytes())
-        place = int(spoil[0] * (len(data) - 1))
-        data[place : place + len(spoil[1])] = spoil[1]
+        start = int(corruption[0] * (len(data) - 1))
+        data[start : start + len(corruption[1])] = corruption[1]
         path.write_bytes(data)
     try:
-        shown = as_shown(path)
+        shown = read_as_clip(path)
     except V2VError as error:
         assert str(path) in error.message
         return
     assert shown.dtype == np.uint8 and shown.ndim == 3 and shown.shape[2] == 3
-    if spoil is None:
+    if corruption is None:
         assert shown.shape == (size[1], size[0], 3)
 
 
@@ -320,7 +322,7 @@ def test_whatever_pillow_writes_is_read_or_refused(
 
 
 def frames_of(count: int, *, alpha: bool = False) -> list[Image.Image]:
-    """A square that moves by 4 pixels a frame, on black, or on nothing; grey below."""
+    """A square that moves 4 pixels per frame on black or transparency, above a grey area."""
     frames = []
     for number in range(count):
         values = np.zeros((32, 64, 4 if alpha else 3), np.uint8)
@@ -339,40 +341,42 @@ def animate(path: Path, durations: int | list[int], *, alpha: bool = False, kind
     return path
 
 
-def places(path: Path, **options: Fraction) -> list[float]:
-    """Where the square stands in each frame as it is stored."""
-    seen = probe(path)
-    plan = plan_frames(seen, fps=options.get("fps"))
+def square_positions(path: Path, **options: Fraction) -> list[float]:
+    """The x position of the square in each stored frame."""
+    probed = probe(path)
+    plan = plan_frames(probed, fps=options.get("fps"))
     pixels = PixelReader()
-    shown = [pixels(f.frame) for f in read_upright(seen, plan, plan_geometry(seen)) if not f.lost]
+    shown = [
+        pixels(f.frame) for f in read_upright(probed, plan, plan_geometry(probed)) if not f.lost
+    ]
     return [float(np.flatnonzero(frame[12, :, 0] > 128)[0]) for frame in shown]
 
 
-def test_an_animated_webp_is_footage_with_its_own_timing(tmp_path: Path) -> None:
+def test_an_animated_webp_keeps_its_timing(tmp_path: Path) -> None:
     path = animate(tmp_path / "a.webp", 62, alpha=True, kind="WEBP")
-    seen = probe(path)
-    assert seen.container == ANIMATED_WEBP and seen.frames == 8
-    assert seen.rate == Fraction(1000, 62) and not seen.variable_rate
-    assert seen.notes, "what is transparent is black, and that is said"
+    probed = probe(path)
+    assert probed.container == ANIMATED_WEBP and probed.frames == 8
+    assert probed.rate == Fraction(1000, 62) and not probed.variable_rate
+    assert probed.notes, "a note must report that transparency becomes black"
     assert {int(frame[30, 30, 0]) for frame in read_animation(path)} == {45}
-    assert places(path) == [4 * n for n in range(8)]
-    assert places(path, fps=Fraction(1000, 124)) == [8 * n for n in range(4)]
+    assert square_positions(path) == [4 * n for n in range(8)]
+    assert square_positions(path, fps=Fraction(1000, 124)) == [8 * n for n in range(4)]
 
 
-def test_an_animation_s_pauses_are_kept(tmp_path: Path) -> None:
+def test_pauses_in_an_animation_are_kept(tmp_path: Path) -> None:
     path = animate(tmp_path / "a.webp", [100, 100, 400, 100, 100, 100], kind="WEBP")
-    seen = probe(path)
-    assert seen.variable_rate and seen.rate == 10
-    assert places(path) == [0, 4, 8, 8, 8, 8, 12, 16, 20]
+    probed = probe(path)
+    assert probed.variable_rate and probed.rate == 10
+    assert square_positions(path) == [0, 4, 8, 8, 8, 8, 12, 16, 20]
 
 
-def test_slides_are_shown_once_a_second(tmp_path: Path) -> None:
-    seen = probe(animate(tmp_path / "a.webp", [12_000, 12_000], kind="WEBP"))
-    assert seen.rate == 1 and seen.variable_rate
-    assert len(plan_frames(seen)) == 13
+def test_slow_animations_are_sampled_once_per_second(tmp_path: Path) -> None:
+    probed = probe(animate(tmp_path / "a.webp", [12_000, 12_000], kind="WEBP"))
+    assert probed.rate == 1 and probed.variable_rate
+    assert len(plan_frames(probed)) == 13
 
 
-def test_whole_milliseconds_stand_for_a_usual_rate(tmp_path: Path) -> None:
+def test_rounded_millisecond_durations_map_to_a_standard_rate(tmp_path: Path) -> None:
     path = animate(tmp_path / "a.webp", [41, 42, 42] * 4, kind="WEBP")
     assert probe(path).rate == 24 and not probe(path).variable_rate
 
@@ -384,44 +388,46 @@ def test_whole_milliseconds_stand_for_a_usual_rate(tmp_path: Path) -> None:
         ("WEBP", "a.png", "webp"), ("WEBP", "a.gif", "webp"),
     ],
 )  # fmt: skip
-def test_the_content_says_what_an_animation_is(
+def test_animation_kind_depends_on_content_not_suffix(
     tmp_path: Path, kind: str, name: str, found: str
 ) -> None:
     path = animate(tmp_path / name, 100, kind=kind)
     assert animation_kind(path) == found
-    seen = probe(path)
-    assert seen.frames == 8 and not seen.images and float(seen.rate) == pytest.approx(10)
-    assert places(path) == [4 * n for n in range(8)]
+    probed = probe(path)
+    assert probed.frames == 8 and not probed.images and float(probed.rate) == pytest.approx(10)
+    assert square_positions(path) == [4 * n for n in range(8)]
 
 
-def test_a_still_picture_is_no_animation(tmp_path: Path) -> None:
+def test_a_still_image_is_not_an_animation(tmp_path: Path) -> None:
     for name in ("a.png", "a.webp"):
         Image.new("RGB", (32, 32)).save(tmp_path / name)
         assert animation_kind(tmp_path / name) is None
         assert probe(tmp_path / name).images == (tmp_path / name,)
     animated = animate(tmp_path / "b.webp", 50, kind="WEBP")
-    assert read_picture(animated).shape == (32, 64, 3), "the first frame, where one is asked for"
+    assert read_picture(animated).shape == (32, 64, 3), (
+        "read_picture returns the first frame of an animation"
+    )
 
 
-def test_a_folder_of_animations_is_several_clips(tmp_path: Path) -> None:
+def test_each_animation_in_a_folder_is_a_clip(tmp_path: Path) -> None:
     for name in ("10.webp", "2.webp"):
         animate(tmp_path / name, 50, kind="WEBP")
     (tmp_path / "._2.webp").write_bytes(b"companion")
     jobs = expand_inputs([str(tmp_path)], None)
     assert [job.source.name for job in jobs] == ["2.webp", "10.webp"]
-    with pytest.raises(NotAVideo, match=r"holds animations, such as 2\.webp"):
+    with pytest.raises(NotAVideo, match=r"contains animations, such as 2\.webp"):
         probe(tmp_path)
 
 
-def test_a_damaged_animation_is_refused_or_ends_early(tmp_path: Path) -> None:
+def test_a_damaged_animation_is_refused_or_truncated(tmp_path: Path) -> None:
     path = animate(tmp_path / "a.webp", 50, kind="WEBP")
     data = path.read_bytes()
     generator = np.random.default_rng(0)
     for _ in range(40):
-        spoilt = bytearray(data)
-        for place in generator.integers(12, len(data), 3):
-            spoilt[place] ^= int(generator.integers(1, 256))
-        path.write_bytes(spoilt[: int(generator.integers(20, len(data)))])
+        corrupted = bytearray(data)
+        for offset in generator.integers(12, len(data), 3):
+            corrupted[offset] ^= int(generator.integers(1, 256))
+        path.write_bytes(corrupted[: int(generator.integers(20, len(data)))])
         try:
             shown = list(read_animation(path))
             assert len(animation_durations(path)) >= 0

@@ -1,4 +1,4 @@
-"""Each check finds what is there, and what is missing becomes a line, never a traceback."""
+"""Each check reports what is installed; a missing part gives a finding, not a traceback."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def by_name(checks: list[Check]) -> dict[str, Check]:
     return {check.name: check for check in checks}
 
 
-def without(monkeypatch: pytest.MonkeyPatch, module: str, message: str) -> None:
-    """Let `import module` fail with `message`, as a missing system library does."""
+def make_missing(monkeypatch: pytest.MonkeyPatch, module: str, message: str) -> None:
+    """Make `import module` fail with `message`, as a missing system library does."""
     real = builtins.__import__
 
     def refuse(name: str, *args: Any, **kwargs: Any) -> Any:
@@ -46,7 +46,7 @@ def test_this_installation_can_preprocess(here):
     assert "decodes what v2v writes" in here["decord"].found
 
 
-def test_whatever_is_not_ok_has_advice(here):
+def test_every_finding_that_is_not_ok_has_advice(here):
     assert all(check.advice for check in here.values() if check.state != "ok")
 
 
@@ -57,9 +57,9 @@ def test_importing_the_module_loads_nothing_heavy():
     assert done.stdout.strip() == "set()"
 
 
-def test_a_missing_libgl_says_which_package(monkeypatch):
-    without(monkeypatch, "cv2", "libGL.so.1: cannot open shared object file: No such file")
-    check = installation._softly("opencv", installation._opencv)
+def test_a_missing_libgl_names_its_package(monkeypatch):
+    make_missing(monkeypatch, "cv2", "libGL.so.1: cannot open shared object file: No such file")
+    check = installation._run_check("opencv", installation._opencv)
     assert isinstance(check, Check) and check.state == "fail"
     assert "libGL.so.1" in check.found
     assert check.advice is not None and "sudo apt install libgl1" in check.advice
@@ -75,14 +75,16 @@ def test_a_missing_libgl_says_which_package(monkeypatch):
         ("mediapipe", "mediapipe", "mediapipe==0.10.21"),
     ],
 )
-def test_a_missing_library_fails_alone_and_says_how_to_get_it(monkeypatch, module, name, package):
-    without(monkeypatch, module, f"No module named {module!r}")
-    check = installation._softly(name, getattr(installation, f"_{name}"))
+def test_a_missing_library_fails_only_its_check_and_names_its_package(
+    monkeypatch, module, name, package
+):
+    make_missing(monkeypatch, module, f"No module named {module!r}")
+    check = installation._run_check(name, getattr(installation, f"_{name}"))
     assert isinstance(check, Check) and check.state == "fail"
     assert check.advice is not None and check.advice.endswith(package)
 
 
-def test_two_builds_of_opencv_are_one_too_many(monkeypatch):
+def test_two_builds_of_opencv_give_a_warning(monkeypatch):
     both = ("opencv-python", "opencv-contrib-python")
     monkeypatch.setattr(installation, "_version", lambda name: "4.11" if name in both else None)
     check = installation._opencv()
@@ -105,12 +107,12 @@ def test_missing_codecs_are_named(monkeypatch):
     assert installation._codecs().state == "warn" and "av1" in installation._codecs().found
 
 
-def test_an_unknown_codec_is_not_there():
+def test_an_unknown_codec_is_reported_as_missing():
     assert installation._has_codec("h264", "r")
     assert not installation._has_codec("nonesuch", "r")
 
 
-def test_missing_weights_say_where_they_belong_and_what_works_without(monkeypatch, tmp_path):
+def test_missing_weights_name_their_path_and_an_alternative(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     checks = by_name(installation._weights())
     assert set(checks) == {
@@ -122,28 +124,28 @@ def test_missing_weights_say_where_they_belong_and_what_works_without(monkeypatc
 
 
 @pytest.mark.parametrize(("free", "state"), [(200e9, "ok"), (5e9, "warn"), (0.1e9, "fail")])
-def test_a_full_disk_is_noticed(monkeypatch, free, state):
+def test_a_full_disk_is_reported(monkeypatch, free, state):
     usage = collections.namedtuple("usage", "total used free")
     monkeypatch.setattr(installation.shutil, "disk_usage", lambda _: usage(1e12, 0, free))
     assert installation._disk().state == state
 
 
-def test_a_folder_that_cannot_be_written_is_noticed(monkeypatch, tmp_path):
+def test_a_folder_that_is_not_writable_is_reported(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert installation._folder().state == "ok"
-    assert not list(Path(tmp_path).iterdir()), "nothing is left behind"
+    assert not list(Path(tmp_path).iterdir()), "the check leaves a file behind"
 
     def refuse(**_: Any) -> Any:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(installation.tempfile, "TemporaryFile", refuse)  # root may write anywhere
+    monkeypatch.setattr(installation.tempfile, "TemporaryFile", refuse)  # root can write anywhere
     assert installation._folder().state == "fail"
 
 
 @pytest.mark.parametrize(
     ("version", "state"), [((3, 10, 9), "fail"), ((3, 12, 1), "ok"), ((3, 13, 0), "fail")]
 )
-def test_the_python_version_counts(monkeypatch, version, state):
+def test_the_python_version_is_checked(monkeypatch, version, state):
     monkeypatch.setattr(installation.sys, "version_info", version)
     assert installation._python().state == state
 

@@ -1,8 +1,8 @@
-"""Commands are killed, run again, and end as those that nobody disturbed; nothing is left over.
+"""Commands that are killed and run again end like uninterrupted ones and leave nothing behind.
 
 A process that has imported the program is forked for every run, so that a trial takes seconds. The
-fork kills itself: just before its n-th change of the file system, which reaches the moments between
-two renames, or at a moment by the clock.
+fork kills itself just before its n-th change of the file system, which covers the moments between
+two renames, or after a given time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import pytest
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked"),
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork"),
 ]
 
 SERVER = """
@@ -90,11 +90,11 @@ for line in sys.stdin:
 class Ended:
     code: int  # negative: the signal that ended it
     changes: int  # of the file system
-    said: str
+    output: str
 
 
 class Program:
-    """The program, imported once."""
+    """Runs commands in forks of a process that has imported the program once."""
 
     def __init__(self, log: Path) -> None:
         self.log = log
@@ -123,7 +123,7 @@ class Program:
 def program(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
     program = Program(tmp_path_factory.mktemp("kills") / "log")
     yield program
-    program.server.communicate(timeout=30)  # closes its pipes, which ends it
+    program.server.communicate(timeout=30)  # closing its pipes ends it
 
 
 TRAIN = (
@@ -145,7 +145,7 @@ def base(program: Program, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "transfer --source data/person --target-model b -o b.mp4 --crf 40",
     ):
         ended = program(folder, argv)
-        assert ended.code == 0, f"{argv}: {ended.said}"
+        assert ended.code == 0, f"{argv}: {ended.output}"
     return folder
 
 
@@ -154,7 +154,7 @@ class Case:
     argv: str
     inputs: tuple[str, ...]
     same: tuple[str, ...] = ()  # patterns of files that must be equal, byte by byte
-    loose: tuple[str, ...] = ()  # of files that the clock decides about
+    loose: tuple[str, ...] = ()  # patterns of files that depend on timing
     trials: int = 2
 
 
@@ -195,7 +195,7 @@ def fresh(case: Case, base: Path, folder: Path) -> Path:
 
 
 def files(folder: Path, case: Case) -> dict[str, bytes | None]:
-    """Names of all files and, of those that must be the same, their bytes."""
+    """The names of all files, with the bytes of those that must be equal."""
     found: dict[str, bytes | None] = {}
     for path in folder.rglob("*"):
         name = str(path.relative_to(folder))
@@ -206,44 +206,48 @@ def files(folder: Path, case: Case) -> dict[str, bytes | None]:
 
 
 def left_over(folder: Path) -> list[str]:
-    """Whatever is hidden, except locks."""
+    """Hidden files and folders, except locks."""
     hidden = [p for p in folder.rglob(".*") if p.name != ".lock"]
     return sorted(str(p.relative_to(folder)) for p in hidden)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_killed_and_run_again(name: str, program: Program, base: Path, tmp_path: Path) -> None:
+def test_a_killed_command_run_again_ends_the_same(
+    name: str, program: Program, base: Path, tmp_path: Path
+) -> None:
     case, chance = CASES[name], random.Random(name)
     reference = fresh(case, base, tmp_path / "reference")
-    straight = program(reference, case.argv)
-    assert straight.code == 0 and left_over(reference) == [], straight.said
+    uninterrupted = program(reference, case.argv)
+    assert uninterrupted.code == 0 and left_over(reference) == [], uninterrupted.output
     whole = files(reference, case)
     assert not case.same or any(content is not None for content in whole.values())
-    # One of them among the last changes, where finished work is put in its place and cleared.
-    last = max(straight.changes - 12, 1)
-    moments = [chance.randint(last, straight.changes)]
-    moments += [chance.randint(1, straight.changes) for _ in range(case.trials - 1)]
+    # One kill is among the last changes, when results are moved in place and cleaned up.
+    last = max(uninterrupted.changes - 12, 1)
+    moments = [chance.randint(last, uninterrupted.changes)]
+    moments += [chance.randint(1, uninterrupted.changes) for _ in range(case.trials - 1)]
     for at in moments:
         folder = fresh(case, base, tmp_path / f"killed-at-{at}")
         killed = program(folder, case.argv, at=at)
-        if chance.random() < 0.5:  # and again, by the clock
+        if chance.random() < 0.5:  # and once more, after a random time
             program(folder, case.argv, after=chance.uniform(0.05, 0.8))
         ended = program(folder, case.argv)
-        where = f"{name}, change {at} of {straight.changes} (exit {killed.code}): {ended.said}"
-        assert "Traceback" not in killed.said + ended.said, where
-        # What was whole already refuses to be made again.
-        assert ended.code == 0 or (ended.code == 2 and "already" in ended.said), where
+        where = (
+            f"{name}, change {at} of {uninterrupted.changes} (exit {killed.code}): {ended.output}"
+        )
+        assert "Traceback" not in killed.output + ended.output, where
+        # A result that was already complete is not overwritten.
+        assert ended.code == 0 or (ended.code == 2 and "already" in ended.output), where
         assert files(folder, case) == whole, where
         assert left_over(folder) == [], where
         shutil.rmtree(folder)
 
 
-def test_a_demo_that_is_killed_goes_on(program: Program, tmp_path: Path) -> None:
-    """The clock decides how long it trains, so there is nothing to compare with."""
+def test_a_killed_demo_resumes(program: Program, tmp_path: Path) -> None:
+    """The length of its training depends on timing, so files are not compared."""
     argv = "demo -o demo --seconds 1 --minutes 0.02"
     killed = program(tmp_path, argv, at=120)
     assert killed.code == -9 and not (tmp_path / "demo" / "demo.html").exists()
     ended = program(tmp_path, argv)
-    assert ended.code == 0 and left_over(tmp_path) == [], ended.said
+    assert ended.code == 0 and left_over(tmp_path) == [], ended.output
     for name in ("demo.mp4", "demo-compare.mp4", "demo.png", "demo.html"):
         assert (tmp_path / "demo" / name).stat().st_size

@@ -1,4 +1,4 @@
-"""Folders without what systems put into them, in the order of the numbers in the names."""
+"""Folder listings: no system files, in natural order."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_companion_files_are_no_footage(folder: Path) -> None:
+def test_system_files_are_ignored(folder: Path) -> None:
     assert all(is_hidden(folder / name) for name in CLUTTER)
     assert [p.name for p in visible_files(folder)] == [
         "2.png", "10.png", "a.mp4", "b.mp4", "notes.txt"
@@ -37,24 +37,24 @@ def test_companion_files_are_no_footage(folder: Path) -> None:
         assert [job.source.name for job in jobs] == ["a.mp4", "b.mp4"], given
 
 
-def test_digits_that_are_no_numbers_are_text() -> None:
+def test_digits_without_a_decimal_value_are_text() -> None:
     names = ["2", "²", "1²2", "1²10", "٣", "10", "a²", "a2", "01", "1", "Ⅷ", "9" * 200]
     ordered = sorted((Path(f"{name}.png") for name in names), key=natural_key)
     assert [p.stem for p in ordered if p.stem.isascii()] == ["01", "1", "2", "10", "9" * 200, "a2"]
     assert ordered.index(Path("1²2.png")) < ordered.index(Path("1²10.png"))
     assert (
         ordered.index(Path("2.png")) < ordered.index(Path("٣.png")) < ordered.index(Path("10.png"))
-    ), "decimal digits of other scripts are numbers"
+    ), "decimal digits of other scripts are not sorted as numbers"
     shuffled = random.Random(0).sample(ordered, len(ordered))
-    assert sorted(shuffled, key=natural_key) == ordered, "not even 1 and 01 depend on the disk"
+    assert sorted(shuffled, key=natural_key) == ordered, "the order depends on the disk"
 
 
-def test_names_that_are_no_text(tmp_path: Path) -> None:
+def test_names_that_are_not_valid_text(tmp_path: Path) -> None:
     image = Image.fromarray(np.full((32, 32, 3), 90, np.uint8))
     try:
         image.save(tmp_path / "1\udcff.png", format="PNG")
     except (OSError, UnicodeError):
-        pytest.skip("this disk takes no such names")
+        pytest.skip("this file system does not allow such names")
     image.save(tmp_path / "2.png")
     seen = probe(tmp_path)
     assert [p.name for p in seen.images] == ["1\udcff.png", "2.png"]

@@ -1,4 +1,4 @@
-"""What worker processes report arrives whole, in few messages."""
+"""Progress of worker processes arrives complete, in few messages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import queue
 from v2v.progress import Relayed
 
 
-def test_steps_are_gathered_and_none_is_lost() -> None:
+def test_steps_are_batched_and_none_is_lost() -> None:
     events: queue.Queue[tuple[object, ...]] = queue.Queue()
     report = Relayed(events, "a.mp4: ")
     report.start("frames", 1000)
@@ -16,10 +16,10 @@ def test_steps_are_gathered_and_none_is_lost() -> None:
         report.advance("frames")
         report.advance("pose")
     report.finish("frames")
-    heard = [events.get_nowait() for _ in range(events.qsize())]
-    assert heard[:2] == [("start", "a.mp4: frames", 1000, 0), ("start", "a.mp4: pose", 1000, 0)]
-    assert heard[-1] == ("finish", "a.mp4: frames")
-    steps = [event for event in heard if event[0] == "advance"]
+    received = [events.get_nowait() for _ in range(events.qsize())]
+    assert received[:2] == [("start", "a.mp4: frames", 1000, 0), ("start", "a.mp4: pose", 1000, 0)]
+    assert received[-1] == ("finish", "a.mp4: frames")
+    steps = [event for event in received if event[0] == "advance"]
     assert len(steps) < 100
     for stage in ("frames", "pose"):
         assert sum(int(str(n)) for _, name, n in steps if name == f"a.mp4: {stage}") == 1000

@@ -1,4 +1,4 @@
-"""Moments and rates as people write them."""
+"""Parsing of times and frame rates."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ def test_times(given: Any, seconds: float) -> None:
     assert parse_time(given) == pytest.approx(seconds, abs=1e-9)
 
 
-NONSENSE = ["nan", "inf", "-inf", "-1", "1e400", "1:99", "1:2:3:4", "0:60:00", ":30", "1:", "x", "",
-            "５", "²", "1e99999999", "1_0", "0x10", "--", "1:30:", "9" * 5000, "-0:01",
-            float("nan"), float("inf"), -0.5, 1e10, 10**400, True, None, [1], "1:5:00"]  # fmt: skip
+INVALID = ["nan", "inf", "-inf", "-1", "1e400", "1:99", "1:2:3:4", "0:60:00", ":30", "1:", "x", "",
+           "５", "²", "1e99999999", "1_0", "0x10", "--", "1:30:", "9" * 5000, "-0:01",
+           float("nan"), float("inf"), -0.5, 1e10, 10**400, True, None, [1], "1:5:00"]  # fmt: skip
 
 
-@pytest.mark.parametrize("given", NONSENSE, ids=lambda value: repr(value)[:20])
-def test_what_is_no_time(given: Any) -> None:
+@pytest.mark.parametrize("given", INVALID, ids=lambda value: repr(value)[:20])
+def test_invalid_times_are_refused(given: Any) -> None:
     with pytest.raises(ValueError, match=r"expected seconds .* hh:mm:ss"):
         parse_time(given)
 
 
 @given(st.integers(0, 99), st.integers(0, 59), st.integers(0, 59999))
-def test_a_clock_and_its_seconds_are_one(hours: int, minutes: int, milliseconds: int) -> None:
+def test_a_clock_time_equals_its_seconds(hours: int, minutes: int, milliseconds: int) -> None:
     text = f"{hours:02}:{minutes:02}:{milliseconds / 1000:06.3f}"
     assert parse_time(text) == pytest.approx(3600 * hours + 60 * minutes + milliseconds / 1000)
 
 
 @given(st.text("0123456789:.eE+-/ ", max_size=30))
-def test_any_text_is_a_bounded_number_or_refused(text: str) -> None:
+def test_any_text_gives_a_bounded_number_or_is_refused(text: str) -> None:
     for parse, most in ((parse_time, LONGEST), (parse_rate, 2e6)):
         try:
             value = parse(text)
@@ -72,7 +72,7 @@ def test_rates(given: Any, rate: Fraction | int) -> None:
               "9" * 10_000, "1/" + "9" * 10_000, "٣"],
     ids=lambda value: value[:12],
 )  # fmt: skip
-def test_what_is_no_rate_is_refused_at_once(given: str) -> None:
+def test_invalid_rates_are_refused_at_once(given: str) -> None:
     began = time.monotonic()
     with pytest.raises(ValueError, match="expected a frame rate such as 25"):
         parse_rate(given)
@@ -83,7 +83,7 @@ def test_what_is_no_rate_is_refused_at_once(given: str) -> None:
 
 @pytest.mark.parametrize("text", ['"00:01:30.5"', "00:01:30.5", "1:30.5", "90.5"])
 def test_times_in_settings(text: str) -> None:
-    """YAML reads some of them as numbers to the base of 60, which comes to the same."""
+    """YAML reads some of them as base-60 numbers, with the same result."""
     settings = load_config(
         PreprocessSettings, "preprocess", overrides=[f"frames.start={text}", "frames.end=2:00"]
     )
@@ -105,7 +105,7 @@ def test_times_in_settings(text: str) -> None:
     ],
     ids=lambda command: f"{command[0]} {command[-1]}",
 )  # fmt: skip
-def test_every_option_for_a_moment_says_what_it_takes(command: list[str]) -> None:
+def test_every_time_option_names_the_accepted_forms(command: list[str]) -> None:
     for text in ("1:99", "nan", "1e400"):
         with pytest.raises(UsageError, match=rf"{command[-1]} {text} is not a time") as caught:
             app([*command, text], standalone_mode=False)

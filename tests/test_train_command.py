@@ -1,4 +1,4 @@
-"""`v2v train` and `v2v plot` as people type them."""
+"""`v2v train` and `v2v plot` on the command line."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FAST = [
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A drawn dance of a second, with pose only."""
+    """A drawn clip of one second, with pose only."""
     from v2v.config import PreprocessSettings, load_config
     from v2v.preprocess.build import preprocess
     from v2v.samples.clips import write_sample
@@ -44,7 +44,7 @@ def v2v(*arguments: object, where: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(
-    "arguments, said",
+    "arguments, expected",
     [
         (["--task", "dance"], ["unknown task 'dance'", "face, pose, predict, street"]),
         (["--steps", "5", "--minutes", "1"], ["--steps and --minutes are both given"]),
@@ -57,16 +57,18 @@ def v2v(*arguments: object, where: Path) -> subprocess.CompletedProcess[str]:
         (["-s", "generator.scales=50"], ["setting generator.scales cannot be 50"]),
     ],
 )  # fmt: skip
-def test_bad_options(arguments: list[str], said: list[str], store: Path, tmp_path: Path) -> None:
+def test_invalid_options(
+    arguments: list[str], expected: list[str], store: Path, tmp_path: Path
+) -> None:
     done = v2v("train", "--data", store, *arguments, where=tmp_path)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
-    for text in said:
+    for text in expected:
         assert text in done.stderr
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_store_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_store_is_reported(tmp_path: Path) -> None:
     done = v2v("train", "--data", "data/none", where=tmp_path)
     assert done.returncode == 1 and "is not a clip store" in done.stderr
     assert not (tmp_path / "runs").exists()
@@ -87,8 +89,8 @@ def test_a_dry_run_writes_nothing(store: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_train_stop_go_on_plot_and_load(store: Path, tmp_path: Path) -> None:
-    """The way a person goes: train, Ctrl-C, the same command again, curves, the model."""
+def test_train_stop_resume_plot_and_load(store: Path, tmp_path: Path) -> None:
+    """A user's workflow: train, Ctrl-C, the same command again, plot, load the model."""
     command = ["train", "--data", store, "--name", "b", *FAST, "--steps", "40"]
     process = subprocess.Popen(
         [sys.executable, "-m", "v2v", *map(str, command)], cwd=tmp_path, text=True,
@@ -100,9 +102,9 @@ def test_train_stop_go_on_plot_and_load(store: Path, tmp_path: Path) -> None:
             break
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 130, said
-    assert "run the same command again to go on" in said and "Traceback" not in said
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 130, stderr
+    assert "run the same command again to resume" in stderr and "Traceback" not in stderr
 
     done = v2v(*command, "--json", where=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -132,12 +134,12 @@ def test_train_stop_go_on_plot_and_load(store: Path, tmp_path: Path) -> None:
 def test_a_dry_run_is_bounded(
     budget: float, updates: int, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the time does not reach for the last stage, the first is measured and the rest said."""
+    """If the last stage takes too long, the first one is measured and scaled."""
     from v2v.config import load_config
     from v2v.training import estimate
     from v2v.training.settings import TrainSettings
 
-    class Heard(Silent):
+    class RecordingReporter(Silent):
         def note(self, text: str) -> None:
             notes.append(text)
 
@@ -147,9 +149,9 @@ def test_a_dry_run_is_bounded(
         values={"budget.steps": 8, "schedule.frames": 1},
     )  # fmt: skip
     monkeypatch.setattr(estimate, "BUDGET", budget)
-    made = estimate.estimate(settings, [store], Heard())
-    assert [cost.measured for cost in made.stages] == [updates == 1, updates == 2]
-    assert made.trials == updates
+    result = estimate.estimate(settings, [store], RecordingReporter())
+    assert [cost.measured for cost in result.stages] == [updates == 1, updates == 2]
+    assert result.trials == updates
     assert [note for note in notes if note.startswith("measuring")][-1].startswith(
         f"measuring updates of stage {updates} of 2: "
     )

@@ -1,4 +1,4 @@
-"""Weights are found where torchvision keeps them, checked, and never run as code."""
+"""Weights are found in torchvision's folder, verified, and never executed as code."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from v2v.weights import (
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty TORCH_HOME; returns where weights belong in it."""
+    """Set an empty TORCH_HOME; returns its folder for weights."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     folder = tmp_path / "torch" / "hub" / "checkpoints"
     assert weights_folder() == folder
@@ -48,7 +48,7 @@ def model() -> torch.nn.Linear:
 
 
 @pytest.mark.parametrize("name", ENUMS)
-def test_a_missing_file_says_what_where_how_and_what_instead(name: str, home: Path) -> None:
+def test_a_missing_file_names_path_download_and_alternative(name: str, home: Path) -> None:
     with pytest.raises(WeightsUnavailable) as caught:
         find_weights(name)
     path = home / file_name(name)
@@ -60,7 +60,7 @@ def test_a_missing_file_says_what_where_how_and_what_instead(name: str, home: Pa
 
 
 @pytest.mark.parametrize("name", ENUMS)
-def test_a_file_whose_hash_does_not_fit_its_name_is_refused(name: str, home: Path) -> None:
+def test_a_file_whose_hash_does_not_match_its_name_is_refused(name: str, home: Path) -> None:
     home.mkdir(parents=True)
     path = home / file_name(name)
     path.write_bytes(b"half a download")
@@ -70,7 +70,7 @@ def test_a_file_whose_hash_does_not_fit_its_name_is_refused(name: str, home: Pat
     assert not have_weights(name)
 
 
-def test_a_file_whose_hash_fits_is_found(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_whose_hash_matches_is_found(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = b"weights"
     digest = hashlib.sha256(content).hexdigest()
     enum = type("Enum", (), {"DEFAULT": type("D", (), {"url": f"https://x/net-{digest[:8]}.pth"})})
@@ -85,7 +85,7 @@ def test_a_file_whose_hash_fits_is_found(home: Path, monkeypatch: pytest.MonkeyP
     assert not have_weights("raft-small")
 
 
-def test_an_unknown_network_lists_the_known() -> None:
+def test_an_unknown_network_suggests_a_known_one() -> None:
     with pytest.raises(UnknownName, match="raft") as caught:
         find_weights("raft-smal")
     assert "did you mean 'raft-small'" in (caught.value.hint or "")
@@ -114,9 +114,7 @@ class Trap:
 
 
 @pytest.mark.parametrize("how", ["pickle", "torch"])
-def test_a_file_with_code_in_it_is_refused_and_the_code_does_not_run(
-    tmp_path: Path, how: str
-) -> None:
+def test_a_file_with_code_is_refused_and_the_code_does_not_run(tmp_path: Path, how: str) -> None:
     path, mark = tmp_path / "evil.pth", tmp_path / "it-ran"
     evil = {"weight": Trap(mark)}
     if how == "pickle":
@@ -128,12 +126,12 @@ def test_a_file_with_code_in_it_is_refused_and_the_code_does_not_run(
     assert "safetensors" in (caught.value.hint or "")
     assert not mark.exists()
     pickle.loads(pickle.dumps(evil))
-    assert mark.exists(), "the trap works where it is not guarded against"
+    assert mark.exists(), "the trap does not work even in an unguarded load"
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 @pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04 cut short", None])
-def test_what_is_no_weight_file_is_named(
+def test_the_error_names_a_file_that_is_not_a_weight_file(
     tmp_path: Path, suffix: str, content: bytes | None
 ) -> None:
     path = tmp_path / f"odd{suffix}"
@@ -142,7 +140,7 @@ def test_what_is_no_weight_file_is_named(
     with pytest.raises(WeightsUnavailable, match=r"odd\.(pth|safetensors)") as caught:
         load_state(model(), path)
     if suffix == ".safetensors":
-        assert caught.value.hint != "use safetensors", "it is one, but broken"
+        assert caught.value.hint != "use safetensors", "it is a safetensors file, but broken"
 
 
 @pytest.mark.parametrize("state", [[1, 2], {"other": torch.zeros(1)}, torch.zeros(3)])
@@ -181,15 +179,15 @@ def test_all_networks_used_build() -> None:
     assert callable(models.vgg19)
 
 
-def test_torchvision_loads_with_the_first_use_only() -> None:
-    """Losses import this module: a training run without VGG needs no torchvision."""
+def test_torchvision_loads_on_first_use_only() -> None:
+    """Losses import this module, but training without VGG must not need torchvision."""
     code = "import sys, v2v.weights, v2v.losses; print('torchvision' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "False", done.stderr
 
 
-def test_a_torchvision_without_its_operators_still_gives_networks() -> None:
-    """As where torchvision was built for another torch: its compiled part does not load."""
+def test_networks_are_available_if_torchvision_lacks_its_operators() -> None:
+    """Its compiled part does not load if torchvision was built for another torch."""
     code = """
 import sys
 from importlib.machinery import FileFinder
@@ -203,7 +201,7 @@ try:
 except RuntimeError as error:
     assert "torchvision::nms does not exist" in str(error), error
 else:
-    sys.exit("torchvision came through by itself: this test shows nothing")
+    sys.exit("torchvision imported without the workaround: this test shows nothing")
 from v2v.weights import torchvision_models
 import torch
 network = torchvision_models().optical_flow.raft_small(weights=None).eval()
@@ -212,7 +210,7 @@ with torch.inference_mode():
 print(tuple(flow.shape))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    if done.stderr.startswith("torchvision came through"):
-        pytest.skip("this torchvision does not depend on its compiled operators to import")
+    if done.stderr.startswith("torchvision imported without"):
+        pytest.skip("this torchvision imports without its compiled operators")
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.strip() == "(1, 2, 128, 128)"

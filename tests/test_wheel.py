@@ -1,4 +1,4 @@
-"""The wheel puts one package into an environment, and works beside others of any name."""
+"""The wheel installs a single package and works with foreign packages of any name."""
 
 from __future__ import annotations
 
@@ -12,12 +12,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FOREIGN = ("configs", "pipelines", "preprocess", "samples")  # names that other projects install
+FOREIGN = (
+    "configs",
+    "pipelines",
+    "preprocess",
+    "samples",
+)  # names that other projects install, too
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy: setuptools packs what it finds in a `build/` that is there."""
+    """Built from a copy, since setuptools includes the files of an existing `build/` folder."""
     folder = tmp_path_factory.mktemp("wheel")
     for name in ("v2v", *FOREIGN):
         unwanted = shutil.ignore_patterns("__pycache__")
@@ -42,8 +47,8 @@ def test_everything_is_in_one_package(wheel: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_checkout_that_is_not_installed_is_whole(wheel: Path) -> None:
-    """All of it comes from one tree, whichever other is installed."""
+def test_a_checkout_that_is_not_installed_is_complete(wheel: Path) -> None:
+    """All modules come from the checkout, even if another version is installed."""
     copy = wheel.parent / "copy"
     code = (
         "import v2v.preprocess, v2v.configs; print(v2v.preprocess.__file__, v2v.configs.__file__)"
@@ -56,9 +61,7 @@ def test_a_checkout_that_is_not_installed_is_whole(wheel: Path) -> None:
 
 
 @pytest.mark.slow
-def test_it_renders_beside_foreign_packages_of_the_folders_names(
-    wheel: Path, tmp_path: Path
-) -> None:
+def test_it_renders_with_foreign_packages_of_the_same_names(wheel: Path, tmp_path: Path) -> None:
     site = tmp_path / "site"
     command = [sys.executable, "-m", "pip", "install", "--no-deps", "-q", "--target", str(site)]
     subprocess.run([*command, str(wheel)], check=True, timeout=300)

@@ -20,10 +20,10 @@ from v2v.errors import V2VError
 __version__ = "0.1.0"
 __all__ = ["V2VError", "__version__", "load_model", "open_store"]
 
-# In a checkout the stages lie beside this folder; installed, within it.
-_beside = Path(__file__).resolve().parents[1]
-if (_beside / "pyproject.toml").exists():
-    __path__.append(str(_beside))
+# In a checkout, the other packages are beside this folder; once installed, they are inside it.
+_checkout = Path(__file__).resolve().parents[1]
+if (_checkout / "pyproject.toml").exists():
+    __path__.append(str(_checkout))
 
 if TYPE_CHECKING:
     from v2v.checkpoint import Model
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 def open_store(path: str | Path) -> ClipStore:
     """Open a clip store; see `v2v.data.store.ClipStore.open`."""
-    from v2v.data.store import ClipStore  # pydantic and numpy load on first use only
+    from v2v.data.store import ClipStore  # loads pydantic and numpy on first use only
 
     return ClipStore.open(path)
 

@@ -1,6 +1,6 @@
-"""Typed configs: YAML defaults from `configs/`, a file, then dotted overrides; nothing unknown.
+"""Typed configs: YAML defaults from `configs/`, then a file, then dotted overrides.
 
-A wrong key fails and names the nearest right one; a wrong value names the key and what it takes.
+An unknown key fails and names the nearest known one; a wrong value names the key and what it takes.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from v2v.timecode import parse_rate, parse_time
 
 
 class Config(BaseModel):
-    """Base of all configs: immutable, unknown keys refused. Defaults live in the YAML files."""
+    """Base of all configs: immutable; refuses unknown keys. Defaults are in the YAML files."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-    # Dotted keys of earlier versions -> what they are called now.
+    # Dotted keys of earlier versions -> their current names.
     renamed_keys: ClassVar[Mapping[str, str]] = {}
 
     def fingerprint(self) -> str:
-        """A short hash of all values: the same settings, the same fingerprint."""
+        """A short hash of all values: equal settings have equal fingerprints."""
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -57,7 +57,7 @@ def _size(value: Any) -> Any:
 
 
 def _switch(value: Any) -> Any:
-    """YAML reads a bare on and off as true and false."""
+    """YAML parses a bare on and off as true and false."""
     return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
 
 
@@ -108,7 +108,7 @@ class SegmentationSettings(Config):
 
     @model_serializer(mode="wrap")
     def _as_recorded(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Stores made before the key existed record the same settings as ones made now."""
+        """Omit the default `numbering`: stores made before the key existed then match."""
         values: dict[str, Any] = plain(self)
         if self.numbering == "auto":
             values.pop("numbering", None)
@@ -149,15 +149,15 @@ class PreprocessSettings(Config):
 
 
 ConfigT = TypeVar("ConfigT", bound=Config)
-MOST_BYTES = 1 << 20  # of a YAML file
-MOST_NODES = 20_000  # values in it, with aliases written out
+MOST_BYTES = 1 << 20  # per YAML file
+MOST_NODES = 20_000  # values in it, with aliases expanded
 MOST_LEVELS = 32
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file of settings as plain data: one document, a mapping, of limited size.
+    """Read a YAML file of settings as plain data: one document, a mapping, of limited size.
 
-    Raises `ConfigError` for everything else, e.g. aliases that repeat one another a million times.
+    Raises `ConfigError` for everything else, e.g. aliases that expand to millions of values.
     """
     text = read_text(path, ConfigError, hint="save it as UTF-8 text", most=MOST_BYTES)
     try:
@@ -178,21 +178,23 @@ def load_yaml(path: Path) -> dict[str, Any]:
             )
         if _nodes(node, {}) > MOST_NODES:
             raise ConfigError(
-                f"cannot read {path}: it has more than {MOST_NODES} values, aliases written out"
+                f"cannot read {path}: it has more than {MOST_NODES} values, with aliases expanded"
             )
         read = OmegaConf.create(text)
         if missing := sorted(OmegaConf.missing_keys(read)):
-            raise ConfigError(f"cannot read {path}: {missing[0]} is ???, which stands for no value")
+            raise ConfigError(
+                f"cannot read {path}: {missing[0]} is ???, which means that it has no value"
+            )
         plain = OmegaConf.to_container(read, resolve=False)
     except RecursionError:
-        raise ConfigError(f"cannot read {path}: an alias stands within its own value") from None
+        raise ConfigError(f"cannot read {path}: an alias is used within its own value") from None
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError) as error:
         raise ConfigError(f"cannot read {path}: {_reason(error)}") from error
     return cast(dict[str, Any], plain)
 
 
 def _nodes(node: Any, known: dict[int, int]) -> int:
-    """The values below a YAML node, aliases counted as often as they are used."""
+    """The number of values in a YAML node, with aliases counted at each use."""
     if id(node) not in known:
         parts = node.value if isinstance(node.value, list) else []
         inner = [p for part in parts for p in (part if isinstance(part, tuple) else (part,))]
@@ -214,15 +216,14 @@ def load_config(
     """Defaults `configs/<name>.yaml`, then `file`, then `overrides` (`a.b=c`), then `values`.
 
     Args:
-        names: of the defaults; a later one changes what an earlier one says.
-        values: dotted keys and typed values, from the command line's own options; None is left
-            out.
+        names: of the defaults; a later one overrides earlier ones.
+        values: dotted keys and typed values of command-line options; None is ignored.
 
     Raises `ConfigError` naming the key.
     """
     defaults = [files("v2v.configs").joinpath(f"{name}.yaml").read_text("utf-8") for name in names]
     merged = cast(Any, OmegaConf.merge(*map(OmegaConf.create, defaults)))
-    given = "the settings"  # what is being read, for the error
+    given = "the settings"  # the current source, for errors
     try:
         if file is not None:
             if not file.is_file():
@@ -258,7 +259,7 @@ def _is_config(annotation: Any) -> TypeGuard[type[Config]]:
 
 
 def _explain(schema: type[Config], error: ValidationError) -> ConfigError:
-    """The first problem, in words; the rest would only repeat it."""
+    """The first problem as a `ConfigError`; the rest would only repeat it."""
     problem = error.errors()[0]
     parts = [p for p in problem["loc"] if isinstance(p, str)]
     known = schema

@@ -1,4 +1,4 @@
-"""Everything that `v2v` raises on purpose.
+"""The errors that `v2v` raises on purpose.
 
     V2VError                       exit code 1
     ├── UsageError                 exit code 2: the command or the config is wrong
@@ -8,21 +8,21 @@
     │   ├── MediaNotFound
     │   ├── NotAVideo
     │   └── BrokenStream
-    ├── SignalError                the footage is sound, the signal is not there
+    ├── SignalError                the footage is valid, but the signal cannot be found
     │   ├── NothingFound           no person, no face
     │   └── LabelsMismatch         imported label maps do not fit the frames
     ├── StoreError                 the clip store cannot be used
     │   ├── StoreNotFound
     │   ├── StoreSchemaError       written by a newer version, or not a store
     │   ├── StoreDamaged           edited by hand or incomplete
-    │   ├── StoreLocked            another process works on it
+    │   ├── StoreLocked            another process is using it
     │   ├── StoreConflict          made from other footage or with other settings
     │   ├── SignalMissing          the store lacks a signal
     │   └── TooFewFrames           the clips are too short to train on
-    ├── TrainingError              a run cannot go on
-    │   ├── RunConflict            the run folder holds another run, or is at work
-    │   ├── CheckpointInvalid      not ours, of another version, damaged, or unsafe to load
-    │   └── TrainingDiverged       the losses are no numbers any more
+    ├── TrainingError              a run cannot continue
+    │   ├── RunConflict            the run folder holds another run, or is in use
+    │   ├── CheckpointInvalid      unknown format or version, damaged, or unsafe to load
+    │   └── TrainingDiverged       a loss is NaN or infinite
     └── EnvironmentProblem         the machine lacks something
         ├── OutOfMemory
         ├── DiskFull
@@ -30,8 +30,8 @@
         ├── WeightsUnavailable
         └── MissingLibrary
 
-A message says what was given and what is wrong; `hint` says what to do next. The command line
-prints both and no traceback.
+A message states what was given and what is wrong; `hint` states what to do next. The command line
+prints both, without a traceback.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from pathlib import Path
 
 
 class V2VError(Exception):
-    """Base of all errors that a user can cause or mend."""
+    """Base of all errors that a user can cause or fix."""
 
     exit_code = 1
 
@@ -54,7 +54,7 @@ class V2VError(Exception):
         self.hint = hint
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Errors travel from worker processes to the command line: keep the hint.
+        # Keep the hint when a worker process sends an error to the command line.
         return _rebuild, (type(self), self.message, self.hint)
 
 
@@ -73,7 +73,7 @@ class ConfigError(UsageError):
 class UnknownName(UsageError):
     @classmethod
     def among(cls, kind: str, given: str, known: Iterable[str]) -> UnknownName:
-        """The error for a name that is not one of `known`; suggests the nearest."""
+        """The error for a name that is not in `known`; suggests the nearest name."""
         names = sorted(known)
         near = get_close_matches(given, names, n=1, cutoff=0.5)
         hint = f"valid: {', '.join(names)}"
@@ -184,9 +184,9 @@ class MissingLibrary(EnvironmentProblem):
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusals to write `path` into ours.
+    """Turn the operating system's errors on writing `path` into `V2VError`s.
 
-    A full disk inside libav surfaces as the same errno, since PyAV's errors are OSErrors.
+    This covers PyAV: its errors are OSErrors with the same errno.
     """
     try:
         yield

@@ -1,8 +1,8 @@
-"""Files and folders on disk that survive a kill at any moment, and one process at a time on them.
+"""Crash-safe writing of files and folders, with locks against concurrent processes.
 
-A folder for unfinished work is locked while it is used. Whoever comes next takes the lock of a
-process that was killed, and removes or takes up what it left. What is taken up was sealed when it
-was whole, so damage is noticed.
+A folder for unfinished work is locked while in use. After a process is killed, the next one
+acquires its lock and removes or resumes its work. Resumed work was sealed when complete, so damage
+is detected.
 """
 
 from __future__ import annotations
@@ -20,26 +20,27 @@ from filelock import FileLock, Timeout
 from v2v.errors import NotWritable, V2VError, writing
 
 LOCK = ".lock"
-TRIES = 1000  # to lock a folder that others make and remove all the time
+TRIES = 1000  # attempts to lock a folder that other processes keep creating and removing
 
 
 # ---------------------------------------------------------------- locks
 
 
 class FolderLock:
-    """One process at a time on a folder; the lock ends with the process, however it ends."""
+    """Gives one process exclusive use of a folder; released when the process ends or is killed."""
 
     def __init__(self, folder: Path, busy: V2VError) -> None:
-        """`busy` is raised where another process holds the lock."""
+        """`busy` is raised if another process holds the lock."""
         self.folder, self.busy = folder, busy
         self._lock = FileLock(str(folder / LOCK))
 
     def acquire(self) -> None:
-        """Make the folder and lock it. Raises `busy`, and `OSError` where there can be no folder.
+        """Create the folder and lock it.
 
-        The holder may remove the folder, and another process may make it again, between the moment
-        the lock file is opened and the moment it is locked. So the file at the path must be the
-        same before and after.
+        Between opening and locking the lock file, its holder may remove the folder and another
+        process may recreate it. So the file at the path must be the same before and after.
+
+        Raises `busy`, and `OSError` if the folder cannot be created.
         """
         path = self.folder / LOCK
         for _ in range(TRIES):
@@ -61,38 +62,38 @@ class FolderLock:
         self._lock.release()
 
     def empty(self) -> None:
-        """Remove what is in the folder, except the lock."""
+        """Remove everything in the folder except the lock."""
         for entry in self.folder.iterdir():
             if entry.name != LOCK:
                 remove(entry)
 
     def remove(self) -> None:
-        """Remove the folder and release the lock, which is held until the folder is empty."""
+        """Remove the folder and release the lock once the folder is empty."""
         try:
             self.empty()
-            with suppress(OSError):  # Windows deletes no open files
+            with suppress(OSError):  # Windows cannot delete open files
                 (self.folder / LOCK).unlink()
         finally:
             self._lock.release()
-        with suppress(OSError):  # another process has taken it
+        with suppress(OSError):  # another process has acquired it
             self.folder.rmdir()
 
 
 @contextmanager
 def workplace(folder: Path, busy: V2VError) -> Iterator[Path]:
-    """A folder for unfinished work: locked, empty at first, removed at the end.
+    """Create a locked, empty folder for unfinished work and remove it at the end.
 
-    Raises `busy` where another process uses it, `NotWritable`, `DiskFull`.
+    Raises `busy` if another process uses it, `NotWritable`, `DiskFull`.
     """
     lock = FolderLock(folder, busy)
     with writing(folder.parent):
-        if folder.is_file():  # earlier versions wrote a file of this name
+        if folder.is_file():  # earlier versions wrote a file with this name
             folder.unlink()
         try:
             lock.acquire()
         except (FileExistsError, NotADirectoryError):
             raise NotWritable(
-                f"{folder.parent} cannot be made: a file is in its place",
+                f"cannot create {folder.parent}: a file is in its place",
                 hint="choose another --output",
             ) from None
     try:
@@ -113,9 +114,9 @@ def discard(folder: Path) -> None:
 
 @contextmanager
 def replacing_file(path: Path) -> Iterator[Path]:
-    """`with replacing_file(path) as partial`: write `partial`, which then takes the file's place.
+    """Use as `with replacing_file(path) as partial`: `partial` replaces the file at the end.
 
-    Raises `NotWritable`, also where another process writes the same file, and `DiskFull`.
+    Raises `NotWritable`, also if another process is writing the same file, and `DiskFull`.
     """
     busy = NotWritable(
         f"another process is writing {path}", hint="wait for it to end, or choose another --output"
@@ -126,7 +127,7 @@ def replacing_file(path: Path) -> Iterator[Path]:
 
 
 def remove(path: Path) -> None:
-    """A file, or a folder with all in it."""
+    """Remove a file, or a folder with its contents."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -134,16 +135,16 @@ def remove(path: Path) -> None:
 
 
 def remove_at_once(folder: Path) -> None:
-    """Remove a folder such that a kill leaves either all of it or nothing under its name."""
-    gone = partial_of(folder)
-    remove(gone)
+    """Remove a folder atomically: after a kill it is either complete or gone."""
+    trash = partial_of(folder)
+    remove(trash)
     with suppress(FileNotFoundError):
-        os.replace(folder, gone)
-        shutil.rmtree(gone)
+        os.replace(folder, trash)
+        shutil.rmtree(trash)
 
 
 def partial_of(path: Path) -> Path:
-    """Where a file or folder is made before it takes its name, or is removed after it lost it."""
+    """Return the temporary path at which a file or folder is written, or removed."""
     return path.with_name(f".{path.name}.partial")
 
 
@@ -151,35 +152,35 @@ def partial_of(path: Path) -> Path:
 
 
 class Seal:
-    """A file that says which files are whole: their sizes and SHA-256, written after they are."""
+    """A file that records the sizes and SHA-256 of other files once they are complete."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def write(self, paths: Iterable[Path]) -> None:
-        """Seal files, and folders as a whole. Raises `NotWritable`, `DiskFull`."""
-        found = {path.name: _fingerprint(path) for path in paths}
+        """Record files, and folders with their contents. Raises `NotWritable`, `DiskFull`."""
+        fingerprints = {path.name: _fingerprint(path) for path in paths}
         partial = partial_of(self.path)
         with writing(self.path):
             with open(partial, "w", encoding="utf-8") as file:
-                json.dump(found, file)
+                json.dump(fingerprints, file)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, self.path)
 
     def holds(self, paths: Iterable[Path]) -> bool:
-        """Whether all of these were sealed and are unchanged."""
+        """Whether all `paths` were sealed and are unchanged."""
         try:
-            found = json.loads(self.path.read_bytes())
-            return isinstance(found, dict) and all(
-                found.get(path.name) == _fingerprint(path) for path in paths
+            sealed = json.loads(self.path.read_bytes())
+            return isinstance(sealed, dict) and all(
+                sealed.get(path.name) == _fingerprint(path) for path in paths
             )
         except (OSError, ValueError, RecursionError):
             return False
 
 
 def _fingerprint(path: Path) -> list[int | str]:
-    """Bytes and SHA-256 of a file; of a folder, of its files' names and fingerprints."""
+    """Return size and SHA-256 of a file; for a folder, of its files' names and fingerprints."""
     if path.is_dir():
         inner = {str(p.relative_to(path)): _fingerprint(p) for p in sorted(path.rglob("*"))}
         content = json.dumps(inner).encode()

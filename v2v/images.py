@@ -1,11 +1,12 @@
-"""The one place that reads image files: frames, label maps, animations, pictures of a style.
+"""Reads all image files: frames, label maps, animations, style images.
 
-Pixels come back as they look: 16-bit and float values scaled to 8 bits instead of cut off,
-wide-gamut colours converted to sRGB, transparency composed over black, EXIF rotation applied. Label
-maps come back as the numbers in the file. The content decides what a file is, not its suffix.
+Pictures are returned as displayed: 16-bit and float values are scaled to 8 bits, not truncated;
+wide-gamut colours are converted to sRGB, transparency is composited over black and the EXIF
+rotation is applied. Label maps are returned as the numbers in the file. The content of a file
+determines its format, not its suffix.
 
-Images may come from anywhere: sizes are checked before pixels are allocated, and whatever a damaged
-file makes Pillow raise becomes a `V2VError`.
+Images are untrusted input: sizes are checked before pixels are allocated, and every exception that
+Pillow raises on a damaged file becomes a `V2VError`.
 """
 
 from __future__ import annotations
@@ -31,20 +32,21 @@ from v2v.errors import NotAVideo, NotWritable, V2VError
 
 Picture = NDArray[np.uint8]  # RGB [H, W, 3]
 
-MOST_PIXELS = 178_956_970  # as Pillow's own limit: half a gigabyte as RGB
+MOST_PIXELS = 178_956_970  # Pillow's own limit: half a gigabyte as RGB
 MOST_SIDE = 65_500
-# Pillow knows more formats; some run other programs (EPS) or are too loosely recognised.
+# Pillow reads more formats; some run external programs (EPS) or are detected too loosely.
 FORMATS = (
     "PNG", "JPEG", "MPO", "JPEG2000", "BMP", "DIB", "TIFF", "WEBP", "GIF", "PPM", "TGA", "AVIF",
 )  # fmt: skip
-LOSSY = ("JPEG", "MPO", "JPEG2000", "AVIF")  # and WebP, as far as it holds a `VP8 ` chunk
-DEFAULT_DURATION = 100  # milliseconds of an animation's frame that states none, as browsers do
-ALIKE = 3  # levels by which a profile may differ from sRGB and still be taken for it
+LOSSY = ("JPEG", "MPO", "JPEG2000", "AVIF")  # and WebP files with a `VP8 ` chunk
+DEFAULT_DURATION = 100  # milliseconds, for animation frames without a duration, as in browsers
+ALIKE = 3  # levels by which a profile may differ from sRGB and still count as sRGB
 
-# Of large images and odd metadata: sizes are checked here, and damage is reported as an error.
+# Pillow warns about large images and odd metadata. This module checks sizes and reports damage
+# as an error.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
-_TURNS = {
+_TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
     6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
@@ -53,10 +55,10 @@ _TURNS = {
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """What an image file is; `width` and `height` as shown, after its EXIF rotation."""
+    """Format and size of an image file; `width` and `height` are after EXIF rotation."""
 
-    format: str  # in lower case, such as png
-    mode: str  # Pillow's, such as RGB or I;16
+    format: str  # lower case, such as png
+    mode: str  # Pillow's mode, such as RGB or I;16
     width: int
     height: int
 
@@ -65,8 +67,8 @@ class ImageInfo:
 class LabelImage:
     """The numbers in a label map, unscaled.
 
-    `values` are int64 [H, W], or [H, W, 3] of a colour image. `deep` says whether the file holds
-    more than 8 bits a value, `lossy` whether its format changes values.
+    `values` are int64 [H, W], or [H, W, 3] for a colour image. `deep` is true if the file stores
+    more than 8 bits per value, `lossy` if its compression changes values.
     """
 
     values: NDArray[np.int64]
@@ -75,7 +77,7 @@ class LabelImage:
 
     @property
     def grey(self) -> NDArray[np.int64] | None:
-        """[H, W] the one value of all channels; None where the image has colours."""
+        """[H, W] the value that all channels share; None if the channels differ."""
         if self.values.ndim == 2:
             return self.values
         equal = (self.values[..., :1] == self.values).all()
@@ -86,38 +88,38 @@ def inspect_image(path: Path) -> ImageInfo:
     """Read an image's header. Raises `NotAVideo`, `NotWritable` (no permission to read)."""
     with _opened(path) as image:
         if image.format == "TIFF":
-            image.load()  # turns the picture; before, the size is the turned one in some versions
+            image.load()  # rotates it; some Pillow versions report the rotated size before
         width, height = image.size
-        if _orientation(image) >= 5:  # the transposing half
+        if _orientation(image) >= 5:  # orientations 5 to 8 transpose
             width, height = height, width
         return ImageInfo((image.format or "").lower(), image.mode, width, height)
 
 
 def read_picture(path: Path, *, white: float = 1.0) -> Picture:
-    """An image as it looks, upright, uint8 [H, W, 3].
+    """Read an image as displayed: upright, uint8 [H, W, 3].
 
-    Integers of 16 and 32 bits range from 0 to 65535. Floats range from 0 to `white`, which
-    `float_white` finds for all images of a clip at once.
+    16-bit and 32-bit integers range from 0 to 65535. Floats range from 0 to `white`, which
+    `float_white` determines from all images of a clip.
 
     Raises `NotAVideo`, `NotWritable` (no permission to read).
     """
     with _opened(path) as image:
-        turned = image.format == "TIFF"  # while its pixels are decoded, by whichever library
+        rotated = image.format == "TIFF"  # Pillow and OpenCV rotate TIFFs when they decode them
         rgb = _rgb(image, path, white)
-        turn = None if turned else _TURNS.get(_orientation(image))
-        if turn is not None:
-            rgb = np.asarray(Image.fromarray(rgb).transpose(turn))
+        transpose = None if rotated else _TRANSPOSES.get(_orientation(image))
+        if transpose is not None:
+            rgb = np.asarray(Image.fromarray(rgb).transpose(transpose))
         return rgb
 
 
 def float_white(paths: Sequence[Path]) -> float:
-    """The value of white in float images: 1, or 255 where any of their values is above 1.
+    """Return the value of white in float images: 255 if any value is above 1, otherwise 1.
 
-    1.0 where the first image holds no floats. One file alone does not say: a dark frame of a clip
-    with values up to 255 may have none above 1. Raises as `read_picture`.
+    Returns 1.0 if the first image is not a float image. One file is not enough: a dark frame of a
+    clip with values up to 255 may have no value above 1. Raises the errors of `read_picture`.
     """
     for path in paths:
-        with suppress(V2VError), _opened(path) as image:  # whoever decodes it reports it
+        with suppress(V2VError), _opened(path) as image:  # the error is reported on decoding
             if image.mode != "F":
                 return 1.0
             if np.nanmax(np.asarray(image), initial=0) > 1:
@@ -126,13 +128,13 @@ def float_white(paths: Sequence[Path]) -> float:
 
 
 def has_transparency(path: Path) -> bool:
-    """Whether any pixel lets something behind it through. Raises as `read_picture`."""
+    """Whether any pixel is not fully opaque. Raises the errors of `read_picture`."""
     with _opened(path) as image:
         return _alpha(image) is not None
 
 
 def read_labels(path: Path) -> LabelImage:
-    """The ids, or the colours, of a label map of any depth. Transparency is ignored.
+    """Read the ids or the colours of a label map of any bit depth. Transparency is ignored.
 
     Raises `NotAVideo`, `NotWritable` (no permission to read).
     """
@@ -142,7 +144,7 @@ def read_labels(path: Path) -> LabelImage:
         if _is_deep(image):
             values = _deep_values(path)
         elif image.mode in ("LA", "PA"):
-            values = np.asarray(image)[..., 0]  # ids under transparent pixels are ids too
+            values = np.asarray(image)[..., 0]  # transparent pixels also hold ids
         elif image.mode in ("L", "P", "1", "F") or image.mode.startswith("I"):
             values = np.asarray(image)
         else:
@@ -151,8 +153,8 @@ def read_labels(path: Path) -> LabelImage:
     if values.dtype.kind == "f":
         if (values != np.floor(values)).any():
             raise NotAVideo(
-                f"{path} has fractions where label ids are expected",
-                hint="save label ids as whole numbers in 8-bit or 16-bit grey PNG",
+                f"{path} has fractional values; label ids must be whole numbers",
+                hint="save the label ids as an 8-bit or 16-bit greyscale PNG",
             )
         values = np.clip(values, -(2.0**53), 2.0**53)
     return LabelImage(values.astype(np.int64), deep, lossy)
@@ -162,9 +164,9 @@ def read_labels(path: Path) -> LabelImage:
 
 
 def animation_kind(path: Path) -> Literal["apng", "gif", "webp"] | None:
-    """Which animation a file is; None for everything else. Reads headers only, never raises.
+    """Return a file's animation format, None if it is no animation.
 
-    libav reads the first two; the last is for `read_animation`.
+    Reads headers only and never raises. libav decodes APNG and GIF, `read_animation` WebP.
     """
     try:
         with open(path, "rb") as file:
@@ -184,7 +186,7 @@ def animation_kind(path: Path) -> Literal["apng", "gif", "webp"] | None:
 
 
 def animation_durations(path: Path) -> list[int]:
-    """Milliseconds for which each frame of an animated WebP is shown."""
+    """Return the duration of each frame of an animated WebP in milliseconds."""
     durations = []
     with open(path, "rb") as file:
         for kind, body in _webp_chunks(file):
@@ -194,23 +196,23 @@ def animation_durations(path: Path) -> list[int]:
 
 
 def read_animation(path: Path) -> Iterator[Picture]:
-    """The frames of an animated WebP in order, decoded one by one, composed over black.
+    """Yield the frames of an animated WebP in order, composited over black.
 
-    Ends before the first frame that cannot be decoded. Raises as `read_picture` where the file as a
-    whole cannot be read.
+    Frames are decoded one by one; the iterator stops at the first frame that cannot be decoded.
+    Raises the errors of `read_picture` if the file itself cannot be read.
     """
     with _opened(path) as image:
         for number in range(getattr(image, "n_frames", 1)):
             try:
                 image.seek(number)
                 frame = _rgb(image, path, 1.0)
-            except Exception:  # Pillow's readers raise whatever damaged bytes make them trip over
+            except Exception:  # damaged bytes make Pillow's readers raise any exception
                 return
             yield frame
 
 
 def _png_chunks(file: Any) -> Iterator[tuple[bytes, bytes]]:
-    """(kind, first 8 bytes) of a PNG's chunks up to the first pixels; `file` is at any place."""
+    """Yield (kind, first 8 bytes) of a PNG's chunks before the pixel data, from any position."""
     file.seek(8)
     while len(head := file.read(8)) == 8 and head[4:] not in (b"IDAT", b"IEND"):
         size = int.from_bytes(head[:4], "big")
@@ -220,7 +222,7 @@ def _png_chunks(file: Any) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _webp_chunks(file: Any) -> Iterator[tuple[bytes, bytes]]:
-    """(kind, first 16 bytes) of a WebP's chunks; `file` is at any place."""
+    """Yield (kind, first 16 bytes) of a WebP's chunks; `file` may be at any position."""
     file.seek(12)
     while len(head := file.read(8)) == 8:
         size = int.from_bytes(head[4:], "little")
@@ -239,15 +241,15 @@ def _is_lossy_webp(path: Path) -> bool:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """An image whose header is sound and whose size can be held; reading errors become ours."""
+    """Open an image and check its header and size; reading errors become `V2VError`s."""
     try:
         if path.is_dir():
             raise NotAVideo(f"{path} is a folder, not an image", hint=None)
-        # By handle: Pillow would map a named file into memory, and misread turned TIFFs that way.
+        # Open by handle: Pillow memory-maps a path, and then misreads rotated TIFFs.
         with open(path, "rb") as file, Image.open(file, formats=_formats()) as image:
             width, height = image.size
             if min(width, height) < 1:
-                raise NotAVideo(f"{path} states a size of {width}x{height}", hint=_SAVE_AGAIN)
+                raise NotAVideo(f"{path} has an invalid size: {width}x{height}", hint=_SAVE_AGAIN)
             if width * height > MOST_PIXELS or max(width, height) > MOST_SIDE:
                 raise _too_large(path, f"{width}x{height} pixels")
             yield image
@@ -256,23 +258,21 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     except PermissionError as error:
         raise NotWritable(f"no permission to read {path}", hint=None) from error
     except UnidentifiedImageError as error:
-        raise NotAVideo(f"{path} is not an image that can be read", hint=_SAVE_AGAIN) from error
+        raise NotAVideo(f"{path} cannot be read as an image", hint=_SAVE_AGAIN) from error
     except (Image.DecompressionBombError, MemoryError) as error:
-        raise _too_large(path, "more pixels than can be held") from error
-    except Exception as error:  # Pillow's readers raise whatever damaged bytes make them trip over
+        raise _too_large(path, "more pixels than fit in memory") from error
+    except Exception as error:  # damaged bytes make Pillow's readers raise any exception
         reason = f" ({error.strerror})" if isinstance(error, OSError) and error.strerror else ""
-        raise NotAVideo(
-            f"{path} is not an image that can be read{reason}", hint=_SAVE_AGAIN
-        ) from error
+        raise NotAVideo(f"{path} cannot be read as an image{reason}", hint=_SAVE_AGAIN) from error
 
 
-_SAVE_AGAIN = "the file is damaged or of another format; save it again as PNG or JPEG"
+_SAVE_AGAIN = "the file is damaged or in an unsupported format; save it again as PNG or JPEG"
 
 
 def _too_large(path: Path, what: str) -> NotAVideo:
     return NotAVideo(
-        f"{path} has {what}, too many to work with",
-        hint=f"{MOST_PIXELS // 1_000_000} megapixels are the most; make it smaller first",
+        f"{path} is too large: {what}",
+        hint=f"the limit is {MOST_PIXELS // 1_000_000} megapixels; downscale it first",
     )
 
 
@@ -282,10 +282,10 @@ def _formats() -> list[str]:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8; 1 where its data is damaged, as viewers do."""
+    """Return the EXIF orientation, 1 to 8; 1 if the metadata is damaged, as in viewers."""
     try:
         value = image.getexif().get(0x0112, 1)
-    except Exception:  # damaged bytes again; the pixels may be sound
+    except Exception:  # the pixels may be intact
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
@@ -294,9 +294,9 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _rgb(image: Image.Image, path: Path, white: float) -> Picture:
-    """An open image's pixels as they look, not turned yet."""
+    """Return an open image's pixels as displayed, before rotation."""
     if _is_deep(image):
-        rgb = _from_16_bits(_deep_values(path))  # Pillow keeps the upper byte only
+        rgb = _from_16_bits(_deep_values(path))  # Pillow keeps only the upper byte
     elif image.mode == "F" or image.mode.startswith("I"):
         grey = _eight_bits(np.asarray(image), path, white)
         rgb = np.repeat(grey[..., None], 3, axis=2)
@@ -315,25 +315,25 @@ def _eight_bits(values: NDArray[Any], path: Path, white: float) -> NDArray[np.ui
     if values.dtype.kind == "f":
         if not np.isfinite(values).all():
             raise NotAVideo(
-                f"{path} has values that are not finite",
-                hint="float images need values from 0 to 1, or from 0 to 255",
+                f"{path} has NaN or infinite values",
+                hint="float values must be from 0 to 1, or from 0 to 255",
             )
         if values.min() < 0 or values.max() > white:
             raise NotAVideo(
                 f"{path} has float values from {values.min():g} to {values.max():g}",
-                hint="float images need values from 0 to 1, or from 0 to 255",
+                hint="float values must be from 0 to 1, or from 0 to 255",
             )
         return np.asarray(np.rint(values.astype(np.float64) * (255 / white)), np.uint8)
     if values.min() < 0 or values.max() > 65535:
         raise NotAVideo(
             f"{path} has values from {values.min()} to {values.max()}",
-            hint="images of more than 8 bits need values from 0 to 65535",
+            hint="images of more than 8 bits must have values from 0 to 65535",
         )
     return _from_16_bits(values)
 
 
 def _from_16_bits(values: NDArray[Any]) -> NDArray[np.uint8]:
-    """value / 257, rounded."""
+    """Return value / 257, rounded."""
     return np.asarray((values.astype(np.uint32) + 128) // 257, np.uint8)
 
 
@@ -344,26 +344,26 @@ def _checked(values: NDArray[Any], path: Path) -> NDArray[Any]:
 
 
 def _is_deep(image: Image.Image) -> bool:
-    """Whether Pillow would cut 16-bit colours down to 8 bits."""
+    """Whether Pillow would truncate 16-bit colours to 8 bits."""
     grey = image.mode == "F" or image.mode.startswith("I")
     return image.format in ("PNG", "TIFF") and not grey and ";16" in str(getattr(image, "tile", ""))
 
 
 def _deep_values(path: Path) -> NDArray[Any]:
-    """The colours of an image of 16 bits a channel, uint16 [H, W, 3]."""
+    """Read an image of 16 bits per channel as uint16 [H, W, 3]."""
     raw = np.fromfile(path, np.uint8)
     values = cv2.imdecode(raw, cv2.IMREAD_UNCHANGED)
     if values is None or values.dtype != np.uint16:
-        raise NotAVideo(f"{path} is not an image that can be read", hint=_SAVE_AGAIN)
-    if values.ndim == 2 or values.shape[2] < 3:  # grey with opacity
+        raise NotAVideo(f"{path} cannot be read as an image", hint=_SAVE_AGAIN)
+    if values.ndim == 2 or values.shape[2] < 3:  # grey with alpha
         values = np.repeat(values.reshape(*values.shape[:2], -1)[..., :1], 3, axis=2)
     return np.asarray(values[..., 2::-1])
 
 
 def _alpha(image: Image.Image) -> NDArray[np.uint8] | None:
-    """[H, W] opacity, 255 is opaque; None where every pixel is."""
+    """Return the [H, W] alpha channel, 255 = opaque; None if every pixel is opaque."""
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
-        if image.mode in ("La", "RGBa"):  # premultiplied: composed over black already
+        if image.mode in ("La", "RGBa"):  # premultiplied: already composited over black
             return None
         alpha = np.asarray(image.getchannel("A"))
     elif "transparency" in image.info and image.mode in ("P", "L", "RGB") and not _is_deep(image):
@@ -374,7 +374,7 @@ def _alpha(image: Image.Image) -> NDArray[np.uint8] | None:
 
 
 def _srgb(image: Image.Image) -> Image.Image:
-    """Colours in sRGB, of 8 bits; opacity left out."""
+    """Convert to 8-bit sRGB without alpha."""
     profile = image.info.get("icc_profile")
     colours = image if image.mode in ("RGB", "CMYK", "LAB") else None
     if image.mode in ("RGBA", "RGBX", "P", "YCbCr", "HSV"):
@@ -386,7 +386,7 @@ def _srgb(image: Image.Image) -> Image.Image:
             if converted is not None:
                 return converted
     if image.mode in ("La", "RGBa"):
-        # Pillow has no way from premultiplied values to plain ones but by dividing.
+        # Pillow's conversion divides by alpha, so drop the alpha band and keep the values.
         bands = image.split()[:-1]
         return Image.merge("RGB", bands * 3 if len(bands) == 1 else bands)
     return image if image.mode == "RGB" else image.convert("RGB")
@@ -394,7 +394,7 @@ def _srgb(image: Image.Image) -> Image.Image:
 
 @lru_cache(maxsize=16)
 def _to_srgb(profile: bytes, mode: str) -> Any:
-    """The transform from a colour profile, None where it is sRGB, or not usable."""
+    """Return the transform from a colour profile, None if it is sRGB or unusable."""
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
@@ -402,8 +402,10 @@ def _to_srgb(profile: bytes, mode: str) -> Any:
             return transform
         steps = np.linspace(0, 255, 9).astype(np.uint8)
         grid = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(27, 27, 3)
-        seen = ImageCms.applyTransform(Image.fromarray(grid), transform)
+        converted = ImageCms.applyTransform(Image.fromarray(grid), transform)
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError, struct.error):
-        return None  # a damaged profile, or one of other channels: as viewers do, without it
-    same = seen is not None and np.abs(np.asarray(seen, np.int16) - grid).max() <= ALIKE
-    return None if same else transform
+        return None  # ignore a damaged profile or one for other channels, as viewers do
+    is_srgb = (
+        converted is not None and np.abs(np.asarray(converted, np.int16) - grid).max() <= ALIKE
+    )
+    return None if is_srgb else transform

@@ -1,6 +1,6 @@
-"""What this machine has and lacks: one check a library, each failing softly.
+"""Checks of the installation: one per library; a failed check does not stop the others.
 
-Importing this module costs nothing; every library is loaded inside the check that asks for it.
+Importing this module is cheap: each check loads its library itself.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 State = Literal["ok", "warn", "fail"]
 LEAST_DISK, ENOUGH_DISK = 1.0, 10.0  # GB; a minute of 512x512 takes 0.1, a training run a few
-MODELS = (  # what preprocessing loads from MediaPipe's wheel
+MODELS = (  # files in MediaPipe's wheel that preprocessing needs
     "pose_detection/pose_detection.tflite",
     "pose_landmark/pose_landmark_full.tflite",
     "face_detection/face_detection_short_range.tflite",
@@ -40,7 +40,7 @@ SYSTEM_LIBRARIES = {
 
 @dataclass(frozen=True)
 class Check:
-    """`advice` says what to do, None where nothing is."""
+    """A finding; `advice` is what to do about it, or None."""
 
     name: str
     state: State
@@ -52,7 +52,7 @@ class Check:
 
 
 def check_installation() -> list[Check]:
-    """All checks, in the order in which one would mend what fails. Takes a few seconds."""
+    """Run all checks, in the order in which to fix failures. Takes a few seconds."""
     checks: tuple[tuple[str, Callable[[], Check | list[Check]]], ...] = (
         ("python", _python),
         ("torch", _torch),
@@ -68,13 +68,13 @@ def check_installation() -> list[Check]:
     )
     results: list[Check] = []
     for name, check in checks:
-        found = _softly(name, check)
+        found = _run_check(name, check)
         results += found if isinstance(found, list) else [found]
     return results
 
 
 def render(checks: list[Check], console: Console) -> None:
-    """Print a line a check, and under it the advice."""
+    """Print one line per check, with the advice below it."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -91,10 +91,10 @@ def render(checks: list[Check], console: Console) -> None:
     console.print(table, highlight=False)
 
 
-def _softly(name: str, check: Callable[[], Check | list[Check]]) -> Check | list[Check]:
+def _run_check(name: str, check: Callable[[], Check | list[Check]]) -> Check | list[Check]:
     try:
         return check()
-    except Exception as error:  # whatever a broken library throws is the finding
+    except Exception as error:  # a broken library can raise anything
         text = str(error).strip().splitlines()
         first = text[0] if text else ""
         return Check(name, "fail", f"{type(error).__name__}: {first}"[:300], _advice(name, error))
@@ -104,7 +104,7 @@ def _advice(name: str, error: Exception) -> str:
     for library, package in SYSTEM_LIBRARIES.items():
         if library in str(error):
             return f"on Debian or Ubuntu: sudo apt install {package}"
-    # What the checks are called is not always what pip calls it.
+    # Checks whose name differs from that of the package.
     package = {
         "opencv": '"opencv-contrib-python>=4.11,<5"',
         "mediapipe": "mediapipe==0.10.21",
@@ -113,7 +113,7 @@ def _advice(name: str, error: Exception) -> str:
         "ffmpeg": "imageio-ffmpeg",
         "weights": "torchvision",
     }.get(name, name)
-    return f"install it anew: pip install --force-reinstall --no-deps {package}"
+    return f"reinstall it: pip install --force-reinstall --no-deps {package}"
 
 
 def _python() -> Check:
@@ -121,8 +121,8 @@ def _python() -> Check:
     if (3, 11) <= sys.version_info[:2] <= (3, 12):
         return Check("python", "ok", version)
     return Check(
-        "python", "fail", version, "make an environment with Python 3.11 or 3.12: MediaPipe"
-        " 0.10.21 has no other",
+        "python", "fail", version, "create an environment with Python 3.11 or 3.12: MediaPipe"
+        " 0.10.21 supports no other version",
     )  # fmt: skip
 
 
@@ -136,18 +136,20 @@ def _torch() -> Check:
         return Check("torch", "ok", f"{torch.__version__}, cuda: {gpus}, {threads}")
     if torch.backends.mps.is_available():
         return Check("torch", "ok", f"{torch.__version__}, mps, {threads}")
-    advice = "preprocessing is fine on the CPU; training wants a GPU"
+    advice = "preprocessing runs well on a CPU; training is much faster on a GPU"
     if shutil.which("nvidia-smi"):
-        build = "built without CUDA" if torch.version.cuda is None else f"for {torch.version.cuda}"
+        build = (
+            "built without CUDA" if torch.version.cuda is None else f"for CUDA {torch.version.cuda}"
+        )
         advice = (
-            f"there is an NVIDIA driver, but this torch ({build}) does not see a GPU: install the"
-            " build that fits your driver, see pytorch.org/get-started"
+            f"an NVIDIA driver is installed, but this torch ({build}) finds no GPU: install the"
+            " build for your driver, see pytorch.org/get-started"
         )
     return Check("torch", "warn", f"{torch.__version__}, cpu, {threads}", advice)
 
 
 def _torchvision() -> Check:
-    # It copes with builds that do not match.
+    # Works around builds that do not match.
     from v2v.weights import torchvision_models
 
     torchvision_models()
@@ -159,8 +161,8 @@ def _torchvision() -> Check:
         return Check("torchvision", "ok", torchvision.__version__)
     return Check(
         "torchvision", "warn",
-        f"{torchvision.__version__}, built for another torch than {torch.__version__}",
-        "all that v2v needs of it works; to mend it, install both from the same index",
+        f"{torchvision.__version__}, not built for torch {torch.__version__}",
+        "v2v works with it; to fix it, install torch and torchvision from the same index",
     )  # fmt: skip
 
 
@@ -195,12 +197,12 @@ def _mediapipe() -> Check:
     missing = [model for model in MODELS if not (modules / model).is_file()]
     if missing:
         return Check(
-            "mediapipe", "fail", f"{version}, without {', '.join(Path(m).name for m in missing)}",
+            "mediapipe", "fail", f"{version} lacks {', '.join(Path(m).name for m in missing)}",
             _advice("mediapipe", OSError()),
         )  # fmt: skip
     if version != "0.10.21":
         return Check(
-            "mediapipe", "warn", version, "0.10.21 is the version whose models were measured:"
+            "mediapipe", "warn", version, "v2v is tested with the models of 0.10.21:"
             " pip install mediapipe==0.10.21",
         )  # fmt: skip
     return Check("mediapipe", "ok", f"{version}, {len(MODELS)} models inside the wheel")
@@ -211,16 +213,18 @@ def _codecs() -> Check:
 
     needed = (("libx264", "w"), ("ffv1", "w"), ("ffv1", "r"), ("h264", "r"))
     foreign = ("hevc", "vp9", "av1", "prores", "mjpeg")
-    lacking = [f"{name} {_WAYS[mode]}" for name, mode in needed if not _has_codec(name, mode)]
-    if lacking:
+    missing = [
+        f"{name} {_CODEC_KINDS[mode]}" for name, mode in needed if not _has_codec(name, mode)
+    ]
+    if missing:
         return Check(
-            "codecs", "fail", f"PyAV {av.__version__} lacks {', '.join(lacking)}",
-            "install PyAV's own wheel, which has them: pip install --force-reinstall av",
+            "codecs", "fail", f"PyAV {av.__version__} lacks {', '.join(missing)}",
+            "install PyAV's own wheel, which includes them: pip install --force-reinstall av",
         )  # fmt: skip
-    unread = [name for name in foreign if not _has_codec(name, "r")]
-    if unread:
+    unreadable = [name for name in foreign if not _has_codec(name, "r")]
+    if unreadable:
         return Check(
-            "codecs", "warn", f"PyAV {av.__version__} cannot read {', '.join(unread)}",
+            "codecs", "warn", f"PyAV {av.__version__} cannot read {', '.join(unreadable)}",
             "convert such footage to H.264 first, or pip install --force-reinstall av",
         )  # fmt: skip
     return Check(
@@ -230,7 +234,7 @@ def _codecs() -> Check:
     )
 
 
-_WAYS = {"r": "decoder", "w": "encoder"}
+_CODEC_KINDS = {"r": "decoder", "w": "encoder"}
 
 
 def _has_codec(name: str, mode: Any) -> bool:
@@ -238,7 +242,7 @@ def _has_codec(name: str, mode: Any) -> bool:
 
     try:
         av.Codec(name, mode)
-    except ValueError:  # UnknownCodecError is one
+    except ValueError:  # UnknownCodecError is a ValueError
         return False
     return True
 
@@ -260,7 +264,9 @@ def _decord() -> Check:
     means = frames.reshape(2, -1).mean(axis=1)
     version = _version("decord2") or _version("decord") or "unknown"
     if np.abs(means - (40, 200)).max() > 6:
-        return Check("decord", "fail", f"{version} decodes wrongly", _advice("decord", OSError()))
+        return Check(
+            "decord", "fail", f"{version} decodes frames incorrectly", _advice("decord", OSError())
+        )
     return Check("decord", "ok", f"{version}, decodes what v2v writes")
 
 
@@ -302,10 +308,10 @@ def _folder() -> Check:
             pass
     except OSError as error:
         return Check(
-            "folder", "fail", f"{here} cannot be written ({error.strerror})",
-            "go to a folder of your own, or give --output",
+            "folder", "fail", f"{here} is not writable ({error.strerror})",
+            "change to a folder that you can write to, or give --output",
         )  # fmt: skip
-    return Check("folder", "ok", f"{here} can be written")
+    return Check("folder", "ok", f"{here} is writable")
 
 
 def _version(distribution: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Folders as users see them: without the companion files that systems put into them."""
+"""Folder listings without hidden files and files that operating systems add."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-# Written by Windows; those of macOS and Linux (`._a.png`, `.DS_Store`, `.directory`) have a dot.
-_WINDOWS = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini"})
+# Those of macOS and Linux (`._a.png`, `.DS_Store`, `.directory`) begin with a dot.
+_WINDOWS_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini"})
 
 
 def is_hidden(path: Path) -> bool:
-    """Whether a file or folder is none of the user's footage: hidden, or the system's."""
-    return path.name.startswith(".") or path.name.lower() in _WINDOWS
+    """Whether a file or folder is hidden or was added by the operating system."""
+    return path.name.startswith(".") or path.name.lower() in _WINDOWS_FILES
 
 
 def visible_files(folder: Path, suffixes: Iterable[str] = ()) -> list[Path]:
-    """The files directly inside `folder`, 2 before 10, without hidden and system files.
+    """The files directly in `folder` in natural order, without hidden and system files.
 
     Args:
-        suffixes: only files with one of these, in lower case; all files where none is given.
+        suffixes: lower-case suffixes of the files to list; all files if empty.
     """
     wanted = frozenset(suffixes)
     files = [
@@ -31,7 +31,7 @@ def visible_files(folder: Path, suffixes: Iterable[str] = ()) -> list[Path]:
 
 
 def natural_key(path: Path) -> tuple[object, ...]:
-    """Sorts names by the numbers in them (2 before 10), without regard to case."""
+    """A sort key for natural order (2 before 10), ignoring case."""
     parts = re.split(r"(\d+)", path.name.lower())  # text, number, text, ...
     key = tuple((1, int(p), "") if i % 2 else (0, 0, p) for i, p in enumerate(parts))
-    return key, path.name  # 1 and 01 are one number: the order stays the same on every disk
+    return key, path.name  # the name makes the order of 1 and 01 the same on every disk

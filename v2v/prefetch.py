@@ -1,4 +1,4 @@
-"""Work done ahead in another thread: decoding and drawing while the network renders."""
+"""Prefetching in another thread: it decodes and draws while the network renders."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ T = TypeVar("T")
 def prefetch(
     items: Iterator[T], depth: int = 1, *, prepare: Callable[[], None] | None = None
 ) -> Iterator[T]:
-    """The same items, up to `depth` of them made while earlier ones are worked on.
+    """Yield `items`, producing up to `depth` of them ahead in another thread.
 
-    What making one raises is raised where it would be wanted. None ends the items.
+    An exception in producing an item is raised when that item is due. None ends the iteration.
 
     Args:
-        prepare: called in the thread that makes them, before the first.
+        prepare: called once in that thread, before the first item.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="prefetch", initializer=prepare) as pool:
         pending = deque(pool.submit(next, items, None) for _ in range(depth))
@@ -26,6 +26,6 @@ def prefetch(
             while (item := pending.popleft().result()) is not None:
                 pending.append(pool.submit(next, items, None))
                 yield item
-        finally:  # whoever stops asking does not wait for what it will not take
+        finally:  # a consumer that stops early does not wait for pending items
             for future in pending:
                 future.cancel()

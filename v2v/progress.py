@@ -1,4 +1,4 @@
-"""Progress of long work: stages with a count, a rate and an ETA; silent, or on the terminal."""
+"""Progress of long tasks: stages with a count, a rate and an ETA; silent, or on the terminal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Protocol, Self
 
 
 class Reporter(Protocol):
-    """Who hears about progress. `stage` names may be used again for another clip."""
+    """Receives progress. A `stage` name may be reused for another clip."""
 
     def start(self, stage: str, total: int, done: int = 0) -> None: ...
     def advance(self, stage: str, amount: int = 1) -> None: ...
@@ -19,7 +19,7 @@ class Reporter(Protocol):
 
 
 class Silent:
-    """Says nothing."""
+    """Prints nothing."""
 
     def start(self, stage: str, total: int, done: int = 0) -> None:
         pass
@@ -38,9 +38,9 @@ class Silent:
 
 
 class Relayed:
-    """Sends what is reported in a worker process to the one with the terminal.
+    """Sends the progress of a worker process to the process with the terminal.
 
-    Steps are sent a few times a second, not one by one: each wakes another process.
+    Steps are sent a few times per second, not one by one, since each message wakes that process.
     """
 
     EVERY = 0.2  # seconds
@@ -80,7 +80,7 @@ class Relayed:
 
 
 class Terminal:
-    """A bar a stage on standard error: count, rate, time left."""
+    """One progress bar per stage on standard error: count, rate, time left."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -130,7 +130,7 @@ class Terminal:
         self.progress.advance(self.tasks[stage], amount)
 
     def describe(self, stage: str, text: str) -> None:
-        """What the stage is called on the screen from now on."""
+        """Change the text shown for the stage."""
         self.progress.update(self.tasks[stage], description=text)
 
     def finish(self, stage: str) -> None:

@@ -1,7 +1,8 @@
-"""How the native libraries behave in a process of ours: quiet, frugal with page faults and cores.
+"""Settings of the process for native libraries: logs, memory allocation, threads.
 
-`prepare_process` is for programs (the command line, worker processes, benchmarks): the library
-leaves its caller's process alone. The rest only asks, or touches threads of the library's own.
+`prepare_process` is for programs (the command line, worker processes, benchmarks): as a library,
+`v2v` does not change its caller's process. The other functions only query the machine or affect
+threads that `v2v` starts.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ _prepared = False
 
 
 def prepare_process() -> None:
-    """Call once, before torch is imported: its threads read their settings when they are made."""
+    """Call before torch is imported: its threads read their settings when they are created."""
     global _prepared
     if _prepared:
         return
     _prepared = True
-    # Spinning threads take the cores from codecs and networks that work at the same time.
+    # Spinning threads would take cores from codecs and networks that run at the same time.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GLOG_minloglevel", "2")
     _keep_memory()
@@ -32,25 +33,25 @@ def prepare_process() -> None:
 
 
 def _keep_memory() -> None:
-    """Have malloc reuse the memory of frames instead of returning it page by page.
+    """Make malloc reuse the memory of frames instead of returning it to the system.
 
-    A frame is megabytes; handing it back and faulting it in again cost a tenth of the time that
-    preprocessing took (`benchmarks/preprocessing.py pose`).
+    A frame has megabytes; returning and page-faulting it again took a tenth of the preprocessing
+    time (`benchmarks/preprocessing.py pose`).
     """
     if not sys.platform.startswith("linux"):
         return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl lacks it
     if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the most that glibc takes
+        mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the maximum that glibc accepts
         mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
         mallopt(M_ARENA_MAX, 1)
 
 
 def _silence_native_logs() -> None:
-    """Send what C and C++ code prints to standard error to nowhere, for the rest of the process.
+    """Discard what C and C++ code prints to standard error, for the rest of the process.
 
-    MediaPipe and the codecs log there past every Python setting, through the progress bars.
-    Python's own `sys.stderr` goes on to the terminal. `V2V_DEBUG=1` leaves all as it is.
+    MediaPipe and the codecs ignore Python's logging settings and would disturb the progress bars.
+    Python's `sys.stderr` still reaches the terminal. `V2V_DEBUG=1` disables this.
     """
     sys.stderr.flush()
     terminal = os.dup(2)
@@ -61,7 +62,7 @@ def _silence_native_logs() -> None:
 
 
 def cpu_has_bf16() -> bool:
-    """Whether bf16 multiplies in hardware; elsewhere it is emulated and slower than float32."""
+    """Whether the CPU multiplies bf16 in hardware; if emulated, it is slower than float32."""
     import torch
 
     flags = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
@@ -69,12 +70,12 @@ def cpu_has_bf16() -> bool:
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def lower_thread_priority() -> None:
-    """Let this thread, and those that it starts, take only what the others leave (on Linux)."""
+    """Lower the priority of this thread and the threads that it starts (on Linux)."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)

@@ -1,7 +1,7 @@
-"""Moments and frame rates as people write them: `90`, `1:30`, `00:01:30.5`; `29.97`, `30000/1001`.
+"""Parse times and frame rates: `90`, `1:30`, `00:01:30.5`; `29.97`, `30000/1001`.
 
-The numbers are bounded before they are computed with: a few characters such as 1e99999999 would
-otherwise become an exact fraction of a hundred million digits.
+Numbers are bounded before any computation: a few characters such as 1e99999999 would otherwise
+become an exact fraction of a hundred million digits.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _RATIO = re.compile(r"\+?(\d{1,12})\s*/\s*(\d{1,12})", re.ASCII)
 
 
 def parse_time(value: Any) -> float:
-    """Seconds from a number or its text, or from mm:ss and hh:mm:ss, with or without a fraction.
+    """Seconds from a number, its text, or mm:ss or hh:mm:ss, with or without a fraction.
 
-    Raises `ValueError` for everything else: what is negative, no number, infinite, or more than
-    `LONGEST`; and for minutes and seconds beyond 59 behind a larger unit.
+    Raises `ValueError` for everything else: negative, NaN, infinite, or more than `LONGEST`; and
+    for minutes or seconds above 59 after a larger unit.
     """
     seconds = math.nan
     if isinstance(value, int | float) and not isinstance(value, bool):
@@ -44,9 +44,10 @@ def parse_time(value: Any) -> float:
 
 
 def parse_rate(value: Any) -> Fraction:
-    """Frames per second, exactly; 29.97 and the like mean the NTSC rates (30000/1001).
+    """Exact frames per second; values such as 29.97 mean the NTSC rates (30000/1001).
 
-    Raises `ValueError` for what is no rate, not positive, or above `HIGHEST_RATE`.
+    Raises `ValueError` for text that is not a rate, and for rates that are not positive or above
+    `HIGHEST_RATE`.
     """
     rate = Fraction(0)
     text = str(value).strip() if isinstance(value, str | int | float | Fraction) else ""

@@ -151,7 +151,7 @@ class GeneratorState(Tensors):
     control_points: Tensor  # [B, N, 3] of the newest past frame; radius 0 where not seen
 
     @classmethod
-    def nothing(cls, condition: Condition, past: int = PAST) -> GeneratorState:
+    def empty(cls, condition: Condition, past: int = PAST) -> GeneratorState:
         """The state before the first frame."""
         signals = condition.signals
         batch, channels, height, width = signals.shape
@@ -163,26 +163,26 @@ class GeneratorState(Tensors):
         )
 
     @classmethod
-    def given(cls, condition: Condition, frame: Tensor, past: int = PAST) -> GeneratorState:
+    def from_frame(cls, condition: Condition, frame: Tensor, past: int = PAST) -> GeneratorState:
         """The state after a real first frame [B, 3, H, W] and its condition."""
-        return cls.nothing(condition, past).after(condition, frame)
+        return cls.empty(condition, past).push(condition, frame)
 
     def with_frames(self, frames: Tensor) -> GeneratorState:
         """The same state with other past frames, 0 still where there is none."""
         exists = self.valid[:, :, None, None, None]
         return replace(self, frames=frames * exists.to(frames.dtype))
 
-    def after(self, condition: Condition, frame: Tensor) -> GeneratorState:
+    def push(self, condition: Condition, frame: Tensor) -> GeneratorState:
         """The state once `frame` [B, 3, H, W] has been rendered from `condition`."""
 
-        def push(past: Tensor, newest: Tensor) -> Tensor:
+        def append(past: Tensor, newest: Tensor) -> Tensor:
             return torch.cat([past[:, 1:], newest[:, None]], dim=1)
 
         return GeneratorState(
             # As a video would hold it: what is out of range must not grow from frame to frame.
-            frames=push(self.frames, frame.to(self.frames.dtype).clamp(-1, 1)),
-            signals=push(self.signals, condition.signals),
-            valid=push(self.valid, torch.ones_like(self.valid[:, 0])),
+            frames=append(self.frames, frame.to(self.frames.dtype).clamp(-1, 1)),
+            signals=append(self.signals, condition.signals),
+            valid=append(self.valid, torch.ones_like(self.valid[:, 0])),
             control_points=_control_points(condition).contiguous(),  # not the whole window's
         )
 

@@ -1,4 +1,4 @@
-"""Weights of torchvision's networks: found where torchvision keeps them, never fetched unasked."""
+"""Weights of torchvision's networks: read from torchvision's folder, never downloaded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from v2v.errors import MissingLibrary, UnknownName, WeightsUnavailable
 
 PERSON_MASK = "-s segmentation.backend=person"
-ENUMS = {  # our name: module and enum of torchvision, and what to say on the command line without
+ENUMS = {  # name: torchvision module, enum, and the option that works without these weights
     "raft-large": ("optical_flow", "Raft_Large_Weights", "-s flow.backend=dis"),
     "raft-small": ("optical_flow", "Raft_Small_Weights", "-s flow.backend=dis"),
     "deeplab": ("segmentation", "DeepLabV3_ResNet50_Weights", PERSON_MASK),
@@ -25,11 +25,11 @@ ENUMS = {  # our name: module and enum of torchvision, and what to say on the co
 
 @cache
 def torchvision_models() -> Any:
-    """torchvision.models, also where torchvision was built for another torch than is installed.
+    """torchvision.models, even if torchvision was built for another torch than the installed one.
 
-    Such a pair (a CPU torch beside the registry's CUDA torchvision is a common one) fails to
-    import for want of compiled operators. The networks used here need none of them, so their
-    names are declared and the import goes through; calling one still fails.
+    The import of such a pair (commonly a CPU torch with the registry's CUDA torchvision) fails
+    because compiled operators are missing. The networks used here need none of them, so this
+    declares the operators' names and imports again; calling an operator still fails.
     """
     try:
         import torchvision.models as models
@@ -55,15 +55,15 @@ _KEPT: list[Any] = []  # a torch library's definitions end with the object
 
 
 def weights_folder() -> Path:
-    """Where torch keeps downloaded weights (`TORCH_HOME`)."""
+    """The folder of torch's downloaded weights (see `TORCH_HOME`)."""
     return Path(torch.hub.get_dir()) / "checkpoints"
 
 
 def find_weights(name: str) -> Path:
     """The weight file of a network, one of `ENUMS`.
 
-    A file from torchvision carries the start of its SHA-256 in its name, which must fit.
-    Raises `WeightsUnavailable`, which says where the file belongs and how to fetch it, and
+    The start of the SHA-256 in the name of a torchvision file must match its content.
+    Raises `WeightsUnavailable`, which states where the file belongs and how to download it, and
     `UnknownName` for a network that is not listed.
     """
     if name not in ENUMS:
@@ -73,8 +73,8 @@ def find_weights(name: str) -> Path:
     path: Path = weights_folder() / url.rsplit("/", 1)[-1]
     if not path.is_file():
         raise WeightsUnavailable(
-            f"the weights of {name} are not on this machine; they belong at {path}",
-            hint=f"fetch them once: curl -L --create-dirs -o {path} {url}   or go on without:"
+            f"the weights of {name} are missing: expected at {path}",
+            hint=f"download them once: curl -L --create-dirs -o {path} {url}   or do without:"
             f" {offline}",
         )
     _check_hash(path)
@@ -82,7 +82,7 @@ def find_weights(name: str) -> Path:
 
 
 def have_weights(name: str) -> bool:
-    """Whether the weight file of a network is here and whole; a damaged one counts as missing."""
+    """Whether the weight file of a network exists; a damaged one counts as missing."""
     try:
         find_weights(name)
     except WeightsUnavailable:
@@ -99,17 +99,16 @@ def _check_hash(path: Path) -> None:
     if not digest.startswith(match[1]):
         raise WeightsUnavailable(
             f"{path} is damaged: its SHA-256 begins with {digest[:8]}, not {match[1]}",
-            hint="delete it and fetch it again",
+            hint="delete it and download it again",
         )
 
 
 def load_state(model: torch.nn.Module, path: Path, *, prefix: str = "") -> None:
-    """Load a state dict (safetensors, or a torch file read without pickle's powers).
+    """Load a state dict from a safetensors file, or from a torch file with `weights_only`.
 
-    With a `prefix`, `model` is the part of a network whose names in the file begin with it, and
-    the rest of the file is passed over.
+    With a `prefix`, loads only the entries whose names begin with it, without the prefix.
 
-    Raises `WeightsUnavailable` where the file is not there, damaged, or another network's.
+    Raises `WeightsUnavailable` if the file is missing, damaged, or of another network.
     """
     try:
         if path.suffix == ".safetensors":
@@ -125,9 +124,9 @@ def load_state(model: torch.nn.Module, path: Path, *, prefix: str = "") -> None:
         raise WeightsUnavailable(
             f"{path} is refused: it is not a plain state dict", hint="use safetensors"
         ) from error
-    except Exception as error:  # files that are damaged or something else provoke all kinds
+    except Exception as error:  # damaged or foreign files can raise anything
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise WeightsUnavailable(
             f"{path} does not hold the weights of {type(model).__name__}: {reason}",
-            hint="give the state dict that belongs to the network",
+            hint="use a state dict of this network",
         ) from error

@@ -1,1 +1,1 @@
-"""How good a model is: what `v2v evaluate` does. It begins in evaluate.py."""
+"""Model evaluation, the implementation of `v2v evaluate`. The entry point is evaluate.py."""

@@ -1,6 +1,6 @@
-"""What is found again on rendered frames: poses, faces, person masks, by the extractors' networks.
+"""Detect poses, faces and label maps on rendered frames, with the networks of the extractors.
 
-The same detector, at the same size, sees the real frames and the output. It never smooths.
+The same detector runs on the real frames and the output, at the same size, without smoothing.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from v2v.data.video import Geometry
 from v2v.evaluation.registry import Picture
 from v2v.preprocess.extractor import ClipContext
 
-SIDE = 512  # shorter side that small frames are enlarged to: the networks are made for that
+SIDE = 512  # pixels, shorter side to which small frames are enlarged: the networks expect it
 
 
 class Detector(Protocol):
-    """Finds something on the frames of one video, in their order."""
+    """A detector that runs on the frames of one video, in order."""
 
     def __call__(self, picture: Picture) -> NDArray[Any]: ...
 
@@ -34,7 +34,7 @@ class Detector(Protocol):
 
 @dataclass(frozen=True)
 class FrameFormat:
-    """What a detector must know of the video before it sees a frame."""
+    """Frame size and rate of a video, needed to set up a detector."""
 
     height: int
     width: int
@@ -42,7 +42,7 @@ class FrameFormat:
 
 
 class Extracting:
-    """One extractor on one video, frame by frame."""
+    """Runs one extractor on one video, frame by frame."""
 
     def __init__(
         self, signal: str, footage: FrameFormat, values: dict[str, Any] | None = None
@@ -51,8 +51,7 @@ class Extracting:
         factor = max(SIDE / min(footage.height, footage.width), 1.0)
         self.size = round(footage.width * factor), round(footage.height * factor)
         width, height = self.size
-        # What follows one person from frame to frame must not lose the one there is: another
-        # video may show them anywhere.
+        # Disable the jump threshold of the trackers: rendered people may appear anywhere.
         follow = {"pose.max_jump": 1e3, "face.max_jump": 1e3}
         context = ClipContext(
             name="rendered", width=width, height=height, rate=footage.rate, count=1 << 30,
@@ -79,18 +78,18 @@ class Extracting:
 
 
 class Landmarks(Extracting):
-    """Points [N, 3] x, y, score in pixels of the frame; NaN where nothing is found."""
+    """Detects points [N, 3] x, y, score in pixels of the frame; NaN if nothing is found."""
 
     def __call__(self, picture: Picture) -> NDArray[np.float32]:
         points = np.asarray(self.record(picture)["points"], np.float32)
-        points = points[:, [0, 1, -1]]  # a face's have a depth before the score
+        points = points[:, [0, 1, -1]]  # face points have a depth before the score
         points[:, 0] *= self.footage.width / self.size[0]
         points[:, 1] *= self.footage.height / self.size[1]
         return points
 
 
 class Labels(Extracting):
-    """A label map [H, W]."""
+    """Detects a label map [H, W]."""
 
     def __call__(self, picture: Picture) -> NDArray[np.uint8]:
         labels = np.asarray(self.record(picture)["segmentation.mkv"], np.uint8)
@@ -101,10 +100,10 @@ class Labels(Extracting):
 def detectors_for(
     signals: tuple[str, ...], segmenter: str | None, footage: FrameFormat
 ) -> dict[str, Callable[[], Detector]]:
-    """Which detectors see what these signals drive.
+    """The detectors that measure what these signals drive, by name.
 
     Args:
-        segmenter: the backend that labels are found again with; None: there is none.
+        segmenter: the segmentation backend for label maps; None: labels are not detected.
     """
     made: dict[str, Callable[[], Detector]] = {}
     for name in ("pose", "face"):
@@ -119,17 +118,17 @@ def detectors_for(
 def find(
     pictures: Iterable[Picture], count: int, make: Callable[[], Detector], path: Path
 ) -> NDArray[Any]:
-    """[count, ...] what a detector finds on each of `count` frames, in a file: it may be large."""
+    """[count, ...] detections on `count` frames, memory-mapped because they may be large."""
     found: NDArray[Any] | None = None
     detector = make()
     try:
         for index, picture in enumerate(pictures):
-            seen = detector(picture)
+            detected = detector(picture)
             if found is None:
                 found = np.lib.format.open_memmap(  # type: ignore[no-untyped-call]
-                    path, "w+", dtype=seen.dtype, shape=(count, *seen.shape)
+                    path, "w+", dtype=detected.dtype, shape=(count, *detected.shape)
                 )
-            found[index] = seen
+            found[index] = detected
     finally:
         detector.close()
     assert found is not None

@@ -1,10 +1,10 @@
-"""How good a model is: its video of held-out moments against the real one and simpler videos.
+"""Evaluate a model: compare its video of held-out frames with the real video and with baselines.
 
-    clips -> rows -> frames of each row, kept on disk -> measures -> order -> report
+    clips -> methods -> frames of each method, on disk -> measures -> ranking -> report
 
-Frames are rendered first, each row into a lossless video in a folder of its own; then all are
-read in step, measured, and let go. What stays is a few numbers a frame. The same inputs give the
-same report, to the byte of report.json.
+Each method is first rendered into a lossless temporary video. All videos are then read in parallel
+and measured; only a few numbers per frame are kept. The same inputs give the same report.json,
+byte for byte.
 """
 
 from __future__ import annotations
@@ -44,32 +44,32 @@ from v2v.signals.segmentation import LabelTrack
 from v2v.weights import have_weights
 
 FORMAT = 1
-FRAMES = 600  # of a clip, at most
-DRIFT = 300  # frames of free running, at least
+FRAMES = 600  # maximum number of frames per clip
+DRIFT = 300  # minimum number of frames of autoregressive rendering
 AGAINST = ("copy", "frozen", "nearest")
 PERSON = ("background", "person")
-PERSON_SEGMENTERS = ("person", "selfie")  # whose labels are those
+PERSON_SEGMENTERS = ("person", "selfie")  # backends with these classes
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate` found, and where it wrote it."""
+    """The result of `evaluate`."""
 
-    folder: Path
-    name: str  # of the model's row
+    folder: Path  # of the report
+    name: str  # of the evaluated model's method
     clips: tuple[Measured, ...]
     methods: tuple[Method, ...]
-    summaries: dict[str, dict[str, Summary]]  # row -> measure -> what it came to
-    frame_scores: list[dict[str, FrameScores]]  # for each clip: row -> measure -> [frames]
-    order: list[Place]  # of the rows that are not given the truth
-    unavailable: dict[str, str]  # measure -> why there is no number
+    summaries: dict[str, dict[str, Summary]]  # method -> measure -> summary
+    frame_scores: list[dict[str, FrameScores]]  # per clip: method -> measure -> [frames]
+    order: list[Place]  # ranking of the methods without access to the ground truth
+    unavailable: dict[str, str]  # measure -> why it was not measured
     notes: tuple[str, ...]
-    leakage: tuple[Leakage, ...]  # for each clip: measured frames that occur in training too
-    # For each clip, of the rows that run on: how a moment that comes again differs, of 255.
+    leakage: tuple[Leakage, ...]  # per clip: measured frames that occur in training
+    # Per clip: method -> mean difference (0 to 255) between two renderings of a frame.
     returns: tuple[dict[str, float], ...] = ()
 
     def against(self, method: str) -> tuple[list[str], list[str], list[str]]:
-        """Measures in which the model is better, worse, or not told apart from another row."""
+        """Measures in which the model is better, worse, or not significantly different."""
         ours, theirs = (
             [methods[name] for methods in self.frame_scores] for name in (self.name, method)
         )
@@ -77,7 +77,7 @@ class Evaluation:
         return compare(ours, theirs, counts, block=block_of(self.clips))
 
     def as_json(self) -> dict[str, Any]:
-        """The record that report.json holds; floats to six digits."""
+        """The content of report.json; floats are rounded to six significant digits."""
         (main,) = [method.model for method in self.methods if method.name == self.name]
         assert main is not None
         record = main.model.record
@@ -138,7 +138,7 @@ class Evaluation:
 
 
 def _rounded(value: Any) -> Any:
-    """Six digits, and null for what is no number."""
+    """Round floats to six significant digits; NaN and infinity become None."""
     if isinstance(value, Mapping):
         return {key: _rounded(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -163,68 +163,72 @@ def evaluate(
     detectors: Mapping[str, Callable[[], Detector]] | None = None,
     report: Reporter | None = None,
 ) -> Evaluation:
-    """Render what the model was not trained on, measure it, and write report.html and .json.
+    """Render frames outside the training data, measure them, and write report.html and .json.
 
     Args:
         model: a run's name, run folder or model folder.
-        data: clip stores or footage; by default the clips it was trained on. Of those the part
-            that was held out is measured, of others all.
-        against: of copy, frozen, nearest, warped, frame, NAME=RUN, NAME=VIDEO; see `methods`. None:
-            the first three, and warped where the model renders a body or a face.
-        output: the folder of the report, by default `evaluation` in the run folder.
-        name: what the model's row is called; by default the run's name.
-        frames: of each clip, at most.
-        drift: how long the model runs on where a clip has fewer frames; 0: no drift is told.
-        region: what is measured: "x0,y0,x1,y1" in pixels of the clip's frames, or a mask picture
-            of their shape, bright where it counts. Elsewhere every row is taken as right: captions
-            and logos can be left out.
-        detectors: what looks at the frames again, by name; by default what the model's signals
-            call for.
+        data: clip stores or footage; defaults to the training clips. Of training clips the
+            held-out frames are measured, of others all.
+        against: baselines: copy, frozen, nearest, warped, frame, NAME=RUN, NAME=VIDEO; see
+            `methods`. None: the first three, and warped if the model renders a body or a face.
+        output: the folder of the report; defaults to `evaluation` in the run folder.
+        name: name of the model in the report; defaults to the run's name.
+        frames: maximum number of frames per clip.
+        drift: minimum number of rendered frames, to measure drift; 0: drift is not measured.
+        region: the measured region: "x0,y0,x1,y1" in pixels of the clip's frames, or a mask
+            picture of the same shape, bright inside. Outside it every method counts as correct,
+            which excludes captions and logos.
+        detectors: detectors to run on the frames, by name; defaults to those for the model's
+            signals.
 
-    Raises `UsageError` for a choice that cannot be, or where nothing is held out; what opening
-    the model, its clips and its signals raises.
+    Raises `UsageError` for invalid arguments or if nothing is held out, and what opening the
+    model, its clips and its signals raises.
     """
     report = report or Silent()
     if frames < 2 or drift < 0:
         raise UsageError(
-            f"{frames} frames, {drift} of drift: that cannot be", hint="--frames is 2 or more"
+            f"cannot evaluate {frames} frames with a drift of {drift} frames",
+            hint="give --frames of at least 2 and --drift of at least 0",
         )
     trained = LoadedModel.open(model, device=device)
     if against is None:
-        moves = reference_signal([use.name for use in trained.model.record.signals]) is not None
-        against = (*AGAINST, "warped") if moves else AGAINST
+        can_warp = reference_signal([use.name for use in trained.model.record.signals]) is not None
+        against = (*AGAINST, "warped") if can_warp else AGAINST
     clips, notes = measured_clips(trained, data, frames=frames, drift=drift, report=report)
     chosen = None
     if region is not None:
-        chosen, said = read_region(region, clips)
-        notes.append(said)
+        chosen, note = read_region(region, clips)
+        notes.append(note)
     folder = Path(output) if output is not None else _default_folder(trained)
     own = name or trained.name
     busy = NotWritable(
         f"another process is evaluating into {folder}",
         hint="wait for it to end, or choose another --output",
     )
-    with workplace(folder / ".work", busy) as room:
-        for left in folder.glob(".evaluate-*"):  # earlier versions, killed, left lossless video
-            remove(left)
-        methods, clips, more = methods_for(trained, against, clips, room, report, name=own)
+    with workplace(folder / ".work", busy) as work:
+        # Earlier versions left lossless videos behind when they were killed.
+        for leftover in folder.glob(".evaluate-*"):
+            remove(leftover)
+        methods, clips, more = methods_for(trained, against, clips, work, report, name=own)
         notes += more
         leakage, warnings = find_leakage(trained, clips, report)
         notes = warnings + notes
-        films = [_render(methods, clip, room / str(i), report) for i, clip in enumerate(clips)]
+        rendered = [_render(methods, clip, work / str(i), report) for i, clip in enumerate(clips)]
         again = tuple(
-            _returns(methods, clip, paths) for clip, paths in zip(clips, films, strict=True)
+            _returns(methods, clip, paths) for clip, paths in zip(clips, rendered, strict=True)
         )
         notes += [
-            f"{name}: a moment of {clip.name} that comes again looks different by {gap:.2f} of 255"
+            f"{name}: frames of {clip.name} rendered twice differ by {gap:.2f} of 255 on average"
             for clip, found in zip(clips, again, strict=True)
             for name, gap in found.items()
         ]
         equipment, unavailable = _equipment(trained, clips[0], detectors)
         if chosen is not None:
             equipment = replace(equipment, tools=replace(equipment.tools, region=chosen))
-            unavailable["vmaf"] = "it measures whole pictures, and a region was chosen"
-        frame_scores, sets = _measure(methods, clips, films, equipment, unavailable, room, report)
+            unavailable["vmaf"] = "it measures whole frames only, and a region is given"
+        frame_scores, sets = _measure(
+            methods, clips, rendered, equipment, unavailable, work, report
+        )
         summaries = _summaries(methods, clips, frame_scores, sets, drift=drift > 0)
         notes += _warnings(clips, sets, drift=drift > 0)
         ranked = {
@@ -239,23 +243,24 @@ def evaluate(
         from v2v.pipelines.evaluation.report import page
 
         written = {
-            "report.html": page(found, films),
+            "report.html": page(found, rendered),
             "report.json": json.dumps(found.as_json(), indent=1) + "\n",
         }
         with writing(folder):
             for file, text in written.items():
-                (room / file).write_text(text, "utf-8")
+                (work / file).write_text(text, "utf-8")
             for file in written:
-                (room / file).replace(folder / file)
+                (work / file).replace(folder / file)
     return found
 
 
 def read_region(region: str, clips: Sequence[Measured]) -> tuple[NDArray[np.bool_], str]:
-    """[H, W] what is measured, in the model's pixels, and a sentence on it. Raises `UsageError`."""
+    """[H, W] the measured region in the model's pixels, and a note. Raises `UsageError`."""
     placement = clips[0].placement
     if any(clip.placement != placement for clip in clips):
         raise UsageError(
-            "--region wants clips of one size", hint="measure them one by one: --data STORE"
+            "--region needs clips of the same size",
+            hint="measure them one at a time: --data STORE",
         )
     height, width = placement.source
     mask = np.zeros((height, width), np.uint8)
@@ -264,7 +269,7 @@ def read_region(region: str, clips: Sequence[Measured]) -> tuple[NDArray[np.bool
         x0, y0, x1, y1 = (int(number) for number in numbers)
         if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
             raise UsageError(
-                f"--region {region} is not inside the frames of {width}x{height}",
+                f"--region {region} is not inside the {width}x{height} frames",
                 hint=f"give x0,y0,x1,y1 with x0 < x1 <= {width} and y0 < y1 <= {height}",
             )
         mask[y0:y1, x0:x1] = 255
@@ -272,7 +277,7 @@ def read_region(region: str, clips: Sequence[Measured]) -> tuple[NDArray[np.bool
         if not Path(region).is_file():
             raise UsageError(
                 f"--region {region} is neither four numbers nor a picture",
-                hint="give x0,y0,x1,y1 in pixels, or a mask picture, bright where it counts",
+                hint="give x0,y0,x1,y1 in pixels, or a mask picture, bright inside the region",
             )
         picture = read_picture(Path(region))
         mask = np.asarray(
@@ -282,12 +287,13 @@ def read_region(region: str, clips: Sequence[Measured]) -> tuple[NDArray[np.bool
     chosen = np.asarray(np.asarray(placement.picture(mask)) > 127)
     if not chosen.any():
         raise UsageError(
-            f"--region {region} shows nothing to measure", hint="let it be bright where it counts"
+            f"--region {region} is empty",
+            hint="give a mask picture that is bright inside the region",
         )
     return chosen, (
-        f"only {chosen.mean():.0%} of the picture is measured (--region {region}); elsewhere every"
-        " row counts as right: compare figures with none but those of this region. Poses, faces and"
-        " labels are found on whole pictures"
+        f"only {chosen.mean():.0%} of the picture is measured (--region {region}); outside it every"
+        " method counts as correct, so compare scores only with scores of the same region. Poses,"
+        " faces and labels are detected on whole frames"
     )
 
 
@@ -302,31 +308,35 @@ def _default_folder(trained: LoadedModel) -> Path:
 
 # ---------------------------------------------------------------- frames
 
-RenderedVideos = dict[str, Path]  # row -> its frames, lossless; `REAL_FRAMES` are the real ones
-REAL_FRAMES = ""  # no row is called so
+RenderedVideos = dict[str, Path]  # method -> its lossless video; `REAL_FRAMES` -> the real one
+REAL_FRAMES = ""  # not a valid method name
 
 
 def _render(
     methods: Sequence[Method], clip: Measured, folder: Path, report: Reporter
 ) -> RenderedVideos:
-    """Every row's frames of one clip."""
+    """Render one clip with every method into lossless videos in `folder`."""
     folder.mkdir()
-    films = {REAL_FRAMES: folder / "truth.mkv"}
-    _write_frames(films[REAL_FRAMES], clip, clip.pictures(), report)
+    rendered = {REAL_FRAMES: folder / "truth.mkv"}
+    _write_frames(rendered[REAL_FRAMES], clip, clip.pictures(), report)
     for number, method in enumerate(methods):
-        films[method.name] = folder / f"{number}.mkv"
+        rendered[method.name] = folder / f"{number}.mkv"
         stage = f"render {method.name}"
         wanted = len(clip.order) if method.runs_on else clip.count
         report.start(stage, wanted)
-        _write_frames(films[method.name], clip, islice(method.frames(clip), wanted), report, stage)
+        _write_frames(
+            rendered[method.name], clip, islice(method.frames(clip), wanted), report, stage
+        )
         report.finish(stage)
-    return films
+    return rendered
 
 
-def _returns(methods: Sequence[Method], clip: Measured, films: RenderedVideos) -> dict[str, float]:
-    """World consistency of the rows that run on over the clip, by name."""
+def _returns(
+    methods: Sequence[Method], clip: Measured, rendered: RenderedVideos
+) -> dict[str, float]:
+    """World consistency of the autoregressive methods on one clip, by name."""
     found = {
-        method.name: difference_on_return(films[method.name], clip.order)
+        method.name: difference_on_return(rendered[method.name], clip.order)
         for method in methods
         if method.runs_on
     }
@@ -350,12 +360,12 @@ def _write_frames(
                 report.advance(stage)
 
 
-# ---------------------------------------------------------------- what is there to measure with
+# ---------------------------------------------------------------- detectors and networks
 
 
 @dataclass(frozen=True)
 class Equipment:
-    """What there is to measure with."""
+    """The available detectors and networks."""
 
     detectors: Mapping[str, Callable[[], Detector]]
     tools: Tools
@@ -364,7 +374,7 @@ class Equipment:
 def _equipment(
     trained: LoadedModel, clip: Measured, detectors: Mapping[str, Callable[[], Detector]] | None
 ) -> tuple[Equipment, dict[str, str]]:
-    """What is here, and for each measure that has not what it needs, why."""
+    """The available equipment, and for each unavailable measure the reason."""
     height, width = trained.size
     device = str(trained.device)
     signals = tuple(use.name for use in trained.model.record.signals)
@@ -418,16 +428,16 @@ def _why(
         if need in ("pose", "face") and need not in signals:
             return f"the model does not render from {need}"
         if need == "person":
-            return "what finds labels again here does not tell a person from all else"
-    return "there is nothing to measure it with"
+            return "the segmenter does not separate the person from the background"
+    return "no detector or network for it is available"
 
 
 def _segmenter(signals: tuple[str, ...], clip: Measured) -> tuple[str | None, str]:
-    """The backend that finds labels on rendered frames; None and why there is none."""
+    """The backend that segments rendered frames; or None and the reason."""
     if "pose" in signals:
         return "person", ""
     if "face" in signals:
-        return "selfie", ""  # no body is in view to follow
+        return "selfie", ""  # there is no body in view to track
     if "segmentation" not in signals:
         return None, "the model does not render people or label maps"
     record = clip.store.record.signals["segmentation"]
@@ -438,8 +448,8 @@ def _segmenter(signals: tuple[str, ...], clip: Measured) -> tuple[str | None, st
     if record.backend in ("deeplab", "lraspp") and have_weights(record.backend):
         return record.backend, ""
     return None, (
-        f"no segmenter of these {len(track.classes)} classes is here: labels made by"
-        f" {record.backend} cannot be found again on rendered frames"
+        f"no segmenter for these {len(track.classes)} classes is available: labels made by"
+        f" {record.backend} cannot be detected on rendered frames"
     )
 
 
@@ -451,18 +461,18 @@ Sets = tuple[FeatureStatistics, dict[str, FeatureStatistics]]
 def _measure(
     methods: Sequence[Method],
     clips: Sequence[Measured],
-    films: Sequence[RenderedVideos],
+    rendered: Sequence[RenderedVideos],
     equipment: Equipment,
     unavailable: Mapping[str, str],
     work: Path,
     report: Reporter,
 ) -> tuple[list[dict[str, FrameScores]], Sets]:
-    """Courses of every row on every clip, and the features of all clips together."""
+    """Per-frame scores of every method on every clip, and feature statistics over all clips."""
     sets: Sets = (FeatureStatistics(), {method.name: FeatureStatistics() for method in methods})
     frame_scores = []
-    for clip, paths in zip(clips, films, strict=True):
+    for clip, paths in zip(clips, rendered, strict=True):
         videos = {
-            name: Video(read_stored(path), _found(name or "the truth", path, equipment, report))
+            name: Video(read_stored(path), _found(name or "ground truth", path, equipment, report))
             for name, path in paths.items()
         }
         stage = f"measure {clip.name}"
@@ -472,7 +482,7 @@ def _measure(
             count=len(clip.order), tools=equipment.tools, cuts=clip.cuts, sets=sets,
             sets_until=clip.count, advance=lambda n, stage=stage: report.advance(stage, n),  # type: ignore[misc]
         )  # fmt: skip
-        # Of the real video as it is, not as it was encoded again.
+        # The real video's own scores come from the original, not from its re-encoded copy.
         found[REAL] |= found.pop(TRUTH)
         if "vmaf" not in unavailable:
             for method in methods:
@@ -482,26 +492,26 @@ def _measure(
     return frame_scores, sets
 
 
-def _found(what: str, film: Path, equipment: Equipment, report: Reporter) -> dict[str, Any]:
-    """What each detector finds on a video. One after another: each takes a lot of memory."""
+def _found(what: str, video: Path, equipment: Equipment, report: Reporter) -> dict[str, Any]:
+    """Run each detector on a video, one after another because each needs a lot of memory."""
     found = {}
     for name, make in equipment.detectors.items():
-        stage = f"find {name} in {what}"
-        count = sum(1 for _ in stored_frames(film))
+        stage = f"detect {name} in {what}"
+        count = sum(1 for _ in stored_frames(video))
         report.start(stage, count)
 
         def measured_frames(stage: str = stage) -> Iterator[Picture]:
-            for picture in read_stored(film):
+            for picture in read_stored(video):
                 yield picture
                 report.advance(stage)
 
-        found[name] = find(measured_frames(), count, make, film.with_suffix(f".{name}.npy"))
+        found[name] = find(measured_frames(), count, make, video.with_suffix(f".{name}.npy"))
         report.finish(stage)
     return found
 
 
 def block_of(clips: Sequence[Measured]) -> int:
-    """Frames that are wrong together: a second."""
+    """Bootstrap block length in frames: one second, within which errors are correlated."""
     return max(round(float(clips[0].store.rate)), 1)
 
 
@@ -545,14 +555,14 @@ def _warnings(clips: Sequence[Measured], sets: Sets, *, drift: bool) -> list[str
     short = [clip.name for clip in clips if len(clip.order) > clip.count]
     if short:
         notes.append(
-            f"drift is told from {max(len(clip.order) for clip in clips)} free-running frames:"
-            f" the measured part of {', '.join(short)} is shorter, so it is run over there and"
-            " back again; the means are of the first pass"
+            f"drift is measured over {max(len(clip.order) for clip in clips)} frames: the measured"
+            f" part of {', '.join(short)} is shorter, so it is played forwards and backwards; means"
+            " are taken over the first pass"
         )
     once = [clip.name for clip in clips if len(clip.order) == clip.count >= FEWEST]
     if drift and once:
         notes.append(
-            f"{', '.join(once)}: each frame is shown once, so that drift holds the last fifth"
-            " against the second, which shows other moments: it tells of them too"
+            f"{', '.join(once)}: each frame is rendered once, so drift compares the last fifth with"
+            " the second fifth and also depends on their different content"
         )
     return notes

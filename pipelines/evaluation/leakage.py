@@ -1,8 +1,9 @@
-"""Measured frames that occur in training too: what the hold-out by time does not keep apart.
+"""Detect data leakage: measured frames that nearly duplicate training frames.
 
-A dance that repeats, a loop, or footage that overlaps with a training clip puts copies of training
-frames into what is measured. Figures on those reward a model, and `nearest`, for memory. Frames in
-which nothing moves are counted apart: training shows them too, but they are no repetition.
+A hold-out by time does not prevent it: a dance that repeats, a loop, or footage that overlaps with
+a training clip puts copies of training frames into the measured ones. Scores on those reward the
+model, and `nearest`, for memorisation. Static frames are counted separately: training contains
+them, too, but no motion is repeated.
 """
 
 from __future__ import annotations
@@ -27,37 +28,37 @@ from v2v.pipelines.evaluation.clips import Measured, find_store, is_of
 from v2v.pipelines.model import LoadedModel
 from v2v.progress import Reporter
 
-APART = 0.5  # seconds: nearer frames of one clip are alike in any footage
-STILL = 0.25  # seconds before and after a frame in which nothing moves if it is still
-SHARE = 0.05  # of the measured frames: fewer duplicates hardly change a mean
-PIECE = 32  # training frames that are read together
-SEARCHED = 4096  # measured frames that one pass over the training frames searches for
+APART = 0.5  # seconds: closer frames of one clip are similar in any footage
+STILL = 0.25  # seconds without motion before and after a frame that counts as static
+SHARE = 0.05  # fraction of the measured frames: fewer duplicates hardly change a mean
+PIECE = 32  # training frames per read
+SEARCHED = 4096  # measured frames per pass over the training frames
 
 
 @dataclass(frozen=True)
 class Leakage:
-    """How many of one clip's measured frames have a nearly identical training frame."""
+    """Counts of one clip's measured frames that have a nearly identical training frame."""
 
-    measured: int
-    moving: int  # of those found: something moves around them, so that the motion repeats
-    still: int  # of those found: nothing moves around them
+    measured: int  # all measured frames
+    moving: int  # duplicates with motion around them: the motion repeats
+    still: int  # duplicates without motion around them
 
     def notes(self, name: str, *, held_out: bool) -> list[str]:
-        """Sentences for the report of the clip `name`; none where too few frames are found."""
+        """Warnings for the report of the clip `name`; empty if duplicates are few."""
         found = []
         if self.moving > SHARE * self.measured:
             other = "hold out more (-s data.hold_out=0.3) of" if held_out else "measure"
             found.append(
-                f"{name}: {self.moving} of the {self.measured} measured frames occur in training"
-                " too, nearly identical: their figures show what was memorised, and nearest has"
-                f" an advantage; {other} longer footage that does not repeat, or measure footage"
-                " that was not trained on (--data)"
+                f"{name}: {self.moving} of the {self.measured} measured frames are nearly identical"
+                " to training frames: their scores reflect memorisation and favour nearest;"
+                f" {other} longer footage that does not repeat, or measure footage outside the"
+                " training data (--data)"
             )
         if self.still > SHARE * self.measured:
             found.append(
                 f"{name}: nothing moves in {self.still} of the {self.measured} measured frames,"
-                " and training shows the same picture: their figures say nothing about motion;"
-                " measure a part or other footage (--data) in which something moves"
+                " and training contains the same picture: their scores do not measure motion;"
+                " measure footage or a part of it with motion (--data)"
             )
         return found
 
@@ -65,10 +66,10 @@ class Leakage:
 def find_leakage(
     trained: LoadedModel, clips: Sequence[Measured], report: Reporter
 ) -> tuple[list[Leakage], list[str]]:
-    """Search all training frames for those measured: counts for each clip, and notes.
+    """Search the training frames for the measured frames. Returns counts per clip and notes.
 
-    Frames are read once for every `SEARCHED` measured frames, and only thumbnails of the latter
-    are kept. Raises `StoreDamaged`.
+    Training frames are read once per `SEARCHED` measured frames; only thumbnails of the measured
+    frames are kept in memory. Raises `StoreDamaged`.
     """
     stores, notes = [], []
     for number, use in enumerate(trained.model.record.clips):
@@ -77,27 +78,27 @@ def find_leakage(
             stores.append((number, store))
         else:
             notes.append(
-                f"{use.name}: its clip store is not here, so whether measured frames occur in"
-                " this training clip is not known"
+                f"{use.name}: its clip store cannot be found, so it is unknown whether measured"
+                " frames occur in this training clip"
             )
     ends = [0, *accumulate(clip.count for clip in clips)]
     found = np.zeros(ends[-1], np.bool_)
-    unmoved = np.zeros(ends[-1], np.bool_)
+    static = np.zeros(ends[-1], np.bool_)
     for first in range(0, ends[-1], SEARCHED):
         stop = min(first + SEARCHED, ends[-1])
-        parts, within = [], []  # of each clip: thumbnails, and its tolerances
+        parts, within = [], []  # thumbnails and tolerances of each clip
         for clip, (begin, end) in zip(clips, pairwise(ends), strict=True):
             low, high = max(first - begin, 0), min(stop, end) - begin
             if low < high:
                 parts.append(_thumbnails(clip, low, high))
                 within.append(tolerances(parts[-1]))
                 reach = max(round(STILL * float(clip.store.rate)), 1)
-                unmoved[begin + low : begin + high] = still(parts[-1], reach)
+                static[begin + low : begin + high] = still(parts[-1], reach)
         finder = DuplicateFinder(np.concatenate(parts), np.concatenate(within))
         _search(finder, first, trained, stores, clips, ends, report)
         found[first:stop] = finder.found
     leaks = [
-        Leakage(clip.count, int((found & ~unmoved)[a:b].sum()), int((found & unmoved)[a:b].sum()))
+        Leakage(clip.count, int((found & ~static)[a:b].sum()), int((found & static)[a:b].sum()))
         for clip, (a, b) in zip(clips, pairwise(ends), strict=True)
     ]
     for clip, leak in zip(clips, leaks, strict=True):
@@ -118,7 +119,7 @@ def _search(
     ends: Sequence[int],
     report: Reporter,
 ) -> None:
-    """Show all training frames to `finder`, whose frames begin with measured frame `first`."""
+    """Pass all training frames to `finder`, whose frames start at measured frame `first`."""
     stage = "search training frames"
     uses = trained.model.record.clips
     report.start(stage, sum(uses[n].trained[1] - uses[n].trained[0] for n, _ in stores))
@@ -132,7 +133,7 @@ def _search(
         for t, picture in _training_frames(trained, number, store):
             if finder.all_found:
                 break
-            # What is measured follows what was trained on: its frames up to t + apart are near.
+            # Held-out frames follow the training frames: those up to t + apart are too close.
             near = [
                 (place, place + min(t + apart - clip.start, clip.count)) for clip, place in same
             ]
@@ -144,7 +145,7 @@ def _search(
 def _training_frames(
     trained: LoadedModel, number: int, store: ClipStore
 ) -> Iterator[tuple[int, Picture]]:
-    """Frames of a training clip with their numbers, as the model shows them."""
+    """Yield the frames of a training clip with their numbers, at the model's size."""
     begin, end = trained.model.record.clips[number].trained
     placement = trained.placement(number)
     for low in range(begin, end, PIECE):

@@ -1,12 +1,12 @@
-"""The videos that are measured: the model's own, and what it is held against.
+"""The evaluated methods: the model and the baselines to compare it with.
 
-real      the real frames, encoded once more: what a perfect model would be measured as
-copy      the real frame before: what only repeating can reach, given the truth
-frozen    the last frame for training, held (of another clip: its own first)
-nearest   the training frame whose signal is nearest, at each moment
-warped    training frames, cut into parts and moved to the pose, over the background: no network
+real      the real frames, re-encoded: the score of a perfect model
+copy      the previous real frame: repetition with access to the ground truth
+frozen    the last training frame, repeated (for another clip: its first frame)
+nearest   for each frame, the training frame with the nearest signal
+warped    parts of training frames, warped to the pose, over the background: no network
 NAME=RUN  another run, rendered in the same way
-NAME=VIDEO  a video of the same moments, whatever made it
+NAME=VIDEO  a video of the same frames from any source
 """
 
 from __future__ import annotations
@@ -43,22 +43,22 @@ from v2v.signals.segmentation import LabelTrack
 REAL = "real"
 SIMPLE = ("copy", "frozen", "nearest", "warped")
 FRAME = "frame"
-CANDIDATES = 2048  # training frames, evenly spread, among which the nearest is looked for
-MISSING = 0.2  # of the shorter side: what a point costs that a candidate does not show
-GRID = 24  # label maps are compared on so many places across and down
+CANDIDATES = 2048  # evenly spread training frames that `nearest` searches
+MISSING = 0.2  # cost of a point missing in a candidate, as a fraction of the shorter side
+GRID = 24  # label maps are compared on a grid of GRID x GRID pixels
 
 Frames = Callable[[Measured], Iterator[Picture]]
 
 
 @dataclass(frozen=True)
 class Method:
-    """A video to measure."""
+    """A method to evaluate."""
 
     name: str
-    what: str  # a sentence
+    what: str  # description
     frames: Frames
-    runs_on: bool = False  # it goes on over the whole order, so that its drift is seen
-    uses_ground_truth: bool = False  # it is given real frames: beside the others, not among them
+    runs_on: bool = False  # it renders all of `Measured.order`, so that drift can be measured
+    uses_ground_truth: bool = False  # it reads the real frames, so it is not ranked
     model: LoadedModel | None = None
 
 
@@ -73,13 +73,13 @@ def model_method(name: str, trained: LoadedModel) -> Method:
     steps = record.training.get("steps")
     trained_for = f", {steps} updates" if steps else ""
     return Method(
-        name, f"the model {trained.name} ({how}{trained_for}), free running from nothing",
+        name, f"the model {trained.name} ({how}{trained_for}), autoregressive, no initial frames",
         lambda clip: iter(rendering(trained, clip)), runs_on=True, model=trained,
     )  # fmt: skip
 
 
 def rendering(trained: LoadedModel, clip: Measured) -> Rendering:
-    """The model's frames of a clip's signals, as they are: nothing is retargeted."""
+    """Render a clip's signals with the model, without retargeting."""
     record = trained.model.record
     names = [use.name for use in record.signals]
     clip_number = next((i for i, use in enumerate(record.clips) if use.sha256 == _sha(clip)), 0)
@@ -92,7 +92,7 @@ def rendering(trained: LoadedModel, clip: Measured) -> Rendering:
         backgrounds = trained.model.backgrounds.get(clip_number)
 
     def behind(first: int, stop: int) -> NDArray[np.uint8]:
-        """What the camera of the footage saw."""
+        """The background seen by the footage's camera in each frame."""
         assert backgrounds is not None
         return np.stack([backgrounds.of(int(frame)) for frame in clip.order[first:stop]])
 
@@ -109,53 +109,53 @@ def _sha(clip: Measured) -> str:
 
 
 def other_model(name: str, path: str, main: LoadedModel, clips: Sequence[Measured]) -> Method:
-    """Another run to compare with. Raises `UsageError` where that would not be fair."""
+    """Another run to compare with. Raises `UsageError` if the comparison would not be fair."""
     other = LoadedModel.open(path, device=str(main.device))
     signals = [use.name for use in other.model.record.signals]
     if other.size != main.size:
         raise UsageError(
-            f"{name} renders {other.size[1]}x{other.size[0]}, {main.name} {main.size[1]}x"
-            f"{main.size[0]}",
-            hint="compare models of one size; train on until the last stage",
+            f"{name} renders {other.size[1]}x{other.size[0]}, but {main.name} renders"
+            f" {main.size[1]}x{main.size[0]}",
+            hint="compare models of the same size; continue training until the last stage",
         )
     for clip in clips:
         missing = [signal for signal in signals if signal not in clip.store.signals]
         if missing:
             raise UsageError(
-                f"{name} renders from {' and '.join(signals)}, {clip.store.folder} has no"
+                f"{name} renders from {' and '.join(signals)}, but {clip.store.folder} has no"
                 f" {missing[0]}",
                 hint=f"add it with: v2v preprocess {clip.store.folder} --signal {missing[0]}",
             )
         seen = trained_on(other, clip)
         if seen:
             raise UsageError(
-                f"{name} was trained on {seen} of the frames that are measured ({clip.name})",
-                hint="compare runs of the same clip and data.hold_out",
+                f"{name} was trained on {seen} of the measured frames ({clip.name})",
+                hint="compare runs with the same clip and data.hold_out",
             )
     return model_method(name, other)
 
 
 def frame_by_frame(main: LoadedModel) -> str:
-    """The run beside this one that was trained without a past. Raises `UsageError`."""
+    """Find a sibling run trained without temporal conditioning. Raises `UsageError`."""
     run = main.folder.parent if main.folder.name == "model" else main.folder
     names = (FRAME, f"{run.name}-{FRAME}", f"{run.name}_{FRAME}")
     for place in (run.with_name(name) for name in names):
         if (place / "model" / MODEL_FILE).is_file():
             return str(place)
     raise UsageError(
-        f"there is no frame-by-frame run beside {run}",
-        hint=f"train one with -s generator.sequential=false --name {names[1]}, or say where it is:"
+        f"there is no frame-by-frame run next to {run}",
+        hint=f"train one with -s generator.sequential=false --name {names[1]}, or give its path:"
         " --against frame=runs/NAME",
     )
 
 
-# ---------------------------------------------------------------- without a model
+# ---------------------------------------------------------------- baselines
 
 
 def encoded_again(clip: Measured) -> Iterator[Picture]:
-    """The real frames after H.264.
+    """Yield the real frames after H.264 compression.
 
-    Encoded at twice the size: at their own the codec's halved colour would be most of the loss.
+    They are encoded at twice the size: otherwise chroma subsampling would dominate the loss.
     """
     height, width = clip.placement.size
     with tempfile.TemporaryDirectory() as folder:
@@ -180,28 +180,28 @@ def frozen(clip: Measured) -> Iterator[Picture]:
 
 
 def _training_store(trained: LoadedModel, use: ClipUse, method: str) -> ClipStore:
-    """The store of a clip that the model was trained on. Raises `UsageError` where it is gone."""
+    """The store of a training clip. Raises `UsageError` if it cannot be found."""
     store = find_store(trained, use)
     if store is None:
         raise UsageError(
-            f"{method} shows training frames, and the store of {use.name} is not here",
-            hint=f"put it back to data/{use.name}, or leave {method} out of --against",
+            f"{method} needs training frames, but the store of {use.name} cannot be found",
+            hint=f"move it to data/{use.name}, or remove {method} from --against",
         )
     return store
 
 
 @dataclass(frozen=True)
 class Nearest:
-    """For each moment the training frame whose signal is nearest, in pixels of the model."""
+    """For each frame, the training frame with the nearest signal, at the model's size."""
 
-    store: ClipStore  # of training
+    store: ClipStore  # the training clip
     placement: Placement
-    stop: int  # end of what was trained on
+    stop: int  # end of the training frames
     signal: str
 
     @classmethod
     def of(cls, trained: LoadedModel, clip_number: int) -> Nearest:
-        """Raises `UsageError` where the training clip is not at hand, or has nothing to compare."""
+        """Raises `UsageError` if the training clip is missing or has no points or labels."""
         use = trained.model.record.clips[clip_number]
         store = _training_store(trained, use, "nearest")
         for use_of in trained.model.record.signals:
@@ -209,12 +209,12 @@ class Nearest:
                 return cls(store, trained.placement(clip_number), use.trained[1], use_of.name)
         raise UsageError(
             f"nearest compares points or labels; {trained.name} has neither",
-            hint="leave nearest out of --against",
+            hint="remove nearest from --against",
         )
 
     def __call__(self, clip: Measured) -> Iterator[Picture]:
         candidates = np.unique(np.linspace(0, self.stop - 1, CANDIDATES).astype(int))
-        known = np.concatenate(
+        features = np.concatenate(
             [
                 self._features(self.placement.track(self.store.track(self.signal, t, t + 1)))
                 for t in map(int, candidates)
@@ -222,18 +222,18 @@ class Nearest:
         )
         last = int(candidates[-1])
         for place in range(clip.count):
-            (wanted,) = self._features(clip.track(self.signal, place, place + 1))
-            away = self._distance(known, wanted)
-            last = last if away is None else int(candidates[away.argmin()])
+            (query,) = self._features(clip.track(self.signal, place, place + 1))
+            distance = self._distance(features, query)
+            last = last if distance is None else int(candidates[distance.argmin()])
             frame = self.store.frames(last, last + 1)[0]
             yield np.asarray(self.placement.picture(frame), np.uint8)
 
     def _features(self, track: Track) -> NDArray[np.float32]:
-        """[T, N, 2] points in shorter sides, NaN: not seen; or [T, GRID * GRID] labels."""
+        """[T, N, 2] points in units of the shorter side, NaN if missing; or [T, GRID^2] labels."""
         if isinstance(track, LabelTrack):
-            methods = (np.arange(GRID) + 0.5) * track.height / GRID
+            rows = (np.arange(GRID) + 0.5) * track.height / GRID
             columns = (np.arange(GRID) + 0.5) * track.width / GRID
-            maps = track.labels[:, methods.astype(int)][:, :, columns.astype(int)]
+            maps = track.labels[:, rows.astype(int)][:, :, columns.astype(int)]
             return maps.reshape(len(track), -1).astype(np.float32)
         all_points: NDArray[np.float32] = track.points  # type: ignore[attr-defined]
         points = np.array(all_points[:, :33] if isinstance(track, PoseTrack) else all_points)
@@ -242,39 +242,39 @@ class Nearest:
         return scaled
 
     @staticmethod
-    def _distance(known: NDArray[np.float32], wanted: NDArray[np.float32]) -> Any:
-        """[candidates]; None where there is nothing to go by."""
-        if wanted.ndim == 1:
-            return (known != wanted).mean(axis=1)
-        shown = np.isfinite(wanted[:, 0])
+    def _distance(known: NDArray[np.float32], query: NDArray[np.float32]) -> Any:
+        """[candidates] distances to the query; None if the query has no points."""
+        if query.ndim == 1:
+            return (known != query).mean(axis=1)
+        shown = np.isfinite(query[:, 0])
         if not shown.any():
             return None
-        away = np.linalg.norm(known[:, shown] - wanted[shown], axis=-1)
-        return np.nan_to_num(away, nan=MISSING).mean(axis=1)
+        distance = np.linalg.norm(known[:, shown] - query[shown], axis=-1)
+        return np.nan_to_num(distance, nan=MISSING).mean(axis=1)
 
 
 @dataclass(frozen=True)
 class Warped:
-    """For each moment the parts of training frames in the nearest poses, moved to where they are.
+    """For each frame, parts of the training frames with the nearest poses, warped to its pose.
 
-    No network: what appearance references alone make. See `v2v.data.references`.
+    It uses no network: the result of appearance references alone. See `v2v.data.references`.
     """
 
     references: References
-    signal: str  # that of the references
-    background: Picture | None  # RGB [H, W, 3]; None: that of the reference is shown
-    backgrounds: Backgrounds | None  # of each frame, where the camera moves
-    use: ClipUse  # the clip they are of
+    signal: str  # signal of the references
+    background: Picture | None  # RGB [H, W, 3]; None: the reference's own background is shown
+    backgrounds: Backgrounds | None  # per-frame backgrounds if the camera moves
+    use: ClipUse  # the training clip
 
     @classmethod
     def of(cls, trained: LoadedModel, clip_number: int) -> Warped:
-        """Raises `UsageError` where the training clip is not at hand, or has nothing to warp."""
+        """Raises `UsageError` if the training clip is missing or has nothing to warp."""
         use = trained.model.record.clips[clip_number]
         signal = reference_signal([used.name for used in trained.model.record.signals])
         if signal is None:
             raise UsageError(
                 f"warped moves parts of a body or a face; {trained.name} renders from neither",
-                hint="leave warped out of --against",
+                hint="remove warped from --against",
             )
         store = _training_store(trained, use, "warped")
         placement = trained.placement(clip_number)
@@ -287,7 +287,7 @@ class Warped:
         if references is None:
             raise UsageError(
                 f"no frame of {use.name} shows a {signal} to warp",
-                hint="leave warped out of --against",
+                hint="remove warped from --against",
             )
         background = np.asarray(placement.picture(plate.picture)) if plate and still else None
         backgrounds = plate.backgrounds if plate and still else None
@@ -310,15 +310,15 @@ class Warped:
             yield np.clip(np.rint(shown), 0, 255).astype(np.uint8)
 
 
-# ---------------------------------------------------------------- another's video
+# ---------------------------------------------------------------- external videos
 
 
 @dataclass(frozen=True)
 class VideoMethod:
-    """A video of the measured moments, brought to the model's size and the clip's rate."""
+    """A video of the measured frames, converted to the model's size and the clip's rate."""
 
     store: ClipStore
-    first: int  # its frame that shows the first measured moment
+    first: int  # its frame that shows the first measured frame
     count: int
 
     def __call__(self, clip: Measured) -> Iterator[Picture]:
@@ -333,14 +333,14 @@ class VideoMethod:
 def video_method(
     name: str, path: Path, clips: Sequence[Measured], work: Path, report: Reporter
 ) -> tuple[Method, int, list[str]]:
-    """A video as a row, the frames it has, and what was done to make it fit.
+    """A video as a method, its number of frames, and notes on its conversion.
 
     Raises `UsageError`, `MediaError`.
     """
     if len(clips) > 1:
         raise UsageError(
-            f"{name}={path}: a video shows one clip, {len(clips)} are measured",
-            hint="measure them one by one: --data STORE",
+            f"{name}={path}: a video shows one clip, but {len(clips)} are measured",
+            hint="measure them one at a time: --data STORE",
         )
     (clip,) = clips
     seen = probe(path)
@@ -351,31 +351,31 @@ def video_method(
     store = open_source(path, [], values=values, data=work / f"film-{name}", report=report).store
     notes = []
     if seen.rate != rate:
-        notes.append(f"{name}: {float(seen.rate):.4g} frames a second, taken at {float(rate):.4g}")
+        notes.append(f"{name}: {float(seen.rate):.4g} fps, resampled to {float(rate):.4g} fps")
     height, width = clip.placement.size
     if (seen.upright_width, seen.upright_height) != (width, height):
         notes.append(
-            f"{name}: {seen.upright_width}x{seen.upright_height}, compared at the model's"
+            f"{name}: {seen.upright_width}x{seen.upright_height}, compared at the model's size"
             f" {width}x{height}"
         )
     ours, whole = len(store), len(clip.store)
     first = clip.start if clip.start and abs(ours - whole) <= 1 else 0
     if first:
-        notes.append(f"{name}: as long as the whole clip, so its frames from {first} on are taken")
+        notes.append(f"{name}: as long as the whole clip; its frames from {first} on are compared")
     count = min(ours - first, clip.count)
     if count < 2:
         raise UsageError(
-            f"{path} has {ours} frame(s) for the {clip.count} that are measured",
+            f"{path} has {ours} frame(s), too few for the {clip.count} measured frames",
             hint=f"give a video of frames {clip.start} to {clip.start + clip.count} of {clip.name}",
         )
     if count < clip.count:
         notes.append(f"{name}: has {count} of the {clip.count} frames; only those are compared")
     elif not first and ours > clip.count:
-        notes.append(f"{name}: {ours} frames, of which the first {clip.count} are taken")
+        notes.append(f"{name}: has {ours} frames; the first {clip.count} are compared")
     return Method(name, f"the video {path.name}", VideoMethod(store, first, count)), count, notes
 
 
-# ---------------------------------------------------------------- all
+# ---------------------------------------------------------------- all methods
 
 
 def methods_for(
@@ -387,25 +387,26 @@ def methods_for(
     *,
     name: str,
 ) -> tuple[list[Method], list[Measured], list[str]]:
-    """The rows to measure: the real one, the model, the others; the frames that all have; notes.
+    """All methods (real frames, model, baselines), the clips cut to their common frames, and notes.
 
-    Raises `UsageError` for what cannot be compared, `UnknownName`, `CheckpointInvalid`,
+    Raises `UsageError` if methods cannot be compared, `UnknownName`, `CheckpointInvalid`,
     `MediaError`.
     """
-    methods = [
-        Method(REAL, "the real frames, encoded once more", encoded_again, uses_ground_truth=True)
-    ]
+    methods = [Method(REAL, "the real frames, re-encoded", encoded_again, uses_ground_truth=True)]
     methods.append(model_method(name, main))
     notes: list[str] = []
     for text in against:
         key, separator, value = text.partition("=")
         if key in {method.name for method in methods} or not key:
-            raise UsageError(f"--against {text}: {key!r} is there already", hint="rename it")
+            raise UsageError(
+                f"--against {text}: the name {key!r} is empty or already in use",
+                hint="give another name",
+            )
         if text == "copy":
-            what = "the real frame before: repeating, given the truth"
+            what = "the previous real frame: repetition with access to the ground truth"
             methods.append(Method(key, what, copied, uses_ground_truth=True))
         elif text == "frozen":
-            methods.append(Method(key, "the last frame before, held", frozen))
+            methods.append(Method(key, "the frame before the measured ones, repeated", frozen))
         elif text == "nearest":
             found = {clip.clip_number: Nearest.of(main, clip.clip_number) for clip in clips}
             methods.append(
@@ -416,11 +417,11 @@ def methods_for(
                 )
             )  # fmt: skip
         elif text == "warped":
-            moved = {clip.clip_number: Warped.of(main, clip.clip_number) for clip in clips}
+            warped = {clip.clip_number: Warped.of(main, clip.clip_number) for clip in clips}
             methods.append(
                 Method(
-                    key, "parts of training frames, moved to the pose: no network",
-                    lambda clip, moved=moved: moved[clip.clip_number](clip),  # type: ignore[misc]
+                    key, "parts of training frames, warped to the pose: no network",
+                    lambda clip, warped=warped: warped[clip.clip_number](clip),  # type: ignore[misc]
                 )
             )  # fmt: skip
         elif text == FRAME:
@@ -428,10 +429,10 @@ def methods_for(
         elif not separator:
             raise UnknownName.among("--against", text, (*SIMPLE, FRAME, "NAME=RUN", "NAME=VIDEO"))
         elif Path(value).is_file():
-            method, count, said = video_method(key, Path(value), clips, work, report)
+            method, count, video_notes = video_method(key, Path(value), clips, work, report)
             clips = [replace(clip, count=min(clip.count, count)) for clip in clips]
             methods.append(method)
-            notes += said
+            notes += video_notes
         else:
             find_model(value)
             methods.append(other_model(key, value, main, clips))

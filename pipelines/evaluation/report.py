@@ -1,6 +1,6 @@
-"""The report of an evaluation as one HTML file: pictures, video and curves are inside it.
+"""The evaluation report as one self-contained HTML file with pictures, video and curves.
 
-Nothing is fetched and nothing runs: it opens from a disk, a mail or an archive, years later.
+It needs no network and no scripts, so it also opens from an e-mail or an archive years later.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from v2v.pipelines.evaluation.methods import REAL
 if TYPE_CHECKING:
     from v2v.pipelines.evaluation.evaluate import Evaluation
 
-TALLEST = 256  # pixels of the shorter side of what is shown, at most
-SECONDS = 20.0  # of video, at most
-MOMENTS = 6  # on the sheet
-SMOOTH = 0.5  # seconds that a curve is averaged over
-POINTS = 400  # of a curve, at most
+TALLEST = 256  # maximum shorter side of shown frames in pixels
+SECONDS = 20.0  # maximum length of the video
+MOMENTS = 6  # frames of the contact sheet
+SMOOTH = 0.5  # seconds, smoothing window of a curve
+POINTS = 400  # maximum points of a curve
 COLOURS = ("#777777", "#0b6bcb", "#d1495b", "#e3a008", "#2a9d57", "#8e5bd0", "#00838f", "#b05c1f")
 REAL_FRAMES = ""
 
@@ -46,20 +46,20 @@ video,img{max-width:100%}figure{margin:1em 0}figcaption{color:#555;font-size:.9e
 """
 
 
-def page(found: Evaluation, films: Sequence[Mapping[str, Path]]) -> str:
-    """The whole report. `films` are the rows' frames of each clip, lossless."""
+def page(found: Evaluation, rendered: Sequence[Mapping[str, Path]]) -> str:
+    """Build the report. `rendered` holds the lossless videos of all methods for each clip."""
     colours = {
         method.name: COLOURS[min(i, len(COLOURS) - 1)] for i, method in enumerate(found.methods)
     }  # fmt: skip
     title = f"{found.name} on {', '.join(clip.name for clip in found.clips)}"
     parts = [
         f"<h1>{escape(title)}</h1>", f"<p class=dim>{_about(found)}</p>",
-        "<h2>In short</h2>", _verdict(found), _notes(found),
-        "<h2>To look at</h2>", _video(found, films[0]), _sheet(found, films[0]),
-        _extremes(found, films[0]),
-        "<h2>Figures</h2>", _table(found), _several_clips(found), _unavailable(found),
+        "<h2>Summary</h2>", _ranking(found), _notes(found),
+        "<h2>Frames</h2>", _video(found, rendered[0]), _sheet(found, rendered[0]),
+        _extremes(found, rendered[0]),
+        "<h2>Measures</h2>", _table(found), _several_clips(found), _unavailable(found),
         "<h2>Over time</h2>", _curves(found, colours),
-        "<h2>What the measures see</h2>", _measures(found),
+        "<h2>About the measures</h2>", _measures(found),
     ]  # fmt: skip
     body = "\n".join(part for part in parts if part)
     return (
@@ -69,7 +69,7 @@ def page(found: Evaluation, films: Sequence[Mapping[str, Path]]) -> str:
     )
 
 
-# ---------------------------------------------------------------- words
+# ---------------------------------------------------------------- text
 
 
 def _about(found: Evaluation) -> str:
@@ -78,7 +78,7 @@ def _about(found: Evaluation) -> str:
         which = "held out" if clip.held_out else "all"
         parts.append(
             f"{clip.name}, frames {clip.start} to {clip.start + clip.count} ({which})"
-            f" at {float(clip.store.rate):.4g} a second"
+            f" at {float(clip.store.rate):.4g} fps"
         )
     height, width = found.clips[0].placement.size
     return escape(
@@ -86,11 +86,11 @@ def _about(found: Evaluation) -> str:
     )
 
 
-def _verdict(found: Evaluation) -> str:
+def _ranking(found: Evaluation) -> str:
     lines = []
     for place in found.order:
         faults = "; ".join(place.faults)
-        remarks = f" <span class=fault>{escape(faults)}</span>" if faults else " no plain fault"
+        remarks = f" <span class=fault>{escape(faults)}</span>" if faults else " no obvious fault"
         groups = ", ".join(f"{name} {rank:.1f}" for name, rank in sorted(place.groups.items()))
         lines.append(
             f"<li><b>{escape(place.method)}</b>:{remarks}"
@@ -104,30 +104,30 @@ def _verdict(found: Evaluation) -> str:
         total = len(better) + len(worse) + len(same)
         what = [
             f"{word} in {len(names)} ({', '.join(BY_NAME[n].title for n in names)})"
-            for word, names in (("better", better), ("worse", worse), ("not told apart", same))
+            for word, names in (
+                ("better", better),
+                ("worse", worse),
+                ("not significantly different", same),
+            )
             if names
         ]
-        hint = ", which is given real frames" if method.uses_ground_truth else ""
+        hint = ", which uses real frames" if method.uses_ground_truth else ""
         against.append(
             f"<li>against <b>{escape(method.name)}</b>{hint}, of {total} measures:"
             f" {escape('; '.join(what))}</li>"
         )
     methods = "".join(
         f"<li><b>{escape(method.name)}</b>: {escape(method.what)}"
-        + (
-            " <small class=dim>(beside the others, not ranked)</small>"
-            if method.uses_ground_truth
-            else ""
-        )
+        + (" <small class=dim>(not ranked)</small>" if method.uses_ground_truth else "")
         + "</li>"
         for method in found.methods
     )
     return (
-        f"<p>From the best to the worst:</p><ol>{''.join(lines)}</ol>"
-        "<p class=dim>Ranks count in three groups alike: picture, motion, subject. A"
-        " video that is frozen, blurred or noisy comes after all that are not, however near its"
-        " pixels are; warping error ranks nothing.</p>"
-        f"<ul>{''.join(against)}</ul><p>What is compared:</p><ul>{methods}</ul>"
+        f"<p>Methods from best to worst:</p><ol>{''.join(lines)}</ol>"
+        "<p class=dim>Three groups of measures have equal weight: picture, motion, subject. A"
+        " frozen, blurred or noisy video ranks below all others, however small its pixel error is;"
+        " warping error does not count.</p>"
+        f"<ul>{''.join(against)}</ul><p>Compared methods:</p><ul>{methods}</ul>"
     )
 
 
@@ -135,7 +135,7 @@ def _notes(found: Evaluation) -> str:
     if not found.notes:
         return ""
     items = "".join(f"<li>{escape(note)}</li>" for note in found.notes)
-    return f"<p>To know:</p><ul>{items}</ul>"
+    return f"<p>Notes:</p><ul>{items}</ul>"
 
 
 def _unavailable(found: Evaluation) -> str:
@@ -152,27 +152,27 @@ def _unavailable(found: Evaluation) -> str:
 
 
 def _measures(found: Evaluation) -> str:
-    wanted = {
+    directions = {
         "higher": "higher is better", "lower": "lower is better",
-        "one": "1 is the real video's", "real": "nearer to the real one is better",
+        "one": "1 equals the real video", "real": "closer to the real video is better",
     }  # fmt: skip
     items = "".join(
-        f"<li><b>{escape(measure.title)}</b> ({wanted[measure.better]}): {escape(measure.about)}"
-        "</li>"
+        f"<li><b>{escape(measure.title)}</b> ({directions[measure.better]}):"
+        f" {escape(measure.about)}</li>"
         for measure in BY_NAME.values()
         if measure.name not in found.unavailable
     )
     return (
-        f"<ul>{items}</ul><p class=dim>In brackets: 95 % intervals over frames, by a moving-block"
-        " bootstrap with blocks of a second (neighbouring frames are wrong together). They say how"
-        " sure the mean is on this footage, not how other footage would do: that takes several"
-        " clips. Comparisons in words are frame by frame. Drift is the mean of the last fifth of"
-        " free running over that of the same frames when they were shown before, else of the second"
-        " fifth: 1 is steady.</p>"
+        f"<ul>{items}</ul><p class=dim>Below the means: 95 % confidence intervals over frames, by a"
+        " moving-block bootstrap with blocks of one second (errors of neighbouring frames are"
+        " correlated). They quantify the uncertainty of the mean on this footage, not on other"
+        " footage: that needs several clips. Methods are compared frame by frame. Drift is the mean"
+        " over the last fifth of the rendered frames, divided by the mean over the same frames when"
+        " they were rendered first, or else over the second fifth: 1 means no drift.</p>"
     )
 
 
-# ---------------------------------------------------------------- figures
+# ---------------------------------------------------------------- tables
 
 
 def _table(found: Evaluation) -> str:
@@ -198,7 +198,7 @@ def _table(found: Evaluation) -> str:
             cells.append(f"<td{mark}>{text}</td>")
         unit = f" <small>{escape(measure.unit)}</small>" if measure.unit else ""
         if name == "warping_error":
-            unit += "<br><small>“real” is the floor; blur and freezing win it</small>"
+            unit += "<br><small>“real” is the floor; blur and freezing lower it</small>"
         lines.append(f"<tr><td>{escape(measure.title)}{unit}</td>{''.join(cells)}</tr>")
     return (
         f"<div class=scroll><table><thead><tr><th></th>{head}</tr></thead>"
@@ -207,7 +207,7 @@ def _table(found: Evaluation) -> str:
 
 
 def _best(found: Evaluation, name: str) -> set[str]:
-    """The rows, of those that are ranked, with the best mean."""
+    """The ranked methods with the best mean."""
     measure = BY_NAME[name]
     if measure.family is None:
         return set()
@@ -226,7 +226,7 @@ def _best(found: Evaluation, name: str) -> set[str]:
 
 
 def _several_clips(found: Evaluation) -> str:
-    """Each clip's mean of the model, where there are several."""
+    """The model's mean per clip; empty if there is only one clip."""
     if len(found.clips) < 2:
         return ""
     head = "".join(f"<th>{escape(clip.name)}</th>" for clip in found.clips)
@@ -239,7 +239,7 @@ def _several_clips(found: Evaluation) -> str:
         over = f"{measure.format(summary.clips_low)} – {measure.format(summary.clips_high)}"
         lines.append(f"<tr><td>{escape(measure.title)}</td>{cells}<td>{over}</td></tr>")
     return (
-        f"<p>{escape(found.name)}, clip by clip, and the 95 % interval over clips:</p>"
+        f"<p>{escape(found.name)} per clip, with the 95 % interval over clips:</p>"
         f"<div class=scroll><table><thead><tr><th></th>{head}<th>over clips</th></tr></thead>"
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
@@ -249,7 +249,7 @@ def _several_clips(found: Evaluation) -> str:
 
 
 def _curves(found: Evaluation, colours: Mapping[str, str]) -> str:
-    """A small plot for each measure, of the clip on which the model ran longest."""
+    """A small plot for each measure, on the clip with the most rendered frames."""
     number = max(range(len(found.clips)), key=lambda i: len(found.clips[i].order))
     clip, frame_scores = found.clips[number], found.frame_scores[number]
     rate = float(clip.store.rate)
@@ -274,20 +274,20 @@ def _curves(found: Evaluation, colours: Mapping[str, str]) -> str:
         for method in found.methods
     )
     line = (
-        " Right of the dashed line the model runs over the measured frames again, back and forth."
+        " Right of the dashed line the model renders the measured frames again, back and forth."
         if len(clip.order) > clip.count
         else ""
     )
     return (
-        f"<p>{legend}</p><p class=dim>{escape(clip.name)}, seconds of free running, means over"
-        f" {SMOOTH:g} s.{line}</p><div class=curves>{''.join(plots)}</div>"
+        f"<p>{legend}</p><p class=dim>{escape(clip.name)} over seconds, smoothed over {SMOOTH:g} s."
+        f"{line}</p><div class=curves>{''.join(plots)}</div>"
     )
 
 
 def _plot(
     series: Mapping[str, Values], colours: Mapping[str, str], rate: float, mark: int | None
 ) -> str:
-    """Lines over seconds as SVG; empty where nothing has a value, or all have one."""
+    """Curves over seconds as SVG; empty if no value is finite or all are equal."""
     smooth = {
         name: _smoothed(values, max(round(SMOOTH * rate), 1)) for name, values in series.items()
     }
@@ -296,7 +296,7 @@ def _plot(
         return ""
     low, high = float(known.min()), float(known.max())
     if high - low < 1e-9:
-        return ""  # as nobody missed: the table says it
+        return ""  # constant, such as 0 % missed: the table suffices
     frames = max(len(values) for values in smooth.values())
     width, height, left, bottom, top = 330, 170, 46, 18, 6
 
@@ -330,7 +330,7 @@ def _plot(
         )
     for name, values in smooth.items():
         step = max(-(-len(values) // POINTS), 1)
-        for line in _unbroken(values[::step]):
+        for line in _finite_runs(values[::step]):
             points = " ".join(f"{x(t * step):.1f},{y(v):.1f}" for t, v in line)
             parts.append(
                 f'<polyline points="{points}" fill="none" stroke="{colours[name]}"'
@@ -340,16 +340,16 @@ def _plot(
 
 
 def _smoothed(values: Values, window: int) -> Values:
-    """Mean over `window` frames around each, of those that have a value."""
-    there = np.isfinite(values)
+    """Moving average over `window` frames, ignoring values that are not finite."""
+    finite = np.isfinite(values)
     window = min(window, len(values))
     ones = np.ones(window)
-    count = np.convolve(there, ones, "same")[: len(values)]
-    total = np.convolve(np.where(there, values, 0.0), ones, "same")[: len(values)]
+    count = np.convolve(finite, ones, "same")[: len(values)]
+    total = np.convolve(np.where(finite, values, 0.0), ones, "same")[: len(values)]
     return np.divide(total, count, out=np.full(len(values), np.nan), where=count > 0)
 
 
-def _unbroken(values: Values) -> Iterator[list[tuple[int, float]]]:
+def _finite_runs(values: Values) -> Iterator[list[tuple[int, float]]]:
     line: list[tuple[int, float]] = []
     for t, value in enumerate(values):
         if np.isfinite(value):
@@ -365,7 +365,7 @@ def _unbroken(values: Values) -> Iterator[list[tuple[int, float]]]:
 
 
 def _shown(picture: Picture) -> Picture:
-    """As the report shows it: small ones enlarged by a whole factor, large ones made smaller."""
+    """Resize for the report: enlarge small frames by an integer factor, shrink large ones."""
     shorter = min(picture.shape[:2])
     if shorter > TALLEST:
         factor = TALLEST / shorter
@@ -396,18 +396,18 @@ def _frame(path: Path, index: int) -> Picture | None:
     return frames[0] if frames else None
 
 
-def _video(found: Evaluation, films: Mapping[str, Path]) -> str:
-    """Real and rendered side by side."""
+def _video(found: Evaluation, rendered: Mapping[str, Path]) -> str:
+    """The real and the rendered video side by side."""
     clip = found.clips[0]
     count = min(len(clip.order), max(round(SECONDS * float(clip.store.rate)), 1))
-    pairs = zip(read_stored(films[REAL_FRAMES]), read_stored(films[found.name]), strict=True)
+    pairs = zip(read_stored(rendered[REAL_FRAMES]), read_stored(rendered[found.name]), strict=True)
 
     def panels() -> Iterator[Picture]:
         for real, ours in islice(pairs, count):
             whole = np.hstack(
                 [_captioned(_shown(real), REAL), _captioned(_shown(ours), found.name)]
             )
-            yield whole[: whole.shape[0] // 2 * 2, : whole.shape[1] // 2 * 2]  # H.264 wants even
+            yield whole[: whole.shape[0] // 2 * 2, : whole.shape[1] // 2 * 2]  # even, for H.264
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "panels.mp4"
@@ -416,8 +416,8 @@ def _video(found: Evaluation, films: Mapping[str, Path]) -> str:
     text = f"real and {found.name}, the first {count / float(clip.store.rate):.1f} s"
     if count > clip.count:
         text += (
-            f"; after {clip.count / float(clip.store.rate):.1f} s over the same frames back and"
-            " forth, free running all the time"
+            f"; after {clip.count / float(clip.store.rate):.1f} s the same frames back and forth,"
+            " rendered without a restart"
         )
     return (
         '<figure><video controls loop muted playsinline src="data:video/mp4;base64,'
@@ -436,24 +436,24 @@ def _write_video(path: Path, panels: Iterable[Picture], rate: Fraction) -> None:
     writer.close()
 
 
-def _sheet(found: Evaluation, films: Mapping[str, Path]) -> str:
-    """A line for each row, a column for each of some moments."""
+def _sheet(found: Evaluation, rendered: Mapping[str, Path]) -> str:
+    """A contact sheet: one row per method, one column per frame."""
     clip = found.clips[0]
     moments = np.unique(np.linspace(0, clip.count - 1, MOMENTS).round().astype(int))
     lines = []
     for name in [REAL_FRAMES, *(method.name for method in found.methods if method.name != REAL)]:
         cells = []
         for t in moments:
-            picture = _frame(films[name], int(t))
+            picture = _frame(rendered[name], int(t))
             if picture is None:
                 picture = np.zeros((*clip.placement.size, 3), np.uint8)
             cells.append(_captioned(_shown(picture), f"{name or REAL}  {clip.order[t]}"))
         lines.append(np.hstack(cells))
-    return _image(np.vstack(lines), f"{clip.name}: evenly spread moments, each row's")
+    return _image(np.vstack(lines), f"{clip.name}: evenly spread frames of each method")
 
 
-def _extremes(found: Evaluation, films: Mapping[str, Path]) -> str:
-    """The model's best, typical and worst frame beside the real ones."""
+def _extremes(found: Evaluation, rendered: Mapping[str, Path]) -> str:
+    """The model's best, typical and worst frame below the real ones."""
     clip, scores = found.clips[0], found.frame_scores[0][found.name]
     name = next((n for n in ("lpips", "ssim", "psnr") if n in scores), None)
     if name is None:
@@ -469,12 +469,12 @@ def _extremes(found: Evaluation, films: Mapping[str, Path]) -> str:
     columns = []
     for word, t in (("best", ranked[0]), ("typical", ranked[len(ranked) // 2]),
                     ("worst", ranked[-1])):  # fmt: skip
-        real = read_range(films[REAL_FRAMES], int(t), int(t) + 1)[0]
-        ours = read_range(films[found.name], int(t), int(t) + 1)[0]
+        real = read_range(rendered[REAL_FRAMES], int(t), int(t) + 1)[0]
+        ours = read_range(rendered[found.name], int(t), int(t) + 1)[0]
         caption = f"{word} {clip.order[t]}: {measure.format(float(values[t]))}"
         columns.append(
             np.vstack([_captioned(_shown(real), f"{REAL}  {clip.order[t]}"),
                        _captioned(_shown(ours), caption)])
         )  # fmt: skip
-    text = f"best, typical and worst frame of {found.name} by {measure.title}, under the real one"
+    text = f"best, typical and worst frame of {found.name} by {measure.title}, below the real one"
     return _image(np.hstack(columns), text)

@@ -1,8 +1,8 @@
-"""World consistency: when a moment comes again, whether it looks as it did.
+"""World consistency: whether a frame looks the same when it is rendered a second time.
 
-A model runs over the held-out frames forth and back again. What it renders of a frame the second
-time differs from the first by what it carries from frame to frame: a background that drifts, a
-texture that swims. The camera is where it was, so all of the picture is compared.
+A model renders the held-out frames forwards and backwards. Two renderings of the same frame differ
+only through the model's temporal state: a drifting background, a swimming texture. The camera is
+the same in both, so the whole frames are compared.
 """
 
 from __future__ import annotations
@@ -14,34 +14,34 @@ from numpy.typing import NDArray
 
 from v2v.data.video import read_stored
 
-MOST = 24  # moments that are compared: memory does not grow with the clip
-APART = 8  # frames between two passes, at least
+MOST = 24  # maximum number of compared pairs: memory does not grow with the clip
+APART = 8  # minimum number of frames between two renderings
 
 
 def returns(order: NDArray[np.int64], *, most: int = MOST) -> list[tuple[int, int]]:
-    """Places (first, again) of `order` that show the same frame, evenly spread."""
+    """Evenly spread pairs of indices (first, again) into `order` that show the same frame."""
     first: dict[int, int] = {}
     pairs = []
-    for place, frame in enumerate(order.tolist()):
+    for index, frame in enumerate(order.tolist()):
         if frame not in first:
-            first[frame] = place
-        elif place - first[frame] >= APART:
-            pairs.append((first[frame], place))
+            first[frame] = index
+        elif index - first[frame] >= APART:
+            pairs.append((first[frame], index))
     chosen = np.unique(np.linspace(0, len(pairs) - 1, min(most, len(pairs))).astype(int))
     return [pairs[i] for i in chosen] if pairs else []
 
 
-def difference_on_return(film: Path, order: NDArray[np.int64]) -> float | None:
-    """Mean absolute difference, of 255, of what two passes show; None where nothing comes again."""
+def difference_on_return(video: Path, order: NDArray[np.int64]) -> float | None:
+    """Mean absolute difference (0 to 255) between two renderings of a frame; None if no repeats."""
     pairs = returns(order)
-    wanted = {again: before for before, again in pairs}
+    earlier = {again: before for before, again in pairs}
     kept: dict[int, NDArray[np.uint8]] = {}
-    firsts = set(wanted.values())
+    firsts = set(earlier.values())
     gaps = []
-    for place, picture in enumerate(read_stored(film)):
-        if place in wanted:
-            before = kept[wanted[place]].astype(np.int16)
+    for index, picture in enumerate(read_stored(video)):
+        if index in earlier:
+            before = kept[earlier[index]].astype(np.int16)
             gaps.append(float(np.abs(picture.astype(np.int16) - before).mean()))
-        if place in firsts:
-            kept[place] = picture
+        if index in firsts:
+            kept[index] = picture
     return float(np.mean(gaps)) if gaps else None

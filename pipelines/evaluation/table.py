@@ -1,4 +1,4 @@
-"""An evaluation on the terminal."""
+"""Print an evaluation on the terminal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def table(found: Evaluation) -> Table:
-    """A line for each measure, a column for each video."""
+    """A table with one row per measure and one column per method."""
     grid = Table(box=None, pad_edge=False, header_style="bold")
     grid.add_column("")
     for method in found.methods:
@@ -33,12 +33,12 @@ def table(found: Evaluation) -> Table:
 
 
 def lines(found: Evaluation) -> Iterator[str]:
-    """What else is to be said."""
+    """Ranking, notes and unavailable measures, line by line."""
     for place in found.order:
-        yield f"{escape(place.method)}: {escape('; '.join(place.faults) or 'no plain fault')}"
+        yield f"{escape(place.method)}: {escape('; '.join(place.faults) or 'no obvious fault')}"
     for note in found.notes:
         yield f"note: {escape(note)}"
     if found.unavailable:
         titles = ", ".join(BY_NAME[name].title for name in found.unavailable)
-        yield f"unavailable: {escape(titles)} (why: in the report)"
-    yield f"look at {escape(str(found.folder / 'report.html'))}"
+        yield f"unavailable: {escape(titles)} (the report explains why)"
+    yield f"see {escape(str(found.folder / 'report.html'))}"

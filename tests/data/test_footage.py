@@ -1,4 +1,4 @@
-"""Footage as it really comes goes in; what is stored is what ffmpeg shows of it, frame by frame."""
+"""Stored frames of many codecs, containers, rotations and clocks, compared with ffmpeg's."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from v2v.data.video import (
 )
 from v2v.errors import BrokenStream, MediaNotFound, NotAVideo, UsageError
 
-CODEC_ERROR = 3.0  # of 255: H.264 at crf 16 and chroma at half size, on smooth content
+CODEC_ERROR = 3.0  # of 255: H.264 at crf 16 with 4:2:0 chroma, on smooth content
 X264 = ("-c:v", "libx264", "-pix_fmt", "yuv420p", "-preset", "ultrafast", "-crf", "12")
 SAFE = ("-c:v", "libx264", "-pix_fmt", "yuv420p", "-preset", "fast", "-crf", "12", "-bf", "2")
 
 
 @dataclass(frozen=True)
 class Stored:
-    """Footage that went the whole way, as a reader of the store sees it."""
+    """Footage after the round trip through the store encoder."""
 
     probe: Probe
     plan: FramePlan
@@ -52,23 +52,23 @@ def store(tmp_path: Path) -> Callable[..., Stored]:
             target, width=geometry.width, height=geometry.height, rate=plan.rate, crf=16,
             preset="ultrafast", matrix=stored_matrix(footage),
         )  # fmt: skip
-        indices, lost, echoed = [], [], 0
+        indices, lost, decoded_count = [], [], 0
         for placed in read_upright(footage, plan, geometry, first=first):
             indices.append(placed.index)
             if placed.lost:
                 lost.append(placed.index)
-            echoed += len(list(encoder.encode(placed.frame)))
-        echoed += len(list(encoder.close()))
+            decoded_count += len(list(encoder.encode(placed.frame)))
+        decoded_count += len(list(encoder.close()))
         assert indices == list(range(first, len(plan)))
         frames = np.stack(list(read_stored(target)))
-        assert len(frames) == echoed == len(plan) - first
+        assert len(frames) == decoded_count == len(plan) - first
         return Stored(footage, plan, frames, lost)
 
     return run
 
 
-def even(frames: np.ndarray) -> np.ndarray:
-    """Without the odd last row and column, which 4:2:0 cannot hold."""
+def crop_to_even(frames: np.ndarray) -> np.ndarray:
+    """Drop an odd last row and column, which 4:2:0 cannot store."""
     return frames[:, : frames.shape[1] // 2 * 2, : frames.shape[2] // 2 * 2]
 
 
@@ -111,7 +111,7 @@ FORMATS = {
 
 
 @pytest.mark.parametrize("case", FORMATS)
-def test_every_frame_of_every_format(
+def test_every_format_is_stored_completely(
     case, make_video, store, reference_decode, read_numbers, colour_error
 ):
     name, *options = FORMATS[case]
@@ -119,14 +119,14 @@ def test_every_frame_of_every_format(
     stored = store(path)
     assert read_numbers(stored.frames) == list(range(23))
     assert stored.lost == []
-    assert colour_error(stored.frames, even(reference_decode(path))) < CODEC_ERROR
+    assert colour_error(stored.frames, crop_to_even(reference_decode(path))) < CODEC_ERROR
     assert (stored.probe.rate, stored.probe.variable_rate) == (25, False)
     assert (stored.probe.upright_width, stored.probe.upright_height) == (64, 48)
 
 
 @pytest.mark.parametrize("case", FORMATS)
-def test_begin_at_any_frame(case, make_video, read_numbers):
-    """A run that is taken up again begins in the middle: it must see what the first one saw."""
+def test_reading_can_start_at_any_frame(case, make_video, read_numbers):
+    """A resumed run starts in the middle and must read the same frames as the first run."""
     name, *options = FORMATS[case]
     footage = probe(make_video(name, *options, frames=23))
     plan, geometry = plan_frames(footage), plan_geometry(footage)
@@ -138,14 +138,16 @@ def test_begin_at_any_frame(case, make_video, read_numbers):
     for first in range(1, 23, 3):
         tail = planes(first)
         assert len(tail) == 23 - first
-        for index, (seen, truth) in enumerate(zip(tail, whole[first:], strict=True), start=first):
-            assert np.array_equal(seen, truth), f"frame {index}, begun at {first}"
+        for index, (decoded, truth) in enumerate(
+            zip(tail, whole[first:], strict=True), start=first
+        ):
+            assert np.array_equal(decoded, truth), f"frame {index}, started at {first}"
 
 
-# ---------------------------------------------------------------- upright, square pixels, even
+# ---------------------------------------------------------------- rotation, aspect, even sizes
 
 
-TURNS = {
+ROTATIONS = {
     "90": ("-display_rotation", 90),
     "180": ("-display_rotation", 180),
     "270": ("-display_rotation", 270),
@@ -156,25 +158,27 @@ TURNS = {
 }
 
 
-@pytest.mark.parametrize("turn", TURNS)
+@pytest.mark.parametrize("rotation", ROTATIONS)
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
-def test_turned_and_mirrored(
-    name, turn, make_video, run_ffmpeg, store, reference_decode, colour_error, tmp_path
+def test_rotated_and_mirrored_footage(
+    name, rotation, make_video, run_ffmpeg, store, reference_decode, colour_error, tmp_path
 ):
     plain = make_video("plain.mp4", *X264, frames=5)
-    turned = tmp_path / name
-    run_ffmpeg(*TURNS[turn], "-i", plain, "-c", "copy", turned)
-    truth = reference_decode(turned)
+    rotated = tmp_path / name
+    run_ffmpeg(*ROTATIONS[rotation], "-i", plain, "-c", "copy", rotated)
+    truth = reference_decode(rotated)
     assert colour_error(reference_decode(plain)[:, :48, :48], truth[:, :48, :48]) > 20
-    stored = store(turned)
+    stored = store(rotated)
     assert stored.frames.shape == truth.shape
     assert np.abs(stored.frames.astype(int) - truth).mean() < CODEC_ERROR
-    if name == "a.mp4" and "-" not in turn and turn != "mirrored":
-        assert stored.probe.rotation == 360 - int(turn)  # ffmpeg counts against the clock
+    if name == "a.mp4" and "-" not in rotation and rotation != "mirrored":
+        assert stored.probe.rotation == 360 - int(rotation)  # ffmpeg counts counterclockwise
 
 
-def test_a_turn_is_to_the_right_side(make_video, run_ffmpeg, store, read_numbers, tmp_path):
-    """Not only as ffmpeg shows it: lying footage with its turn written in reads upright."""
+def test_rotation_metadata_turns_footage_upright(
+    make_video, run_ffmpeg, store, read_numbers, tmp_path
+):
+    """Checks the direction independently of ffmpeg: footage stored on its side becomes upright."""
     plain = make_video("plain.mp4", *X264, "-vf", "transpose=clock", frames=5)
     run_ffmpeg("-display_rotation", 90, "-i", plain, "-c", "copy", tmp_path / "a.mp4")
     stored = store(tmp_path / "a.mp4")
@@ -186,46 +190,50 @@ def test_a_turn_is_to_the_right_side(make_video, run_ffmpeg, store, read_numbers
     ("aspect", "shown"),
     [("4/3", (85, 48)), ("16/11", (93, 48)), ("10/11", (58, 48)), ("1/2", (32, 48))],
 )
-def test_oblong_pixels(aspect, shown, make_video, store, reference_decode, colour_error):
+def test_non_square_pixels(aspect, shown, make_video, store, reference_decode, colour_error):
     path = make_video("a.mp4", *SAFE, "-vf", f"setsar={aspect}", frames=6)
     stored = store(path)
     assert (stored.probe.upright_width, stored.probe.upright_height) == shown
-    assert colour_error(stored.frames, even(reference_decode(path, size=shown))) < CODEC_ERROR
+    assert (
+        colour_error(stored.frames, crop_to_even(reference_decode(path, size=shown))) < CODEC_ERROR
+    )
 
 
-def test_oblong_pixels_and_a_turn(
+def test_non_square_pixels_with_rotation(
     make_video, run_ffmpeg, store, reference_decode, read_numbers, tmp_path
 ):
     filters = "transpose=clock,setsar=4/3"
     plain = make_video("plain.mp4", *X264, "-vf", filters, frames=5, size=(96, 64))
     run_ffmpeg("-display_rotation", 90, "-i", plain, "-c", "copy", tmp_path / "a.mp4")
     stored = store(tmp_path / "a.mp4")
-    assert stored.frames.shape == (5, 84, 96, 3)  # 64 lines of 4:3 pixels on their side are 85
+    assert stored.frames.shape == (5, 84, 96, 3)  # 64 rotated lines of 4:3 pixels become 85
     assert read_numbers(stored.frames) == list(range(5))
 
 
 @pytest.mark.parametrize("size", [(101, 57), (17, 16), (64, 49), (65, 48)])
 @pytest.mark.parametrize("pixels", ["yuv444p", "yuv420p"])
-def test_odd_sizes(size, pixels, make_video, store, reference_decode, read_numbers):
+def test_odd_sizes_become_even(size, pixels, make_video, store, reference_decode, read_numbers):
     path = make_video("a.mkv", "-c:v", "ffv1", "-pix_fmt", pixels, frames=4, size=size)
     stored, truth = store(path), reference_decode(path)
     assert truth.shape[1:3] == size[::-1]
-    assert stored.frames.shape == even(truth).shape
-    smooth = np.abs(stored.frames[:, 32:].astype(int) - even(truth)[:, 32:])
+    assert stored.frames.shape == crop_to_even(truth).shape
+    smooth = np.abs(stored.frames[:, 32:].astype(int) - crop_to_even(truth)[:, 32:])
     assert not smooth.size or smooth.mean() < CODEC_ERROR
     assert read_numbers(stored.frames) == list(range(4))
 
 
 @pytest.mark.parametrize("size", [32, (48, 32), (96, 96)])
-def test_another_size(size, make_video, store, read_numbers):
+def test_a_requested_size(size, make_video, store, read_numbers):
     stored = store(make_video("a.mp4", *SAFE, frames=5), size=size)
     shape = (32, 42) if size == 32 else (size[1], size[0])
     assert stored.frames.shape == (5, *shape, 3)
-    if size != (96, 96):  # a square cuts off outer blocks
+    if size != (96, 96):  # a square crop removes the outer blocks
         assert read_numbers(stored.frames) == list(range(5))
 
 
-def test_the_size_changes_midway(make_video, store, numbered_frames, read_numbers, tmp_path):
+def test_a_size_change_within_the_stream(
+    make_video, store, numbered_frames, read_numbers, tmp_path
+):
     small = make_video("1.ts", *X264, frames=numbered_frames(5))
     large = make_video("2.ts", *X264, frames=numbered_frames(5, width=128, height=96, first=5))
     both = tmp_path / "both.ts"
@@ -250,17 +258,19 @@ COLOURS = {
 
 
 def tagged(tags: tuple[str, ...]) -> str:
-    """A filter that sets matrix, primaries and transfer, or takes the matrix away."""
+    """A filter that sets matrix, primaries and transfer, or marks them as unknown."""
     matrix, primaries, transfer = tags or ("unknown", "unknown", "unknown")
     return f",setparams=colorspace={matrix}:color_primaries={primaries}:color_trc={transfer}"
 
 
 @pytest.mark.parametrize("size", [None, (32, 24)])
 @pytest.mark.parametrize("case", COLOURS)
-def test_colours(case, size, make_video, store, reference_decode, colour_error, numbered_frames):
-    pixels, matrix, span, tags = COLOURS[case]
+def test_colour_matrices_and_ranges(
+    case, size, make_video, store, reference_decode, colour_error, numbered_frames
+):
+    pixels, matrix, colour_range, tags = COLOURS[case]
     options = ["-c:v", "libx264", "-crf", 8, "-pix_fmt", pixels]
-    options += ["-vf", f"scale=out_color_matrix={matrix}:out_range={span}{tagged(tags)}"]
+    options += ["-vf", f"scale=out_color_matrix={matrix}:out_range={colour_range}{tagged(tags)}"]
     path = make_video("a.mp4", *options, frames=4)
     truth = numbered_frames(4)
     assert colour_error(reference_decode(path), truth) < CODEC_ERROR
@@ -271,7 +281,7 @@ def test_colours(case, size, make_video, store, reference_decode, colour_error, 
 
 
 @pytest.mark.parametrize("transfer", ["smpte2084", "arib-std-b67"])
-def test_hdr_is_made_ordinary(transfer, make_video, store, read_numbers):
+def test_hdr_is_converted_to_bt709(transfer, make_video, store, read_numbers):
     chain = "scale=out_color_matrix=bt2020" + tagged(("bt2020nc", "bt2020", transfer))
     options = ("-vf", chain, "-c:v", "libx264", "-pix_fmt", "yuv420p10le")
     path = make_video("a.mp4", *options, frames=4)
@@ -283,10 +293,10 @@ def test_hdr_is_made_ordinary(transfer, make_video, store, read_numbers):
 # ---------------------------------------------------------------- time
 
 
-def test_hidden_frames_stay_hidden(
+def test_frames_hidden_by_an_edit_list_are_not_stored(
     make_video, run_ffmpeg, store, reference_decode, read_numbers, tmp_path
 ):
-    """A copy that was cut between keyframes: an edit list hides what decoding needs before."""
+    """In a copy cut between keyframes, an edit list hides the frames needed only for decoding."""
     whole = make_video("whole.mp4", *SAFE, "-g", 20, frames=50)
     cut = tmp_path / "cut.mp4"
     run_ffmpeg("-ss", "1.08", "-i", whole, "-c", "copy", cut)
@@ -298,7 +308,7 @@ def test_hidden_frames_stay_hidden(
         assert sum(p.size > 0 for p in container.demux(video=0)) > len(stored.frames)
 
 
-UNEVEN = {  # by container: every clock rounds differently
+UNEVEN = {  # per container, because every clock rounds differently
     "pauses.mkv": ("select='lt(mod(n,17),9)+lt(n,5)'", 30, X264),
     "pauses.mp4": ("select='lt(mod(n,17),9)+lt(n,5)'", 30, SAFE),
     "pauses60.mkv": ("select='gt(mod(n,29),12)+lt(n,5)'", 60, X264),
@@ -310,20 +320,20 @@ UNEVEN = {  # by container: every clock rounds differently
 
 
 @pytest.mark.parametrize("name", UNEVEN)
-def test_uneven_times(name, make_video, store, reference_decode, read_numbers):
+def test_uneven_timestamps(name, make_video, store, reference_decode, read_numbers):
     chain, rate, codec = UNEVEN[name]
     options = ("-vf", chain, "-fps_mode", "passthrough", *codec)
     path = make_video(name, *options, frames=70, rate=rate)
     stored = store(path)
     assert stored.probe.variable_rate
-    if name != "slows.mkv":  # a clock of milliseconds cannot tell 60 from 59.94
+    if name != "slows.mkv":  # a millisecond clock cannot distinguish 60 from 59.94
         assert float(stored.probe.rate) == pytest.approx(rate, rel=2e-3)
     truth = read_numbers(reference_decode(path, rate=stored.plan.rate))
     assert read_numbers(stored.frames) == truth
 
 
 @pytest.mark.parametrize("jitter", [4, 12])
-def test_a_trembling_clock_loses_and_doubles_nothing(jitter, make_video, store, read_numbers):
+def test_timestamp_jitter_neither_drops_nor_repeats_frames(jitter, make_video, store, read_numbers):
     chain = f"setpts='(N*40+mod(N*7,{jitter}))/1000/TB'"
     options = ("-vf", chain, "-fps_mode", "passthrough", "-enc_time_base", "1:1000")
     stored = store(make_video("a.mkv", *options, *X264, frames=40))
@@ -334,7 +344,7 @@ def test_a_trembling_clock_loses_and_doubles_nothing(jitter, make_video, store, 
 @pytest.mark.parametrize(
     ("old", "new"), [(30, 25), (24, 60), (25, 25), (50, Fraction(30000, 1001))]
 )
-def test_another_rate(old, new, make_video, store, reference_decode, read_numbers):
+def test_a_requested_rate(old, new, make_video, store, reference_decode, read_numbers):
     path = make_video("a.mp4", *SAFE, frames=60, rate=old)
     stored = store(path, fps=Fraction(new))
     assert stored.plan.rate == new
@@ -353,7 +363,7 @@ def test_another_rate(old, new, make_video, store, reference_decode, read_number
     ],
 )
 @pytest.mark.parametrize("name", ["a.mp4", "a.ts"])
-def test_a_range(name, start, end, kept, make_video, store, read_numbers):
+def test_a_time_range(name, start, end, kept, make_video, store, read_numbers):
     stored = store(make_video(name, *SAFE, "-g", 250, frames=60), start=start, end=end)
     assert read_numbers(stored.frames) == list(kept)
     assert stored.plan.start == pytest.approx(kept[0] / 25)
@@ -362,7 +372,7 @@ def test_a_range(name, start, end, kept, make_video, store, read_numbers):
 @pytest.mark.parametrize(
     ("start", "end"), [(1.0, 1.0), (2.0, 1.0), (-1.0, None), (99.0, None), (1.001, 1.002)]
 )
-def test_an_empty_range_says_so(start, end, make_video):
+def test_an_empty_range_is_refused(start, end, make_video):
     footage = probe(make_video("a.mp4", *X264, frames=60))
     with pytest.raises(UsageError) as caught:
         plan_frames(footage, start=start, end=end)
@@ -381,7 +391,7 @@ def test_very_few_frames(case, count, make_video, store, read_numbers):
 # ---------------------------------------------------------------- images
 
 
-def test_a_picture(store, numbered_frames, read_numbers, colour_error, tmp_path):
+def test_a_still_image(store, numbered_frames, read_numbers, colour_error, tmp_path):
     truth = numbered_frames(1, first=77)
     for name in ("a.png", "a.jpg", "a.bmp", "a.webp"):
         Image.fromarray(truth[0]).save(tmp_path / name, quality=95)
@@ -390,7 +400,7 @@ def test_a_picture(store, numbered_frames, read_numbers, colour_error, tmp_path)
         assert colour_error(frames, truth) < CODEC_ERROR, name
 
 
-def test_a_palette_picture(store, numbered_frames, colour_error, tmp_path):
+def test_a_palette_image(store, numbered_frames, colour_error, tmp_path):
     truth = numbered_frames(1, first=77)
     picture = Image.fromarray(truth[0]).quantize(256)
     picture.save(tmp_path / "a.png")
@@ -410,18 +420,18 @@ def test_exif_orientation(orientation, folder, store, numbered_frames, tmp_path)
     Image.fromarray(numbered_frames(1, first=77)[0]).save(path, exif=exif, quality=95)
     with Image.open(path) as image:
         truth = np.asarray(ImageOps.exif_transpose(image))
-    seen = store(path.parent if folder else path).frames
-    assert seen.shape[1:] == truth.shape
-    assert np.abs(seen[0].astype(int) - truth).mean() < CODEC_ERROR
+    decoded = store(path.parent if folder else path).frames
+    assert decoded.shape[1:] == truth.shape
+    assert np.abs(decoded[0].astype(int) - truth).mean() < CODEC_ERROR
 
 
 def test_exif_in_motion_jpeg(run_ffmpeg, store, numbered_frames, read_numbers, tmp_path):
-    """Cameras write it into every frame; PyAV 18 has no name for it."""
+    """Cameras write the orientation into every frame; PyAV 18 does not expose it."""
     exif = Image.Exif()
     exif[0x0112] = 6
     for index, frame in enumerate(numbered_frames(3)):
-        turned = np.rot90(frame)  # orientation 6 turns it back
-        Image.fromarray(turned).save(tmp_path / f"{index}.jpg", exif=exif, quality=95)
+        rotated = np.rot90(frame)  # orientation 6 undoes this rotation
+        Image.fromarray(rotated).save(tmp_path / f"{index}.jpg", exif=exif, quality=95)
     run_ffmpeg("-i", tmp_path / "%d.jpg", "-c", "copy", tmp_path / "a.avi")
     assert read_numbers(store(tmp_path / "a.avi").frames) == [0, 1, 2]
 
@@ -433,7 +443,7 @@ def write_images(folder: Path, frames: np.ndarray) -> Path:
     return folder
 
 
-def test_a_folder_of_images_in_the_order_of_their_numbers(
+def test_a_folder_of_images_is_read_in_numeric_order(
     store, numbered_frames, read_numbers, colour_error, tmp_path
 ):
     truth = numbered_frames(12)
@@ -442,21 +452,21 @@ def test_a_folder_of_images_in_the_order_of_their_numbers(
     assert colour_error(stored.frames, truth) < CODEC_ERROR
 
 
-def test_images_at_a_rate_of_their_own(store, numbered_frames, read_numbers, tmp_path):
+def test_images_at_a_requested_rate(store, numbered_frames, read_numbers, tmp_path):
     folder = write_images(tmp_path / "images", numbered_frames(12))
     stored = store(folder, fps=Fraction(4), start=0.5, end=2.0)
     assert stored.plan.rate == 4
     assert read_numbers(stored.frames) == list(range(2, 8))
 
 
-def test_an_image_of_another_size_is_named(store, numbered_frames, tmp_path):
+def test_an_image_of_another_size_is_named_in_the_error(store, numbered_frames, tmp_path):
     folder = write_images(tmp_path / "images", numbered_frames(12))
     Image.new("RGB", (20, 30)).save(folder / "7.png")
-    with pytest.raises(BrokenStream, match=r"7\.png is 20x30 pixels, the first image 64x48"):
+    with pytest.raises(BrokenStream, match=r"7\.png is 20x30 pixels, but the first image is 64x48"):
         store(folder)
 
 
-def test_an_image_that_cannot_be_read_is_lost(store, numbered_frames, read_numbers, tmp_path):
+def test_an_unreadable_image_is_a_lost_frame(store, numbered_frames, read_numbers, tmp_path):
     folder = write_images(tmp_path / "images", numbered_frames(6))
     (folder / "4.png").write_bytes((folder / "4.png").read_bytes()[:120])
     stored = store(folder)
@@ -467,15 +477,15 @@ def test_an_image_that_cannot_be_read_is_lost(store, numbered_frames, read_numbe
 # ---------------------------------------------------------------- damage
 
 
-def damage(path: Path, first: int, last: int) -> None:
-    """Flip bytes inside the packets `first` to `last`, in order of decoding."""
+def damage_packets(path: Path, first: int, last: int) -> None:
+    """Flip bytes inside the packets `first` to `last` (in decoding order)."""
     data = bytearray(path.read_bytes())
     with av.open(str(path)) as container:
         packets = [p for p in container.demux(video=0) if p.size]
     for packet in packets[first : last + 1]:
-        begin = packet.pos + max(packet.size // 3, 24)  # behind the container's own words
-        for place in range(begin, packet.pos + packet.size - 8, 5):
-            data[place] ^= 0x55
+        begin = packet.pos + max(packet.size // 3, 24)  # after the container's own headers
+        for position in range(begin, packet.pos + packet.size - 8, 5):
+            data[position] ^= 0x55
     path.write_bytes(data)
 
 
@@ -485,12 +495,12 @@ DAMAGED = [
 
 
 @pytest.mark.parametrize("case", DAMAGED)
-def test_flipped_bytes_leave_the_rest_in_place(case, make_video, store, reference_decode):
-    """What does not depend on the damage is as before, at its place."""
+def test_damaged_packets_do_not_affect_other_frames(case, make_video, store, reference_decode):
+    """Frames that do not depend on the damaged packets keep their content and index."""
     name, *options = FORMATS[case]
     path = make_video(name, *options, "-g", 10, frames=60)
     truth = reference_decode(path)
-    damage(path, 23, 26)
+    damage_packets(path, 23, 26)
     assert not np.array_equal(reference_decode(path), truth)
     stored = store(path)
     assert len(stored.frames) == 60
@@ -498,12 +508,12 @@ def test_flipped_bytes_leave_the_rest_in_place(case, make_video, store, referenc
     wrong = np.flatnonzero(error > CODEC_ERROR)
     assert set(wrong) <= set(range(19, 41)), wrong
     assert set(stored.lost) <= set(range(19, 41)), stored.lost
-    if case not in ("vp9", "hevc"):  # these decoders show anything and say nothing
+    if case not in ("vp9", "hevc"):  # these decoders do not report damage
         assert set(stored.lost) & set(wrong)
 
 
-def test_damage_where_seeking_is_vague(make_video, store, reference_decode):
-    """Decoding goes on behind the damage, but a transport stream cannot seek to there exactly."""
+def test_damage_in_a_stream_without_exact_seeking(make_video, store, reference_decode):
+    """Decoding continues after the damage, although a transport stream cannot seek exactly."""
     path = make_video("a.ts", *SAFE, "-g", 10, frames=60)
     truth = reference_decode(path)
     data = bytearray(path.read_bytes())
@@ -516,7 +526,7 @@ def test_damage_where_seeking_is_vague(make_video, store, reference_decode):
     assert 0 < wrong.sum() < 20 and not wrong[:15].any() and not wrong[45:].any()
 
 
-CUT_OFF = {
+TRUNCATED = {
     "a.mkv": ("a.mkv", *SAFE),
     "fast-start.mp4": ("a.mp4", *SAFE, "-movflags", "+faststart"),
     "a.webm": ("a.webm", "-c:v", "libvpx-vp9", "-b:v", 0, "-crf", 8),
@@ -527,24 +537,24 @@ CUT_OFF = {
 }
 
 
-@pytest.mark.parametrize("case", CUT_OFF)
-def test_a_download_that_broke_off(case, make_video, store, reference_decode):
-    name, *options = CUT_OFF[case]
-    # One thread: with more, encoders write other files, and 60 percent hold other frames.
+@pytest.mark.parametrize("case", TRUNCATED)
+def test_a_truncated_file(case, make_video, store, reference_decode):
+    name, *options = TRUNCATED[case]
+    # One thread, so that the encoded file and the frames in its first 60 percent are fixed.
     path = make_video(name, *options, "-g", 10, "-threads", 1, frames=60)
     truth = reference_decode(path)
     data = path.read_bytes()
     path.write_bytes(data[: len(data) * 6 // 10])
     stored = store(path)
-    sound = [i for i in range(len(stored.frames)) if i not in stored.lost]
-    assert len(sound) >= 20
-    assert sound == list(range(len(sound)))  # only the end is lost
-    whole = sound[:-4]  # the very last may be half there, and the one before waits for it
-    seen, shown = stored.frames[whole].astype(int), truth[whole]
-    assert np.abs(seen - shown).mean(axis=(1, 2, 3)).max() < CODEC_ERROR
+    intact = [i for i in range(len(stored.frames)) if i not in stored.lost]
+    assert len(intact) >= 20
+    assert intact == list(range(len(intact)))  # only the end is lost
+    compared = intact[:-4]  # the last frames may be incomplete or depend on an incomplete one
+    decoded, expected = stored.frames[compared].astype(int), truth[compared]
+    assert np.abs(decoded - expected).mean(axis=(1, 2, 3)).max() < CODEC_ERROR
 
 
-def test_not_footage(make_video, run_ffmpeg, tmp_path):
+def test_files_without_video_are_refused(make_video, run_ffmpeg, tmp_path):
     sound = ("-f", "lavfi", "-i", "sine=duration=0.3")
     picture = make_video("cover.png", "-frames:v", 1, frames=1)
     run_ffmpeg(*sound, tmp_path / "sound.m4a")
@@ -569,14 +579,14 @@ def test_not_footage(make_video, run_ffmpeg, tmp_path):
         assert caught.value.hint, name
 
 
-def test_a_name_mistyped_is_guessed(make_video, tmp_path):
+def test_a_mistyped_name_gets_a_suggestion(make_video, tmp_path):
     make_video("dance.mp4", *X264, frames=1)
     with pytest.raises(MediaNotFound) as caught:
         probe(tmp_path / "dacne.mp4")
     assert "dance.mp4" in str(caught.value.hint)
 
 
-# ---------------------------------------------------------------- sound
+# ---------------------------------------------------------------- audio
 
 SOUND = {
     "aac.mp4": ("-c:a", "aac"),
@@ -597,7 +607,7 @@ SOUND = {
     "wma.wmv": ("-c:a", "wmav2"),
     "swf.flv": ("-c:a", "adpcm_swf", "-ar", 44100),
 }
-HOMES = {
+AUDIO_FILES = {
     "mp3.avi": "audio.mp3",
     "aac.ts": "audio.m4a",
     "ac3.mkv": "audio.mka",
@@ -607,29 +617,29 @@ BEEP = "aevalsrc='if(between(t,1,1.1),0.8*sin(2*PI*1000*t),0)':s=48000:d=3"
 
 
 def beep_at(path: Path) -> float:
-    """Seconds after its first sample at which the sound of `path` begins to be loud."""
+    """Seconds from the first audio sample of `path` to the start of the beep."""
     with av.open(str(path)) as container:
         stream = container.streams.audio[0]
         origin = float((stream.start_time or 0) * stream.time_base)
         resampler = av.AudioResampler("flt", "mono", 48000)
         now = 0.0
         for frame in container.decode(stream):
-            if frame.pts is not None:  # decoders may swallow the first packet
+            if frame.pts is not None:  # decoders may drop the first packet
                 now = float(frame.pts * frame.time_base) - origin
-            for piece in resampler.resample(frame):
-                loud = np.flatnonzero(np.abs(piece.to_ndarray()[0]) > 0.3)
+            for block in resampler.resample(frame):
+                loud = np.flatnonzero(np.abs(block.to_ndarray()[0]) > 0.3)
                 if len(loud):
                     return now + float(loud[0]) / 48000
-                now += piece.samples / 48000
-    raise AssertionError(f"{path} is silent")
+                now += block.samples / 48000
+    raise AssertionError(f"{path} contains no beep")
 
 
 @pytest.mark.parametrize("name", SOUND)
 @pytest.mark.parametrize(("start", "end"), [(0.0, 2.0), (0.52, 1.6)])
-def test_sound_stays_in_step(name, start, end, make_video, tmp_path):
-    """The beep comes 1 s after the first frame; the footage's clock may begin anywhere."""
-    picture = {"webm": "libvpx", "flv": "flv1"}.get(name.rpartition(".")[2], "mpeg4")
-    video = ("-c:v", picture)
+def test_copied_audio_stays_synchronised(name, start, end, make_video, tmp_path):
+    """The beep starts 1 s after the first frame, whatever the first timestamp."""
+    video_codec = {"webm": "libvpx", "flv": "flv1"}.get(name.rpartition(".")[2], "mpeg4")
+    video = ("-c:v", video_codec)
     beep = ("-f", "lavfi", "-i", BEEP)
     path = make_video(name, *video, *SOUND[name], frames=50, inputs=beep)
     footage = probe(path)
@@ -640,11 +650,11 @@ def test_sound_stays_in_step(name, start, end, make_video, tmp_path):
     assert copied is not None
     audio, offset = copied
     assert [p.name for p in folder.iterdir()] == [audio.name]
-    assert audio.name == HOMES.get(name, audio.name)
+    assert audio.name == AUDIO_FILES.get(name, audio.name)
     assert start + offset + beep_at(audio) == pytest.approx(1.0, abs=0.03)
 
 
-def test_sound_that_begins_late(make_video, run_ffmpeg, tmp_path):
+def test_audio_that_starts_late(make_video, run_ffmpeg, tmp_path):
     beep = ("-itsoffset", "0.7", "-f", "lavfi", "-i", BEEP)
     path = make_video("a.mp4", *X264, "-c:a", "aac", frames=60, inputs=beep)
     audio, offset = copy_audio(path, tmp_path, audio=probe(path).audio, start=0.0, end=2.4)
@@ -652,13 +662,13 @@ def test_sound_that_begins_late(make_video, run_ffmpeg, tmp_path):
     assert offset + beep_at(audio) == pytest.approx(1.7, abs=0.03)
 
 
-def test_no_sound(make_video):
+def test_footage_without_audio(make_video):
     assert probe(make_video("a.mp4", *X264)).audio is None
 
 
 # ---------------------------------------------------------------- real footage
 
-ODD = {  # frames
+ODD = {  # frame count
     "rotated_0.mov": 3,
     "rotated_90.mov": 3,
     "rotated_180.mov": 3,
@@ -670,29 +680,29 @@ ODD = {  # frames
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_odd_footage(name, clips, store, reference_decode):
+def test_unusual_real_footage(name, clips, store, reference_decode):
     path = clips / "odd" / name
     stored = store(path)
-    truth = even(reference_decode(path))
+    truth = crop_to_even(reference_decode(path))
     assert len(stored.frames) == ODD[name]
     assert stored.lost == []
     assert stored.frames.shape == truth.shape
-    for index, (seen, shown) in enumerate(zip(stored.frames, truth, strict=True)):
-        assert np.abs(seen.astype(int) - shown).mean() < CODEC_ERROR, index
+    for index, (decoded, expected) in enumerate(zip(stored.frames, truth, strict=True)):
+        assert np.abs(decoded.astype(int) - expected).mean() < CODEC_ERROR, index
 
 
-def test_a_corrupted_stream_loses_what_cannot_be_decoded(clips, store, reference_decode):
+def test_a_corrupted_stream_loses_only_undecodable_frames(clips, store, reference_decode):
     path = clips / "odd" / "corrupted.mp4"
     stored = store(path)
     assert len(stored.frames) == 50
     assert stored.lost == [30, 32]
-    truth = reference_decode(path, rate=Fraction(10)).astype(int)  # by its time, not its count
+    truth = reference_decode(path, rate=Fraction(10)).astype(int)  # resampled by timestamp
 
     def error(index: int, other: int) -> float:
         return float(np.abs(stored.frames[index] - truth[other]).mean())
 
     assert max(error(index, index) for index in range(29)) < CODEC_ERROR
-    # What follows was predicted from what is lost: never clean again, but nearest at its place.
+    # Later frames are predicted from lost ones, so they stay degraded but match their own index.
     for index in range(33, 49):
         assert error(index, index) < min(error(index, index - 1), error(index, index + 1)), index
 
@@ -705,8 +715,8 @@ def test_a_corrupted_stream_loses_what_cannot_be_decoded(clips, store, reference
         "pose/street_crowd.avi", "pose/actor.avi",
     ],
 )  # fmt: skip
-def test_sound_footage_loses_nothing(name, clips, reference_decode):
-    """Every frame, at a small size, where ffmpeg shows it; also begun in the middle."""
+def test_intact_footage_loses_no_frames(name, clips, reference_decode):
+    """Every downscaled frame matches ffmpeg's, also when reading starts in the middle."""
     footage = probe(clips / name)
     plan, geometry = plan_frames(footage), plan_geometry(footage, size=64)
     truth = reference_decode(clips / name, size=(geometry.width, geometry.height))
@@ -714,6 +724,6 @@ def test_sound_footage_loses_nothing(name, clips, reference_decode):
     for first in (0, len(plan) // 2 + 1):
         for placed in read_upright(footage, plan, geometry, first=first):
             assert not placed.lost
-            seen = placed.frame.to_ndarray(format="rgb24").astype(int)
-            error = np.abs(seen - truth[placed.index]).mean()
-            assert error < 1.5 * CODEC_ERROR, placed.index  # shrunk by another scaler
+            decoded = placed.frame.to_ndarray(format="rgb24").astype(int)
+            error = np.abs(decoded - truth[placed.index]).mean()
+            assert error < 1.5 * CODEC_ERROR, placed.index  # a different scaler

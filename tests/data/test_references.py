@@ -1,4 +1,4 @@
-"""Appearance references: real frames cut into parts and moved, compared with drawn figures."""
+"""Appearance references: frames cut into parts and warped, compared with drawn figures."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from v2v.signals._parts import NARROWEST, Part, Rig, regions
 from v2v.signals.pose import NAMES, PARTS, POINT, PoseTrack
 
 HEIGHT, WIDTH = 96, 80
-BONES = (  # what is drawn, from back to front: ends, thickness, colour
+BONES = (  # drawn from back to front: ends, thickness, colour
     (("left_hip", "left_knee"), 9, (60, 60, 200)), (("left_knee", "left_ankle"), 7, (90, 90, 230)),
     (("right_hip", "right_knee"), 9, (60, 160, 60)),
     (("right_knee", "right_ankle"), 7, (90, 200, 90)),
@@ -37,7 +37,7 @@ BONES = (  # what is drawn, from back to front: ends, thickness, colour
 
 
 def body(left: float = 0.4, right: float = 0.4, *, x: float = 40.0, y: float = 20.0) -> Any:
-    """[75, 3] a figure that faces the viewer; arms hang `left` and `right` radians off."""
+    """[75, 3] a figure that faces the viewer; `left` and `right` are arm angles in radians."""
     points = np.full((len(NAMES), 3), np.nan, np.float32)
 
     def put(name: str, dx: float, dy: float) -> None:
@@ -64,7 +64,7 @@ def body(left: float = 0.4, right: float = 0.4, *, x: float = 40.0, y: float = 2
 
 
 def drawn(points: Any) -> tuple[Any, Any]:
-    """The figure in colours on grey, and its mask."""
+    """A coloured figure on grey, and its mask."""
     picture = np.full((HEIGHT, WIDTH, 3), 128, np.uint8)
     mask = np.zeros((HEIGHT, WIDTH), np.uint8)
 
@@ -95,14 +95,14 @@ def references_of(*bodies: Any, whole: bool = False) -> References:
 
 
 def shown(references: References, wanted: Any, count: int = 1, **place: Any) -> Any:
-    """Candidates [K, H, W, 5] for one body."""
+    """Candidates [K, H, W, 5] for one target body."""
     track = track_of(wanted)
     (found,) = references.candidates(track, Chooser(references, count)(track), **place)
     return found.transpose(0, 2, 3, 1)
 
 
 def error(candidate: Any, truth: Any) -> tuple[float, float]:
-    """Mean difference, of 255, where figure and candidate are; share of the figure covered."""
+    """Mean difference, of 255, where both are valid; fraction of the figure that is covered."""
     picture, mask = truth
     inner = cv2.erode(mask, np.ones((3, 3))) > 127
     valid = candidate[..., 3] > 0.5
@@ -118,7 +118,7 @@ def rig(motion: str, points: int) -> Rig:
     return Rig((part,))
 
 
-def test_a_similarity_is_found_whatever_is_missing():
+def test_a_similarity_is_fitted_despite_missing_points():
     before = np.random.default_rng(0).uniform(0, 50, (6, 2)).astype(np.float32)
     turn = 1.3 * np.array([[0.8, -0.6], [0.6, 0.8]])
     now = (before @ turn.T + (7, -3)).astype(np.float32)
@@ -145,27 +145,27 @@ def test_a_foreshortened_bone_keeps_its_thickness():
     assert np.linalg.norm(zoomed[:, :2] @ (1, 0)) == pytest.approx(2)
 
 
-def test_a_part_seen_from_the_side_is_no_line():
-    """Who turns aside has hips as wide as deep: they narrow, to what a body can be."""
+def test_a_part_seen_from_the_side_does_not_collapse():
+    """Hips seen from the side narrow only to a plausible width."""
     before = np.array([[0, 0], [20, 0], [0, 30], [20, 30]], np.float32)
     now = before * np.array([0.05, 1.0], np.float32)
     fit, grown = rig("affine", 4), np.ones(1, np.float32)
     ((free,), _) = fit.transforms(np.array([0]), before[None], now)
-    ((held,), _) = fit.transforms(np.array([0]), before[None], now, growth=grown)
-    ((other,), _) = fit.transforms(np.array([0]), before[None], now * (-1, 1), growth=grown)
-    assert other[0, 0] == pytest.approx(held[0, 0])  # within the noise it is not mirrored
+    ((limited,), _) = fit.transforms(np.array([0]), before[None], now, growth=grown)
+    ((mirrored,), _) = fit.transforms(np.array([0]), before[None], now * (-1, 1), growth=grown)
+    assert mirrored[0, 0] == pytest.approx(limited[0, 0])  # not mirrored within detector noise
     assert np.linalg.norm(free[:, 0]) < 0.1
-    assert np.linalg.norm(held[:, 0]) == pytest.approx(NARROWEST)
-    assert held[:, 1] == pytest.approx((0, 1), abs=0.02)
+    assert np.linalg.norm(limited[:, 0]) == pytest.approx(NARROWEST)
+    assert limited[:, 1] == pytest.approx((0, 1), abs=0.02)
     middle = np.array((10, 15, 1))
-    assert held @ middle == pytest.approx(now.mean(axis=0), abs=0.1)
+    assert limited @ middle == pytest.approx(now.mean(axis=0), abs=0.1)
 
 
 @pytest.mark.parametrize(
     ("lean", "mirrored"), [(0.0, False), (0.5, False), (0.0, True), (0.5, True)]
 )
 def test_a_head_stays_upright_on_its_shoulders(lean, mirrored):
-    """From behind a detector's face is a mirror image, which no turn in the picture explains."""
+    """From behind, the detected face is a mirror image, which no in-plane rotation explains."""
     before = body()[:, :2]
     turn = np.array([[np.cos(lean), -np.sin(lean)], [np.sin(lean), np.cos(lean)]])
     now = before.copy()
@@ -180,8 +180,8 @@ def test_a_head_stays_upright_on_its_shoulders(lean, mirrored):
     assert matrix[:, :2] == pytest.approx(turn, abs=0.02)
 
 
-def test_a_bowed_head_goes_by_its_own_points():
-    """Towards the camera it sinks below its shoulders, and is still no head upside-down."""
+def test_a_bowed_head_follows_its_own_points():
+    """Bowed towards the camera, it sinks below its shoulders without turning upside down."""
     before = body()[:, :2]
     now = before.copy()
     now[:11, 1] += 14
@@ -192,7 +192,7 @@ def test_a_bowed_head_goes_by_its_own_points():
     assert matrix[:, :2] == pytest.approx(np.eye(2), abs=0.02)
 
 
-def test_what_cannot_be_fitted_is_said():
+def test_impossible_fits_are_reported():
     before = np.stack([np.full((3, 2), 4.0), [[0, 0], [np.nan, 1], [np.nan, 2]]]).astype(np.float32)
     now = np.array([[0, 0], [5, 5], [9, 0]], np.float32)
     _, good = rig("similarity", 3).transforms(np.array([0, 0]), before, now)
@@ -213,25 +213,25 @@ def test_a_pixel_belongs_to_the_nearest_bone():
 # ---------------------------------------------------------------- candidates
 
 
-def test_a_reference_in_its_own_pose_is_itself():
+def test_a_reference_in_its_own_pose_is_reproduced():
     own = body(0.5, 1.2)
-    apart, covered = error(shown(references_of(own), own)[0], drawn(own))
-    assert apart < 4 and covered > 0.98
-    assert shown(references_of(own), own)[0, 30, 40, 4] < 0.02  # at no distance
+    difference, covered = error(shown(references_of(own), own)[0], drawn(own))
+    assert difference < 4 and covered > 0.98
+    assert shown(references_of(own), own)[0, 30, 40, 4] < 0.02  # the distance is 0
 
 
 @pytest.mark.parametrize("left", [0.2, 0.9, 1.6])
-def test_a_pose_never_seen_is_made_of_parts(left):
-    """Arms move as arms, and take nothing of the body or the background along."""
+def test_an_unseen_pose_is_composed_of_parts(left):
+    """Arms move without pixels of the body or the background."""
     references = references_of(body(0.5, 0.5), body(2.2, 1.4))
     wanted = body(left, 1.0, x=43, y=17)
-    apart, covered = error(shown(references, wanted)[0], drawn(wanted))
-    assert apart < 12 and covered > 0.93
-    held = error(shown(references_of(body(0.5, 0.5)), body(0.5, 0.5))[0], drawn(wanted))
-    assert held[0] > 2 * apart  # the reference as it is would not do
+    difference, covered = error(shown(references, wanted)[0], drawn(wanted))
+    assert difference < 12 and covered > 0.93
+    unwarped = error(shown(references_of(body(0.5, 0.5)), body(0.5, 0.5))[0], drawn(wanted))
+    assert unwarped[0] > 2 * difference  # the unwarped reference is much worse
 
 
-def test_each_part_is_of_the_reference_that_shows_it_best():
+def test_each_part_uses_the_reference_with_the_nearest_pose():
     references = references_of(body(0.3, 2.4), body(2.4, 0.3))
     chosen = Chooser(references, 1)(track_of(body(0.3, 0.3))).used
     by_name = {part.name: int(chosen[0, p, 0]) for p, part in enumerate(PARTS)}
@@ -239,14 +239,14 @@ def test_each_part_is_of_the_reference_that_shows_it_best():
     assert by_name["right_shoulder"] == by_name["right_elbow"] == 1
 
 
-def test_cloth_that_hangs_over_several_parts_is_of_one_reference():
+def test_all_parts_of_a_group_use_the_same_reference():
     wide, narrow = body(), body()
     narrow[:11, 0] += 3
     for name in ("left_knee", "left_ankle", "left_heel", "left_foot"):
         wide[POINT[name], 0] += 12
     references = references_of(wide, narrow)
     wanted = body()
-    wanted[POINT["left_knee"], 0] += 5  # the thigh is between both
+    wanted[POINT["left_knee"], 0] += 5  # the thigh is between the two
     wanted[:11, 0] += 1.4
     used = Chooser(references, 1)(track_of(wanted)).used[0, :, 0]
     for group in ("skirt", "head"):
@@ -254,8 +254,8 @@ def test_cloth_that_hangs_over_several_parts_is_of_one_reference():
         assert len(chosen) == 1
 
 
-def test_an_arm_beside_another_is_of_a_reference_where_it_is_free():
-    """The nearer one has the other forearm along it: what is cut out there takes some along."""
+def test_an_arm_uses_a_reference_with_nothing_beside_it():
+    """In the nearer one the other forearm lies beside it and would be cut out as well."""
     free, beside = body(2.0, 0.5), body(2.1, 0.5)
     for name in ("elbow", "wrist"):
         beside[POINT[f"right_{name}"], :2] = beside[POINT[f"left_{name}"], :2] + (2, 4)
@@ -267,7 +267,7 @@ def test_an_arm_beside_another_is_of_a_reference_where_it_is_free():
 
 
 def test_no_gap_opens_at_the_neck():
-    """The chin is higher above the shoulders than the reference shows it."""
+    """The chin is higher above the shoulders than in the reference."""
     own, wanted = body(), body()
     wanted[:11, 1] -= 5
     references = references_of(own)
@@ -276,8 +276,8 @@ def test_no_gap_opens_at_the_neck():
     assert found[14:24, 39, 3].min() > 0.9
 
 
-def test_a_part_that_a_reference_does_not_show_is_of_another():
-    """The nearer reference has lost its forearm, as at the edge of a picture."""
+def test_a_part_missing_in_one_reference_comes_from_another():
+    """The nearer reference lacks the forearm, as at the edge of a picture."""
     references = references_of(body(0.5, 0.5), body(1.1, 0.5))
     picture, mask = references.pictures[0], references.masks[0]
     elbow, wrist = (references.track.points[0, POINT[f"left_{n}"], :2] for n in ("elbow", "wrist"))
@@ -289,7 +289,7 @@ def test_a_part_that_a_reference_does_not_show_is_of_another():
     assert (by_name["left_shoulder"], by_name["left_elbow"]) == (0, 1)
 
 
-def test_a_window_that_zooms_in_sees_the_same_figure_larger():
+def test_a_zoomed_window_shows_the_same_figure_larger():
     references, wanted = references_of(body(0.5, 0.5)), body(1.2, 0.8)
     zoomed = wanted.copy()
     zoomed[:, :2] = (wanted[:, :2] - (10, 8)) * 1.25
@@ -303,16 +303,16 @@ def test_a_window_that_zooms_in_sees_the_same_figure_larger():
     assert np.abs(expected[both, :3] - found[both, :3]).mean() < 8
 
 
-def test_without_a_plate_the_background_comes_along():
+def test_without_a_background_plate_candidates_include_the_background():
     references = references_of(body(0.4, 0.4), whole=True)
     (found,) = shown(references, body(1.5, 1.5))
     assert found[..., 3].min() == pytest.approx(1)
     assert found[2:6, 2:6, :3] == pytest.approx(128, abs=2)
-    # Where the arm was in the reference there is background now.
+    # The arm's position in the reference shows background now.
     assert found[38, 54, :3] == pytest.approx(128, abs=25)
 
 
-def test_candidates_as_a_condition():
+def test_candidates_are_converted_to_a_condition():
     found = as_condition(shown(references_of(body()), body(), count=2).transpose(0, 3, 1, 2))
     assert found.shape == (2, 5, HEIGHT, WIDTH)
     assert found[:, :3].abs().max() <= 1
@@ -325,16 +325,16 @@ def test_candidates_as_a_condition():
 
 def test_choices_do_not_flicker():
     references = references_of(body(0.4), body(1.0))
-    angles = 0.7 + 0.04 * np.array([-1, 1, -1, 1, -1, 1])  # about the middle of both
+    angles = 0.7 + 0.04 * np.array([-1, 1, -1, 1, -1, 1])  # around the middle between the two
     chosen = Chooser(references, 1)(track_of(*(body(a) for a in angles))).used
     arm = next(p for p, part in enumerate(PARTS) if part.name == "left_elbow")
     assert len(set(chosen[:, arm, 0])) == 1
     chosen = Chooser(references, 1)(track_of(body(0.4), body(1.0))).used
-    assert chosen[:, arm, 0].tolist() == [0, 1]  # but they follow what is clearly nearer
+    assert chosen[:, arm, 0].tolist() == [0, 1]  # but they change to a clearly nearer reference
 
 
 def test_a_new_reference_fades_in():
-    """Half-way the picture is half of each, and opaque where both are."""
+    """The blending weight falls linearly; the result is opaque where both references are."""
     references = references_of(body(0.4), body(1.0))
     references.pictures[0][references.masks[0] > 127] = 200
     references.pictures[1][references.masks[1] > 127] = 100
@@ -369,7 +369,7 @@ def test_banned_references_are_never_chosen():
     assert (none == -1).all()
 
 
-def test_a_choice_in_pieces_is_that_in_one():
+def test_choosing_in_chunks_gives_the_same_result():
     references = references_of(body(0.2), body(0.9), body(1.6))
     track = track_of(*(body(a) for a in np.linspace(0.1, 1.8, 12)))
     whole = Chooser(references, 2)(track).used
@@ -378,7 +378,7 @@ def test_a_choice_in_pieces_is_that_in_one():
     assert (np.concatenate(pieces) == whole).all()
 
 
-def test_the_farthest_poses_are_taken():
+def test_the_farthest_poses_are_chosen():
     bodies = [body(a, b) for a, b in [(0.4, 0.4)] * 6 + [(2.0, 0.4), (0.4, 2.0)] + [(0.45, 0.4)]]
     assert set(farthest_points(_poses(track_of(*bodies)), 3)) == {0, 6, 7}
 
@@ -403,7 +403,7 @@ def read(folder: Any, arrays: Any) -> References | None:
     )
 
 
-def test_references_come_back_as_they_were(tmp_path):
+def test_references_survive_writing_and_reading(tmp_path):
     references, arrays = written(tmp_path)
     found = read(tmp_path, arrays)
     assert found is not None
@@ -412,7 +412,7 @@ def test_references_come_back_as_they_were(tmp_path):
     assert (shown(found, body(0.7)) == shown(references, body(0.7))).all()
 
 
-def test_pictures_that_were_removed_are_passed_over(tmp_path):
+def test_removed_pictures_are_skipped(tmp_path):
     _, arrays = written(tmp_path)
     (tmp_path / "references" / "0-01.png").unlink()
     found = read(tmp_path, arrays)
@@ -423,7 +423,7 @@ def test_pictures_that_were_removed_are_passed_over(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["cut", "size", "mode"])
-def test_damaged_pictures_are_named(damage, tmp_path):
+def test_errors_name_damaged_pictures(damage, tmp_path):
     _, arrays = written(tmp_path)
     path = tmp_path / "references" / "0-01.png"
     if damage == "cut":
@@ -435,13 +435,13 @@ def test_damaged_pictures_are_named(damage, tmp_path):
         read(tmp_path, arrays)
 
 
-def test_arrays_that_do_not_fit_are_refused(tmp_path):
+def test_arrays_that_do_not_match_are_refused(tmp_path):
     _, arrays = written(tmp_path)
     with pytest.raises(ValueError, match="points"):
         read(tmp_path, arrays | {"points": arrays["points"][:2]})
 
 
-def test_join_is_one_track_after_another():
+def test_join_concatenates_tracks():
     parts = [track_of(body(a)) for a in (0.1, 0.5)]
     assert np.array_equal(
         join(parts).part_points(), track_of(body(0.1), body(0.5)).part_points(), equal_nan=True

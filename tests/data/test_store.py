@@ -1,4 +1,4 @@
-"""The clip store: what is listed is whole, what is damaged says so, what is read is in range."""
+"""The clip store: reading frames and signals, value ranges, and detection of damage."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ COUNT = 20
 
 @pytest.fixture(scope="module")
 def built(run_ffmpeg, numbered_frames, tmp_path_factory) -> Path:
-    """A store of 20 frames with flow and sound."""
+    """A store of 20 frames with flow and audio."""
     folder = tmp_path_factory.mktemp("store")
     source = folder / "clip.mp4"
     raw = ("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", "64x48", "-r", 25, "-i", "-")
@@ -47,12 +47,12 @@ def built(run_ffmpeg, numbered_frames, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def folder(built: Path, tmp_path: Path) -> Path:
-    """A copy to break."""
+    """A copy of the store for tests that damage it."""
     return Path(shutil.copytree(built, tmp_path / "clip"))
 
 
 def edit(folder: Path, **changes: object) -> None:
-    """Set dotted keys (with `__` for the dots) of clip.json; None removes one."""
+    """Set keys of clip.json, with `__` between nested keys; None removes a key."""
     path = folder / "clip.json"
     data = json.loads(path.read_text("utf-8"))
     for key, value in changes.items():
@@ -70,7 +70,7 @@ def edit(folder: Path, **changes: object) -> None:
 # ---------------------------------------------------------------- reading
 
 
-def test_frames_are_the_footage(built, numbered_frames, read_numbers, colour_error):
+def test_frames_match_the_footage(built, numbered_frames, read_numbers, colour_error):
     store = ClipStore.open(built)
     frames = store.frames()
     assert (len(store), frames.shape, frames.dtype) == (COUNT, (COUNT, 48, 64, 3), np.uint8)
@@ -80,7 +80,7 @@ def test_frames_are_the_footage(built, numbered_frames, read_numbers, colour_err
 
 
 @pytest.mark.parametrize("first", range(0, COUNT - 3))
-def test_a_window_is_a_stretch_of_the_whole(built, first):
+def test_a_window_equals_the_same_range_of_the_clip(built, first):
     store = ClipStore.open(built)
     window, whole = store.window(first, 4), store.window(0, COUNT)
     assert torch.equal(window.frames, whole.frames[first : first + 4])
@@ -102,12 +102,12 @@ def test_window_shapes_and_ranges(built, size, shape):
     assert "frames[5, 3, " in repr(window) and "flow[5, 3, " in repr(window)
 
 
-def test_a_window_of_chosen_signals(built):
+def test_a_window_with_selected_signals(built):
     assert ClipStore.open(built).window(0, 2, signals=[]).signals == {}
 
 
 @pytest.mark.parametrize(("start", "stop"), [(-1, 4), (5, 5), (6, 4), (0, 21), (20, 21), (99, 100)])
-def test_frames_that_do_not_exist(built, start, stop):
+def test_frame_ranges_outside_the_clip_are_refused(built, start, stop):
     store = ClipStore.open(built)
     for read in (
         lambda: store.frames(start, stop),
@@ -119,7 +119,7 @@ def test_frames_that_do_not_exist(built, start, stop):
         assert "0 to 20" in str(caught.value.hint)
 
 
-def test_a_signal_that_is_not_there_and_one_that_is_none(built):
+def test_missing_and_unknown_signals_are_refused(built):
     store = ClipStore.open(built)
     with pytest.raises(SignalMissing, match="has no pose .it has: flow") as caught:
         store.track("pose")
@@ -137,14 +137,14 @@ def test_repr_shows_shapes_and_coverage(built):
         assert part in text, text
 
 
-def test_shots_and_sound(built):
+def test_shots_audio_and_rate(built):
     store = ClipStore.open(built)
     assert store.shots == [(0, COUNT)]
     assert store.audio is not None and store.audio.is_file()
     assert store.rate == 25 and store.signals == ("flow",)
 
 
-def test_black_is_minus_one_and_white_one():
+def test_black_maps_to_minus_one_and_white_to_one():
     frames = np.stack([np.zeros((4, 6, 3), np.uint8), np.full((4, 6, 3), 255, np.uint8)])
     tensor = frames_to_tensor(frames, 4, 6)
     assert tensor.shape == (2, 3, 4, 6)
@@ -155,7 +155,7 @@ def test_black_is_minus_one_and_white_one():
 # ---------------------------------------------------------------- damage
 
 
-def test_no_store(tmp_path):
+def test_a_missing_store(tmp_path):
     with pytest.raises(StoreNotFound, match="nowhere.*does not exist") as caught:
         ClipStore.open(tmp_path / "nowhere")
     assert "v2v preprocess" in str(caught.value.hint)
@@ -187,7 +187,7 @@ EDITS = {
 
 
 @pytest.mark.parametrize("case", EDITS)
-def test_an_edited_record(case, folder):
+def test_an_invalid_record_is_refused(case, folder):
     changes, kind, message = EDITS[case]
     edit(folder, **changes)
     with pytest.raises(kind, match=message) as caught:
@@ -197,7 +197,7 @@ def test_an_edited_record(case, folder):
 
 
 @pytest.mark.parametrize("text", ["{", "", "[]", "7", "null", '"clip"', b"\xff\xfe\x00"])
-def test_a_record_that_is_not_one(text, folder):
+def test_a_malformed_record_is_refused(text, folder):
     data = text if isinstance(text, bytes) else text.encode()
     (folder / "clip.json").write_bytes(data)
     with pytest.raises(StoreDamaged, match=r"clip\.json") as caught:
@@ -205,13 +205,13 @@ def test_a_record_that_is_not_one(text, folder):
     assert caught.value.hint
 
 
-def listed(folder: Path) -> list[str]:
+def media_files(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir() if p.suffix in (".mp4", ".mkv", ".m4a"))
 
 
 @pytest.mark.parametrize("name", ["frames.mp4", "flow.mkv", "audio.m4a"])
 def test_missing_truncated_and_changed_files(name, folder):
-    assert name in listed(folder)
+    assert name in media_files(folder)
     path = folder / name
     whole = path.read_bytes()
     ClipStore.open(folder).verify()
@@ -219,13 +219,15 @@ def test_missing_truncated_and_changed_files(name, folder):
     changed = bytearray(whole)
     changed[len(whole) // 2] ^= 1
     path.write_bytes(changed)
-    store = ClipStore.open(folder)  # of the right size: only the hash can tell
+    store = ClipStore.open(folder)  # same size: only the hash detects the change
     with pytest.raises(StoreDamaged, match=name) as caught:
         store.verify()
     assert caught.value.hint
 
     path.write_bytes(whole[:-100])
-    with pytest.raises(StoreDamaged, match=f"{name} has {len(whole) - 100} bytes") as caught:
+    with pytest.raises(
+        StoreDamaged, match=f"{name} was changed: it has {len(whole) - 100}"
+    ) as caught:
         ClipStore.open(folder)
     assert caught.value.hint
 
@@ -234,14 +236,14 @@ def test_missing_truncated_and_changed_files(name, folder):
         ClipStore.open(folder)
     assert caught.value.hint
     with pytest.raises(StoreDamaged, match=name):
-        store.verify()  # opened while it was still there
+        store.verify()  # opened before the file was deleted
 
 
-# ---------------------------------------------------------------- content that is not the record's
+# ---------------------------------------------------------------- files that contradict the record
 
 
-def vouch(folder: Path) -> None:
-    """Let clip.json vouch for the files that are there, as an attacker would."""
+def update_file_records(folder: Path) -> None:
+    """Update the file records in clip.json to match the changed files, as an attacker would."""
     record = json.loads((folder / "clip.json").read_text("utf-8"))
     rows = {"frames.mp4": record["frames"]["file"]}
     for signal in record["signals"].values():
@@ -251,16 +253,16 @@ def vouch(folder: Path) -> None:
     (folder / "clip.json").write_text(json.dumps(record), "utf-8")
 
 
-def video(path: Path, *, count: int, size: tuple[int, int] = (64, 48)) -> None:
+def write_video(path: Path, *, count: int, size: tuple[int, int] = (64, 48)) -> None:
     with VideoWriter(path, width=size[0], height=size[1], rate=Fraction(25)) as writer:
         for _ in range(count):
             writer.write(np.zeros((size[1], size[0], 3), np.uint8))
 
 
-FILMS: dict[str, Callable[[Path], object]] = {
-    "shorter": lambda path: video(path, count=COUNT - 5),
-    "longer": lambda path: video(path, count=COUNT + 1),
-    "another size": lambda path: video(path, count=COUNT, size=(96, 48)),
+WRONG_VIDEOS: dict[str, Callable[[Path], object]] = {
+    "shorter": lambda path: write_video(path, count=COUNT - 5),
+    "longer": lambda path: write_video(path, count=COUNT + 1),
+    "another size": lambda path: write_video(path, count=COUNT, size=(96, 48)),
     "a picture": lambda path: (
         cv2.imwrite(str(path.with_suffix(".png")), np.zeros((48, 64, 3)))
         and path.with_suffix(".png").replace(path)
@@ -271,17 +273,17 @@ FILMS: dict[str, Callable[[Path], object]] = {
 }
 
 
-@pytest.mark.parametrize("case", FILMS)
-def test_frames_that_are_not_the_record_s(case, folder):
-    FILMS[case](folder / "frames.mp4")
-    vouch(folder)
+@pytest.mark.parametrize("case", WRONG_VIDEOS)
+def test_frames_that_contradict_the_record(case, folder):
+    WRONG_VIDEOS[case](folder / "frames.mp4")
+    update_file_records(folder)
     store = ClipStore.open(folder)
     with pytest.raises(StoreDamaged, match=r"frames\.mp4"):
         store.frames(0, 2)
 
 
 @pytest.mark.parametrize("kind", ["folder", "loop"])
-def test_no_file_in_the_frames_place(kind, folder):
+def test_a_folder_or_symlink_loop_instead_of_frames(kind, folder):
     store, path = ClipStore.open(folder), folder / "frames.mp4"
     path.unlink()
     path.mkdir() if kind == "folder" else path.symlink_to(path.name)
@@ -290,35 +292,35 @@ def test_no_file_in_the_frames_place(kind, folder):
             read()
 
 
-def test_frames_that_end_early_are_never_a_shorter_result(folder):
+def test_a_range_past_the_last_frame_raises(folder):
     path = folder / "frames.mp4"
-    with pytest.raises(StoreDamaged, match="ends after frame 20: frames 18 to 22"):
+    with pytest.raises(StoreDamaged, match="ends after frame 20: expected frames 18 to 22"):
         read_range(path, 18, 22)
     assert len(list(read_stored(path, first=18))) == 2
 
 
 @pytest.mark.parametrize("count, size", [(COUNT - 1, (64, 144)), (COUNT, (64, 48))])
-def test_maps_that_are_not_the_record_s(count, size, folder):
+def test_maps_that_contradict_the_record(count, size, folder):
     writer = MapWriter(
         folder / "flow.mkv", width=size[0], height=size[1], rate=Fraction(25), bits=16
     )
     for _ in range(count):
         writer.write(np.zeros(size[::-1], np.uint16))
     writer.close()
-    vouch(folder)
-    with pytest.raises(StoreDamaged, match=r"flow\.mkv is another video than its record"):
+    update_file_records(folder)
+    with pytest.raises(StoreDamaged, match=r"flow\.mkv does not match its record"):
         ClipStore.open(folder).track("flow", 0, 2)
 
 
-def test_a_byte_that_changed_is_found(folder):
+def test_a_changed_byte_is_detected(folder):
     path = folder / "flow.mkv"
     raw = bytearray(path.read_bytes())
     raw[len(raw) // 2] ^= 1
     path.write_bytes(raw)
     store = ClipStore.open(folder)
-    store.verify([])  # what is not read is not compared
+    store.verify([])  # verifies only frames and audio
     for again in (True, False):
-        with pytest.raises(StoreDamaged, match=r"flow\.mkv is not the file that was written"):
+        with pytest.raises(StoreDamaged, match=r"flow\.mkv was changed"):
             store.verify(again=again)
 
 

@@ -1,4 +1,4 @@
-"""Transforms against drawn truth: what lay on top of something still does, wherever it is shown."""
+"""Transforms keep frames, points, labels and flow aligned; checked on synthetic data."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ SOURCE = (HEIGHT, WIDTH)
 
 
 def settings(**changes: Any) -> AugmentationSettings:
-    """Nothing is varied but what is named."""
-    nothing = {
+    """Settings with everything disabled except `changes`."""
+    disabled = {
         "crop_probability": 0.0, "flip": 0.0, "scale": (1.0, 1.0), "shift": 0.0, "colour": 0.0,
         "drop": 0.0,
         "jitter": 0.0, "reference_drop": 0.0, "past": {"noise": 0.0, "blur": 0.0, "colour": 0.0},
     }  # fmt: skip
-    return AugmentationSettings.model_validate(nothing | changes)
+    return AugmentationSettings.model_validate(disabled | changes)
 
 
 WILD = settings(crop_probability=0.9, flip=0.5, scale=(1.0, 1.6), shift=1.0)
 
 
 def placements(count: int = 40) -> list[Placement]:
-    """All kinds: mirrored, zoomed, shifted, shrunk in one step and in two, grown."""
+    """Random placements: mirrored, zoomed, shifted, upscaled, downscaled in one or two steps."""
     made = []
     for seed in range(count):
         size = [(64, 48), (120, 90), (48, 48), (160, 112), (32, 24), (30, 40)][seed % 6]
@@ -63,7 +63,7 @@ def pixel_centres(size: tuple[int, int]) -> NDArray[np.float32]:
 
 
 def stored_places(placement: Placement) -> NDArray[np.float32]:
-    """[H, W, 2] what `points` takes to the pixel centres shown: its inverse, on its own terms."""
+    """[H, W, 2] stored positions that `points` maps to the result's pixel centres."""
     shown = pixel_centres(placement.size)
     if placement.flip:
         shown[..., 0] = placement.size[1] - shown[..., 0]
@@ -71,7 +71,7 @@ def stored_places(placement: Placement) -> NDArray[np.float32]:
 
 
 def pose_at(points: NDArray[np.float32]) -> PoseTrack:
-    """[T, 75, 2] as a track in which everything is seen."""
+    """A track of points [T, 75, 2], all detected."""
     scored = np.concatenate([points, np.ones_like(points[..., :1])], axis=2).astype(np.float32)
     return PoseTrack(scored, np.zeros(points.shape[:2], np.bool_), WIDTH, HEIGHT)
 
@@ -86,7 +86,7 @@ def face_at(points: NDArray[np.float32]) -> FaceTrack:
     )  # fmt: skip
 
 
-# ---------------------------------------------------------------- places
+# ---------------------------------------------------------------- positions
 
 
 @pytest.mark.parametrize("placement", placements(36))
@@ -109,7 +109,7 @@ def test_a_marker_stays_under_its_landmark(placement):
     assert np.abs(track.points[0, :, :2] - centre).max() < 0.2
 
 
-def test_left_becomes_right_in_the_mirror():
+def test_mirroring_swaps_left_and_right():
     points = np.random.default_rng(0).uniform(10, 80, (2, len(NAMES), 2)).astype(np.float32)
     plain = Placement.plain(SOURCE, (60, 45))
     straight = plain.track(pose_at(points)).points
@@ -119,7 +119,7 @@ def test_left_becomes_right_in_the_mirror():
     assert np.allclose(mirrored[:, wrists[0], 1], straight[:, wrists[1], 1])
 
 
-def test_mirrored_twice_is_as_before():
+def test_mirroring_twice_is_the_identity():
     generator = np.random.default_rng(0)
     whole = Placement(SOURCE, SOURCE, (0, 0, WIDTH, HEIGHT), flip=True)
     picture = generator.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
@@ -136,25 +136,25 @@ def test_mirrored_twice_is_as_before():
     assert np.allclose(still_hidden, hidden, atol=1e-4)
 
 
-def test_what_need_not_change_does_not():
+def test_plain_placements_crop_only_to_the_aspect_ratio():
     picture = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
     plain = Placement.plain(SOURCE, SOURCE)
     assert plain.box == (0, 0, WIDTH, HEIGHT) and plain.scale == (1, 1)
     assert np.array_equal(plain.picture(picture), picture)
-    cut = Placement.plain(SOURCE, (112, 84))  # the shape of the source: shrunk, not cut
+    cut = Placement.plain(SOURCE, (112, 84))  # the aspect of the source: downscaled, not cropped
     assert cut.box == (0, 0, WIDTH, HEIGHT)
     square = Placement.plain(SOURCE, (64, 64))
     assert square.box == (0, 15, 90, 90)
 
 
-def test_a_picture_shrunk_beforehand_gives_the_same():
+def test_a_picture_shrunk_in_advance_gives_the_same_result():
     picture = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
     for placement in placements():
         small = shrink(picture[None], placement.downscale)[0]
         assert np.array_equal(placement.picture(picture), placement.picture(small))
 
 
-def test_sides_that_no_grain_divides():
+def test_sides_that_the_downscale_does_not_divide():
     source = (101, 67)
     picture = np.zeros((*source, 3), np.uint8)
     for downscale in (2, 3):
@@ -165,7 +165,7 @@ def test_sides_that_no_grain_divides():
         assert placement.picture(shrink(picture[None], downscale)[0]).shape == (20, 14, 3)
 
 
-def test_a_placement_keeps_to_the_picture_and_its_settings():
+def test_a_placement_stays_within_the_picture_and_its_settings():
     for placement in placements(120):
         x, y, width, height = placement.box
         assert x >= 0 and y >= 0 and x + width <= WIDTH and y + height <= HEIGHT
@@ -182,12 +182,12 @@ def test_a_placement_keeps_to_the_picture_and_its_settings():
     assert still == Placement.plain(SOURCE, (60, 45))
 
 
-def test_a_flip_is_drawn_alike_whatever_the_zoom():
-    """Settings compared with one another should see the same windows."""
+def test_flips_do_not_depend_on_the_zoom():
+    """Experiments with different settings should see comparable windows."""
     for seed in range(8):
         flips = {
-            Placement.sampled(SOURCE, (60, 45), made, np.random.default_rng(seed)).flip
-            for made in (settings(flip=0.5), WILD)
+            Placement.sampled(SOURCE, (60, 45), strength, np.random.default_rng(seed)).flip
+            for strength in (settings(flip=0.5), WILD)
         }
         assert len(flips) == 1
 
@@ -201,7 +201,7 @@ def label_track(labels: NDArray[np.uint8], instances: Any = None) -> LabelTrack:
 
 
 @pytest.mark.parametrize("placement", placements(18))
-def test_labels_stay_on_their_colours(placement):
+def test_labels_align_with_their_colours(placement):
     x, y = np.moveaxis(pixel_centres(SOURCE), -1, 0)
     ids = ((x // 23 + y // 31) % 3).astype(np.uint8)
     track = label_track(ids[None], ids[None].astype(np.uint16) + 7)
@@ -210,7 +210,7 @@ def test_labels_stay_on_their_colours(placement):
     assert np.array_equal(placed.instances, placed.labels + 7)
     distance = np.abs(shown[..., None, :].astype(int) - track.palette).sum(-1)
     wrong = distance.argmin(-1) != placed.labels[0]
-    # Between two colours the nearest may be the third, and half a pixel may go either way.
+    # At boundaries, blended colours may be nearest to the third, and rounding is ambiguous.
     assert not (wrong & ~placed.boundaries()[0]).any()
     assert wrong.mean() < 0.12
 
@@ -219,19 +219,19 @@ def test_labels_stay_on_their_colours(placement):
 
 
 def zoomed_flow(grid: tuple[int, int]) -> NDArray[np.float32]:
-    """[1, 2, h, w] of a camera that moves in and to the side, in pixels of the grid."""
+    """[1, 2, h, w] flow of a camera that zooms in and pans, in pixels of the grid."""
     places = pixel_centres(grid) / grid[::-1] * (WIDTH, HEIGHT)
     step = earlier(places) - places
     return np.moveaxis(step * grid[::-1] / (WIDTH, HEIGHT), -1, 0)[None].astype(np.float32)
 
 
 def earlier(places: NDArray[Any]) -> NDArray[Any]:
-    """Where what is at stored pixels [..., 2] was in the frame before."""
+    """Positions of stored pixels [..., 2] in the previous frame."""
     return (places - (40, 70)) * 1.05 + (40 + 3, 70 - 2)
 
 
 @pytest.mark.parametrize("grid", [(60, 45), (56, 48), (120, 90), (30, 23)])
-def test_flow_follows(grid):
+def test_flow_is_transformed_with_the_frames(grid):
     flow, hidden = zoomed_flow(grid), np.zeros((1, 1, *grid), np.float32)
     for placement in placements(24):
         placed, occluded = placement.flow(flow, hidden)
@@ -239,7 +239,7 @@ def test_flow_follows(grid):
         stored = stored_places(placement)
         shown = pixel_centres(placement.size)
         truth = np.moveaxis(placement.points(earlier(stored)) - shown, -1, 0)
-        # A grid knows nothing beyond its outermost pixel centres, and repeats them.
+        # Beyond its outermost pixel centres a grid repeats its border values.
         step = np.array([WIDTH, HEIGHT]) / grid[::-1]
         valid = ((stored > step) & (stored < (WIDTH, HEIGHT) - step)).all(-1)
         assert valid.mean() > 0.8
@@ -247,7 +247,7 @@ def test_flow_follows(grid):
 
         target = shown + np.moveaxis(placed[0], 0, -1)
         size = np.array(placement.size[::-1])
-        # Unless it is on the border to a hundredth of a pixel.
+        # With a tolerance of a hundredth of a pixel at the border.
         left = ((target < -0.01) | (target > size + 0.01)).any(-1)
         stayed = ((target > 0.01) & (target < size - 0.01)).all(-1)
         assert (occluded[0, 0][left] == 1).all() and (occluded[0, 0][stayed] == 0).all()
@@ -258,10 +258,10 @@ def test_flow_of_a_much_finer_grid_is_averaged():
     noise = generator.normal(0, 1, (1, 2, 120, 88)).astype(np.float32)
     placement = Placement.plain((120, 88), (16, 12), downscale=7)
     placed, _ = placement.flow(noise, np.zeros((1, 1, 120, 88), np.float32))
-    assert placed.std() * 7.4 < 0.3  # 49 numbers averaged; one of them alone would give 1
+    assert placed.std() * 7.4 < 0.3  # the mean of 49 values; a single value would give 1
 
 
-def test_a_flow_track_is_placed_as_flow():
+def test_a_flow_track_is_placed_like_its_flow():
     flow, hidden = zoomed_flow((60, 45)), np.zeros((1, 1, 60, 45), np.float32)
     placement = placements()[0]
     track = placement.track(FlowTrack(flow, hidden, WIDTH, HEIGHT))
@@ -269,10 +269,10 @@ def test_a_flow_track_is_placed_as_flow():
     assert np.array_equal(track.tensor().numpy(), np.concatenate([placed, occluded], axis=1))
 
 
-# ---------------------------------------------------------------- parts of signals
+# ---------------------------------------------------------------- jitter, presence and boxes
 
 
-def test_jitter_has_its_size_and_drifts_slowly():
+def test_jitter_has_the_given_size_and_drifts_slowly():
     offsets = marks.jitter(np.random.default_rng(0), 41, 4000, 2.0)
     assert offsets.shape == (41, 4000, 2)
     assert np.allclose(offsets.std(axis=(1, 2)), 2.0, rtol=0.05)  # in every frame
@@ -282,7 +282,7 @@ def test_jitter_has_its_size_and_drifts_slowly():
     assert marks.jitter(np.random.default_rng(0), 1, 3, 1.0).shape == (1, 3, 2)
 
 
-def test_a_jittered_pose_hangs_together():
+def test_a_jittered_pose_stays_connected():
     points = np.random.default_rng(0).uniform(10, 80, (9, len(NAMES), 2)).astype(np.float32)
     track = pose_at(points)
     track.points[2, POINT["left_knee"]] = np.nan
@@ -308,11 +308,11 @@ def test_a_jittered_face_keeps_its_curves():
     assert not np.allclose(offsets[:, 33], offsets[:, 61], atol=0.1)
 
 
-def test_where_a_signal_is():
+def test_presence_of_a_signal():
     points = np.random.default_rng(0).uniform(10, 80, (3, len(NAMES), 2)).astype(np.float32)
     pose = pose_at(points)
     pose.points[1] = np.nan
-    pose.points[2, :, 2] = 0.1  # guesses
+    pose.points[2, :, 2] = 0.1  # only estimated
     assert pose.present().tolist() == [True, False, False]
     face = face_at(np.zeros((3, POINTS, 2), np.float32))
     face.points[1] = np.nan
@@ -334,7 +334,7 @@ def test_boxes_are_squares_around_their_points():
     assert np.isnan(boxes[1, 2]).all() and np.isfinite(boxes[1, :2]).all()
     assert np.isnan(boxes[2, 0]).all()
 
-    mirrored = pose.flipped().boxes()  # left hand and right hand change places
+    mirrored = pose.flipped().boxes()  # left and right hand are swapped
     assert np.allclose(mirrored[0, 2, 0], WIDTH - boxes[0, 1, 2])
 
     face = face_at(np.random.default_rng(0).uniform(20, 60, (2, POINTS, 2)).astype(np.float32))
@@ -346,7 +346,7 @@ def test_boxes_are_squares_around_their_points():
     assert label_track(np.zeros((2, 4, 4), np.uint8)).boxes().shape == (2, 0, 4)
 
 
-def test_signals_without_points_are_left_as_they_are():
+def test_signals_without_points_are_unchanged_by_drop_and_jitter():
     track = label_track(np.zeros((2, 4, 4), np.uint8))
     generator = np.random.default_rng(0)
     assert track.dropped(generator, 1.0) is track and track.jittered(generator, 5.0) is track
@@ -355,14 +355,14 @@ def test_signals_without_points_are_left_as_they_are():
 # ---------------------------------------------------------------- colour
 
 
-def test_no_colour_change_is_none():
+def test_zero_strength_is_the_identity():
     picture = np.random.default_rng(0).integers(0, 256, (8, 9, 3), np.uint8)
     matrix = colour_matrix(0.0, torch.tensor([1, -1, 1, -1.0]))
     assert np.allclose(matrix, np.eye(3, 4), atol=1e-7)
     assert np.array_equal(recolour(picture, matrix), picture)
 
 
-def test_greys_stay_grey_and_bytes_follow_floats():
+def test_greys_stay_grey_and_bytes_match_floats():
     generator = np.random.default_rng(0)
     for _ in range(20):
         change = colour_matrix(1.0, torch.from_numpy(generator.uniform(-1, 1, 4)))
@@ -376,13 +376,13 @@ def test_greys_stay_grey_and_bytes_follow_floats():
         assert np.abs(recolour(picture, change) - truth).max() <= 1
 
 
-def test_several_colour_changes_at_once():
+def test_colour_changes_are_batched():
     draws, strengths = 2 * torch.rand(5, 4) - 1, torch.rand(5)
-    alone = [colour_matrix(float(s), d) for s, d in zip(strengths, draws, strict=True)]
-    assert torch.allclose(colour_matrix(strengths, draws), torch.stack(alone), atol=1e-6)
+    single = [colour_matrix(float(s), d) for s, d in zip(strengths, draws, strict=True)]
+    assert torch.allclose(colour_matrix(strengths, draws), torch.stack(single), atol=1e-6)
 
 
-def test_each_kind_of_colour_change_does_what_it_says():
+def test_each_kind_of_colour_change_has_its_documented_effect():
     red = np.array([0.8, -0.5, -0.5])
 
     def apply(**kinds: float) -> NDArray[Any]:
@@ -418,13 +418,13 @@ def corrupted(frames: torch.Tensor, seed: int = 0, **strengths: Any) -> torch.Te
     return corrupt_past(frames, generator=generator, **every)
 
 
-def test_no_corruption_is_the_identity():
+def test_zero_corruption_is_the_identity():
     frames = past_frames()
     assert corrupted(frames) is frames
 
 
 @pytest.mark.parametrize("strengths", [*STRENGTHS, {"noise": 0.1, "blur": 1.0, "colour": 0.2}])
-def test_corruption_is_a_function_of_the_generator(strengths):
+def test_corruption_depends_only_on_the_generator(strengths):
     frames = past_frames()
     before = frames.clone()
     first, again = corrupted(frames, **strengths), corrupted(frames, **strengths)
@@ -434,7 +434,7 @@ def test_corruption_is_a_function_of_the_generator(strengths):
     assert not torch.equal(first, corrupted(frames, seed=1, **strengths))
 
 
-def test_noise_is_as_strong_as_asked_for():
+def test_noise_has_the_requested_strength():
     frames = torch.zeros(200, 2, 3, 33, 41)
     spread = corrupted(frames, noise=0.1).flatten(1).std(1)
     assert spread.max() < 0.125 and spread.min() < 0.01
@@ -451,14 +451,14 @@ def test_blur_and_colour_are_the_same_over_the_past_frames_of_a_clip():
     assert not torch.equal(changed[:, 0], changed[:, 1])
 
 
-def test_blur_keeps_what_is_flat():
+def test_blur_keeps_flat_areas():
     flat = torch.full((2, 2, 3, 20, 30), 0.25)
     assert torch.allclose(corrupted(flat, blur=6.0), flat, atol=1e-6)
     tiny = torch.zeros(1, 1, 3, 2, 2)
     assert corrupted(tiny, blur=8.0).shape == tiny.shape
 
 
-def test_what_is_not_known_stays():
+def test_invalid_past_frames_are_unchanged():
     frames, valid = past_frames(), torch.tensor([[0.0, 1.0], [0.0, 0.0], [1.0, 1.0]])
     strengths = {"noise": 0.1, "blur": 2.0, "colour": 0.3}
     changed = corrupt_past(
@@ -468,15 +468,15 @@ def test_what_is_not_known_stays():
     assert torch.equal(same, valid == 0)
 
 
-def test_one_kind_does_not_change_what_another_draws():
-    flat = torch.zeros(3, 2, 3, 20, 30)  # blur and colour leave it, but for brightness
+def test_one_kind_does_not_change_the_draws_of_another():
+    flat = torch.zeros(3, 2, 3, 20, 30)  # blur and colour do not change it, except for brightness
     noisy = corrupted(flat, noise=0.2)
     assert torch.allclose(corrupted(flat, noise=0.2, blur=2.0), noisy, atol=1e-6)
     both = corrupted(flat, noise=0.2, colour=0.1) - corrupted(flat, colour=0.1)
     assert torch.allclose(both, noisy, atol=1e-6)
 
 
-def test_corruption_is_exact_where_training_is_not():
+def test_corruption_is_fp32_under_autocast():
     frames = past_frames()
     exact = corrupted(frames, noise=0.1, blur=2.0, colour=0.3)
     with torch.autocast("cpu", torch.bfloat16):

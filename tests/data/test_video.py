@@ -1,4 +1,4 @@
-"""Laying frames on a grid, cutting the picture, writing video and finding every frame again."""
+"""Frame timing, cropping and scaling, video and map writing, and frame-exact seeking."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def footage(
     ticks: list[int], *, clock: Fraction = Fraction(1, 1000), rate: Fraction = Fraction(25),
     variable: bool = False, size: tuple[int, int] = (64, 48),
 ) -> Probe:  # fmt: skip
-    """What `probe` would say of footage with these times and this upright size."""
+    """The `Probe` of footage with these timestamps and this upright size."""
     return Probe(
         path=Path("clip.mp4"), container="mp4", codec="h264", pixel_format="yuv420p",
         width=size[0], height=size[1], upright_width=size[0], upright_height=size[1],
@@ -46,7 +46,7 @@ def footage(
     )  # fmt: skip
 
 
-# ---------------------------------------------------------------- which frame stands where
+# ---------------------------------------------------------------- frame timing
 
 rates = st.fractions(Fraction(1), Fraction(240), max_denominator=1001)
 uneven = st.lists(st.integers(1, 400), min_size=1, max_size=60).map(
@@ -63,20 +63,20 @@ def test_constant_rate_keeps_every_frame_once(rate, count, start):
 
 
 @given(ticks=uneven, rate=rates)
-def test_each_place_shows_the_newest_frame_due(ticks, rate):
-    """As ffmpeg's `fps` filter: a frame is due half a place before its own."""
+def test_each_output_frame_shows_the_latest_due_frame(ticks, rate):
+    """Like ffmpeg's `fps` filter: a frame is due half an output frame before its own time."""
     plan = plan_frames(footage(ticks, variable=True), fps=rate)
     assert (np.diff(plan.sources) >= 0).all()
-    places = [Fraction(tick, 1000) * rate for tick in ticks]
+    positions = [Fraction(tick, 1000) * rate for tick in ticks]
     for index, ordinal in enumerate(plan.sources):
-        due = [k for k, place in enumerate(places) if place < index + Fraction(1, 2)]
+        due = [k for k, position in enumerate(positions) if position < index + Fraction(1, 2)]
         assert ordinal == due[-1]
     seconds = ticks[-1] / 1000 + 1 / 25
     assert abs(len(plan) / rate - seconds) <= max(1 / rate, Fraction(1, 1000))
 
 
 @given(ticks=uneven, start=st.floats(0, 20), length=st.floats(0.001, 20), fps=st.none() | rates)
-def test_a_range_holds_frames_of_that_range(ticks, start, length, fps):
+def test_a_time_range_contains_only_its_frames(ticks, start, length, fps):
     given_footage = footage(ticks, variable=True)
     try:
         plan = plan_frames(given_footage, fps=fps, start=start, end=start + length)
@@ -89,33 +89,33 @@ def test_a_range_holds_frames_of_that_range(ticks, start, length, fps):
 
 
 @pytest.mark.parametrize("fps", [Fraction(0), Fraction(-5), Fraction(1, 20), Fraction(5000)])
-def test_impossible_rates(fps):
+def test_invalid_rates_are_refused(fps):
     for still in (footage([0, 40, 80]), replace(footage([0, 1, 2]), images=(Path("1.png"),))):
         with pytest.raises(UsageError, match="--fps") as caught:
             plan_frames(still, fps=fps)
         assert "0.1 to 1000" in str(caught.value.hint)
 
 
-# ---------------------------------------------------------------- which part of the picture
+# ---------------------------------------------------------------- cropping and scaling
 
 sides = st.integers(16, 4000)
 sizes = st.tuples(sides, sides)
 even_sides = st.integers(8, 2048).map(lambda n: 2 * n)
-wanted = st.none() | st.integers(16, 2048) | st.tuples(even_sides, even_sides)
+requested_sizes = st.none() | st.integers(16, 2048) | st.tuples(even_sides, even_sides)
 
 
-def leaves_nothing(picture, size):
-    """Whether so little of a picture has the shape of `size` that it is refused."""
+def is_refused(picture, size):
+    """Whether the crop to the aspect ratio of `size` is too small and refused."""
     if not isinstance(size, tuple):
         return False
     width, height = (n - n % 2 for n in picture)
-    return min(size) / max(size[0] / width, size[1] / height) < 15  # rounded to pairs: 14
+    return min(size) / max(size[0] / width, size[1] / height) < 15  # rounds down to 14
 
 
-@given(picture=sizes, size=wanted)
-def test_the_box_lies_inside_and_all_is_even(picture, size):
-    if leaves_nothing(picture, size):
-        with pytest.raises(UsageError, match="to show"):
+@given(picture=sizes, size=requested_sizes)
+def test_the_box_is_inside_the_picture_and_all_sizes_are_even(picture, size):
+    if is_refused(picture, size):
+        with pytest.raises(UsageError, match="would remain"):
             plan_geometry(footage([0], size=picture), size=size)
         return
     plan = plan_geometry(footage([0], size=picture), size=size)
@@ -124,10 +124,10 @@ def test_the_box_lies_inside_and_all_is_even(picture, size):
     assert not any(n % 2 for n in (x, y, w, h, plan.width, plan.height))
     if isinstance(size, tuple):
         assert (plan.width, plan.height) == size
-        # Scaled to cover: the picture keeps its shape but for a pixel pair of rounding.
+        # Scaled to cover: the aspect ratio changes only by rounding to pixel pairs.
         wide, high = plan.scale
         assert abs(wide / high - 1) <= 2.1 / min(w, h)
-        assert w >= picture[0] - 3 or h >= picture[1] - 3, "cut on one axis only"
+        assert w >= picture[0] - 3 or h >= picture[1] - 3, "must crop one axis only"
         assert abs((x + w / 2) - picture[0] / 2) <= 2.5 and abs((y + h / 2) - picture[1] / 2) <= 2.5
     elif size is None:
         assert (plan.width, plan.height) == (picture[0] // 2 * 2, picture[1] // 2 * 2)
@@ -135,11 +135,11 @@ def test_the_box_lies_inside_and_all_is_even(picture, size):
         assert abs(min(plan.width, plan.height) - size) <= size % 2
 
 
-@given(picture=sizes, size=wanted, data=st.data())
-def test_a_crop_stays_inside_what_was_asked(picture, size, data):
+@given(picture=sizes, size=requested_sizes, data=st.data())
+def test_a_crop_stays_inside_the_requested_box(picture, size, data):
     w, h = (data.draw(st.integers(16, n)) for n in picture)
     x, y = (data.draw(st.integers(0, n - m)) for n, m in zip(picture, (w, h), strict=True))
-    assume(not leaves_nothing((w, h), size))
+    assume(not is_refused((w, h), size))
     plan = plan_geometry(footage([0], size=picture), size=size, box=(x, y, w, h))
     left, top, width, height = plan.box
     assert left >= x - 1 and top >= y - 1
@@ -147,14 +147,14 @@ def test_a_crop_stays_inside_what_was_asked(picture, size, data):
 
 
 @pytest.mark.parametrize("size", [8, 15, 9000, (64, 63), (8, 64), (64, 9000), (63, 64)])
-def test_impossible_sizes(size):
+def test_invalid_sizes_are_refused(size):
     with pytest.raises(UsageError, match="--size") as caught:
         plan_geometry(footage([0]), size=size)
     assert "16 to 8192" in str(caught.value.hint)
 
 
-def test_too_small_a_picture():
-    with pytest.raises(UsageError, match="15x48 pixels, too small") as caught:
+def test_a_picture_below_16_pixels_is_refused():
+    with pytest.raises(UsageError, match="too small: 15x48 pixels") as caught:
         plan_geometry(replace(footage([0]), upright_width=15))
     assert "16x16" in str(caught.value.hint)
 
@@ -184,57 +184,57 @@ def noise(kind: type, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16])
 @pytest.mark.parametrize("shape", [(1, 16, 16), (9, 48, 64), (3, 51, 37), (2, 144, 16)])
-def test_maps_come_back_exactly_and_twice_the_same(kind, shape, tmp_path):
+def test_maps_are_lossless_and_deterministic(kind, shape, tmp_path):
     images = noise(kind, shape)
     images[0, 0, :2] = 0, np.iinfo(kind).max
     path = write_map(tmp_path / "a.mkv", images)
     assert np.array_equal(read_map(path, kind), images)
-    again = write_map(tmp_path / "b.mkv", images)
-    assert again.read_bytes() == path.read_bytes()
+    second = write_map(tmp_path / "b.mkv", images)
+    assert second.read_bytes() == path.read_bytes()
 
 
 @settings(max_examples=20)
 @given(seed=st.integers(0, 2**32 - 1), height=st.integers(8, 40), width=st.integers(8, 40))
-def test_maps_of_any_size(seed, height, width, tmp_path_factory):
+def test_maps_of_any_size_are_lossless(seed, height, width, tmp_path_factory):
     images = noise(np.uint16, (2, height, width), seed)
     path = write_map(tmp_path_factory.mktemp("map") / "a.mkv", images)
     assert np.array_equal(read_map(path, np.uint16), images)
 
 
-# ---------------------------------------------------------------- finding frames again
+# ---------------------------------------------------------------- seeking
 
 
 def write_frames(path: Path, frames: np.ndarray, rate: Fraction) -> tuple[Path, np.ndarray]:
-    """A stored segment and its frames as the encoder's echo shows them."""
+    """Write a stored segment; return its path and the frames decoded by the encoder."""
     height, width = frames.shape[1:3]
     encoder = RoundTripEncoder(
         path, width=width, height=height, rate=rate, crf=16, preset="ultrafast", matrix=SMPTE170M
     )
-    echoes, pixels = [], PixelReader()
+    decoded, pixels = [], PixelReader()
     for rgb in frames:
         frame = av.VideoFrame.from_ndarray(rgb, format="rgb24").reformat(format="yuv420p")
-        echoes += [pixels(f) for f in encoder.encode(frame)]
-    echoes += [pixels(f) for f in encoder.close()]
-    return path, np.stack(echoes)
+        decoded += [pixels(f) for f in encoder.encode(frame)]
+    decoded += [pixels(f) for f in encoder.close()]
+    return path, np.stack(decoded)
 
 
 @pytest.mark.parametrize("rate", RATES, ids=lambda r: f"{float(r):.3f}")
 @pytest.mark.parametrize("container", ["mp4", "matroska"])
-def test_every_frame_is_found_by_its_number(container, rate, numbered_frames, tmp_path):
-    """In one part and in joined ones, whose number is no multiple of the group."""
+def test_every_frame_can_be_read_by_its_index(container, rate, numbered_frames, tmp_path):
+    """In single and joined parts whose length is not a multiple of the group of pictures."""
     frames = numbered_frames(37, width=32, height=16)
     suffix = "mp4" if container == "mp4" else "mkv"
-    parts, echoes = [], []
-    for index, piece in enumerate((frames[:GOP], frames[GOP:21], frames[21:22], frames[22:])):
+    parts, decoded = [], []
+    for index, part_frames in enumerate((frames[:GOP], frames[GOP:21], frames[21:22], frames[22:])):
         path = tmp_path / f"{index}.{suffix}"
         if container == "mp4":
-            path, echo = write_frames(path, piece, rate)
+            path, decoded_part = write_frames(path, part_frames, rate)
         else:
-            echo = piece[..., 0].astype(np.uint16) << 7
-            write_map(path, echo, rate=rate)
+            decoded_part = part_frames[..., 0].astype(np.uint16) << 7
+            write_map(path, decoded_part, rate=rate)
         parts.append(path)
-        echoes.append(echo)
-    whole = np.concatenate(echoes)
+        decoded.append(decoded_part)
+    whole = np.concatenate(decoded)
     kind = {"mp4": "rgb24", "matroska": "gray16le"}[container]
     target = tmp_path / f"whole.{suffix}"
     concatenate(parts, target, container=container, rate=rate)
@@ -242,84 +242,86 @@ def test_every_frame_is_found_by_its_number(container, rate, numbered_frames, tm
     for first in range(37):
         tail = np.stack(list(read_stored(target, first=first, pixel_format=kind)))
         assert np.array_equal(tail, whole[first:]), first
-    for part, echo in zip(parts, echoes, strict=True):
-        for first in range(len(echo)):
+    for part, decoded_part in zip(parts, decoded, strict=True):
+        for first in range(len(decoded_part)):
             tail = np.stack(list(read_stored(part, first=first, pixel_format=kind)))
-            assert np.array_equal(tail, echo[first:]), (part.name, first)
+            assert np.array_equal(tail, decoded_part[first:]), (part.name, first)
     assert probe(target).rate == rate
     assert probe(target).frames == 37
 
 
 @pytest.mark.parametrize("rate", RATES, ids=lambda r: f"{float(r):.3f}")
 @pytest.mark.parametrize("container", ["mp4", "matroska"])
-def test_the_clock_does_not_drift(container, rate, tmp_path):
-    """Matroska rounds every time to a millisecond: 10 000 frames later a seek is still exact."""
+def test_timestamps_do_not_drift(container, rate, tmp_path):
+    """Seeks stay exact after 10 000 frames, although Matroska rounds to milliseconds."""
     count = 10_000
     if container == "mp4":
         whole, _ = write_frames(tmp_path / "1.mp4", np.zeros((1, 16, 16, 3), np.uint8), rate)
     else:
         whole = write_map(tmp_path / "1.mkv", np.zeros((1, 16, 16), np.uint8), rate=rate)
-    for times in (100, 100):
-        longer = whole.with_stem(f"{whole.stem}x{times}")
-        concatenate([whole] * times, longer, container=container, rate=rate)
+    for copies in (100, 100):
+        longer = whole.with_stem(f"{whole.stem}x{copies}")
+        concatenate([whole] * copies, longer, container=container, rate=rate)
         whole = longer
     with av.open(str(whole)) as file:
         assert file.streams.video[0].average_rate == rate
-    for left in (1, 2, 7, 8, 9, 30):
-        assert sum(1 for _ in read_stored(whole, first=count - left)) == left
+    for remaining in (1, 2, 7, 8, 9, 30):
+        assert sum(1 for _ in read_stored(whole, first=count - remaining)) == remaining
 
 
-def test_frames_encode_to_the_same_bytes_twice(numbered_frames, tmp_path):
+def test_encoding_is_deterministic(numbered_frames, tmp_path):
     frames = numbered_frames(20)
-    one, echo = write_frames(tmp_path / "1.mp4", frames, Fraction(25))
-    two, again = write_frames(tmp_path / "2.mp4", frames, Fraction(25))
-    assert one.read_bytes() == two.read_bytes()
-    assert np.array_equal(echo, again)
-    assert np.array_equal(echo, np.stack(list(read_stored(one))))
+    first_path, first_decoded = write_frames(tmp_path / "1.mp4", frames, Fraction(25))
+    second_path, second_decoded = write_frames(tmp_path / "2.mp4", frames, Fraction(25))
+    assert first_path.read_bytes() == second_path.read_bytes()
+    assert np.array_equal(first_decoded, second_decoded)
+    assert np.array_equal(first_decoded, np.stack(list(read_stored(first_path))))
 
 
-def test_three_decoders_see_the_same(numbered_frames, reference_decode, read_numbers, tmp_path):
+def test_three_decoders_agree(numbered_frames, reference_decode, read_numbers, tmp_path):
     import decord
 
-    path, echo = write_frames(tmp_path / "frames.mp4", numbered_frames(40), Fraction(30000, 1001))
+    path, decoded = write_frames(
+        tmp_path / "frames.mp4", numbered_frames(40), Fraction(30000, 1001)
+    )
     reader = decord.VideoReader(str(path), num_threads=1)
     by_decord = reader.get_batch(range(40)).asnumpy()
     assert read_numbers(by_decord) == list(range(40))
-    assert np.abs(by_decord.astype(int) - echo).max() <= 1
+    assert np.abs(by_decord.astype(int) - decoded).max() <= 1
     backwards = np.stack([reader[k].asnumpy() for k in reversed(range(40))])[::-1]
     assert np.array_equal(backwards, by_decord)
     by_ffmpeg = reference_decode(path)
-    assert np.abs(by_ffmpeg.astype(int) - echo).max() <= 1
+    assert np.abs(by_ffmpeg.astype(int) - decoded).max() <= 1
 
 
 @pytest.mark.parametrize("order", ["decord, torchvision", "torchvision, decord"])
-def test_decord_and_torchvision_live_together(order, numbered_frames, tmp_path):
+def test_decord_and_torchvision_can_be_imported_together(order, numbered_frames, tmp_path):
     def run(script: str) -> subprocess.CompletedProcess[bytes]:
         return subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=120)
 
     if run("import torchvision").returncode:
-        pytest.skip("torchvision cannot be imported here, with or without decord")
+        pytest.skip("torchvision cannot be imported here, even without decord")
     path, _ = write_frames(tmp_path / "frames.mp4", numbered_frames(9), Fraction(25))
-    done = run(f"import {order}, av, cv2; print(len(decord.VideoReader({str(path)!r})))")
-    assert (done.returncode, done.stdout.strip()) == (0, b"9"), done.stderr.decode()
+    result = run(f"import {order}, av, cv2; print(len(decord.VideoReader({str(path)!r})))")
+    assert (result.returncode, result.stdout.strip()) == (0, b"9"), result.stderr.decode()
 
 
-# ---------------------------------------------------------------- writing what people watch
+# ---------------------------------------------------------------- writing output videos
 
 
-def test_a_file_appears_only_when_it_is_whole(numbered_frames, read_numbers, tmp_path):
+def test_a_file_appears_only_when_complete(numbered_frames, read_numbers, tmp_path):
     path = tmp_path / "a.mp4"
     with VideoWriter(path, width=64, height=48, rate=Fraction(24)) as writer:
         for frame in numbered_frames(30):
             writer.write(frame)
             assert not path.exists()
     assert [p.name for p in tmp_path.iterdir()] == ["a.mp4"]
-    seen = probe(path)
-    assert (seen.frames, seen.rate, seen.codec, seen.matrix) == (30, 24, "h264", 1)
+    probed = probe(path)
+    assert (probed.frames, probed.rate, probed.codec, probed.matrix) == (30, 24, "h264", 1)
     assert read_numbers(np.stack(list(read_stored(path)))) == list(range(30))
 
 
-def test_the_colours_are_those_given(numbered_frames, reference_decode, colour_error, tmp_path):
+def test_written_colours_match_the_input(numbered_frames, reference_decode, colour_error, tmp_path):
     frames = numbered_frames(5)
     with VideoWriter(tmp_path / "a.mp4", width=64, height=48, rate=Fraction(24), crf=8) as writer:
         for frame in frames:
@@ -328,7 +330,7 @@ def test_the_colours_are_those_given(numbered_frames, reference_decode, colour_e
 
 
 @pytest.mark.parametrize("written", [0, 1, 20])
-def test_nothing_is_left_of_a_failure(written, numbered_frames, tmp_path):
+def test_a_failure_leaves_no_files(written, numbered_frames, tmp_path):
     with (
         pytest.raises(ZeroDivisionError),
         VideoWriter(tmp_path / "a.mp4", width=64, height=48, rate=Fraction(24)) as writer,
@@ -339,12 +341,12 @@ def test_nothing_is_left_of_a_failure(written, numbered_frames, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_nothing_is_left_of_a_failure_to_begin_or_to_end(make_video, numbered_frames, tmp_path):
+def test_a_failure_to_open_or_close_leaves_no_files(make_video, numbered_frames, tmp_path):
     silent = make_video("silent.mp4", "-c:v", "mpeg4", frames=2)
     folder = tmp_path / "out"
     folder.mkdir()
     options = {"width": 64, "height": 48, "rate": Fraction(24)}
-    with pytest.raises(NotAVideo, match="no sound"):
+    with pytest.raises(NotAVideo, match="no decodable audio"):
         VideoWriter(folder / "a.mp4", audio=silent, **options)
     assert list(folder.iterdir()) == []
 
@@ -356,7 +358,7 @@ def test_nothing_is_left_of_a_failure_to_begin_or_to_end(make_video, numbered_fr
     assert list(folder.iterdir()) == []
 
 
-def test_an_older_file_survives_a_failure(numbered_frames, tmp_path):
+def test_an_existing_file_survives_a_failure(numbered_frames, tmp_path):
     path = tmp_path / "a.mp4"
     path.write_bytes(b"the one before")
     with (
@@ -368,11 +370,11 @@ def test_an_older_file_survives_a_failure(numbered_frames, tmp_path):
     assert path.read_bytes() == b"the one before"
 
 
-def test_no_permission(tmp_path):
+def test_an_unwritable_folder_is_refused(tmp_path):
     import os
 
     if os.geteuid() == 0:
-        pytest.skip("root may write anywhere")
+        pytest.skip("root ignores file permissions")
     tmp_path.chmod(0o500)
     with pytest.raises(NotWritable) as caught:
         VideoWriter(tmp_path / "a.mp4", width=64, height=48, rate=Fraction(24))
@@ -380,8 +382,8 @@ def test_no_permission(tmp_path):
 
 
 @pytest.mark.parametrize("offset", [0.0, 0.5, -0.5])
-def test_sound_is_in_step(offset, make_video, numbered_frames, tmp_path):
-    """A beep 1 s into the sound is heard 1 s + `audio_offset` into the video."""
+def test_audio_is_synchronised(offset, make_video, numbered_frames, tmp_path):
+    """A beep at 1 s in the audio plays at 1 s + `audio_offset` in the video."""
     beep = "aevalsrc='if(between(t,1,1.1),0.8*sin(2*PI*1000*t),0)':s=48000:d=4"
     sound = make_video("sound.m4a", "-c:a", "aac", frames=beep)
     path = tmp_path / "a.mp4"
@@ -399,21 +401,21 @@ def test_sound_is_in_step(offset, make_video, numbered_frames, tmp_path):
                 loud.append(frame.time)
     assert loud[0] == pytest.approx(1 + offset, abs=0.03)
     assert last == pytest.approx(2.0, abs=0.05)
-    seen = probe(path)
-    assert seen.audio is not None and seen.frames == 50
+    probed = probe(path)
+    assert probed.audio is not None and probed.frames == 50
 
 
 @pytest.mark.parametrize("codec", ["pcm_s16le", "flac", "libopus"])
-def test_sound_that_players_do_not_know_becomes_aac(tmp_path, ffmpeg, codec):
+def test_unsupported_audio_codecs_are_transcoded_to_aac(tmp_path, ffmpeg, codec):
     sound = tmp_path / "sound.mka"
     tone = ["-f", "lavfi", "-i", "sine=frequency=440:duration=2"]
     subprocess.run([ffmpeg, "-v", "error", *tone, "-c:a", codec, sound], check=True)
     path = tmp_path / "film.mp4"
-    with VideoWriter(path, width=64, height=48, rate=Fraction(25), audio=sound) as film:
+    with VideoWriter(path, width=64, height=48, rate=Fraction(25), audio=sound) as writer:
         for _ in range(25):
-            film.write(np.zeros((48, 64, 3), np.uint8))
+            writer.write(np.zeros((48, 64, 3), np.uint8))
     with av.open(str(path)) as container:
         stream = container.streams.audio[0]
         assert stream.codec_context.name == "aac"
-        heard = sum(f.samples / f.sample_rate for f in container.decode(audio=0))
-    assert abs(heard - 1) < 0.08  # cut where the picture ends, within AAC's frames
+        audio_seconds = sum(f.samples / f.sample_rate for f in container.decode(audio=0))
+    assert abs(audio_seconds - 1) < 0.08  # ends with the video, up to AAC's frame length

@@ -1,7 +1,7 @@
-"""Windows: never across a cut, never into what is held out, always the same, always aligned.
+"""Training windows: within shots, outside held-out frames, reproducible and aligned.
 
-The clips are drawn: a camera pans and zooms over a map of coloured lands, so that the true flow,
-labels and landmarks of every frame are known.
+The clips are synthetic: a camera pans and zooms over a map of coloured regions, so that the true
+flow, labels and landmarks of every frame are known.
 """
 
 from __future__ import annotations
@@ -63,11 +63,11 @@ CLASSES = ("background", "person", "water")
 PALETTE = np.array([[30, 120, 60], [220, 60, 50], [50, 80, 220]], np.uint8)
 PEOPLE = tuple(CITYSCAPES)[24:34]
 
-# ---------------------------------------------------------------- the drawn clip
+# ---------------------------------------------------------------- the synthetic clip
 
 
 def to_map(t: int, places: NDArray[Any]) -> NDArray[Any]:
-    """Where on the map pixels [..., 2] of frame t are."""
+    """Map positions of pixels [..., 2] of frame t."""
     zoom = 1 + 0.004 * t
     return (places - (60, 50)) * zoom + (120 + 1.3 * t, 100 - 0.7 * t)
 
@@ -78,7 +78,7 @@ def from_map(t: int, places: NDArray[Any]) -> NDArray[Any]:
 
 
 def backward(t: int, stride: int, places: NDArray[Any]) -> NDArray[Any]:
-    """Where what is at pixels [..., 2] of frame t was `stride` frames before."""
+    """Positions of pixels [..., 2] of frame t in the frame `stride` frames earlier."""
     return from_map(t - stride, to_map(t, places))
 
 
@@ -88,7 +88,7 @@ def centres(height: int, width: int) -> NDArray[np.float64]:
 
 
 @cache
-def lands() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def regions() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """The map, RGB [200, 300, 3], and its class ids [200, 300]."""
     noise = np.random.default_rng(3).normal(0, 1, (3, 200, 300)).astype(np.float32)
     rough = np.stack([cv2.GaussianBlur(plane, (0, 0), 12) for plane in noise])
@@ -104,7 +104,7 @@ def drawn(t: int, picture: NDArray[np.uint8], kind: int) -> NDArray[np.uint8]:
 
 
 def scene_flow(grid: tuple[int, int] = (48, 64)) -> NDArray[np.uint16]:
-    """Packed flow of all frames; shots begin all occluded."""
+    """Packed flow of all frames; the first frames of shots are fully occluded."""
     images = []
     for t in range(COUNT):
         places = centres(*grid) / grid[::-1] * (WIDTH, HEIGHT)
@@ -146,7 +146,7 @@ def write_store(
     flow: NDArray[np.uint16] | None = None,
     rate: Fraction = RATE,
 ) -> Path:
-    """A clip store by hand."""
+    """Write a clip store from arrays."""
     folder.mkdir()
     count, height, width, _ = frames.shape
     with av.open(str(folder / "frames.mp4"), "w") as container:
@@ -202,8 +202,8 @@ def write_store(
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory) -> Path:
-    """The drawn clip with everything: pose, labels, instances, flow."""
-    picture, ids = lands()
+    """The synthetic clip with all signals: pose, labels, instances, flow."""
+    picture, ids = regions()
     frames = np.stack([drawn(t, picture, cv2.INTER_LINEAR) for t in range(COUNT)])
     labels = np.stack([drawn(t, ids, cv2.INTER_NEAREST) for t in range(COUNT)])
     return write_store(
@@ -226,12 +226,12 @@ def small(tmp_path) -> Callable[..., Path]:
 
 
 def augmentation(**changes: Any) -> AugmentationSettings:
-    nothing = {
+    disabled = {
         "crop_probability": 0.0, "flip": 0.0, "scale": (1.0, 1.0), "shift": 0.0, "colour": 0.0,
         "drop": 0.0,
         "jitter": 0.0, "reference_drop": 0.0, "past": {"noise": 0.0, "blur": 0.0, "colour": 0.0},
     }  # fmt: skip
-    return AugmentationSettings.model_validate(nothing | changes)
+    return AugmentationSettings.model_validate(disabled | changes)
 
 
 WILD = augmentation(crop_probability=0.8, flip=0.5, scale=(1.0, 1.5), shift=1.0)
@@ -255,7 +255,7 @@ class TrainingPlan:
 
 
 def same(a: Batch, b: Batch) -> bool:
-    """To the bit, missing boxes included."""
+    """Whether two batches are bit-identical, missing boxes included."""
     for name in a.__dataclass_fields__:
         one, other = getattr(a, name), getattr(b, name)
         if (one is None) != (other is None):
@@ -265,7 +265,7 @@ def same(a: Batch, b: Batch) -> bool:
     return True
 
 
-# ---------------------------------------------------------------- what is drawn
+# ---------------------------------------------------------------- sampling
 
 
 @given(
@@ -276,7 +276,7 @@ def same(a: Batch, b: Batch) -> bool:
     holdout=st.sampled_from([0.0, 0.15, 0.5]),
 )
 @examples(max_examples=150, deadline=None)
-def test_windows_stay_in_a_shot_and_out_of_what_is_held_out(
+def test_windows_stay_within_a_shot_and_outside_held_out_frames(
     scene, seed, index, length, stride, holdout
 ):
     windows = opened(scene, holdout)
@@ -297,7 +297,7 @@ def opened(scene: Path, holdout: float) -> ClipDataset:
     return ClipDataset([scene], ["pose"], seed=0, holdout=holdout, augmentation=WILD)
 
 
-def test_every_start_and_every_stride_comes_up(scene):
+def test_every_start_and_stride_is_sampled(scene):
     windows = ClipDataset([scene], ["pose"], seed=1, max_stride=3)
     draws = [windows.draw(i, 4, 48) for i in range(2500)]
     for stride in (1, 2, 3):
@@ -307,7 +307,7 @@ def test_every_start_and_every_stride_comes_up(scene):
         assert shots == ((0, 11), (11, 30), (30, 34))
         possible = {s for a, b in shots for s in range(a, b - span + 1)}
         assert seen == possible | ({30} if stride == 1 else set())
-    # The last shot has room for four frames at stride 1 only, and gives them whatever is drawn.
+    # The last shot has room for four frames at stride 1 only, so it ignores the sampled stride.
     shares = [sum(d.stride == s for d in draws) / len(draws) for s in (1, 2, 3)]
     assert 0.3 < shares[0] < 0.48 and min(shares) > 0.25
 
@@ -318,14 +318,14 @@ def test_the_last_frames_are_held_out(scene):
         assert clip.train == (0, COUNT - held) and clip.held_out == (COUNT - held, COUNT)
 
 
-def test_clips_are_drawn_by_how_many_windows_they_have(small):
+def test_clips_are_sampled_in_proportion_to_their_number_of_windows(small):
     paths = [small("short", 20, labelled=True), small("long", 56, labelled=True)]
     windows = ClipDataset(paths, ["segmentation"], seed=0, holdout=0.0)
     share_of_long = np.mean([windows.draw(i, 5, 48).clip for i in range(2000)])
     assert share_of_long == pytest.approx(52 / 68, abs=0.04)
 
 
-def test_where_the_signal_is_missing_no_window_is(small):
+def test_windows_avoid_frames_without_the_signal(small):
     pose = np.ones((40, len(NAMES), 3), np.float32)
     pose[10:30] = np.nan
     path = small("gap", 40, pose=pose)
@@ -344,7 +344,7 @@ def test_where_the_signal_is_missing_no_window_is(small):
 
 
 def inverse(placement: Placement) -> NDArray[np.float64]:
-    """[H, W, 2] the stored place of every pixel shown."""
+    """[H, W, 2] the stored position of every result pixel."""
     shown = centres(*placement.size)
     if placement.flip:
         shown[..., 0] = placement.size[1] - shown[..., 0]
@@ -352,8 +352,8 @@ def inverse(placement: Placement) -> NDArray[np.float64]:
 
 
 @pytest.mark.parametrize("size", [32, 48, 96, 128])
-def test_flow_is_that_of_the_frames_shown(scene, size):
-    """Zoomed, mirrored, shrunk, at strides 1 to 3, against the camera's true motion."""
+def test_flow_matches_the_placed_frames(scene, size):
+    """Zoomed, mirrored, shrunk, at strides 1 to 3, compared with the true camera motion."""
     windows = ClipDataset([scene], ["pose"], seed=size, augmentation=WILD, max_stride=3)
     draws = [windows.draw(i, 4, size) for i in range(9)]
     assert {d.stride for d in draws} == {1, 2, 3}
@@ -371,7 +371,7 @@ def test_flow_is_that_of_the_frames_shown(scene, size):
             error = np.abs(flow - np.moveaxis(truth, -1, 0))[:, visible]
             assert visible.mean() > 0.5
             assert np.quantile(error, 0.99) < 0.1 * size / 48
-            # Away from the stored frame's border, where the grid repeats its last value.
+            # Errors are larger at the stored frame's border, where the grid repeats its last value.
             assert error.mean() < 0.02 * size / 48
 
             past = warp(batch.frames[b : b + 1, t - 1], batch.flow[b : b + 1, t])[0]
@@ -379,12 +379,12 @@ def test_flow_is_that_of_the_frames_shown(scene, size):
             moved.append((past - batch.frames[b, t]).abs()[:, seen].mean())
             gap = (batch.frames[b, t - 1] - batch.frames[b, t]).abs()
             still.append(gap[:, seen].mean())
-    # What is left is the video codec's noise.
+    # The remaining difference is the video codec's noise.
     assert np.mean(moved) < 0.35 * np.mean(still)
     assert max(moved) < 0.04
 
 
-def test_occlusion_is_what_the_past_frame_does_not_show(scene):
+def test_occlusion_marks_pixels_outside_the_previous_frame(scene):
     windows = ClipDataset([scene], ["pose"], seed=4, augmentation=WILD, max_stride=3)
     for index in range(8):
         draw = windows.draw(index, 3, 48)
@@ -402,7 +402,7 @@ def test_occlusion_is_what_the_past_frame_does_not_show(scene):
             assert (hidden[deep & stored] == 0).all()
 
 
-def test_labels_and_foreground_lie_on_their_colours(scene):
+def test_labels_and_foreground_align_with_the_colours(scene):
     windows = ClipDataset([scene], ["segmentation"], seed=2, augmentation=WILD, extras=EVERYTHING)
     batch = windows.batch(range(10), 3, 64)
     assert batch.signals.shape == (10, 3, len(CLASSES) + 1, 64, 80)
@@ -419,7 +419,7 @@ def test_labels_and_foreground_lie_on_their_colours(scene):
     assert torch.equal(batch.instances[:, :, 0], hot.argmax(2) + 1000)
 
 
-def test_labels_thinned_out_stay_in_place(small):
+def test_subsampled_labels_stay_in_place(small):
     places = centres(96, 128)
     labels = (np.hypot(*np.moveaxis(places - (50, 43), -1, 0)) < 30).astype(np.uint8)
     path = small("disc", 2, (96, 128), labels=np.stack([labels] * 2), classes=CLASSES)
@@ -432,14 +432,14 @@ def test_labels_thinned_out_stay_in_place(small):
         weight = batch.foreground[0, 0, 0].numpy()
         middle = (centres(*weight.shape) * weight[..., None]).sum((0, 1)) / weight.sum()
         truth = placement.points(np.array([50, 43], np.float32))
-        # Blocks of an even side have no middle label: half a stored pixel may be missed.
+        # Blocks of even size have no middle label: an error of half a stored pixel is allowed.
         assert np.abs(middle - truth).max() < 0.5 / placement.downscale + 0.06
 
 
-def test_landmarks_stay_on_what_they_mark(scene):
-    """Each point marks a place on the map; its neighbourhood looks alike wherever it is shown."""
+def test_landmarks_stay_on_their_map_positions(scene):
+    """Each point marks a map position; its colour is the same in all frames."""
     windows = ClipDataset([scene], ["pose"], seed=3, augmentation=WILD, max_stride=2)
-    picture, _ = lands()
+    picture, _ = regions()
     spots = to_map(0, scene_pose()[0, :, :2].astype(float))
     truth = cv2.remap(
         picture, *(spots - 0.5).astype(np.float32).T[..., None], cv2.INTER_LINEAR
@@ -450,7 +450,7 @@ def test_landmarks_stay_on_what_they_mark(scene):
         draw = windows.draw(index, 3, 96)
         frames = ((windows.load([draw]).frames[0].numpy() + 1) * 127.5).astype(np.float32)
         track = draw.placement.track(store.track("pose", draw.start, draw.stop)[:: draw.stride])
-        # In the mirror left and right change names; the places on the map do not.
+        # Mirroring swaps left and right names, but not the map positions.
         order = list(MIRROR) if draw.placement.flip else slice(None)
         for frame, points in zip(frames, track.points[:, order, :2], strict=True):
             height, width = draw.placement.size
@@ -463,7 +463,7 @@ def test_landmarks_stay_on_what_they_mark(scene):
     assert np.mean(errors) < 6 < 0.2 * np.mean(elsewhere)
 
 
-def test_boxes_follow_and_stay_inside(small):
+def test_boxes_follow_the_points_and_stay_inside(small):
     pose = np.full((12, len(NAMES), 3), np.nan, np.float32)
     pose[:, :11] = [*((x, 20, 1) for x in range(20, 31))]
     pose[:, 33:54] = [*((60 + i / 10, 40, 1) for i in range(21))]  # too small to see
@@ -494,8 +494,8 @@ def test_boxes_follow_and_stay_inside(small):
     assert found > 5
 
 
-def test_handles_move_as_the_camera_does(scene):
-    """All points are fixed to the map, so what they carry is the camera's true motion."""
+def test_control_points_move_with_the_camera(scene):
+    """All points are fixed to the map, so their dense motion is the true camera motion."""
     windows = ClipDataset(
         [scene], ["segmentation", "pose"], seed=1, augmentation=WILD, max_stride=3,
         extras=("flow", "control_points"),
@@ -509,16 +509,16 @@ def test_handles_move_as_the_camera_does(scene):
     compared = 0
     for t in (1, 2):
         now, before = batch.control_points[:, t], batch.control_points[:, t - 1]
-        shard = dense_motion(now, now + torch.tensor([1.0, 0.0, 0.0]), (96, 128))[:, :1]
-        among = (shard > 0.95).expand_as(batch.flow[:, t])
-        gap = (dense_motion(now, before, (96, 128)) / shard - batch.flow[:, t])[among].abs()
+        coverage = dense_motion(now, now + torch.tensor([1.0, 0.0, 0.0]), (96, 128))[:, :1]
+        covered = (coverage > 0.95).expand_as(batch.flow[:, t])
+        gap = (dense_motion(now, before, (96, 128)) / coverage - batch.flow[:, t])[covered].abs()
         compared += len(gap)
-        assert gap.mean() < 0.1 and batch.flow[:, t][among].abs().mean() > 1
+        assert gap.mean() < 0.1 and batch.flow[:, t][covered].abs().mean() > 1
     assert compared > 20000
 
 
-def test_what_is_rendered_sees_the_handles_of_training(scene):
-    """A picture of another size than the stored one, and the second of two signals."""
+def test_sequences_have_the_control_points_of_the_placed_track(scene):
+    """At a size other than the stored one, for the second of two signals."""
     windows = ClipDataset([scene], ["segmentation", "pose"], seed=0, extras=("control_points",))
     batch = next(windows.sequence(0, 3, 6, size=48))
     track = windows.placement(0, 48).track(ClipStore.open(scene).track("pose", 3, 6))
@@ -528,24 +528,24 @@ def test_what_is_rendered_sees_the_handles_of_training(scene):
     torch.testing.assert_close(2 * batch.control_points[0], stored, atol=1e-3, rtol=1e-4)
 
 
-def test_handles_are_there_where_a_signal_has_points(scene, small):
+def test_control_points_exist_only_for_signals_with_points(scene, small):
     assert (
         ClipDataset([scene], ["pose"], seed=0).batch([0], 2, 48).control_points is None
-    )  # not asked for
+    )  # not requested
     labels = ClipDataset([scene], ["segmentation"], seed=0, extras=("control_points",))
     assert labels.control_points == 0 and labels.batch([0], 2, 48).control_points is None
     pose = np.full((12, len(NAMES), 3), np.nan, np.float32)
-    pose[:, 11:14:2] = 1.0  # a shoulder and an elbow: nothing that tells the body's size
+    pose[:, 11:14:2] = 1.0  # a shoulder and an elbow: the body size is unknown
     windows = ClipDataset([small("head", pose=pose)], ["pose"], seed=0, extras=("control_points",))
     batch = windows.batch([0], 2, 48)
     assert batch.control_points is not None and not batch.control_points.isnan().any()
     assert (batch.control_points[..., 2] == 0).all()
 
 
-# ---------------------------------------------------------------- what else varies
+# ---------------------------------------------------------------- other parts of a batch
 
 
-def test_unvaried_windows_are_the_stored_frames(scene):
+def test_windows_without_augmentation_are_the_stored_frames(scene):
     windows = ClipDataset([scene], ["pose", "segmentation"], seed=0)
     draw = windows.draw(5, 4, 96)
     batch, stored = windows.load([draw]), ClipStore.open(scene).window(draw.start, 4)
@@ -570,12 +570,12 @@ def test_flow_can_be_a_condition(scene):
     assert torch.equal(batch.signals, torch.cat([batch.flow, batch.occlusion], dim=2))
 
 
-def plate_of(picture: Any, known: Any) -> BackgroundPlate:
-    return BackgroundPlate(picture, known, 0.0, 0.0)
+def make_background_plate(picture: Any, valid_mask: Any) -> BackgroundPlate:
+    return BackgroundPlate(picture, valid_mask, 0.0, 0.0)
 
 
 def panned_wall(count: int) -> tuple[Any, BackgroundPlate]:
-    """A wall that the camera pans over, 3 pixels a frame, and its mosaic."""
+    """A wall that the camera pans over at 3 pixels per frame, and its mosaic."""
     height, width = 48, 64
     y, x = np.mgrid[:height, : width + 3 * count].astype(np.float32)
     wave = 128 + 50 * np.sin(x / 9) + 40 * np.cos(y / 7 + x / 23)
@@ -589,8 +589,8 @@ def panned_wall(count: int) -> tuple[Any, BackgroundPlate]:
     return wall, BackgroundPlate(still, still[..., 0], 0.0, 0.0, Backgrounds({0: mosaic}, track))
 
 
-def test_behind_a_camera_that_moves_is_its_part_of_the_mosaic(small):
-    """A noise wall that the camera pans over: every window shows just what its frames show."""
+def test_a_moving_camera_sees_its_part_of_the_mosaic(small):
+    """The camera pans over a wall: the background of every window matches its frames."""
     path = small("panned", labelled=True)
     width = 64
     wall, made = panned_wall(len(ClipStore.open(path)))
@@ -613,11 +613,13 @@ def test_behind_a_camera_that_moves_is_its_part_of_the_mosaic(small):
         assert torch.equal(batch.condition(2).background_plate, batch.background_plate[:, 2])
 
 
-def test_a_still_clip_beside_one_whose_camera_moves(small):
-    """Each window shows what is behind its own clip: one picture throughout, or one a frame."""
+def test_a_still_clip_beside_one_with_a_moving_camera(small):
+    """Each window has the background of its own clip: a constant one, or one per frame."""
     moving, still = small("panned", labelled=True), small("still", labelled=True)
     _, mosaic = panned_wall(len(ClipStore.open(moving)))
-    grey = plate_of(np.full((48, 64, 3), 100, np.uint8), np.full((48, 64), 255, np.uint8))
+    grey = make_background_plate(
+        np.full((48, 64, 3), 100, np.uint8), np.full((48, 64), 255, np.uint8)
+    )
     windows = ClipDataset(
         [moving, still],
         ["segmentation"],
@@ -642,9 +644,9 @@ def test_a_still_clip_beside_one_whose_camera_moves(small):
             assert not torch.equal(background_plate[0], background_plate[1])
 
 
-def test_colour_is_one_for_frames_plate_and_style(small):
+def test_frames_background_plate_and_style_share_the_colour_change(small):
     path = small("grey", labelled=True)
-    background_plate = plate_of(
+    background_plate = make_background_plate(
         np.full((48, 64, 3), 128, np.uint8), np.full((48, 64), 255, np.uint8)
     )
     windows = ClipDataset(
@@ -661,14 +663,14 @@ def test_colour_is_one_for_frames_plate_and_style(small):
     assert (batch.background_plate[:, 0, 3] == 1).all()
 
 
-def test_a_plate_lies_under_its_frames(scene):
+def test_the_background_plate_aligns_with_the_frames(scene):
     store = ClipStore.open(scene)
     still = store.frames(4, 5)[0]
-    known = np.zeros((HEIGHT, WIDTH), np.uint8)
-    known[:, : WIDTH // 2] = 1
+    valid_mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+    valid_mask[:, : WIDTH // 2] = 1
     windows = ClipDataset(
         [scene], ["pose"], seed=0, augmentation=WILD, extras=("background_plate",),
-        background_plates=[plate_of(still, known)],
+        background_plates=[make_background_plate(still, valid_mask)],
     )  # fmt: skip
     assert windows.batch([0], 1, 48).flow is None
     for index in range(6):
@@ -684,7 +686,7 @@ def test_a_plate_lies_under_its_frames(scene):
     assert windows.batch([0], 1, 48).background_plate is None
 
 
-def test_style_is_another_frame_of_the_training_part(scene):
+def test_style_is_a_random_training_frame(scene):
     windows = ClipDataset([scene], ["pose"], seed=0, extras=("style",), holdout=0.5)
     frames = ClipStore.open(scene).window(0, COUNT, signals=[]).frames
     chosen = set()
@@ -697,14 +699,14 @@ def test_style_is_another_frame_of_the_training_part(scene):
     assert len(chosen) > 10
 
 
-def test_limbs_are_dropped_and_moved(scene):
+def test_limbs_are_dropped_and_jittered(scene):
     plain = ClipDataset([scene], ["pose"], seed=0).batch([0], 4, 96)
     every = ClipDataset([scene], ["pose"], seed=0, augmentation=augmentation(drop=1.0))
     some = ClipDataset([scene], ["pose"], seed=0, augmentation=augmentation(drop=0.3))
     moved = ClipDataset([scene], ["pose"], seed=0, augmentation=augmentation(jitter=20.0))
     ink = [(w.batch([0], 4, 96).signals > -1).any(2).float().mean() for w in (every, some)]
     full = (plain.signals > -1).any(2).float().mean()
-    assert 0 < ink[0] < ink[1] < full  # trunk and hips are in no group that is dropped
+    assert 0 < ink[0] < ink[1] < full  # the torso is in no group that is dropped
     assert len(LIMB_GROUPS) == 7
     batch = moved.batch([0], 4, 96)
     assert torch.equal(batch.frames, plain.frames)
@@ -713,7 +715,7 @@ def test_limbs_are_dropped_and_moved(scene):
     assert torch.equal(batch.boxes.nan_to_num(-1), plain.boxes.nan_to_num(-1))
 
 
-def test_street_scenes_have_more_in_the_foreground_than_people(small):
+def test_the_foreground_of_street_scenes_includes_vehicles(small):
     labels = np.zeros((12, 48, 64), np.uint8)
     labels[:, :, 32:] = 26  # a car
     path = small("street", labels=labels, classes=tuple(CITYSCAPES))
@@ -727,13 +729,13 @@ def test_street_scenes_have_more_in_the_foreground_than_people(small):
     assert ClipDataset([things], ["segmentation"], seed=0).batch([0], 2, 48).foreground is None
 
 
-# ---------------------------------------------------------------- the same everywhere
+# ---------------------------------------------------------------- reproducibility
 
 
 def everything(scene: Path, **changes: Any) -> ClipDataset:
     varied = WILD.model_copy(update={"colour": 0.5, "drop": 0.1, "jitter": 3.0})
     picture = ClipStore.open(scene).frames(0, 1)[0]
-    background_plate = plate_of(picture, np.full((HEIGHT, WIDTH), 255, np.uint8))
+    background_plate = make_background_plate(picture, np.full((HEIGHT, WIDTH), 255, np.uint8))
     values: dict[str, Any] = {
         "seed": 7, "augmentation": varied, "extras": EVERYTHING, "max_stride": 3,
         "background_plates": [background_plate]
@@ -743,7 +745,12 @@ def everything(scene: Path, **changes: Any) -> ClipDataset:
 
 def test_the_cache_changes_nothing(scene):
     kept, read = everything(scene), everything(scene, cache=0)
-    for size, first in ((32, 0), (96, 0), (96, 2), (32, 1)):  # other sizes, other shrunk copies
+    for size, first in (
+        (32, 0),
+        (96, 0),
+        (96, 2),
+        (32, 1),
+    ):  # other sizes need other downscaled copies
         indices = range(first, first + 3)
         assert same(kept.batch(indices, 4, size), read.batch(indices, 4, size))
     assert kept._reader is not None and kept._reader.blocks
@@ -761,7 +768,7 @@ def test_the_cache_keeps_to_its_budget_and_follows_the_size(scene, small):
         assert total <= 2**20 and (total > 0) == bool(kept)
 
 
-def test_any_window_by_itself_is_the_one_in_the_batch(scene):
+def test_a_window_loaded_alone_equals_the_one_in_the_batch(scene):
     windows = everything(scene)
     batch = windows.batch([4, 9, 2], 3, 48)
     for place, index in enumerate((4, 9, 2)):
@@ -778,27 +785,27 @@ def test_worker_processes_give_the_same_batches(scene):
     ]
     here = list(loader(everything(scene), plans))
     windows = everything(scene)
-    windows.batch([0], 2, 48)  # open files and a filled cache do not travel
+    windows.batch([0], 2, 48)  # open files and a filled cache are not pickled
     there = list(loader(windows, plans, workers=2))
     assert [b.frames.shape for b in there] == [b.frames.shape for b in here]
     assert all(same(a, b) for a, b in zip(here, there, strict=True))
 
 
-def test_no_more_workers_than_cores(scene, monkeypatch):
-    """More of them make torch warn, which is an error in these tests."""
+def test_there_are_no_more_workers_than_cores(scene, monkeypatch):
+    """With more, torch warns, which is an error in these tests."""
     monkeypatch.setattr("v2v.data.windows.cores", lambda: 1)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0}, raising=False)
     assert len(list(loader(everything(scene), [TrainingPlan(0)], workers=9))) == 1
 
 
-def test_a_worker_s_error_is_ours(scene):
+def test_an_error_in_a_worker_keeps_its_message(scene):
     windows = everything(scene)
     with pytest.raises(StoreError, match=r"^too few frames: a window needs 30 in a row") as caught:
         next(loader(windows, [TrainingPlan(0, length=30)], workers=1))
     assert "Traceback" not in caught.value.message and caught.value.hint
 
 
-def test_shares_of_all_processes_make_the_whole_batch(scene):
+def test_the_shards_of_all_processes_form_the_whole_batch(scene):
     windows = everything(scene)
     plans = [TrainingPlan(n, batch=4) for n in range(2)]
     whole = list(loader(windows, plans))
@@ -819,7 +826,7 @@ def test_steps_never_share_a_window():
     assert len(set(seen)) == len(seen)
 
 
-def test_a_resumed_loader_goes_on_as_a_straight_one(scene):
+def test_a_resumed_loader_continues_like_an_uninterrupted_one(scene):
     def plans(first: int) -> list[TrainingPlan]:
         return [TrainingPlan(n, length=2 + n // 2, batch=1 + n % 2) for n in range(first, 5)]
 
@@ -828,13 +835,13 @@ def test_a_resumed_loader_goes_on_as_a_straight_one(scene):
     assert all(same(a, b) for a, b in zip(straight[3:], resumed, strict=True))
 
 
-def test_endless_plans(scene):
+def test_endless_plans_are_accepted(scene):
     windows = everything(scene)
     endless = (TrainingPlan(n) for n in iter(int, 1))
     assert len(list(islice(loader(windows, endless), 3))) == 3
 
 
-def test_windows_travel_light(scene):
+def test_pickled_windows_are_small(scene):
     windows = everything(scene)
     windows.batch(range(3), 3, 48)
     data = pickle.dumps(windows)
@@ -845,7 +852,7 @@ def test_windows_travel_light(scene):
 # ---------------------------------------------------------------- sequences
 
 
-def test_a_sequence_runs_on_from_chunk_to_chunk(scene):
+def test_a_sequence_continues_across_chunks(scene):
     windows = everything(scene)
     whole = list(windows.sequence(0, 3, 25, size=48, chunk=100))
     parts = list(windows.sequence(0, 3, 25, size=48, chunk=8))
@@ -864,7 +871,7 @@ def test_a_sequence_runs_on_from_chunk_to_chunk(scene):
     assert torch.allclose(whole[0].frames[0, 0], shown, atol=1e-6)
 
 
-def test_a_sequence_is_of_what_is_held_out_unless_told(scene):
+def test_a_sequence_has_the_held_out_frames_by_default(scene):
     windows = ClipDataset([scene], ["pose"], seed=0)
     frames = ClipStore.open(scene).window(34, 6, signals=[]).frames
     (batch,) = windows.sequence(0, size=96)
@@ -894,18 +901,18 @@ def test_frame_sizes(small, stored, size, shown):
     assert windows.batch([0], 1, size).frames.shape[3:] == shown
 
 
-def test_sizes_that_cannot_be(small):
+def test_impossible_frame_sizes_are_refused(small):
     windows = ClipDataset([small("one", labelled=True)], ["segmentation"], seed=0)
     for size, hint in ((50, "48"), (0, "16"), (-16, "16"), (7, "16")):
         with pytest.raises(ConfigError, match=f"{size} pixels .* multiple of 16") as caught:
             windows.draw(0, 1, size)
         assert str(caught.value.hint).endswith(hint)
-    with pytest.raises(ConfigError, match="256 pixels cannot be had .* with 48") as caught:
+    with pytest.raises(ConfigError, match="256 pixels are more than twice .* at 48") as caught:
         windows.draw(0, 1, 256)
     assert "train at 48" in str(caught.value.hint) and "--size 256" in str(caught.value.hint)
 
 
-def test_clips_of_other_shapes_are_cropped_and_said(small):
+def test_clips_of_other_shapes_are_cropped_with_a_note(small):
     paths = [
         small("wide", 4, (48, 72), labelled=True), small("usual", 30, labelled=True),
         small("fast", 9, rate=Fraction(60), labelled=True),
@@ -914,14 +921,14 @@ def test_clips_of_other_shapes_are_cropped_and_said(small):
     assert windows.frame_size(48) == (48, 64)
     assert [note.split(":")[0] for note in windows.notes] == ["wide", "fast"]
     assert "11% of the picture" in windows.notes[0] and "64x48" in windows.notes[0]
-    assert "60 frames a second" in windows.notes[1]
+    assert "60 frames per second" in windows.notes[1]
     batch = windows.batch(range(24), 2, 48)
     assert batch.frames.shape == (24, 2, 3, 48, 64) and set(batch.clip.tolist()) == {0, 1, 2}
     with pytest.raises(StoreConflict, match="tall has frames of 48x128.*64x48.*half"):
         ClipDataset([*paths, small("tall", 4, (128, 48), labelled=True)], ["segmentation"], seed=0)
 
 
-def test_parts_that_not_every_clip_has_are_left_out(scene, small):
+def test_parts_missing_from_a_clip_are_left_out(scene, small):
     plain = small("plain", 12, (96, 128), labelled=True, classes=CLASSES)
     windows = ClipDataset([scene, plain], ["segmentation"], seed=0, extras=EVERYTHING)
     batch = windows.batch(range(4), 2, 48)
@@ -934,25 +941,27 @@ def test_parts_that_not_every_clip_has_are_left_out(scene, small):
 # ---------------------------------------------------------------- errors
 
 
-def test_what_a_store_lacks(small, scene):
+def test_a_missing_signal_is_reported(small, scene):
     path = small("bare", labelled=True)
     with pytest.raises(SignalMissing, match=r"bare has no pose .it has: segmentation") as caught:
         ClipDataset([scene, path], ["segmentation", "pose"], seed=0)
     assert f"v2v preprocess {path} --signal pose" in str(caught.value.hint)
 
 
-def test_clips_that_do_not_go_together(small):
+def test_clips_with_different_classes_are_refused(small):
     first = small("first", classes=("background", "person"))
     more = small("more", classes=CLASSES)
     other = small("other", classes=("background", "horse"))
     with pytest.raises(StoreConflict, match="segmentation has 4 channels in .*more.* 3 in .*first"):
         ClipDataset([first, more], ["segmentation"], seed=0)
-    with pytest.raises(StoreConflict, match="classes of segmentation in .*other") as caught:
+    with pytest.raises(
+        StoreConflict, match="classes of segmentation differ between .*other"
+    ) as caught:
         ClipDataset([first, other], ["segmentation"], seed=0)
     assert "--overwrite" in str(caught.value.hint)
 
 
-def test_too_few_frames(small):
+def test_too_few_frames_are_reported(small):
     path = small("short", 12, labelled=True, shots=(0, 5))
     windows = ClipDataset([path], ["segmentation"], seed=0, holdout=0.25)
     assert windows.draw(0, 5, 48).start == 0
@@ -974,10 +983,10 @@ def test_too_few_frames(small):
         ({"holdout": 1.0}, ConfigError, "holdout cannot be 1.0"),
         ({"max_stride": 0}, ConfigError, "max_stride cannot be 0"),
         ({"background_plates": []}, None, ""),
-        ({"background_plates": [None, None]}, UsageError, "2 plates for 1 clips"),
+        ({"background_plates": [None, None]}, UsageError, "2 background plates for 1 clips"),
     ],
 )
-def test_wrong_arguments(scene, changes, kind, message):
+def test_wrong_arguments_are_refused(scene, changes, kind, message):
     values: dict[str, Any] = {"clips": [scene], "signals": ["pose"], "seed": 0} | changes
     if kind is None:
         ClipDataset(**values)
@@ -986,10 +995,10 @@ def test_wrong_arguments(scene, changes, kind, message):
         ClipDataset(**values)
 
 
-def test_repr_says_what_it_holds(scene):
+def test_repr_describes_the_dataset(scene):
     text = repr(ClipDataset([scene], ["pose", "segmentation"], seed=0))
     assert text == (
-        "Windows(1 clip(s), 34 frames for training, signals=pose+segmentation, channels=7)"
+        "ClipDataset(1 clip(s), 34 frames for training, signals=pose+segmentation, channels=7)"
     )
 
 
@@ -1003,15 +1012,15 @@ def test_composing_over_one_step_changes_nothing():
     assert np.array_equal(composed, flow) and np.array_equal(covered, hidden)
 
 
-def test_composed_flow_is_followed_step_by_step():
-    """Twice a zoom by 1.25 is one by 1.5625, which sums of flows at one place do not give."""
+def test_flow_is_composed_along_the_path():
+    """Two zooms by 1.25 are one by 1.5625; adding the flows at one position does not give that."""
     places = np.moveaxis(centres(40, 40) - 20, -1, 0).astype(np.float32)
     flow = np.repeat(-0.2 * places[None], 3, axis=0)  # towards the middle: 0.8 times as far out
     composed, _ = compose_over(flow, np.zeros((3, 1, 40, 40), np.float32), 2)
     assert np.allclose(composed[1], (0.8**2 - 1) * places, atol=1e-4)
 
 
-def test_what_any_step_hides_is_hidden():
+def test_occlusion_in_any_step_occludes_the_composition():
     flow = np.zeros((5, 2, 6, 8), np.float32)
     flow[:, 0] = 1  # everything comes from one pixel to the right
     hidden = np.zeros((5, 1, 6, 8), np.float32)
@@ -1019,7 +1028,7 @@ def test_what_any_step_hides_is_hidden():
     composed, covered = compose_over(flow, hidden, 2)
     assert composed.shape == (3, 2, 6, 8) and (composed[1:, 0] == 2).all()
     truth = np.zeros((6, 8), np.float32)
-    truth[2, 4] = 1  # frame 2 looks through frame 1, one pixel further
+    truth[2, 4] = 1  # frame 2 refers to frame 1, one pixel to the right
     assert np.allclose(covered[1, 0], truth, atol=1e-5) and (covered[2] == 0).all()
 
 
@@ -1048,7 +1057,7 @@ def test_references_are_warped_to_every_frame(scene):
     condition = batch.condition(1)
     assert condition.references is not None
     assert torch.equal(condition.references, batch.references[:, 1])
-    # The background of a reference is shown, where there is one that is far enough.
+    # A candidate includes the background, unless all references are too close in time.
     valid = batch.references[:, :, :, 3].flatten(3)
     assert (valid.amin(-1) == valid.amax(-1)).all() and valid.any()
     again = with_references(scene, augmentation=augmentation(), candidates=2).batch([0, 1], 3, 48)
@@ -1064,7 +1073,7 @@ def test_a_mirrored_window_has_mirrored_references(scene):
     assert torch.equal(plain.flip(-1), flipped)
 
 
-def test_training_sees_no_reference_of_its_own_moment(scene):
+def test_training_uses_no_reference_close_in_time(scene):
     windows = with_references(scene)
     clip, references = windows.clips[0], windows.references[0]
     for index in range(30):
@@ -1075,16 +1084,16 @@ def test_training_sees_no_reference_of_its_own_moment(scene):
             apart = max(draw.start - frame, frame - (draw.stop - 1))
             assert (number in near) == (apart < gap)
     shown = WindowSample(0, clip.held_out[0], 1, 1, windows.placement(0, 48))
-    assert not len(_near(references, shown, clip))  # rendering may use them all
+    assert not len(_near(references, shown, clip))  # rendering may use all of them
 
 
-def test_dropped_references_are_nowhere_valid(scene):
+def test_dropped_references_are_invalid_everywhere(scene):
     windows = with_references(scene, augmentation=augmentation(reference_drop=1.0))
     batch = windows.batch([0], 2, 48)
     assert batch.references is not None and not batch.references.any()
 
 
-def test_the_choice_of_references_runs_on_from_chunk_to_chunk(scene):
+def test_the_choice_of_references_continues_across_chunks(scene):
     windows = with_references(scene)
     pieces = [batch.references for batch in windows.sequence(0, 2, 14, size=48, chunk=5)]
     (whole,) = (batch.references for batch in windows.sequence(0, 2, 14, size=48, chunk=20))

@@ -1,4 +1,4 @@
-"""Copies among frames are found, whatever encoded them; other poses are not."""
+"""Near-duplicates are found despite re-encoding; other poses are not."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def test_a_thumbnail_has_square_cells() -> None:
     assert thumbnail(np.zeros((20, 300, 3), np.uint8)).shape == (32, 480, 3)
 
 
-def test_the_distance_is_that_of_the_cell_that_differs_most() -> None:
+def test_the_distance_is_the_maximum_over_cells() -> None:
     frames = np.zeros((2, 32, 32, 3), np.uint8)
-    frames[1, 4:8, 8:12] = 40  # one whole cell of 64: a mean of 0.6 over the picture
+    frames[1, 4:8, 8:12] = 40  # one whole cell of 64: a mean of 0.6 over the frame
     np.testing.assert_allclose(distances(frames, frames[0]), [0, 40])
 
 
-@pytest.mark.parametrize("crf", [16, 23])  # of stores; of what others encode
-def test_encoding_again_keeps_a_frame_the_same_and_another_pose_is_not(
+@pytest.mark.parametrize("crf", [16, 23])  # clip stores; typical footage
+def test_re_encoded_frames_are_duplicates_and_other_poses_are_not(
     crf: int, dance: list[np.ndarray], thumbnails: np.ndarray, tmp_path: Path
 ) -> None:
     path = tmp_path / "again.mp4"
@@ -55,12 +55,12 @@ def test_encoding_again_keeps_a_frame_the_same_and_another_pose_is_not(
             writer.write(frame)
     again = np.stack([thumbnail(frame) for frame in read_stored(path)])
     for t, tolerance in enumerate(tolerances(thumbnails)):
-        away = distances(again, thumbnails[t])
-        assert away[t] <= tolerance, t
-        assert np.delete(away, t).min() > tolerance, t
+        found = distances(again, thumbnails[t])
+        assert found[t] <= tolerance, t
+        assert np.delete(found, t).min() > tolerance, t
 
 
-def test_the_frames_found_are_those_that_were_shown(thumbnails: np.ndarray) -> None:
+def test_exactly_the_shown_frames_are_found(thumbnails: np.ndarray) -> None:
     finder = DuplicateFinder(thumbnails, tolerances(thumbnails))
     for t in (3, 4, 11):
         finder.look_at(thumbnails[t])
@@ -68,7 +68,7 @@ def test_the_frames_found_are_those_that_were_shown(thumbnails: np.ndarray) -> N
     assert not finder.all_found
 
 
-def test_what_is_left_out_is_not_found(thumbnails: np.ndarray) -> None:
+def test_excluded_ranges_are_not_searched(thumbnails: np.ndarray) -> None:
     finder = DuplicateFinder(thumbnails, tolerances(thumbnails))
     finder.look_at(thumbnails[5], [(-4, 3), (4, 8)])
     assert not finder.found.any()
@@ -76,10 +76,10 @@ def test_what_is_left_out_is_not_found(thumbnails: np.ndarray) -> None:
     assert np.flatnonzero(finder.found).tolist() == [5]
 
 
-def test_means_of_cells_discard_no_copy() -> None:
-    """The quick look is a lower bound: what it finds is what comparing all pixels finds."""
-    draws = np.random.default_rng(0)
-    one, other = draws.integers(100, 112, (2, 30, 32, 40, 3)).astype(np.uint8)
+def test_cell_means_discard_no_duplicate() -> None:
+    """Cell means are a lower bound of the distance, so the result equals the exhaustive search."""
+    random = np.random.default_rng(0)
+    one, other = random.integers(100, 112, (2, 30, 32, 40, 3)).astype(np.uint8)
     nearest = np.min([distances(one, frame) for frame in other], axis=0)
     tolerance = np.median(nearest)
     finder = DuplicateFinder(one, np.full(30, tolerance, np.float32))
@@ -99,7 +99,7 @@ def test_tolerances_follow_the_motion_within_limits() -> None:
     np.testing.assert_allclose(tolerances(frames[:1]), [MOST])
 
 
-def test_still_frames_are_like_all_around_them() -> None:
+def test_still_frames_equal_all_their_neighbours() -> None:
     levels = np.array([50, 50, 51, 50, 50, 90, 130, 130], np.uint8)
     frames = np.broadcast_to(levels[:, None, None, None], (8, 32, 32, 3))
     assert still(frames, 1).tolist() == [True, True, True, True, False, False, False, True]

@@ -1,4 +1,4 @@
-"""Whole videos of which it is known what they must come to: the same, frozen, blurred, ..."""
+"""Whole videos with known scores: identical, frozen, blurred, ..."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ def _one_thread() -> None:
 
 
 def footage(count: int = COUNT, seed: int = 0) -> Frames:
-    """A textured square that moves before a textured wall, uint8 [T, H, W, 3]."""
+    """A textured square that moves in front of a textured wall, uint8 [T, H, W, 3]."""
     random = np.random.default_rng(seed)
 
     def texture(height: int, width: int) -> np.ndarray:
         noise = cv2.GaussianBlur(random.random((height, width, 3)), (0, 0), 1.2)
         return ((noise - noise.min()) / np.ptp(noise) * 255).astype(np.uint8)
 
-    wall, thing = texture(HEIGHT, WIDTH), texture(24, 24)
+    wall, square = texture(HEIGHT, WIDTH), texture(24, 24)
     frames = np.repeat(wall[None], count, axis=0)
     for t, frame in enumerate(frames):
         x, y = round(25 + 20 * np.sin(t / 6)), round(20 + 14 * np.cos(t / 5))
-        frame[y : y + 24, x : x + 24] = thing
+        frame[y : y + 24, x : x + 24] = square
     return frames
 
 
@@ -54,10 +54,10 @@ def blurred(frames: Frames, sigma: float = 2.0) -> Frames:
 
 
 def noisy(frames: Frames, amount: float, seed: int = 1) -> Frames:
-    """What an honest model does: wrong a little, everywhere and steadily."""
-    wrong = np.random.default_rng(seed).normal(0, amount, frames.shape[1:])
-    wrong = cv2.GaussianBlur(wrong, (0, 0), 2.0) * 4
-    return np.clip(frames + wrong, 0, 255).astype(np.uint8)
+    """The error of a plausible model: small, everywhere and constant over time."""
+    error = np.random.default_rng(seed).normal(0, amount, frames.shape[1:])
+    error = cv2.GaussianBlur(error, (0, 0), 2.0) * 4
+    return np.clip(frames + error, 0, 255).astype(np.uint8)
 
 
 def run(real: Frames, rows: dict[str, Frames], tools: Tools | None = None, **more):  # noqa: ANN201
@@ -75,7 +75,7 @@ def summaries_of(frame_scores: dict[str, FrameScores]) -> dict[str, dict[str, Su
 # ---------------------------------------------------------------- one video
 
 
-def test_the_same_video_is_perfect() -> None:
+def test_an_identical_video_scores_perfectly() -> None:
     real = footage()
     (scores,) = (c for name, c in run(real, {"same": real}).items() if name != TRUTH)
     expected = {"psnr": 100, "ssim": 1, "sharpness": 1, "tof": 0, "flicker": 0}
@@ -86,7 +86,7 @@ def test_the_same_video_is_perfect() -> None:
         assert average(scores[name]) > 0
 
 
-def test_outside_the_region_nothing_is_wrong() -> None:
+def test_errors_outside_the_region_do_not_count() -> None:
     real, region = footage(), np.zeros((HEIGHT, WIDTH), np.bool_)
     region[:40] = True
     captioned, worse = real.copy(), real.copy()
@@ -100,7 +100,7 @@ def test_outside_the_region_nothing_is_wrong() -> None:
     assert average(frame_scores["worse"]["psnr"]) != pytest.approx(average(whole["psnr"]), abs=0.1)
 
 
-def test_person_and_background_are_told_apart() -> None:
+def test_person_and_background_are_measured_separately() -> None:
     real = footage()
     labels = np.zeros(real.shape[:3], np.uint8)
     labels[:, :, :30] = 1
@@ -113,18 +113,18 @@ def test_person_and_background_are_told_apart() -> None:
     assert average(scores["background_psnr"]) < 15
 
 
-def test_pieces_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Values are the same however the video is cut into pieces: neighbours are not lost."""
+def test_scores_do_not_depend_on_the_chunk_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Temporal measures include the frame before each chunk."""
     real = footage()
     rows = {"blurred": blurred(real)}
-    pieces = run(real, rows)["blurred"]
+    chunked = run(real, rows)["blurred"]
     monkeypatch.setattr("v2v.evaluation.frame_scores.CHUNK", 1000)
     whole = run(real, rows)["blurred"]
     for name, values in whole.items():
-        np.testing.assert_allclose(pieces[name], values, rtol=1e-5, atol=1e-7, err_msg=name)
+        np.testing.assert_allclose(chunked[name], values, rtol=1e-5, atol=1e-7, err_msg=name)
 
 
-def test_what_lies_between_two_frames_belongs_to_the_later_one_and_never_to_a_cut() -> None:
+def test_temporal_measures_belong_to_the_later_frame_and_are_undefined_at_cuts() -> None:
     real = footage()
     scores = run(real, {"row": real}, cuts=(7, CHUNK))["row"]
     for name, values in scores.items():
@@ -132,7 +132,7 @@ def test_what_lies_between_two_frames_belongs_to_the_later_one_and_never_to_a_cu
         assert set(np.flatnonzero(np.isnan(values)).tolist()) == undefined, name
 
 
-def test_flicker_of_a_known_amplitude() -> None:
+def test_flicker_has_a_known_amplitude() -> None:
     real = np.full((12, HEIGHT, WIDTH, 3), 128, np.uint8)
     real[:, :, ::2] = 100
     row = real.copy()
@@ -142,8 +142,8 @@ def test_flicker_of_a_known_amplitude() -> None:
     assert average(scores["frame_difference"]) == pytest.approx(10 / 255, abs=1e-6)
 
 
-def test_a_known_shift_is_seen_by_tof() -> None:
-    """An output that stands still where the real picture moves by (3, 0) is off by 3 pixels."""
+def test_tof_measures_a_known_shift() -> None:
+    """A static output has an error of 3 pixels if the real video moves by (3, 0)."""
     noise = cv2.GaussianBlur(np.random.default_rng(0).random((HEIGHT, 3 * WIDTH, 3)), (0, 0), 2.0)
     big = ((noise - noise.min()) / np.ptp(noise) * 255).astype(np.uint8)
     real = np.stack([big[:, 60 - 3 * t : 60 - 3 * t + WIDTH] for t in range(10)])
@@ -151,20 +151,20 @@ def test_a_known_shift_is_seen_by_tof() -> None:
     assert average(scores["tof"]) == pytest.approx(3, abs=0.35)
 
 
-def test_a_row_may_end_early() -> None:
+def test_an_output_may_end_early() -> None:
     real = footage()
     scores = run(real, {"short": real[: CHUNK + 3]})["short"]
     assert all(len(values) == CHUNK + 3 for values in scores.values())
     assert average(scores["psnr"]) == 100
 
 
-def test_every_measure_has_its_reading_and_a_sentence() -> None:
+def test_every_measure_has_a_statistic_and_a_description() -> None:
     for measure_ in MEASURES:
         assert measure_.name == "vmaf" or measure_.source in FRAME_STATISTICS
         assert measure_.about and measure_.title
 
 
-# ---------------------------------------------------------------- what detectors found
+# ---------------------------------------------------------------- detections
 
 
 def pose(count: int = COUNT, x: float = 0.0) -> np.ndarray:
@@ -176,7 +176,7 @@ def pose(count: int = COUNT, x: float = 0.0) -> np.ndarray:
     return found
 
 
-def test_landmarks_off_by_a_known_distance_and_people_who_are_missed() -> None:
+def test_known_landmark_errors_and_missed_people() -> None:
     real, ours = pose(), pose(x=3.0)
     ours[30:] = np.nan
     videos = {"row": Video(iter(footage()), {"pose": ours})}
@@ -187,8 +187,8 @@ def test_landmarks_off_by_a_known_distance_and_people_who_are_missed() -> None:
     assert (scores["pck"] == 0).all()
 
 
-def test_swapped_identities_lose() -> None:
-    """Two people who stand side by side, taken for one another: each is a torso away."""
+def test_swapped_identities_rank_lower() -> None:
+    """Two people side by side are swapped: each keypoint is one torso length off."""
     one, other = pose(), pose(x=20.0)
     swapped = one.copy()
     swapped[10:20] = other[10:20]
@@ -204,10 +204,10 @@ def test_swapped_identities_lose() -> None:
     places = order(
         {n: summaries_of(frame_scores)[n] for n in videos}, summaries_of(frame_scores)[TRUTH]
     )
-    assert [place.row for place in places] == ["right", "swapped"]
+    assert [place.method for place in places] == ["right", "swapped"]
 
 
-def test_labels_of_known_overlap() -> None:
+def test_labels_have_a_known_overlap() -> None:
     real = np.zeros((COUNT, HEIGHT, WIDTH), np.uint8)
     real[:, :, : WIDTH // 2] = 1
     ours = np.zeros_like(real)
@@ -223,13 +223,13 @@ def test_labels_of_known_overlap() -> None:
 
 
 class Brightness:
-    """Stands in for LPIPS in tests: a distance whose values are known."""
+    """A stand-in for LPIPS with known distances, for tests only."""
 
     def __call__(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         return (one.mean(dim=(1, 2, 3)) - other.mean(dim=(1, 2, 3))).abs() / 2
 
 
-def test_tlp_is_the_difference_of_the_steps() -> None:
+def test_tlp_is_the_difference_of_perceptual_distances() -> None:
     real = np.full((8, HEIGHT, WIDTH, 3), 100, np.uint8)
     real += np.arange(8, dtype=np.uint8)[:, None, None, None] * 5  # steps of 5 / 255
     tools = Tools(distance=Brightness())
@@ -239,7 +239,7 @@ def test_tlp_is_the_difference_of_the_steps() -> None:
     assert frame_scores["frozen"]["lpips"][3] == pytest.approx(15 / 255, rel=1e-4)
 
 
-def test_features_are_gathered_from_the_frames_that_count() -> None:
+def test_features_come_from_the_measured_frames_only() -> None:
     real = footage()
     tools = Tools(features={"fid": lambda frames: frames.mean(dim=(2, 3)).double().numpy()})
     sets = FeatureStatistics(), {"row": FeatureStatistics()}
@@ -247,33 +247,33 @@ def test_features_are_gathered_from_the_frames_that_count() -> None:
     assert sets[0].sets["fid"].count == sets[1]["row"].sets["fid"].count == CHUNK
 
 
-# ---------------------------------------------------------------- which is the best
+# ---------------------------------------------------------------- ranking
 
 
 @pytest.mark.parametrize(
-    ("name", "spoilt", "said"),
+    ("name", "degrade", "fault"),
     [
         ("frozen", lambda real: np.repeat(real[:1], len(real), axis=0), "frozen"),
         ("slow", lambda real: real[np.arange(len(real)) // 8 * 8], "frozen"),
         ("blurred", blurred, "blurred"),
     ],
 )
-def test_a_frozen_or_blurred_video_loses_to_an_honest_one(
-    name: str, spoilt: Callable[[Frames], Frames], said: str
+def test_a_frozen_or_blurred_video_ranks_below_a_noisy_one(
+    name: str, degrade: Callable[[Frames], Frames], fault: str
 ) -> None:
-    """Even where its pixels are nearer: a fault that everybody would notice comes last."""
+    """An obvious fault ranks last even if the pixel error is smaller."""
     real = footage()
-    honest = noisy(real, 12.0)
-    summaries = summaries_of(run(real, {name: spoilt(real), "honest": honest}))
+    plausible = noisy(real, 12.0)
+    summaries = summaries_of(run(real, {name: degrade(real), "noisy": plausible}))
     truth = summaries.pop(TRUTH)
     places = order(summaries, truth)
-    assert [place.row for place in places] == ["honest", name]
-    if name != "slow":  # it moves as much in the end, by leaps
-        assert any(fault.startswith(said) for fault in places[1].faults)
+    assert [place.method for place in places] == ["noisy", name]
+    if name != "slow":  # it jumps, so its total motion is the same
+        assert any(found.startswith(fault) for found in places[1].faults)
     assert not places[0].faults
 
 
-def test_warping_error_is_won_by_the_frozen_video_and_ranks_nothing() -> None:
+def test_warping_error_favours_a_frozen_video_and_is_not_ranked() -> None:
     real = footage()
     frame_scores = run(
         real, {"frozen": np.repeat(real[:1], COUNT, axis=0), "noisy": noisy(real, 12.0)}
@@ -286,8 +286,8 @@ def test_warping_error_is_won_by_the_frozen_video_and_ranks_nothing() -> None:
     assert "tof" in better
 
 
-def test_a_comparison_is_frame_by_frame() -> None:
-    """Frames differ far more than the rows do: only pairs of frames tell the rows apart."""
+def test_a_comparison_is_paired_by_frame() -> None:
+    """Frames differ far more than the videos: only a paired comparison is significant."""
     hard = np.random.default_rng(0).normal(20, 5, 60)
     one, other = {"psnr": hard + 0.5}, {"psnr": hard}
     assert compare([one], [other], [60], block=5) == (["psnr"], [], [])
@@ -296,7 +296,7 @@ def test_a_comparison_is_frame_by_frame() -> None:
     assert compare([one], [{"psnr": np.full(60, np.nan)}], [60], block=5) == (["psnr"], [], [])
 
 
-def test_faults_in_words() -> None:
+def test_faults_are_described() -> None:
     real = {"frame_difference": Summary(0.02), "sharpness": Summary(1.0)}
     row = {"frame_difference": Summary(0.001), "sharpness": Summary(0.3)}
     assert faults(row, real) == (

@@ -1,4 +1,4 @@
-"""Measures by trained networks: what they compute, and that nothing stands in for their weights."""
+"""Measures by pretrained networks: values, and no values without the real weights."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def gathered(samples: np.ndarray) -> Gaussian:
 
 
 def test_frechet_distance_of_known_gaussians() -> None:
-    """Of one dimension each: (a - b)^2 + (s - t)^2, apart and then beside one another."""
+    """The distance is the sum of (a - b)^2 + (s - t)^2 over both dimensions."""
     random = np.random.default_rng(0)
     samples = random.normal(size=(4000, 2))
     samples = (samples - samples.mean(axis=0)) @ np.linalg.inv(
@@ -54,7 +54,7 @@ def test_frechet_distance_of_known_gaussians() -> None:
 @pytest.mark.parametrize(
     ("make", "file"), [(Lpips, "alexnet-owt"), (VideoResNet, "r3d_18")], ids=["lpips", "fvd"]
 )
-def test_absent_weights_say_where_they_belong(
+def test_missing_weights_report_path_and_command(
     make: Callable[[], object], file: str, tmp_path: Path
 ) -> None:
     with pytest.raises(WeightsUnavailable, match=file) as caught:
@@ -63,7 +63,7 @@ def test_absent_weights_say_where_they_belong(
     assert caught.value.hint is not None and "curl" in caught.value.hint
 
 
-def test_fid_wants_its_own_inception(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fid_needs_its_own_inception(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(V2VError) as caught:
         Inception()
     assert isinstance(caught.value, MissingLibrary | WeightsUnavailable)
@@ -81,7 +81,7 @@ def test_damaged_weights_are_refused(tmp_path: Path) -> None:
 def placed(
     monkeypatch: pytest.MonkeyPatch, folder: Path, name: str, model: torch.nn.Module, stem: str
 ) -> File:
-    """Random weights under the name that the real ones would have: tests only."""
+    """Store random weights under the name of the real ones, for tests only."""
     path = folder / "hub" / "checkpoints" / "random.pth"
     path.parent.mkdir(parents=True)
     torch.save(model.state_dict(), path)
@@ -93,7 +93,7 @@ def placed(
     return file
 
 
-def test_video_features_of_a_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_video_features_need_a_full_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from v2v.weights import torchvision_models
 
     models = torchvision_models()
@@ -108,14 +108,14 @@ def test_video_features_of_a_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     np.testing.assert_array_equal(network(frames), network(frames))
 
 
-def test_lpips_of_equal_frames_is_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lpips_of_identical_frames_is_zero(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from v2v.weights import torchvision_models
 
     models = torchvision_models()
     torch.manual_seed(0)
     alexnet = models.alexnet(weights=None)
     placed(monkeypatch, tmp_path, "ALEXNET", alexnet, "alexnet-owt")
-    # torchvision looks for the real file's name; it gets the same random network.
+    # torchvision would load the real file by name; return the same random network instead.
     import torchmetrics.functional.image.lpips as module
 
     monkeypatch.setattr(

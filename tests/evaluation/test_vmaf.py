@@ -1,4 +1,4 @@
-"""VMAF, where this machine's ffmpeg has it."""
+"""VMAF, if this machine's ffmpeg supports it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from v2v.evaluation.vmaf import ffmpeg_with_vmaf, vmaf
 
 
 @pytest.fixture
-def _has_it() -> None:
+def _needs_vmaf() -> None:
     try:
         ffmpeg_with_vmaf()
     except MissingLibrary as error:
@@ -33,11 +33,11 @@ def written(path: Path, frames: np.ndarray) -> Path:
     return path
 
 
-@pytest.mark.usefixtures("_has_it")
-def test_equal_frames_and_blurred_ones(
+@pytest.mark.usefixtures("_needs_vmaf")
+def test_vmaf_of_identical_and_blurred_frames(
     tmp_path: Path, numbered_frames: Callable[..., np.ndarray]
 ) -> None:
-    """The folder's name holds what ffmpeg would take for its own punctuation."""
+    """The folder's name contains characters with a special meaning in ffmpeg filters."""
     folder = tmp_path / "it's: a [name]"
     folder.mkdir()
     frames = numbered_frames(6, width=128, height=96)
@@ -50,7 +50,7 @@ def test_equal_frames_and_blurred_ones(
     assert not (folder / "vmaf.json").exists()
 
 
-def test_an_ffmpeg_without_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_ffmpeg_without_libvmaf_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     ffmpeg_with_vmaf.cache_clear()
     without = subprocess.CompletedProcess([], 0, stdout=" .. ssim  VV->V  ...", stderr="")
     monkeypatch.setattr(module.subprocess, "run", lambda *_, **__: without)

@@ -56,7 +56,7 @@ def condition(height: int = 64, width: int = 112, batch: int = 2, seed: int = 0)
 
 
 def render(generator: nn.Module, given: Condition) -> GeneratorOutput:
-    output = generator(given, GeneratorState.nothing(given))
+    output = generator(given, GeneratorState.empty(given))
     assert isinstance(output, GeneratorOutput)
     return output
 
@@ -111,7 +111,7 @@ def test_at_test_a_frame_is_the_same_again_and_the_state_is_not_looked_at(
 ) -> None:
     small.eval()
     given = condition()
-    state = GeneratorState.nothing(given).after(given, given.style)  # type: ignore[arg-type]
+    state = GeneratorState.empty(given).push(given, given.style)  # type: ignore[arg-type]
     assert torch.equal(small(given, state).frame, render(small, given).frame)
 
 

@@ -100,14 +100,14 @@ def test_what_is_fed_back_may_be_corrupted_but_not_what_is_kept() -> None:
 
 
 def test_frames_that_are_not_there_stay_nothing_when_corrupted() -> None:
-    state = GeneratorState.nothing(conditions(1)[0])
+    state = GeneratorState.empty(conditions(1)[0])
     assert not state.with_frames(torch.ones_like(state.frames)).frames.any()
 
 
 def test_a_real_first_frame_may_be_given() -> None:
     made, seen = generator(), conditions(2)
     real = torch.rand(1, 3, 16, 24)
-    state = GeneratorState.given(seen[0], real)
+    state = GeneratorState.from_frame(seen[0], real)
     assert state.valid.tolist() == [[0, 1]]
     with torch.no_grad():
         given = next(rollout(made, seen[1:], state))[0].frame

@@ -1,4 +1,4 @@
-"""Models with random weights and drawn skeletons: what rendering does, without training."""
+"""Fixtures for rendering tests without training: models with random weights, drawn skeletons."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TINY = Architecture(stem=16, trunk=32, blocks=1, detail=8, fine=(16,), fine_bloc
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
-    """Two test processes share the cores; more threads would wait for one another."""
+    """Test processes share the cores; with more threads they would wait for each other."""
     torch.set_num_threads(1)
 
 
@@ -83,10 +83,10 @@ def make_model(tmp_path: Path) -> MakeModel:
 
 @pytest.fixture(scope="session")
 def skeletons() -> Callable[..., np.ndarray]:
-    """`skeletons(count, height, width)`: float32 [count, 75, 3], a person who sways and waves."""
+    """`skeletons(count, height, width)`: float32 [count, 75, 3], a person swaying and waving."""
 
     def make(count: int, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
-        place = {
+        positions = {
             "nose": (0.5, 0.12), "shoulder": (0.38, 0.26), "elbow": (0.3, 0.4),
             "wrist": (0.26, 0.54), "hip": (0.42, 0.54), "knee": (0.41, 0.72),
             "ankle": (0.4, 0.9), "heel": (0.39, 0.93), "foot": (0.43, 0.95),
@@ -94,7 +94,7 @@ def skeletons() -> Callable[..., np.ndarray]:
         points = np.full((count, len(NAMES), 3), np.nan, np.float32)
         for index, name in enumerate(NAMES[:33]):
             side, _, part = name.partition("_")
-            x, y = place.get(part or name, place["wrist" if part else "nose"])
+            x, y = positions.get(part or name, positions["wrist" if part else "nose"])
             if part.startswith(("ear", "eye")) or "mouth" in name:
                 x, y = 0.48, 0.11
             points[:, index] = (1 - x if "left" in name else x, y, 1)
@@ -114,14 +114,14 @@ MakeStore = Callable[..., Path]
 
 @pytest.fixture
 def make_store(tmp_path: Path, numbered_frames: Callable[..., np.ndarray]) -> MakeStore:
-    """`make_store("a", pose=points)`: a clip store of numbered frames with signals made by hand.
+    """`make_store("a", pose=points)`: a clip store of numbered frames with the given signals.
 
     Args (of the returned function):
-        name: of its folder in `tmp_path`.
+        name: name of its folder in `tmp_path`.
         size: (height, width).
-        rate: frames a second.
-        frames: uint8 [T, height, width, 3] instead of numbered ones.
-        shots: first frames.
+        rate: frames per second.
+        frames: uint8 [T, height, width, 3], instead of numbered ones.
+        shots: first frame of each shot.
         pose: [T, 75, 3]; face: [T, 478, 3] with `depth` [T, 478]; labels: uint8 [T, H, W] with
             `classes`.
     """
@@ -158,7 +158,7 @@ def make_store(tmp_path: Path, numbered_frames: Callable[..., np.ndarray]) -> Ma
             if frames is None:
                 frames = numbered_frames(len(given), width=size[1], height=size[0])
             for frame in frames:
-                frame[-1] = sum(name.encode()) % 256  # no two stores of the same footage
+                frame[-1] = sum(name.encode()) % 256  # makes the footage of every store unique
                 writer.write(frame)
         folder = tmp_path / name
         preprocess(video, [], settings, output=folder)
@@ -201,14 +201,14 @@ def make_store(tmp_path: Path, numbered_frames: Callable[..., np.ndarray]) -> Ma
 
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """`command("transfer", "--source", ...)`: what the command printed, run in `tmp_path`.
+    """`command("transfer", "--source", ...)`: the result of the command, run in `tmp_path`.
 
-    Errors that a user causes are in `.exception`, as `main` would tell them.
+    User errors are in `.exception`, as `main` would print them.
     """
     from typer.testing import CliRunner
 
     from v2v.cli import app
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("V2V_DEBUG", "1")  # leave the test process's own streams alone
+    monkeypatch.setenv("V2V_DEBUG", "1")  # leave the streams of the test process unchanged
     return lambda *arguments: CliRunner().invoke(app, [str(a) for a in arguments])

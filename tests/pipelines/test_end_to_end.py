@@ -1,4 +1,4 @@
-"""The whole way, on drawn people and with a tiny network: what is kept, what is refused."""
+"""The end-to-end pipeline on synthetic people with a tiny network: caching and refusals."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SMALL = [
 
 
 class Stages(Silent):
-    """What was done, stage by stage."""
+    """Records the stages and messages."""
 
     def __init__(self) -> None:
         self.started: list[str] = []
@@ -60,7 +60,7 @@ def do(people: dict[str, Path], tmp_path: Path) -> Callable[..., Any]:
     return once
 
 
-def test_two_clips_become_one_and_nothing_is_done_twice(do, people, tmp_path):
+def test_a_second_run_reuses_all_stages(do, people, tmp_path):
     stages = Stages()
     made = do(compare=True, report=stages)
     assert [text[0] for text in stages.messages if " of 4: " in text] == ["1", "2", "3", "4"]
@@ -76,24 +76,24 @@ def test_two_clips_become_one_and_nothing_is_done_twice(do, people, tmp_path):
     assert kept.kept and not {"frames", "render"} & set(again.started)
     assert kept.training["steps"] == made.training["steps"]
 
-    longer = do(minutes=0.04)  # trains on, and renders anew
+    longer = do(minutes=0.04)  # continues training and renders again
     assert longer.training["steps"] > made.training["steps"] and not longer.kept
 
 
-def test_what_is_not_its_own_is_left_alone(do, people, tmp_path):
+def test_files_of_other_origin_are_not_replaced(do, people, tmp_path):
     for name in ("out.mp4", "out-compare.mp4"):
         (tmp_path / name).write_bytes(b"precious")
-        with pytest.raises(UsageError, match="was not made from these two"):
+        with pytest.raises(UsageError, match="was not made from this target"):
             do(compare=True)
         assert (tmp_path / name).read_bytes() == b"precious"
-        assert not (tmp_path / "data").exists(), "refused only after work was done"
+        assert not (tmp_path / "data").exists(), "the refusal must come before any work"
         (tmp_path / name).unlink()
     do(overwrite=True)
     with pytest.raises(RunConflict, match="was trained on person.mp4"):
         do(target=people["guest"], name="person", output=tmp_path / "other.mp4")
 
 
-def test_the_demo_leaves_something_to_look_at(tmp_path, monkeypatch):
+def test_the_demo_writes_video_sheet_and_page(tmp_path, monkeypatch):
     monkeypatch.setattr("v2v.pipelines.demo.SETTINGS", SMALL)
     monkeypatch.setattr("v2v.pipelines.demo.SIZE", 64)
     (tmp_path / "person.mp4").write_bytes(b"mine")
@@ -105,7 +105,7 @@ def test_the_demo_leaves_something_to_look_at(tmp_path, monkeypatch):
     page = made.page.read_text("utf-8")
     shown = re.findall(r'src="([^"]+)"', page)
     assert shown and all((tmp_path / name).is_file() for name in shown)
-    assert "http" not in page, "the page must not need a network"
+    assert "http" not in page, "the page must not need a network connection"
     assert sum(seconds for _, seconds in made.steps) > 0
     before = np.stack(list(read_stored(made.video)))
     assert np.array_equal(

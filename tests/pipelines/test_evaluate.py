@@ -1,4 +1,4 @@
-"""Evaluation from a model to a report: which frames, fair comparisons, clear refusals."""
+"""Evaluation from a model to a report: frame selection, fair comparisons, clear refusals."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ Make = Callable[..., Path]
 
 
 @pytest.fixture(autouse=True)
-def _at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _empty_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))  # no weights are there
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))  # without weights
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def model(make_model: Make, store: Path) -> Path:
 def trained_on(
     make_model: Make, store: Path, name: str = "b", trained: int = TRAINED, **more: Any
 ) -> Path:
-    """A model that says it was trained on the first frames of a store."""
+    """A model whose record states that it was trained on the first frames of a store."""
     record = ClipStore.open(store).record
     run = make_model(name, sha256=record.source.sha256, frames=record.frames.count, **more)
     path = run / "model" / "model.json"
@@ -64,7 +64,7 @@ def trained_on(
 
 
 def measured(model: Path, *data: Path, **more: Any) -> Evaluation:
-    """Without MediaPipe: these frames show numbers, not people."""
+    """Evaluate without MediaPipe: these frames show numbers, not people."""
     settings: dict[str, Any] = {"against": ("copy", "frozen"), "drift": 0, "detectors": {}}
     return evaluate(model, data, **(settings | more))
 
@@ -77,10 +77,10 @@ def video(path: Path, frames: np.ndarray, rate: int = 25) -> Path:
     return path
 
 
-# ---------------------------------------------------------------- a report
+# ---------------------------------------------------------------- report
 
 
-def test_a_report_of_what_was_held_out(model: Path) -> None:
+def test_the_report_covers_the_held_out_frames(model: Path) -> None:
     found = measured(model, against=("copy", "frozen", "nearest"), drift=30)
     assert found.folder == model / "evaluation"
     record = json.loads((found.folder / "report.json").read_text())
@@ -95,22 +95,22 @@ def test_a_report_of_what_was_held_out(model: Path) -> None:
         assert len(record["courses"][0]["copy"][name]) == COUNT - TRAINED
     assert record["rows"]["b"]["measures"]["psnr"]["drift"] == pytest.approx(1, abs=0.5)
     assert record["rows"]["frozen"]["measures"]["frame_difference"]["mean"] == 0
-    # The real video's own is the floor, always there.
+    # The real video's own value, the floor, is always included.
     assert record["rows"]["real"]["measures"]["warping_error"]["mean"] > 0
 
 
-def test_drift_is_told_where_it_is_asked_for(model: Path) -> None:
-    """The fifths of a clip that is shown once are other moments: said, or left out."""
+def test_drift_is_measured_on_request(model: Path) -> None:
+    """If each frame is rendered once, drift compares different content, which a note explains."""
     none, some = measured(model), measured(model, drift=30)
     assert all(found.drift is None for found in none.summaries["b"].values())
     assert some.summaries["b"]["psnr"].drift is not None
     assert "drift" not in " ".join(none.notes)
     once = measured(model, drift=1)
     assert once.summaries["b"]["psnr"].drift is not None
-    assert "other moments" in " ".join(once.notes)
+    assert "different content" in " ".join(once.notes)
 
 
-def test_what_a_killed_evaluation_left_is_removed(model: Path) -> None:
+def test_leftovers_of_a_killed_evaluation_are_removed(model: Path) -> None:
     for name in (".work", ".evaluate-x1"):
         (model / "evaluation" / name).mkdir(parents=True)
         (model / "evaluation" / name / "truth.mkv").write_bytes(b"lossless")
@@ -118,7 +118,7 @@ def test_what_a_killed_evaluation_left_is_removed(model: Path) -> None:
     assert sorted(p.name for p in found.folder.iterdir()) == ["report.html", "report.json"]
 
 
-def test_the_page_is_one_file(model: Path) -> None:
+def test_the_page_is_self_contained(model: Path) -> None:
     found = measured(model, drift=30)
     page = (found.folder / "report.html").read_text()
     assert sorted(path.name for path in found.folder.iterdir()) == ["report.html", "report.json"]
@@ -135,20 +135,20 @@ def test_the_same_inputs_give_the_same_report(model: Path, tmp_path: Path) -> No
         assert (one.folder / name).read_bytes() == (other.folder / name).read_bytes()
 
 
-def test_without_weights_there_is_no_number(model: Path) -> None:
+def test_measures_without_weights_are_unavailable(model: Path) -> None:
     found = measured(model)
     for name in ("lpips", "tlp", "fid", "fvd"):
         assert name not in found.summaries["b"]
         assert found.unavailable[name]
-        assert "fetch" in found.unavailable[name] or "install" in found.unavailable[name]
+        assert "download" in found.unavailable[name] or "install" in found.unavailable[name]
     assert "161 pixels" in found.unavailable["ms_ssim"]
     page = (found.folder / "report.html").read_text()
     assert "unavailable" in page and "curl" in page
-    told = {m.name for m in (*MEASURES, *SET_MEASURES)}
-    assert told == set(found.summaries["b"]) | set(found.unavailable)
+    names = {m.name for m in (*MEASURES, *SET_MEASURES)}
+    assert names == set(found.summaries["b"]) | set(found.unavailable)
 
 
-def test_the_real_video_wins_and_the_frozen_one_loses(
+def test_the_real_video_ranks_first_and_the_frozen_one_has_a_fault(
     model: Path, store: Path, tmp_path: Path
 ) -> None:
     real = ClipStore.open(store).frames(TRAINED, COUNT)
@@ -165,10 +165,10 @@ def test_the_real_video_wins_and_the_frozen_one_loses(
     assert found.summaries["theirs"]["psnr"].mean > 35
 
 
-# ---------------------------------------------------------------- which frames
+# ---------------------------------------------------------------- frame selection
 
 
-def test_there_and_back() -> None:
+def test_ping_pong_plays_forwards_and_backwards() -> None:
     assert ping_pong(4, 9).tolist() == [0, 1, 2, 3, 2, 1, 0, 1, 2]
     assert ping_pong(5, 3).tolist() == [0, 1, 2]
     assert ping_pong(1, 3).tolist() == [0, 0, 0]
@@ -195,14 +195,14 @@ def test_cuts_are_found_in_both_directions(
     )
 
 
-def test_another_clip_is_measured_whole(
+def test_a_clip_outside_training_is_measured_whole(
     model: Path, make_store: Make, skeletons: Callable[..., np.ndarray]
 ) -> None:
     other = make_store("other", pose=skeletons(20, 96, 96), size=(96, 96), rate=10)
     found = measured(model, other)
     assert (found.clips[0].start, found.clips[0].count) == (0, 20)
     notes = " ".join(found.notes)
-    assert "never trained on it" in notes and "left out" in notes and "10 frames a second" in notes
+    assert "not trained on it" in notes and "is lost" in notes and "10 fps" in notes
 
 
 def test_several_clips(
@@ -216,15 +216,15 @@ def test_several_clips(
     assert "over clips" in (found.folder / "report.html").read_text()
 
 
-def test_frames_are_limited(model: Path) -> None:
+def test_the_number_of_frames_is_limited(model: Path) -> None:
     assert measured(model, frames=5).clips[0].count == 5
 
 
-# ---------------------------------------------------------------- copies of training frames
+# ---------------------------------------------------------------- leakage from training frames
 
 
 def moving(phases: np.ndarray) -> np.ndarray:
-    """uint8 [T, 64, 48, 3]: a box on an ellipse before a wall, at each phase in radians."""
+    """uint8 [T, 64, 48, 3]: a box on an ellipse in front of a wall, at each phase in radians."""
     frames = np.full((len(phases), 64, 48, 3), 90, np.uint8)
     for frame, phase in zip(frames, phases, strict=True):
         x, y = round(18 + 14 * np.cos(phase)), round(24 + 18 * np.sin(phase))
@@ -244,46 +244,46 @@ def measure_frames(
 
 
 def leaks(found: Evaluation) -> tuple[int, int, str]:
-    """Moving and still duplicates of the first clip, and what the notes say of them."""
+    """Counts of moving and static duplicates in the first clip, and the notes about them."""
     record = json.loads((found.folder / "report.json").read_text())
     counts = record["data"][0]["in_training"]
-    said = [note for note in found.notes if "training" in note]
+    notes = [note for note in found.notes if "training" in note]
     page = (found.folder / "report.html").read_text()
-    assert all(note in record["notes"] and html.escape(note) in page for note in said)
-    assert set(said) == set(found.notes[: len(said)]), "warnings come first"
-    return counts["moving"], counts["still"], " ".join(said)
+    assert all(note in record["notes"] and html.escape(note) in page for note in notes)
+    assert set(notes) == set(found.notes[: len(notes)]), "warnings must come first"
+    return counts["moving"], counts["still"], " ".join(notes)
 
 
-def test_a_motion_that_repeats_is_reported(measure_frames: Callable[..., Evaluation]) -> None:
+def test_a_repeated_motion_is_reported(measure_frames: Callable[..., Evaluation]) -> None:
     found = measure_frames(moving(np.arange(60) * 2 * np.pi / 20), 40)
-    count, unmoved, said = leaks(found)
-    assert (count, unmoved) == (20, 0)
-    assert "a: 20 of the 20 measured frames occur in training too" in said
-    assert "data.hold_out" in said and "--data" in said
+    count, static, notes = leaks(found)
+    assert (count, static) == (20, 0)
+    assert "a: 20 of the 20 measured frames are nearly identical to training frames" in notes
+    assert "data.hold_out" in notes and "--data" in notes
 
 
-def test_only_the_part_that_repeats_is_counted(measure_frames: Callable[..., Evaluation]) -> None:
+def test_only_repeated_frames_are_counted(measure_frames: Callable[..., Evaluation]) -> None:
     frames = moving(np.arange(60) * 2 * np.pi / 20)
-    frames[52:, :, :6] = (20, 200, 40)  # something else comes into view
+    frames[52:, :, :6] = (20, 200, 40)  # another object comes into view
     assert leaks(measure_frames(frames, 40))[:2] == (12, 0)
 
 
-def test_a_motion_that_does_not_repeat_is_not_reported(
+def test_a_motion_without_repetition_is_not_reported(
     measure_frames: Callable[..., Evaluation],
 ) -> None:
     frames = moving(np.linspace(0, 1.9 * np.pi, 60))
     assert leaks(measure_frames(frames, 40)) == (0, 0, "")
 
 
-def test_a_still_picture_is_no_repetition(measure_frames: Callable[..., Evaluation]) -> None:
-    count, unmoved, said = leaks(measure_frames(moving(np.ones(60)), 40))
-    assert (count, unmoved) == (0, 20)
-    assert "nothing moves in 20 of the 20 measured frames" in said
-    assert "occur in training too" not in said
+def test_static_frames_are_counted_separately(measure_frames: Callable[..., Evaluation]) -> None:
+    count, static, notes = leaks(measure_frames(moving(np.ones(60)), 40))
+    assert (count, static) == (0, 20)
+    assert "nothing moves in 20 of the 20 measured frames" in notes
+    assert "identical to training frames" not in notes
 
 
 def test_a_pause_at_the_border_is_not_reported(measure_frames: Callable[..., Evaluation]) -> None:
-    """Frames within half a second are alike in any footage."""
+    """Frames within half a second are similar in any footage."""
     phases = np.concatenate([np.linspace(0, 3, 38), np.full(4, 3.2), np.linspace(3.4, 6, 18)])
     assert leaks(measure_frames(moving(phases), 40))[:2] == (0, 0)
 
@@ -291,85 +291,83 @@ def test_a_pause_at_the_border_is_not_reported(measure_frames: Callable[..., Eva
 def test_other_footage_that_shows_the_training_clip(
     make_model: Make, make_store: Make, skeletons: Callable[..., np.ndarray]
 ) -> None:
-    """The same dance under another hash: found by its frames."""
+    """The same dance with another hash is found by its frames."""
     frames = moving(np.linspace(0, 1.9 * np.pi, 60))
     store = make_store("a", pose=skeletons(60), frames=frames)
     copy = make_store("b", pose=skeletons(30), frames=frames[:30])
-    count, unmoved, said = leaks(measured(trained_on(make_model, store, trained=40), copy))
-    assert (count, unmoved) == (30, 0)
-    assert "b: 30 of the 30" in said
+    count, static, notes = leaks(measured(trained_on(make_model, store, trained=40), copy))
+    assert (count, static) == (30, 0)
+    assert "b: 30 of the 30" in notes
 
 
-def test_training_frames_are_read_in_small_parts(
-    model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_training_frames_are_read_in_chunks(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("v2v.pipelines.evaluation.leakage.PIECE", 8)
     monkeypatch.setattr("v2v.pipelines.evaluation.leakage.SEARCHED", 5)
     read: list[tuple[int, int]] = []
     frames = ClipStore.frames
 
-    def noted(self: ClipStore, start: int = 0, stop: int | None = None) -> np.ndarray:
+    def recorded(self: ClipStore, start: int = 0, stop: int | None = None) -> np.ndarray:
         if sys._getframe(1).f_code.co_name == "_training_frames":
             read.append((start, stop or 0))
         return frames(self, start, stop)
 
-    monkeypatch.setattr(ClipStore, "frames", noted)
+    monkeypatch.setattr(ClipStore, "frames", recorded)
     assert leaks(measured(model)) == (0, 0, "")
     assert read == [(0, 8), (8, 16), (16, 24), (24, 28)] * 3  # 12 measured frames, 5 at a time
 
 
-def test_a_training_clip_that_is_not_here_is_named(
+def test_a_missing_training_clip_is_named(
     make_model: Make, make_store: Make, skeletons: Callable[..., np.ndarray]
 ) -> None:
     found = measured(make_model("b"), make_store("other", pose=skeletons(20)))
-    assert "clip0: its clip store is not here" in " ".join(found.notes)
+    assert "clip0: its clip store cannot be found" in " ".join(found.notes)
 
 
 # ---------------------------------------------------------------- refusals
 
 
-def test_nothing_held_out(make_model: Make, store: Path) -> None:
+def test_a_model_without_held_out_frames_is_refused(make_model: Make, store: Path) -> None:
     run = trained_on(make_model, store, trained=COUNT)
-    with pytest.raises(UsageError, match="too few are held out") as caught:
+    with pytest.raises(UsageError, match="too few held-out frames") as caught:
         measured(run)
     assert caught.value.hint is not None and "data.hold_out=0.15" in caught.value.hint
 
 
-def test_the_training_clip_is_not_here(make_model: Make) -> None:
-    with pytest.raises(UsageError, match="is not here") as caught:
+def test_a_missing_training_clip_is_refused(make_model: Make) -> None:
+    with pytest.raises(UsageError, match="cannot find") as caught:
         measured(make_model("b"))
     assert caught.value.hint is not None and "--data" in caught.value.hint
 
 
-def test_no_such_data(model: Path, tmp_path: Path) -> None:
+def test_missing_data_is_refused(model: Path, tmp_path: Path) -> None:
     with pytest.raises(MediaNotFound, match="no such file"):
         measured(model, tmp_path / "nothing")
 
 
-def test_the_same_footage_cut_otherwise(make_model: Make, store: Path) -> None:
-    """Which of its frames were held out cannot be told: a store of the trained part would lie."""
+def test_the_same_footage_with_other_frames_is_refused(make_model: Make, store: Path) -> None:
+    """Its held-out frames are unknown: the store could contain training frames only."""
     run = trained_on(make_model, store)
     path = run / "model" / "model.json"
     data = json.loads(path.read_text())
     data["clips"][0]["frames"] = 400
     path.write_text(json.dumps(data))
-    with pytest.raises(StoreConflict, match="cannot be told"):
+    with pytest.raises(StoreConflict, match="held-out frames are unknown"):
         measured(run, store)
 
 
-def test_data_without_the_signal(model: Path, make_store: Make) -> None:
+def test_data_without_a_detectable_signal_is_refused(model: Path, make_store: Make) -> None:
     labels = np.zeros((12, 64, 48), np.uint8)
-    with pytest.raises(NothingFound):  # the signal is looked for, and nobody is in view
+    with pytest.raises(NothingFound):  # pose extraction finds nobody
         measured(model, make_store("streets", labels=labels))
 
 
-def test_data_with_other_classes(make_model: Make, make_store: Make) -> None:
+def test_data_with_other_classes_is_refused(make_model: Make, make_store: Make) -> None:
     labels = np.zeros((12, 64, 48), np.uint8)
     store = make_store("streets", labels=labels)
     run = make_model(
         "s", signal="segmentation", channels=4, spec={"classes": ["road", "sky", "person"]}
     )
-    with pytest.raises(SignalMissing, match="not what s renders from"):
+    with pytest.raises(SignalMissing, match="does not match s"):
         measured(run, store)
 
 
@@ -377,39 +375,41 @@ def test_data_with_other_classes(make_model: Make, make_store: Make) -> None:
     ("against", "match"),
     [
         ("coyp", "unknown --against 'coyp'"),
-        ("frame", "no frame-by-frame run beside"),
-        ("b=x.mp4", "is there already"),
+        ("frame", "no frame-by-frame run next to"),
+        ("b=x.mp4", "already in use"),
     ],
 )
-def test_what_it_cannot_be_held_against(model: Path, against: str, match: str) -> None:
+def test_invalid_baselines_are_refused(model: Path, against: str, match: str) -> None:
     with pytest.raises(UsageError, match=match):
         measured(model, against=(against,))
     assert not (model / "evaluation" / "report.json").exists()
 
 
-def test_unknown_names_are_suggested(model: Path) -> None:
+def test_unknown_baselines_get_a_suggestion(model: Path) -> None:
     with pytest.raises(UnknownName) as caught:
         measured(model, against=("coyp",))
     assert caught.value.hint is not None and "copy" in caught.value.hint
 
 
-def test_a_run_that_saw_the_measured_frames(make_model: Make, model: Path, store: Path) -> None:
+def test_a_run_trained_on_the_measured_frames_is_refused(
+    make_model: Make, model: Path, store: Path
+) -> None:
     cheat = trained_on(make_model, store, name="cheat", trained=COUNT)
-    with pytest.raises(UsageError, match="trained on 12 of the frames that are measured"):
+    with pytest.raises(UsageError, match="trained on 12 of the measured frames"):
         measured(model, against=(f"cheat={cheat}",))
 
 
-def test_the_run_beside_it_is_found(make_model: Make, model: Path, store: Path) -> None:
+def test_the_frame_by_frame_run_is_found(make_model: Make, model: Path, store: Path) -> None:
     trained_on(make_model, store, name="frame", generator={"sequential": False})
     found = measured(model, against=("frame",))
     assert "frame by frame" in found.methods[-1].what
     assert found.summaries["frame"]["psnr"].mean is not None
 
 
-# ---------------------------------------------------------------- videos of others
+# ---------------------------------------------------------------- external videos
 
 
-def test_a_video_of_other_length_size_and_rate_is_aligned_and_it_is_said(
+def test_a_video_of_other_length_size_and_rate_is_aligned_with_notes(
     model: Path, store: Path, tmp_path: Path
 ) -> None:
     real = ClipStore.open(store).frames(TRAINED, COUNT)
@@ -417,22 +417,24 @@ def test_a_video_of_other_length_size_and_rate_is_aligned_and_it_is_said(
     path = video(tmp_path / "theirs.mp4", large, rate=50)
     found = measured(model, against=(f"theirs={path}",))
     notes = " ".join(found.notes)
-    assert "50 frames a second, taken at 25" in notes
-    assert "96x128, compared at the model's 48x64" in notes
+    assert "50 fps, resampled to 25 fps" in notes
+    assert "96x128, compared at the model's size 48x64" in notes
     assert "has 10 of the 12 frames" in notes
-    assert found.clips[0].count == 10  # for all rows alike
+    assert found.clips[0].count == 10  # for all methods
     assert found.summaries["b"]["psnr"].frames == found.summaries["theirs"]["psnr"].frames == 10
     assert found.summaries["theirs"]["psnr"].mean > 25
 
 
-def test_a_video_of_the_whole_clip(model: Path, store: Path, tmp_path: Path) -> None:
+def test_a_video_of_the_whole_clip_is_cut_to_the_measured_frames(
+    model: Path, store: Path, tmp_path: Path
+) -> None:
     path = video(tmp_path / "theirs.mp4", ClipStore.open(store).frames())
     found = measured(model, against=(f"theirs={path}",))
     assert f"its frames from {TRAINED} on" in " ".join(found.notes)
     assert found.summaries["theirs"]["psnr"].mean > 30
 
 
-def test_a_video_that_is_too_short(model: Path, store: Path, tmp_path: Path) -> None:
+def test_a_video_that_is_too_short_is_refused(model: Path, store: Path, tmp_path: Path) -> None:
     path = video(tmp_path / "theirs.mp4", ClipStore.open(store).frames(0, 1))
     with pytest.raises(UsageError, match="has 1 frame"):
         measured(model, against=(f"theirs={path}",))
@@ -441,8 +443,8 @@ def test_a_video_that_is_too_short(model: Path, store: Path, tmp_path: Path) -> 
 # ---------------------------------------------------------------- detectors and the command
 
 
-def test_detectors_see_what_the_signals_drive(model: Path) -> None:
-    """A detector that finds what the pose says, a pixel to the side on every row but the real."""
+def test_detectors_measure_the_driven_signals(model: Path) -> None:
+    """A detector that is off by one pixel on every video except the real one."""
     calls: list[int] = []
 
     class Detector:
@@ -460,20 +462,22 @@ def test_detectors_see_what_the_signals_drive(model: Path) -> None:
             calls[self.number - 1] = 1
 
     found = measured(model, detectors={"pose": Detector})
-    assert all(calls) and len(calls) == 5  # the real frames, and four rows
+    assert all(calls) and len(calls) == 5  # the real frames and four methods
     torso = float(np.hypot(20, 12))
     assert found.summaries["b"]["pose_error"].mean == pytest.approx(1 / torso, rel=1e-3)
     assert found.summaries["b"]["pose_missed"].mean == 0
     assert "face_error" in found.unavailable
 
 
-def test_the_command(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_prints_measures_and_the_report_path(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import typer
     from typer.testing import CliRunner
 
     from v2v.cli.evaluation import evaluate as command
 
-    monkeypatch.setenv("V2V_DEBUG", "1")  # leave the test process's own streams alone
+    monkeypatch.setenv("V2V_DEBUG", "1")  # do not redirect the test process's streams
     monkeypatch.setattr("v2v.pipelines.evaluation.evaluate.detectors_for", lambda *_: {})
     app = typer.Typer()
     app.command()(command)
@@ -483,10 +487,10 @@ def test_the_command(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(name in BY_NAME for name in ("psnr", "tof"))
 
 
-# ---------------------------------------------------------------- a part of the picture
+# ---------------------------------------------------------------- region
 
 
-def test_a_region_is_measured_alone(model: Path, tmp_path: Path) -> None:
+def test_only_the_region_is_measured(model: Path, tmp_path: Path) -> None:
     whole = measured(model)
     part = measured(model, region="0,0,32,24", output=tmp_path / "part")
     assert part.summaries["b"]["psnr"].mean != whole.summaries["b"]["psnr"].mean
@@ -501,14 +505,14 @@ def test_a_region_is_measured_alone(model: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("region", "says"),
+    ("region", "message"),
     [
-        ("0,0,9999,10", "not inside the frames"),
-        ("10,10,10,20", "not inside the frames"),
+        ("0,0,9999,10", "not inside the"),
+        ("10,10,10,20", "not inside the"),
         ("no.png", "neither four numbers nor a picture"),
         ("1,2,3", "neither four numbers nor a picture"),
     ],
 )
-def test_a_region_that_cannot_be_is_refused(model: Path, region: str, says: str) -> None:
-    with pytest.raises(UsageError, match=says):
+def test_an_invalid_region_is_refused(model: Path, region: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         measured(model, region=region)

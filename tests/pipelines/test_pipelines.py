@@ -1,4 +1,4 @@
-"""From footage and a model to frames: each pipeline's truths, and what it refuses."""
+"""All pipelines, from footage and a model to frames: invariants and error messages."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ Skeletons = Callable[..., np.ndarray]
 
 @pytest.fixture(autouse=True)
 def _nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawn numbers show no people: do not have MediaPipe look for any."""
-    monkeypatch.setattr("v2v.pipelines.motion_transfer._company", lambda driven: [])
+    """Drawn numbers show no people: skip the detection by MediaPipe."""
+    monkeypatch.setattr("v2v.pipelines.motion_transfer._other_people_note", lambda driven: [])
 
 
 def model_of(make_model: MakeModel, store: Path, signal: str, name: str = "b") -> Path:
@@ -79,8 +79,8 @@ def furthest(a: np.ndarray, b: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("mode", ["none", "global", "limbs"])
-def test_a_clip_on_its_own_model_stays_as_it_is(make_store, make_model, skeletons, mode):
-    """Also where the model saw only its first part: less than one pixel of the model's."""
+def test_motion_transfer_reproduces_the_training_clip(make_store, make_model, skeletons, mode):
+    """The error is below one pixel of the model, also beyond the trained part of the clip."""
     points = skeletons(COUNT, 128, 96)
     store = make_store(pose=points, size=(128, 96))
     transfer = MotionTransfer.from_model(model_of(make_model, store, "pose"), device="cpu")
@@ -90,7 +90,7 @@ def test_a_clip_on_its_own_model_stays_as_it_is(make_store, make_model, skeleton
     assert furthest(drawn(rendering).points, truth.astype(np.float32)) < 1
 
 
-def test_a_larger_shifted_source_comes_out_the_same(make_store, make_model, skeletons):
+def test_a_scaled_and_shifted_source_gives_the_same_poses(make_store, make_model, skeletons):
     points = skeletons(COUNT)
     own = make_store("own", pose=points)
     other = make_store("other", pose=(points * (2, 2, 1) + (60, 10, 0)).astype(np.float32),
@@ -99,8 +99,8 @@ def test_a_larger_shifted_source_comes_out_the_same(make_store, make_model, skel
     assert furthest(drawn(transfer(other)).points, points) < 1
 
 
-def test_left_and_right_are_never_exchanged(make_store, make_model, skeletons):
-    """Somebody seen from behind has the left hand on the image's left, and keeps it there."""
+def test_left_and_right_are_never_swapped(make_store, make_model, skeletons):
+    """A person seen from behind has the left hand on the left of the image, and keeps it there."""
     points = skeletons(COUNT)
     own = make_store("own", pose=points)
     behind = points[:, list(MIRROR)]
@@ -111,7 +111,7 @@ def test_left_and_right_are_never_exchanged(make_store, make_model, skeletons):
     assert any("turned away" in note for note in rendering.notes)
 
 
-def test_a_range_is_that_part_of_the_whole(make_store, make_model, skeletons):
+def test_a_range_equals_that_part_of_the_whole_clip(make_store, make_model, skeletons):
     store = make_store(pose=skeletons(COUNT))
     transfer = MotionTransfer.from_model(model_of(make_model, store, "pose"), device="cpu")
     whole, part = transfer(store), transfer(store, start=0.4, end=1.0)
@@ -119,7 +119,7 @@ def test_a_range_is_that_part_of_the_whole(make_store, make_model, skeletons):
     assert furthest(drawn(part).points, drawn(whole, 10, 25).points) < 0.01
 
 
-def test_cuts_are_not_smoothed_over(make_store, make_model, skeletons):
+def test_poses_are_not_smoothed_across_cuts(make_store, make_model, skeletons):
     points = skeletons(COUNT)
     jumped = points.copy()
     jumped[20:, :, 0] += 10
@@ -127,19 +127,19 @@ def test_cuts_are_not_smoothed_over(make_store, make_model, skeletons):
     transfer = MotionTransfer.from_model(model_of(make_model, own, "pose"), device="cpu")
     cut = drawn(transfer(make_store("cut", pose=jumped, shots=(0, 20)))).points
     first = drawn(transfer(make_store("first", pose=jumped[:20]))).points
-    # The two parts move as they did, each on its own.
+    # Each part moves as it does without the other.
     motion = np.diff(cut[:20, :, 0], axis=0)
     assert np.nanmax(np.abs(motion - np.diff(first[..., 0], axis=0))) < 0.5
 
 
-def test_an_empty_stage_is_said(make_store, make_model, skeletons):
+def test_frames_without_a_person_are_noted(make_store, make_model, skeletons):
     points = skeletons(COUNT)
     own = make_store("own", pose=points)
-    gone = points.copy()
-    gone[20:] = np.nan
-    store = make_store("gone", pose=gone)
+    missing = points.copy()
+    missing[20:] = np.nan
+    store = make_store("gone", pose=missing)
     transfer = MotionTransfer.from_model(model_of(make_model, own, "pose"), device="cpu")
-    assert any("nobody is found in 20 of 40" in note for note in transfer(store).notes)
+    assert any("no person found in 20 of 40" in note for note in transfer(store).notes)
     guessed = points.copy()
     guessed[..., 2] = 0.1
     with pytest.raises(NothingFound):
@@ -149,7 +149,7 @@ def test_an_empty_stage_is_said(make_store, make_model, skeletons):
     assert "0.92 s" in caught.value.message or "0.88 s" in caught.value.message
 
 
-def test_new_poses_are_named(make_store, make_model, skeletons):
+def test_new_poses_are_reported(make_store, make_model, skeletons):
     points = skeletons(COUNT)
     own = make_store("own", pose=points)
     up = points.copy()
@@ -162,7 +162,7 @@ def test_new_poses_are_named(make_store, make_model, skeletons):
     assert "right arm" not in notes
 
 
-def test_a_style_from_a_picture_is_remembered(make_store, make_model, skeletons):
+def test_the_style_picture_is_stored_in_the_model(make_store, make_model, skeletons):
     store = make_store(pose=skeletons(COUNT))
     opened = ClipStore.open(store)
     points = torch.from_numpy(np.ascontiguousarray(opened.track("pose").points))
@@ -171,11 +171,11 @@ def test_a_style_from_a_picture_is_remembered(make_store, make_model, skeletons)
     transfer = MotionTransfer.from_model(make_model(statistics=known, **options), device="cpu")
     assert len(list(transfer(store, end=0.2))) == 5
     del known["0.style"]
-    forgetful = MotionTransfer.from_model(
+    without_style = MotionTransfer.from_model(
         make_model("old", statistics=known, **options), device="cpu"
     )
-    with pytest.raises(UsageError, match="wants a picture"):
-        forgetful(store)
+    with pytest.raises(UsageError, match="needs a style picture"):
+        without_style(store)
 
 
 # ---------------------------------------------------------------- face re-enactment
@@ -183,7 +183,7 @@ def test_a_style_from_a_picture_is_remembered(make_store, make_model, skeletons)
 
 @pytest.fixture
 def talker() -> Callable[..., Any]:
-    """`talker(turned=10)`: the track of somebody who speaks and turns the head."""
+    """`talker(eye=0.07)`: the track of a person who speaks and turns the head."""
 
     def make(**shape: Any) -> Any:
         neutral = person(**shape)
@@ -196,7 +196,7 @@ def talker() -> Callable[..., Any]:
     return make
 
 
-def test_no_strength_is_the_neutral_face(make_store, make_model, talker):
+def test_zero_strengths_give_the_neutral_face(make_store, make_model, talker):
     own, other = talker(), talker(eye=0.07, wide=0.9)
     target = make_store("own", face=own.points, depth=own.depth, size=(HEIGHT, HEIGHT))
     driver = make_store("other", face=other.points, depth=other.depth, size=(HEIGHT, HEIGHT))
@@ -207,19 +207,19 @@ def test_no_strength_is_the_neutral_face(make_store, make_model, talker):
     assert furthest(drawn(rendering).points, np.repeat(neutral.points[:1], COUNT, axis=0)) < 0.01
 
 
-def test_a_face_on_its_own_model_stays_as_it_is(make_store, make_model, talker):
+def test_reenactment_reproduces_the_training_clip(make_store, make_model, talker):
     own = talker()
     store = make_store(face=own.points, depth=own.depth, size=(HEIGHT, HEIGHT))
     reenact = FaceReenactment.from_model(model_of(make_model, store, "face"), device="cpu")
     rendering = reenact(store)
     truth = reenact.trained.placement(0).track(ClipStore.open(store).track("face"))
     assert furthest(drawn(rendering).points, truth.points) < 0.5
-    # Frames do not depend on how they are asked for.
+    # The frames do not depend on the requested ranges.
     pieces = [drawn(rendering, a, min(a + 7, COUNT)).points for a in range(0, COUNT, 7)]
     assert np.array_equal(np.concatenate(pieces), drawn(rendering).points)
 
 
-def test_without_a_face_the_last_one_stays(make_store, make_model, talker):
+def test_the_last_face_is_held_in_frames_without_one(make_store, make_model, talker):
     own = talker()
     target = make_store("own", face=own.points, depth=own.depth, size=(HEIGHT, HEIGHT))
     points, depth = own.points.copy(), own.depth.copy()
@@ -237,7 +237,7 @@ def test_without_a_face_the_last_one_stays(make_store, make_model, talker):
         reenact(store, start=0.8, end=1.0)
 
 
-def test_translation_stays_where_training_was(make_store, make_model, talker):
+def test_translation_stays_inside_the_trained_area(make_store, make_model, talker):
     own = talker()
     target = make_store("own", face=own.points, depth=own.depth, size=(HEIGHT, HEIGHT))
     wander = own.points + np.linspace(0, 25, COUNT)[:, None, None] * (1, 0, 0)
@@ -246,7 +246,7 @@ def test_translation_stays_where_training_was(make_store, make_model, talker):
     )
     reenact = FaceReenactment.from_model(model_of(make_model, target, "face"), device="cpu")
     near, far = reenact(store, neutral=0.0), reenact(store, neutral=0.0, stay=False)
-    assert any("weakened" in note for note in near.notes)
+    assert any("reduced" in note for note in near.notes)
     moved = [np.ptp(drawn(r).points[:, 4, 0]) for r in (near, far)]
     assert moved[0] < 0.5 * moved[1]
 
@@ -269,7 +269,7 @@ CLASSES = ("road", "sky", "car")
 
 
 def street(count: int = 12, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
-    """Sky over road, and a car (class 2) that drives to the right."""
+    """Sky above a road, and a car (class 2) that drives to the right."""
     labels = np.zeros((count, height, width), np.uint8)
     labels[:, : height // 2] = 1
     for t in range(count):
@@ -288,7 +288,7 @@ def street_model(make_model: MakeModel, shares: tuple[float, ...], **more: Any) 
     )  # fmt: skip
 
 
-def test_labels_are_what_is_rendered_from(make_store, make_model):
+def test_the_labels_condition_the_frames(make_store, make_model):
     labels = street()
     store = make_store(labels=labels)
     pipeline = LabelToVideo.from_model(street_model(make_model, (0.5, 0.4, 0.1)), device="cpu")
@@ -297,7 +297,7 @@ def test_labels_are_what_is_rendered_from(make_store, make_model):
     assert len(list(rendering)) == len(labels)
 
 
-def test_a_class_is_shown_as_another(make_store, make_model):
+def test_a_class_is_replaced_by_another(make_store, make_model):
     labels = street()
     store = make_store(labels=labels)
     pipeline = LabelToVideo.from_model(street_model(make_model, (0.5, 0.4, 0.1)), device="cpu")
@@ -306,26 +306,26 @@ def test_a_class_is_shown_as_another(make_store, make_model):
     assert np.array_equal(shown == VOID, labels == 1)
 
 
-def test_a_class_that_the_model_never_saw(make_store, make_model):
+def test_a_class_absent_from_training_is_an_error(make_store, make_model):
     store = make_store(labels=street())
     pipeline = LabelToVideo.from_model(street_model(make_model, (0.6, 0.4, 0.0)), device="cpu")
     with pytest.raises(LabelsMismatch) as caught:
         pipeline(store)
-    assert "never seen: car" in caught.value.message and "--replace" in (caught.value.hint or "")
+    assert "trained on: car" in caught.value.message and "--replace" in (caught.value.hint or "")
     assert len(pipeline(store, replace={"car": "road"})) == 12
-    with pytest.raises(UsageError, match="never seen car"):
+    with pytest.raises(UsageError, match="not trained on car"):
         pipeline(store, replace={"sky": "car"})
     with pytest.raises(UnknownName, match="tree"):
         pipeline(store, replace={"tree": "road"})
 
 
-def test_a_few_pixels_of_an_unseen_class_are_said(make_store, make_model):
+def test_a_few_pixels_of_an_unseen_class_are_noted(make_store, make_model):
     labels = np.zeros((4, HEIGHT, WIDTH), np.uint8)
     labels[:, :30] = 1
     labels[0, 40, :5] = 2
     store = make_store(labels=labels)
     pipeline = LabelToVideo.from_model(street_model(make_model, (0.6, 0.4, 0.0)), device="cpu")
-    assert any("car" in note and "guesses" in note for note in pipeline(store).notes)
+    assert any("car" in note and "guess" in note for note in pipeline(store).notes)
 
 
 def test_a_folder_of_maps(make_model, tmp_path, monkeypatch):
@@ -347,20 +347,20 @@ def test_a_folder_of_maps(make_model, tmp_path, monkeypatch):
         pipeline("nowhere")
 
 
-def test_other_classes_do_not_fit(make_store, make_model):
+def test_other_classes_are_an_error(make_store, make_model):
     store = make_store(labels=street(), classes=("a", "b", "c"))
     pipeline = LabelToVideo.from_model(street_model(make_model, (0.5, 0.4, 0.1)), device="cpu")
     with pytest.raises(LabelsMismatch, match="was trained on 3"):
         pipeline(store)
 
 
-def test_styles(make_store, make_model, tmp_path):
+def test_styles_by_clip_and_by_picture(make_store, make_model, tmp_path):
     store = make_store(labels=street())
     Image.fromarray(np.full((40, 80, 3), 200, np.uint8)).save(tmp_path / "red.png")
     shares = (0.5, 0.4, 0.1)
     plain = LabelToVideo.from_model(street_model(make_model, shares), device="cpu")
-    for style, words in (("red.png", "no picture"), (str(tmp_path / "red.png"), "one look only"),
-                         ("car=1", "no looks of car"), ("clip7", "no style")):  # fmt: skip
+    for style, words in (("red.png", "not a picture"), (str(tmp_path / "red.png"), "one style"),
+                         ("car=1", "no clusters of car"), ("clip7", "not a style")):  # fmt: skip
         with pytest.raises(UsageError) as caught:
             plain(store, style=[style])
         assert words in f"{caught.value.message} {caught.value.hint}"
@@ -368,7 +368,7 @@ def test_styles(make_store, make_model, tmp_path):
         street_model(make_model, shares, clips=2, generator={"style": "clip", "clips": 2}),
         device="cpu",
     )
-    for number in (0, 1):  # an untrained style has no effect: see what the model is given
+    for number in (0, 1):  # an untrained style has no effect on frames: check the condition
         rendering = by_clip(store, style=[f"clip{number}"])
         given = rendering.trained.conditions(
             rendering.conditioning.tracks(0, 2), rendering.appearance
@@ -394,15 +394,15 @@ def test_styles(make_store, make_model, tmp_path):
         assert len(list(rendering)) == 12
 
 
-def test_clusters_are_picked(make_store, make_model):
+def test_clusters_are_selected(make_store, make_model):
     generator = {"name": "pix2pixhd", "channels": 4, "preset": "mobile"}
     centres = {f"clusters.{k}": torch.randn(2, 3) for k in (0, 1, 2)}
     run = street_model(make_model, (0.5, 0.4, 0.1), generator=generator, statistics=centres)
     pipeline = LabelToVideo.from_model(run, device="cpu")
     store = make_store(labels=street(4))
-    looks = [np.stack(list(pipeline(store, style=[f"car={i}"]))) for i in (0, 1)]
-    assert np.abs(looks[0].astype(int) - looks[1]).max() > 0
-    with pytest.raises(UsageError, match="no such look"):
+    renderings = [np.stack(list(pipeline(store, style=[f"car={i}"]))) for i in (0, 1)]
+    assert np.abs(renderings[0].astype(int) - renderings[1]).max() > 0
+    with pytest.raises(UsageError, match="no such cluster"):
         pipeline(store, style=["car=5"])
 
 
@@ -411,7 +411,7 @@ def test_clusters_are_picked(make_store, make_model):
 
 @pytest.fixture
 def predicting(make_store, make_model, skeletons) -> tuple[Path, Path]:
-    """A store and a run with a model and a predictor of it."""
+    """A store, and a run with a model and a predictor trained on it."""
     from v2v.config import load_config
     from v2v.training.prediction import PredictSettings, train_predictor
 
@@ -423,7 +423,7 @@ def predicting(make_store, make_model, skeletons) -> tuple[Path, Path]:
     return store, run
 
 
-def test_prediction_goes_on_from_the_last_frames(predicting):
+def test_prediction_continues_from_the_last_frames(predicting):
     store, run = predicting
     predict = FramePrediction.from_model(run, device="cpu")
     rendering = predict(store, frames=12)
@@ -431,20 +431,20 @@ def test_prediction_goes_on_from_the_last_frames(predicting):
     last = ClipStore.open(store).track("pose", 119, 120).points
     assert furthest(drawn(rendering, 0, 1).points, last) < 3
     state = rendering.conditioning.before()
-    assert state.known.tolist() == [[1, 1]]
+    assert state.valid.tolist() == [[1, 1]]
     real = ClipStore.open(store).frames(119, 120)[0]
     newest = ((state.frames[0, -1].permute(1, 2, 0) + 1) * 127.5).numpy()
     assert np.abs(newest - real).max() < 1
     assert len(list(rendering)) == 12
 
 
-def test_prediction_is_measured_against_guesses(predicting, tmp_path, read_numbers):
+def test_prediction_errors_are_compared_with_baselines(predicting, tmp_path, read_numbers):
     store, run = predicting
     predict = FramePrediction.from_model(run, device="cpu")
     held = predict(store, frames=10, hold_back=True)
     errors = held.errors()
     assert {len(e) for e in errors.values()} == {10} and len(errors) == 5
-    # Holding the last frame, its picture is off by what truly changed.
+    # The error of copying the last frame is the real change.
     frames = ClipStore.open(store).frames(109, 120) / 127.5 - 1
     truth = -10 * np.log10((((frames[1:] - frames[0]) / 2) ** 2).mean(axis=(1, 2, 3)))
     np.testing.assert_allclose(errors["psnr, copy last"], truth, atol=0.05)
@@ -453,24 +453,24 @@ def test_prediction_is_measured_against_guesses(predicting, tmp_path, read_numbe
     assert read_numbers(panels[:, :, :WIDTH]) == list(range(110, 120))
 
 
-def test_predictions_that_cannot_be(predicting, make_store, make_model, skeletons):
+def test_invalid_predictions_are_errors(predicting, make_store, make_model, skeletons):
     store, run = predicting
     predict = FramePrediction.from_model(run, device="cpu")
     for options in ({"frames": 0}, {"at": 99.0}, {"frames": 130, "hold_back": True}):
         with pytest.raises(UsageError):
             predict(store, **options)
-    with pytest.raises(TooFewFrames, match="2 frames are known"):
+    with pytest.raises(TooFewFrames, match="only 2 frames precede"):
         predict(store, at=2 / 25)
-    lone = model_of(make_model, store, "pose", "lone")
+    without_predictor = model_of(make_model, store, "pose", "lone")
     with pytest.raises(CheckpointInvalid) as caught:
-        FramePrediction.from_model(lone, device="cpu")
+        FramePrediction.from_model(without_predictor, device="cpu")
     assert "--task predict" in (caught.value.hint or "") and "lone" in (caught.value.hint or "")
 
 
 # ---------------------------------------------------------------- sources and commands
 
 
-def test_footage_becomes_a_store_once(make_video, tmp_path, monkeypatch):
+def test_footage_is_preprocessed_once(make_video, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     footage = make_video("a.mp4", "-c:v", "libx264", frames=30, rate=10)
     first = open_source(footage, ["flow"])
@@ -479,36 +479,36 @@ def test_footage_becomes_a_store_once(make_video, tmp_path, monkeypatch):
     again = open_source(footage, ["flow"], start=1.0)
     assert (again.store.folder, len(again), again.start) == (Path("data/a"), 20, 10)
     assert (tmp_path / "data/a/flow.mkv").stat().st_mtime_ns == made
-    # Other footage of the same name does not take its place.
+    # Other footage of the same name gets its own folder.
     other = make_video("b.mp4", "-c:v", "libx264", frames=20, rate=10).rename(footage)
     changed = open_source(other, ["flow"])
     assert changed.store.folder != Path("data/a") and len(changed) == 20
-    # Only the part that is wanted is taken from footage that is not there yet.
+    # Of new footage, only the requested range is extracted.
     third = make_video("c.mp4", "-c:v", "libx264", frames=30, rate=10)
     part = open_source(third, ["flow"], start=1.0, end=2.0)
     assert len(part) == len(part.store) == 10 and not (tmp_path / "data/c").exists()
 
 
-def test_a_store_gets_the_signal_that_it_lacks(make_store, skeletons):
+def test_a_missing_signal_is_extracted(make_store, skeletons):
     store = make_store(pose=skeletons(8))
     assert "flow" in open_source(store, ["pose", "flow"]).store.signals
 
 
 @pytest.mark.parametrize(("start", "end"), [(5.0, None), (-1.0, None), (1.0, 0.5), (0.5, 0.5)])
-def test_an_empty_range(make_store, skeletons, start, end):
+def test_an_empty_range_is_an_error(make_store, skeletons, start, end):
     with pytest.raises(UsageError, match="is empty"):
         open_source(make_store(pose=skeletons(25)), ["pose"], start=start, end=end)
 
 
 @pytest.mark.parametrize("moment", [float("nan"), float("inf"), -float("inf")])
-def test_moments_are_numbers(make_store, skeletons, moment):
+def test_times_must_be_finite(make_store, skeletons, moment):
     store = make_store(pose=skeletons(25))
     for options in ({"start": moment}, {"end": moment}):
-        with pytest.raises(UsageError, match="no moment"):
+        with pytest.raises(UsageError, match="is not a time"):
             open_source(store, ["pose"], **options)
 
 
-def test_seconds_are_those_of_the_footage(make_video, tmp_path, monkeypatch):
+def test_times_are_those_of_the_footage(make_video, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     footage = make_video("a.mp4", "-c:v", "libx264", frames=30, rate=10)
     part = open_source(footage, ["flow"], start=1.0, end=2.0)
@@ -517,7 +517,7 @@ def test_seconds_are_those_of_the_footage(make_video, tmp_path, monkeypatch):
     assert (whole.seconds(whole.start), whole.frame(0.5)) == (0.5, 5)
 
 
-def test_a_model_of_another_signal_says_what_fits_it(make_store, make_model, skeletons):
+def test_a_model_of_another_signal_names_the_right_command(make_store, make_model, skeletons):
     run = model_of(make_model, make_store(pose=skeletons(COUNT)), "pose")
     for kind in (FaceReenactment, LabelToVideo):
         with pytest.raises(UsageError) as caught:
@@ -532,8 +532,8 @@ def test_transfer_by_command(make_store, make_model, skeletons, command, tmp_pat
     options = ("--source", store, "--target-model", "b", "--device", "cpu")
     done = command("transfer", *options, "--compare", "--json", "--end", "0.4")
     assert done.exit_code == 0, done.exception
-    told = json.loads(done.stdout)
-    assert told["frames"] == 10 and told["video"] == "a-b.mp4"
+    result = json.loads(done.stdout)
+    assert result["frames"] == 10 and result["video"] == "a-b.mp4"
     assert (tmp_path / "a-b.mp4").exists() and (tmp_path / "a-b-compare.mp4").exists()
     again = command("transfer", *options)
     assert isinstance(again.exception, UsageError) and "--overwrite" in again.exception.hint
@@ -588,7 +588,7 @@ def test_prediction_by_command(predicting, command):
         (["info", "nothing.mp4"], MediaNotFound, "nothing.mp4"),
     ],
 )  # fmt: skip
-def test_mistakes_are_told(
+def test_user_errors_are_reported(
     make_store, make_model, skeletons, command, tmp_path, arguments, kind, words
 ):
     store = make_store(pose=skeletons(COUNT))

@@ -1,4 +1,4 @@
-"""Rendering from real pictures of the person: which are used, and what becomes of changed ones."""
+"""Rendering with reference pictures: which are used, and the effect of changes to them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def track_of(points: np.ndarray) -> PoseTrack:
 
 @pytest.fixture
 def run(make_model: Callable[..., Path], skeletons: Callable[..., np.ndarray]) -> Path:
-    """A run whose model, of random weights, has four reference pictures in as many colours."""
+    """A run whose model has random weights and four reference pictures in different colours."""
     points = skeletons(40)[::10]
     pictures = np.empty((4, HEIGHT, WIDTH, 3), np.uint8)
     pictures[:] = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200], [200, 200, 40]])[
@@ -59,7 +59,7 @@ def rendering(run: Path, skeletons: Callable[..., np.ndarray]) -> Callable[[], R
 
 
 @pytest.mark.parametrize("first", [1, 4, 7, 19])
-def test_a_render_that_goes_on_uses_the_same_references(rendering, first):
+def test_a_resumed_render_uses_the_same_references(rendering, first):
     steps = list(rendering().steps())
     rest = list(rendering().steps(first, steps[first - 1].state))
     assert len(rest) == COUNT - first
@@ -67,17 +67,17 @@ def test_a_render_that_goes_on_uses_the_same_references(rendering, first):
         assert torch.equal(one.frame, other.frame)
 
 
-def test_pictures_decide_about_frames(rendering, run, tmp_path):
+def test_reference_pictures_change_the_frames(rendering, run, tmp_path):
     whole, output = rendering(), Output(tmp_path / "a.mkv", codec="ffv1")
     before = np.stack(list(whole))
     whole.save(output)
     assert rendering().is_saved(output)
     drop_reference(run, 1)
-    assert not rendering().is_saved(output)  # another picture, another video
+    assert not rendering().is_saved(output)  # other pictures give another video
     assert not np.array_equal(before, np.stack(list(rendering())))
 
 
-def test_pictures_are_listed_and_dropped(run):
+def test_reference_pictures_are_listed_and_dropped(run):
     found = list_references(run)
     assert [(p.number, p.frame) for p in found] == [(0, 0), (1, 10), (2, 20), (3, 30)]
     drop_reference(run, 2)
@@ -91,7 +91,7 @@ def test_pictures_are_listed_and_dropped(run):
     assert len(load_model(run).references[0]) == 1
 
 
-def test_the_command(run, monkeypatch, capsys):
+def test_the_references_command(run, monkeypatch, capsys):
     monkeypatch.setattr(rendering_commands, "prepare_process", lambda: None)
     rendering_commands.references(str(run), drop=0, as_json=True)
     assert [entry["number"] for entry in json.loads(capsys.readouterr().out)] == [1, 2, 3]
@@ -102,7 +102,7 @@ def test_the_command(run, monkeypatch, capsys):
         rendering_commands.references(str(run), add=Path("a.png"), drop=0)
 
 
-def test_a_model_without_any_says_so(make_model):
+def test_a_model_without_references_is_an_error(make_model):
     with pytest.raises(UsageError, match="without reference pictures"):
         list_references(make_model("plain"))
 
@@ -111,7 +111,7 @@ def test_a_model_without_any_says_so(make_model):
     "damage, words",
     [
         (lambda folder: (folder / "0-02.png").write_bytes(b"no picture"), "0-02.png"),
-        (lambda folder: [path.unlink() for path in folder.glob("*.png")], "no picture of clip0"),
+        (lambda folder: [path.unlink() for path in folder.glob("*.png")], "no image of clip0"),
         (lambda folder: (folder / "points.safetensors").unlink(), "points.safetensors"),
         (lambda folder: (folder / "points.safetensors").write_bytes(b"x" * 90), "points"),
     ],

@@ -1,4 +1,4 @@
-"""Frames stream, segments stay, the video is whole or not there."""
+"""Rendering: frames stream, finished segments are kept, and a video is complete or absent."""
 
 from __future__ import annotations
 
@@ -63,11 +63,13 @@ def read(path: Path, pixel_format: str = "rgb24") -> np.ndarray:
 # ---------------------------------------------------------------- frames
 
 
-def test_frames_are_pictures_of_the_model_s_size(make):
+def test_frames_have_the_model_s_size(make):
     frames = list(make(5))
     assert [f.shape for f in frames] == [(HEIGHT, WIDTH, 3)] * 5
     assert frames[0].dtype == np.uint8
-    assert np.abs(np.diff(np.stack(frames).astype(int), axis=0)).max() > 0, "nothing moves"
+    assert np.abs(np.diff(np.stack(frames).astype(int), axis=0)).max() > 0, (
+        "the frames do not change"
+    )
 
 
 @pytest.mark.parametrize("first", [1, 3, 4, 17])
@@ -80,26 +82,26 @@ def test_rendering_in_chunks_equals_rendering_at_once(make, first):
         assert torch.equal(one.frame, other.frame)
 
 
-def test_frames_come_as_they_are_asked_for(make, monkeypatch):
-    asked: list[int] = []
+def test_frames_are_rendered_on_demand(make, monkeypatch):
+    requested: list[int] = []
     whole = make(200)
     tracks = whole.conditioning.tracks
 
     def watched(start: int, stop: int) -> Any:
-        asked.append(stop)
+        requested.append(stop)
         return tracks(start, stop)
 
     object.__setattr__(whole.conditioning, "tracks", watched)
     frames = iter(whole)
     next(frames)
-    assert max(asked) < 40, "far more was drawn than is needed"
+    assert max(requested) < 40, "far more frames were prefetched than needed"
     frames.close()
 
 
 # ---------------------------------------------------------------- the video
 
 
-def test_what_is_written_is_what_was_rendered(make, tmp_path):
+def test_the_video_holds_the_rendered_frames(make, tmp_path):
     whole = make()
     outcome = whole.save(tmp_path / "out.mkv", codec="ffv1")
     assert np.array_equal(read(outcome.video), np.stack(list(whole)))
@@ -110,7 +112,7 @@ def test_what_is_written_is_what_was_rendered(make, tmp_path):
     ("codec", "name", "known"),
     [("h264", "a.mp4", "h264"), ("hevc", "a.mov", "hevc"), ("vp9", "a.webm", "vp9")],
 )
-def test_codecs(make, tmp_path, monkeypatch, codec, name, known):
+def test_each_codec_writes_a_readable_video(make, tmp_path, monkeypatch, codec, name, known):
     monkeypatch.setattr(rendering, "SEGMENT", 12)
     whole = make()
     outcome = whole.save(tmp_path / name, codec=codec, crf=10)
@@ -125,7 +127,7 @@ class Stopped(Exception):
 
 
 class StopsAt(Silent):
-    """A reporter that is interrupted after so many frames."""
+    """A reporter that interrupts the render after `frames` frames."""
 
     def __init__(self, frames: int) -> None:
         self.left = frames
@@ -139,7 +141,7 @@ class StopsAt(Silent):
 
 
 @pytest.mark.parametrize("stop", [1, 7, 8, 21, 29])
-def test_a_killed_render_goes_on_and_ends_the_same(make, tmp_path, monkeypatch, stop):
+def test_a_killed_render_resumes_to_the_same_video(make, tmp_path, monkeypatch, stop):
     monkeypatch.setattr(rendering, "SEGMENT", 8)
     path = tmp_path / "out.mkv"
     whole = make()
@@ -148,7 +150,7 @@ def test_a_killed_render_goes_on_and_ends_the_same(make, tmp_path, monkeypatch, 
     assert not path.exists() and not (tmp_path / "out-compare.mkv").exists()
     rest = StopsAt(-1)
     whole.save(path, codec="ffv1", compare=True, report=rest)
-    # Encoding lags behind, so the last segment may or may not have been kept.
+    # Encoding lags behind, so the last segment may be missing.
     assert COUNT - stop // 8 * 8 <= rest.rendered <= COUNT - max(stop // 8 - 1, 0) * 8
     straight = make().save(tmp_path / "straight.mkv", codec="ffv1", compare=True)
     assert np.array_equal(read(path), read(straight.video))
@@ -156,7 +158,7 @@ def test_a_killed_render_goes_on_and_ends_the_same(make, tmp_path, monkeypatch, 
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_damaged_state_costs_a_segment(make, tmp_path, monkeypatch):
+def test_a_damaged_state_loses_one_segment(make, tmp_path, monkeypatch):
     monkeypatch.setattr(rendering, "SEGMENT", 8)
     path = tmp_path / "out.mkv"
     with pytest.raises(Stopped):
@@ -167,7 +169,7 @@ def test_a_damaged_state_costs_a_segment(make, tmp_path, monkeypatch):
     assert np.array_equal(read(path), np.stack(list(make())))
 
 
-def test_what_is_saved_is_known(make, tmp_path):
+def test_is_saved_recognises_its_own_files(make, tmp_path):
     whole, output = make(3), rendering.Output(tmp_path / "a.mkv", codec="ffv1", compare=True)
     assert not whole.is_saved(output)
     whole.save(output)
@@ -177,7 +179,7 @@ def test_what_is_saved_is_known(make, tmp_path):
     assert not whole.is_saved(output)
 
 
-def test_other_settings_begin_anew(make, tmp_path, monkeypatch):
+def test_changed_settings_restart_the_render(make, tmp_path, monkeypatch):
     monkeypatch.setattr(rendering, "SEGMENT", 8)
     path = tmp_path / "out.mkv"
     with pytest.raises(Stopped):
@@ -187,7 +189,7 @@ def test_other_settings_begin_anew(make, tmp_path, monkeypatch):
     assert other.rendered == COUNT
 
 
-def test_comparison_keeps_its_panels_in_step(make, tmp_path, read_numbers, monkeypatch):
+def test_the_panels_of_a_comparison_show_the_same_frame(make, tmp_path, read_numbers, monkeypatch):
     monkeypatch.setattr(rendering, "SEGMENT", 8)
     whole = make()
     outcome = whole.save(tmp_path / "out.mkv", codec="ffv1", compare=True)
@@ -199,13 +201,13 @@ def test_comparison_keeps_its_panels_in_step(make, tmp_path, read_numbers, monke
     assert np.array_equal(panels[:, :, 96 + WIDTH :], read(outcome.video))
 
 
-def test_without_pictures_there_are_two_panels(make, tmp_path):
+def test_a_comparison_without_input_has_two_panels(make, tmp_path):
     outcome = make(3, pictures=False).save(tmp_path / "a.mkv", codec="ffv1", compare=True)
     assert read(outcome.comparison).shape[2] == 2 * WIDTH
 
 
 @pytest.mark.parametrize(("start", "suffix"), [(0.0, ".mp4"), (0.5, ".mp4"), (0.5, ".webm")])
-def test_sound_is_carried_in_step(make, make_video, tmp_path, start, suffix):
+def test_sound_is_copied_in_sync(make, make_video, tmp_path, start, suffix):
     """A beep 1 s into the source's sound is heard 1 s - `start` into the video."""
     beep = "aevalsrc='if(between(t,1,1.1),0.8*sin(2*PI*1000*t),0)':s=48000:d=4"
     sound = make_video("sound.m4a", "-c:a", "aac", frames=beep)
@@ -223,8 +225,8 @@ def test_sound_is_carried_in_step(make, make_video, tmp_path, start, suffix):
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
-def test_sound_lies_beside_its_pictures(make, make_video, tmp_path, name):
-    """A player that has read so much of the file has sound and pictures up to the same moment."""
+def test_sound_and_frames_are_interleaved(make, make_video, tmp_path, name):
+    """At any position in the file, sound and frames reach the same time."""
     sound = make_video("sound.m4a", "-c:a", "aac", frames="sine=duration=9")
     outcome = make(200, sound=Sound(sound, 0.0)).save(tmp_path / name)
     newest = {"video": 0.0, "audio": 0.0}
@@ -236,7 +238,7 @@ def test_sound_lies_beside_its_pictures(make, make_video, tmp_path, name):
     assert min(newest.values()) > 7.9
 
 
-def test_every_video_says_that_it_is_synthetic(make, tmp_path, ffmpeg, run_ffmpeg):
+def test_every_video_is_marked_as_synthetic(make, tmp_path, ffmpeg, run_ffmpeg):
     whole = make(3)
     for name, codec in (("a.mp4", "h264"), ("a.mov", "h264"), ("a.webm", "vp9"), ("a.mkv", "ffv1")):
         outcome = whole.save(tmp_path / name, codec=codec, compare=True)
@@ -246,20 +248,20 @@ def test_every_video_says_that_it_is_synthetic(make, tmp_path, ffmpeg, run_ffmpe
             assert (mark.model, mark.source, mark.pipeline) == ("b", "dance.mp4", "test")
             assert mark.model_sha256 == whole.trained.sha256
             assert mark.source_sha256 == "1" * 64
-    # Other tools see it too.
+    # Other tools can read the mark.
     shown = run_ffmpeg("-i", tmp_path / "a.mp4", "-f", "ffmetadata", "-").decode()
     assert "rendered by a model" in shown
     facts = describe(tmp_path / "a.mp4")
     assert facts["what"] == "rendered video" and facts["frames"] == 3
 
 
-def test_footage_is_not_called_synthetic(make_video):
+def test_footage_is_not_reported_as_synthetic(make_video):
     path = make_video("a.mp4", "-c:v", "libx264")
     assert read_provenance(path) is None
     assert "not marked" in describe(path)["synthetic"]
 
 
-# ---------------------------------------------------------------- what cannot be
+# ---------------------------------------------------------------- errors and interruptions
 
 
 @pytest.mark.parametrize(
@@ -273,7 +275,7 @@ def test_footage_is_not_called_synthetic(make_video):
         ("there.mp4", {}, "--overwrite"),
     ],
 )
-def test_wishes_that_cannot_be_met(make, tmp_path, name, options, words):
+def test_invalid_options_are_errors(make, tmp_path, name, options, words):
     (tmp_path / "there.mp4").write_bytes(b"precious")
     with pytest.raises(UsageError) as caught:
         make(3).save(tmp_path / name, **options)
@@ -282,7 +284,7 @@ def test_wishes_that_cannot_be_met(make, tmp_path, name, options, words):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["runs", "there.mp4"]
 
 
-def test_overwriting_keeps_the_old_file_until_the_new_one_is_whole(make, tmp_path):
+def test_overwriting_keeps_the_old_file_until_the_new_one_is_complete(make, tmp_path):
     path = tmp_path / "out.mkv"
     path.write_bytes(b"old")
     with pytest.raises(Stopped):
@@ -293,12 +295,12 @@ def test_overwriting_keeps_the_old_file_until_the_new_one_is_whole(make, tmp_pat
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL: nothing gets to tidy up."""
+    """Simulates SIGKILL: no clean-up runs."""
 
 
 @pytest.fixture
 def torn(make, tmp_path, monkeypatch):
-    """A finished render of three segments, killed before any of its work is removed."""
+    """A finished render of three segments, killed before its work files are removed."""
     monkeypatch.setattr(rendering, "SEGMENT", 8)
     with monkeypatch.context() as patch:
         kill_at_removal(patch, 0)
@@ -308,15 +310,15 @@ def torn(make, tmp_path, monkeypatch):
 
 
 def kill_at_removal(patch: pytest.MonkeyPatch, number: int) -> None:
-    """Kill when so many files of finished work were removed."""
-    honest, count = rendering.remove, [0]
+    """Kill after `number` files of finished work are removed."""
+    original, count = rendering.remove, [0]
 
     def remove(path: Path) -> None:
         if path.name != "whole":
             if count[0] == number:
                 raise Killed
             count[0] += 1
-        honest(path)
+        original(path)
 
     patch.setattr(rendering, "remove", remove)
     patch.setattr("v2v.files.remove", remove)
@@ -336,7 +338,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def test_a_kill_while_a_finished_render_cleans_up_heals(make, torn, tmp_path, monkeypatch):
+def test_a_finished_render_recovers_from_a_kill_during_clean_up(make, torn, tmp_path, monkeypatch):
     monkeypatch.setattr(rendering, "SEGMENT", 8)
     whole = {name: data for name, data in contents(torn).items() if "/" not in name}
     assert whole.keys() == {"out.mkv", "out-compare.mkv"}
@@ -346,10 +348,10 @@ def test_a_kill_while_a_finished_render_cleans_up_heals(make, torn, tmp_path, mo
         shutil.copytree(torn, folder)
         with monkeypatch.context() as patch:
             kill_at_removal(patch, number)
-            with contextlib.suppress(Killed):  # the last one has nothing more to remove
+            with contextlib.suppress(Killed):  # the last one has nothing left to remove
                 make(20).save(folder / "out.mkv", **options)
         assert {n: d for n, d in contents(folder).items() if "/" not in n} == whole
-        # Nothing but the finished video is there, so it says so; or it finishes.
+        # Either only the finished video exists, which is an error, or the render completes.
         try:
             make(20).save(folder / "out.mkv", **options, report=StopsAt(1))
         except UsageError as error:
@@ -358,7 +360,7 @@ def test_a_kill_while_a_finished_render_cleans_up_heals(make, torn, tmp_path, mo
         assert sorted(p.name for p in folder.iterdir()) == ["out-compare.mkv", "out.mkv"]
 
 
-def test_killed_clean_up_does_not_block_another_render(make, torn, tmp_path, monkeypatch):
+def test_a_killed_clean_up_does_not_block_another_render(make, torn, tmp_path, monkeypatch):
     whole = {name: data for name, data in contents(torn).items() if "/" not in name}
     work = torn / ".out.mkv.render"
     (work / "00000.segment").unlink()
@@ -366,7 +368,7 @@ def test_killed_clean_up_does_not_block_another_render(make, torn, tmp_path, mon
     assert contents(torn) == whole
 
 
-def test_both_videos_appear_even_after_a_kill_between_them(make, torn, monkeypatch):
+def test_both_videos_appear_after_a_kill_between_them(make, torn, monkeypatch):
     whole = {name: data for name, data in contents(torn).items() if "/" not in name}
     (torn / "out-compare.mkv").unlink()
     make(20).save(torn / "out.mkv", codec="ffv1", compare=True, report=StopsAt(1))
@@ -381,7 +383,7 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
-DAMAGED = [  # file, how, frames that need no rendering
+DAMAGED = [  # file, damage, frames that need not be rendered again
     ("plan.json", "cut", 0), ("plan.json", "nested", 0), ("00000.segment", "one bit", 0),
     ("00000-compare.segment", "one bit", 0), ("00000.seal", "cut", 0),
     ("00001.segment", "one bit", 8), ("00001.seal", "nested", 8),
@@ -389,9 +391,9 @@ DAMAGED = [  # file, how, frames that need no rendering
 ]  # fmt: skip
 
 
-def test_a_damaged_piece_of_a_stopped_render_is_rendered_again(make, tmp_path, monkeypatch):
+def test_a_damaged_file_of_an_interrupted_render_is_rendered_again(make, tmp_path, monkeypatch):
     monkeypatch.setattr(rendering, "SEGMENT", 8)
-    monkeypatch.setattr(rendering, "BEHIND", 0)
+    monkeypatch.setattr(rendering, "MAX_LAG", 0)
     options = {"codec": "ffv1", "compare": True}
     whole = make(18)
     whole.save(tmp_path / "whole" / "a.mkv", **options)
@@ -417,7 +419,7 @@ def test_two_processes_do_not_render_the_same_file(make, tmp_path):
         make(3).save(tmp_path / "out.mp4")
 
 
-def test_a_full_disk_loses_nothing(make, tmp_path, monkeypatch):
+def test_a_full_disk_loses_no_finished_segments(make, tmp_path, monkeypatch):
     monkeypatch.setattr(rendering, "SEGMENT", 8)
     write = rendering.VideoWriter.write
     written = 0
@@ -439,13 +441,13 @@ def test_a_full_disk_loses_nothing(make, tmp_path, monkeypatch):
     assert np.array_equal(read(tmp_path / "out.mkv"), np.stack(list(make())))
 
 
-def test_sizes():
+def test_output_sizes():
     assert output_size(None, 64, 48) == (48, 64)
     assert output_size(96, 64, 48) == (96, 128)
     assert output_size((100, 50), 64, 48) == (100, 50)
 
 
-def test_an_unknown_model_names_those_there_are(make_model, tmp_path, monkeypatch):
+def test_an_unknown_model_lists_the_available_ones(make_model, tmp_path, monkeypatch):
     make_model("mine")
     monkeypatch.chdir(tmp_path)
     assert LoadedModel.open("mine").name == "mine"
@@ -453,7 +455,7 @@ def test_an_unknown_model_names_those_there_are(make_model, tmp_path, monkeypatc
         LoadedModel.open("yours")
     assert "no model yours" in caught.value.message and "mine" in (caught.value.hint or "")
     (tmp_path / "runs" / "empty").mkdir()
-    with pytest.raises(CheckpointInvalid, match="holds no model"):
+    with pytest.raises(CheckpointInvalid, match="contains no model"):
         LoadedModel.open("empty")
     weights = tmp_path / "runs" / "mine" / "model" / "generator.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
@@ -461,12 +463,12 @@ def test_an_unknown_model_names_those_there_are(make_model, tmp_path, monkeypatc
         LoadedModel.open("mine")
 
 
-def test_a_device_that_is_not_there(make_model):
+def test_an_unavailable_device_is_an_error(make_model):
     with pytest.raises(UsageError, match="no device"):
         LoadedModel.open(make_model(), device="tpu")
 
 
-def test_a_model_of_several_clips_is_asked_for_by_name(make_model):
+def test_a_training_clip_is_selected_by_name(make_model):
     trained = LoadedModel.open(make_model(clips=2))
     assert [trained.clip_number(n) for n in (None, "clip0", "clip1")] == [0, 0, 1]
     with pytest.raises(UnknownName, match="clip9"):

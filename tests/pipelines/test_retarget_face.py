@@ -1,6 +1,6 @@
-"""A driver's motion on another face: what is known of both must come out exactly.
+"""Face retargeting on synthetic faces, whose motion is known exactly.
 
-The faces are built by hand: the drawn curves on a rounded head, the other points in between.
+The faces are constructed: the drawn curves on a rounded head, the other points in between.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def filmed(
     shapes: Array, *, turns: Array | None = None, size: float | Array = 70.0,
     place: tuple[float, float] | Array = (128, 110), side: int = SIDE,
 ) -> FaceTrack:  # fmt: skip
-    """The track of canonical shapes [T, 478, 3] that are turned, enlarged and put in a frame."""
+    """The track of canonical shapes [T, 478, 3] after rotating, scaling and placing them."""
     count = len(shapes)
     turns = np.broadcast_to(np.eye(3), (count, 3, 3)) if turns is None else turns
     places = np.broadcast_to(size, (count,))[:, None, None] * shapes @ turns.transpose(0, 2, 1)
@@ -112,7 +112,7 @@ def filmed(
 
 
 def closed(shape: Array, share: float, sides: tuple[str, ...] = ("right", "left")) -> Array:
-    """Lids closed by `share`: the upper comes down two thirds of the way."""
+    """Lids closed by `share`; the upper lid moves two thirds of the way."""
     shape = shape.copy()
     for side in sides:
         upper, lower = EYES[side].upper, EYES[side].lower
@@ -123,7 +123,7 @@ def closed(shape: Array, share: float, sides: tuple[str, ...] = ("right", "left"
 
 
 def speaking(shape: Array, gap: float) -> Array:
-    """The lower lip and the chin `gap` lower, in units of the mouth's width."""
+    """The lower lip and the chin moved down by `gap`, in units of the mouth's width."""
     shape = shape.copy()
     width = shape[291, 0] - shape[61, 0]
     for row in LIPS[2:]:
@@ -147,7 +147,7 @@ def brows_up(shape: Array, up: float) -> Array:
 
 
 def clip_of(shape: Array, count: int = 60, **place: float) -> FaceTrack:
-    """A person who moves, speaks, looks about and blinks; frame 0 is neutral."""
+    """A person who moves, speaks, looks around and blinks; frame 0 is neutral."""
     t = np.arange(count) / 25
     shapes = []
     for i, now in enumerate(t):
@@ -168,22 +168,22 @@ def driver() -> FaceTrack:
 
 @pytest.fixture(scope="module")
 def target() -> FaceTrack:
-    """A larger-eyed, broader face with a wider mouth, elsewhere in the frame."""
+    """A broader face with larger eyes and a wider mouth, elsewhere in the frame."""
     shape = person(eye=0.08, mouth=0.32, wide=0.85, high=1.0, brow=0.28, seed=1)
     return clip_of(shape, size=85.0, x=115)
 
 
-def remembered(track: FaceTrack, neutral: int | None = 0) -> FaceProfile:
+def profile_of(track: FaceTrack, neutral: int | None = 0) -> FaceProfile:
     return FaceProfile.remembered(track.points, track.depth, track.width, track.height, neutral)
 
 
 def moved(
     track: FaceTrack, target: FaceTrack, strengths: Strengths | None = None, **options: object
 ) -> FaceTrack:
-    """`track` on `target`, both neutral in frame 0."""
+    """The motion of `track` on `target`, both neutral in frame 0."""
     transfer = FaceTransfer(
         FaceProfile.measure(track, neutral=0),
-        remembered(target),
+        profile_of(target),
         strengths,
         **options,  # type: ignore[arg-type]
     )
@@ -196,15 +196,15 @@ def degrees(a: Array, b: Array) -> Array:
     return found
 
 
-def apart(a: FaceTrack, b: FaceTrack) -> float:
+def max_distance(a: FaceTrack, b: FaceTrack) -> float:
     return float(np.abs(a.points[..., :2] - b.points[..., :2]).max())
 
 
-# ---------------------------------------------------------------- the two ends
+# ---------------------------------------------------------------- invariants
 
 
 @pytest.mark.parametrize("absolute", [False, True])
-def test_no_strength_is_the_target_s_neutral(
+def test_zero_strengths_give_the_target_s_neutral(
     driver: FaceTrack, target: FaceTrack, absolute: bool
 ) -> None:
     still = moved(driver, target, NOTHING, absolute=absolute)
@@ -213,7 +213,7 @@ def test_no_strength_is_the_target_s_neutral(
 
 
 @pytest.mark.parametrize("absolute", [False, True])
-def test_a_face_on_itself_is_itself(driver: FaceTrack, absolute: bool) -> None:
+def test_self_reenactment_is_the_identity(driver: FaceTrack, absolute: bool) -> None:
     same = moved(driver, driver, absolute=absolute)
     np.testing.assert_allclose(same.points, driver.points, atol=0.02)
     np.testing.assert_allclose(same.depth, driver.depth, atol=0.02)
@@ -221,15 +221,15 @@ def test_a_face_on_itself_is_itself(driver: FaceTrack, absolute: bool) -> None:
     np.testing.assert_allclose(same.scale, driver.scale, rtol=1e-4)
 
 
-def test_each_frame_stands_alone(driver: FaceTrack, target: FaceTrack) -> None:
-    transfer = FaceTransfer(FaceProfile.measure(driver, neutral=0), remembered(target))
+def test_each_frame_is_independent(driver: FaceTrack, target: FaceTrack) -> None:
+    transfer = FaceTransfer(FaceProfile.measure(driver, neutral=0), profile_of(target))
     whole = transfer.apply(driver)
     parts = [transfer.apply(driver[i : i + 7]).points for i in range(0, 60, 7)]
     np.testing.assert_array_equal(np.concatenate(parts), whole.points)
 
 
-def test_frames_without_a_face_stay_empty(driver: FaceTrack, target: FaceTrack) -> None:
-    transfer = FaceTransfer(FaceProfile.measure(driver, neutral=0), remembered(target))
+def test_frames_without_a_face_stay_missing(driver: FaceTrack, target: FaceTrack) -> None:
+    transfer = FaceTransfer(FaceProfile.measure(driver, neutral=0), profile_of(target))
     values = {
         name: getattr(driver, name).copy()
         for name in ("points", "depth", "rotation", "translation", "scale")
@@ -252,8 +252,8 @@ def test_frames_without_a_face_stay_empty(driver: FaceTrack, target: FaceTrack) 
 # ---------------------------------------------------------------- the head
 
 
-def test_the_driver_s_size_and_place_do_not_matter(driver: FaceTrack, target: FaceTrack) -> None:
-    """Twice as large and elsewhere in a larger frame, the result is the same."""
+def test_the_driver_s_size_and_position_do_not_matter(driver: FaceTrack, target: FaceTrack) -> None:
+    """A driver twice as large, elsewhere in a larger frame, gives the same result."""
     away = np.array([70, -40], np.float32)
     other = replace(
         driver, points=np.concatenate([2 * driver.points[..., :2] + away,
@@ -262,38 +262,38 @@ def test_the_driver_s_size_and_place_do_not_matter(driver: FaceTrack, target: Fa
         width=640, height=480,
     )  # fmt: skip
     result, expected = moved(other, target), moved(driver, target)
-    assert apart(result, expected) < 0.01
+    assert max_distance(result, expected) < 0.01
     assert (result.width, result.height) == (target.width, target.height)
 
 
 @pytest.mark.parametrize("strength", [0.0, 0.5, 1.0, 2.0])
 @pytest.mark.parametrize("turn", [(20, 0, 0), (0, -15, 0), (0, 0, 25), (15, 10, -8)])
-def test_a_known_turn(target: FaceTrack, turn: tuple[int, int, int], strength: float) -> None:
+def test_a_known_rotation(target: FaceTrack, turn: tuple[int, int, int], strength: float) -> None:
     start, end = about(5, -4, 3), about(*turn)
     track = filmed(np.stack([person()] * 2), turns=np.stack([start, end @ start]))
     result = moved(track, target, Strengths(rotation=strength))
-    asked = strength * degrees(end, np.eye(3))
-    anew = head_pose(result.points, result.depth).rotation
-    for found in (result.rotation, anew):
-        assert degrees(found[1], found[0]) == pytest.approx(asked, abs=0.3)
+    expected = strength * degrees(end, np.eye(3))
+    estimated = head_pose(result.points, result.depth).rotation
+    for found in (result.rotation, estimated):
+        assert degrees(found[1], found[0]) == pytest.approx(expected, abs=0.3)
     if strength == 1:
         assert degrees(result.rotation[1], end @ target.rotation[0]) < 0.3
 
 
-def test_moves_and_nearness_are_measured_in_heads(target: FaceTrack) -> None:
+def test_translation_and_scale_are_relative_to_the_head(target: FaceTrack) -> None:
     track = filmed(
         np.stack([person()] * 2), size=np.array([50.0, 60.0]), place=np.array([[60, 90], [85, 70]])
     )
     result = moved(track, target, Strengths(scale=0.5))
-    own = remembered(target)
+    own = profile_of(target)
     ratio = own.scale / track.scale[0]
-    way = result.translation[1] - result.translation[0]
-    asked = track.translation[1] - track.translation[0]
-    np.testing.assert_allclose(way, asked * ratio, rtol=1e-4)
+    shift = result.translation[1] - result.translation[0]
+    driver_shift = track.translation[1] - track.translation[0]
+    np.testing.assert_allclose(shift, driver_shift * ratio, rtol=1e-4)
     assert result.scale[1] / result.scale[0] == pytest.approx(1.2**0.5, rel=1e-3)
 
 
-def test_absolute_takes_the_driver_s_head_as_it_is(target: FaceTrack) -> None:
+def test_absolute_mode_uses_the_driver_s_head_pose(target: FaceTrack) -> None:
     turns = np.stack([about(12, 5, 0), about(-18, 0, 6)])
     track = filmed(
         np.stack([person()] * 2), turns=turns, size=140.0, place=(320, 200), side=2 * SIDE
@@ -302,33 +302,35 @@ def test_absolute_takes_the_driver_s_head_as_it_is(target: FaceTrack) -> None:
     np.testing.assert_allclose(result.rotation, track.rotation, atol=1e-4)
     np.testing.assert_allclose(result.translation, track.translation / 2, atol=1e-3)
     np.testing.assert_allclose(result.scale, track.scale / 2, rtol=1e-4)
-    # The shape is the target's all the same.
-    anew = FaceProfile.measure(result, neutral=0)
-    np.testing.assert_allclose(anew.shape, remembered(target).shape, atol=0.01)
+    # The shape is still the target's.
+    measured = FaceProfile.measure(result, neutral=0)
+    np.testing.assert_allclose(measured.shape, profile_of(target).shape, atol=0.01)
 
 
 # ---------------------------------------------------------------- eyes and mouth
 
 
-def ahead(*shapes: Array) -> FaceTrack:
+def frontal(*shapes: Array) -> FaceTrack:
     return filmed(np.stack(shapes))
 
 
 def test_a_blink_closes_larger_eyes(target: FaceTrack) -> None:
     face = person()
-    result = moved(ahead(face, closed(face, 0.5), closed(face, 1.0)), target)
+    result = moved(frontal(face, closed(face, 0.5), closed(face, 1.0)), target)
     assert result.eyes[2].max() < 0.05
     np.testing.assert_allclose(result.eyes[1] / result.eyes[0], 0.5, atol=0.02)
-    assert result.eyes[0].min() > 1.4 * ahead(face).eyes.max(), "the target's eyes are larger"
+    assert result.eyes[0].min() > 1.4 * frontal(face).eyes.max(), (
+        "the target must keep its larger eyes"
+    )
     for eye in EYES.values():
-        # Lids meet, and do not pass each other.
+        # The lids meet and do not overlap.
         gaps = result.points[:, eye.lower, 1] - result.points[:, eye.upper, 1]
         assert gaps.min() > -0.05
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.8, 0.95])
 def test_irises_stay_in_their_eyes(target: FaceTrack, share: float) -> None:
-    """However far it looks and however the lids close, unless the driver's own leaves its eye."""
+    """At any gaze and lid opening, if the driver's own irises stay in their eyes."""
     face = person()
     shapes = [face]
     for x, y in ((0.08, 0.0), (-0.08, 0.0), (0.0, 0.03), (0.0, -0.03), (0.06, 0.02)):
@@ -339,7 +341,7 @@ def test_irises_stay_in_their_eyes(target: FaceTrack, share: float) -> None:
             closing[eye.iris, 1] += over - closing[eye.iris[0], 1]
         shapes.append(closing)
     for strengths in (Strengths(), Strengths(gaze=2), Strengths(gaze=2, blink=1.3)):
-        result = moved(ahead(*shapes), target, strengths)
+        result = moved(frontal(*shapes), target, strengths)
         for eye in EYES.values():
             rim = result.points[:, [*eye.upper, *eye.lower, *eye.corners], :2]
             centre = result.points[:, eye.iris[0], :2]
@@ -350,16 +352,16 @@ def test_irises_stay_in_their_eyes(target: FaceTrack, share: float) -> None:
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_a_wink_stays_on_its_side(target: FaceTrack, side: str) -> None:
     face = person()
-    eyes = moved(ahead(face, closed(face, 1.0, (side,))), target).eyes
+    eyes = moved(frontal(face, closed(face, 1.0, (side,))), target).eyes
     winks = ("right", "left").index(side)
     assert eyes[1, winks] < 0.05
     assert eyes[1, 1 - winks] == pytest.approx(eyes[0, 1 - winks], rel=1e-3)
 
 
-def test_blink_gaze_and_expression_are_apart(target: FaceTrack) -> None:
+def test_blink_gaze_and_expression_are_independent(target: FaceTrack) -> None:
     face = person()
     both = closed(looking(brows_up(speaking(face, 0.3), 0.08), 0.06, 0), 0.8)
-    track = ahead(face, both)
+    track = frontal(face, both)
     neutral = moved(track, target, NOTHING)
     open_eyes = moved(track, target, Strengths(blink=0))
     np.testing.assert_allclose(open_eyes.eyes[1], neutral.eyes[1], rtol=0.01)
@@ -377,37 +379,37 @@ def test_blink_gaze_and_expression_are_apart(target: FaceTrack) -> None:
     assert mouth_openness(only_face.points)[1] > 0.2
 
 
-def test_gaze_goes_the_same_share_of_the_eye(target: FaceTrack) -> None:
+def test_gaze_moves_by_the_same_fraction_of_the_eye(target: FaceTrack) -> None:
     face = person()
     for strength in (0.5, 1.0):
-        result = moved(ahead(face, looking(face, 0.06, 0)), target, Strengths(gaze=strength))
+        result = moved(frontal(face, looking(face, 0.06, 0)), target, Strengths(gaze=strength))
         for eye in EYES.values():
             left, right = eye.corners
             width = result.points[0, right, :2] - result.points[0, left, :2]
-            way = result.points[1, eye.iris, :2] - result.points[0, eye.iris, :2]
-            share = way @ width / (width @ width)
+            shift = result.points[1, eye.iris, :2] - result.points[0, eye.iris, :2]
+            share = shift @ width / (width @ width)
             np.testing.assert_allclose(share, strength * 0.06 / 0.3, rtol=0.02)
 
 
-def test_the_mouth_opens_as_wide_and_closes(target: FaceTrack) -> None:
+def test_the_mouth_opens_and_closes_like_the_driver_s(target: FaceTrack) -> None:
     face = person()
-    track = ahead(face, speaking(face, 0.1), speaking(face, 0.5))
+    track = frontal(face, speaking(face, 0.1), speaking(face, 0.5))
     result = moved(track, target)
     np.testing.assert_allclose(result.mouth, track.mouth, atol=0.01)
     assert result.mouth[0] < 0.01
     half = moved(track, target, Strengths(expression=0.5))
     np.testing.assert_allclose(half.mouth, track.mouth / 2, atol=0.01)
     heights = result.points[:, LIPS, 1]
-    assert np.diff(heights, axis=1).min() > -0.05, "lips do not pass through each other"
+    assert np.diff(heights, axis=1).min() > -0.05, "the lips overlap"
 
 
 def test_lips_close_when_the_driver_s_neutral_is_open(target: FaceTrack) -> None:
-    """A neutral frame with parted lips: closing them closes the target's, thin lips pressed."""
+    """With parted lips in the neutral frame, closed or pressed lips close the target's."""
     face = person()
     pressed = face.copy()
     pressed[LIPS[0], 1] += 0.8 * (face[LIPS[1], 1] - face[LIPS[0], 1])
     pressed[LIPS[3], 1] += 0.8 * (face[LIPS[2], 1] - face[LIPS[3], 1])
-    track = ahead(speaking(face, 0.08), face, pressed)
+    track = frontal(speaking(face, 0.08), face, pressed)
     parted = clip_of(speaking(person(mouth=0.3), 0.05))
     for other in (target, parted):
         result = moved(track, other)
@@ -415,14 +417,14 @@ def test_lips_close_when_the_driver_s_neutral_is_open(target: FaceTrack) -> None
         assert np.diff(result.points[:, LIPS, 1], axis=1).min() > -0.2
 
 
-def test_brows_go_up_in_their_own_measure(target: FaceTrack) -> None:
+def test_brow_motion_is_scaled_by_the_brow_ratio(target: FaceTrack) -> None:
     face = person()
-    up = moved(ahead(face, brows_up(face, 0.1)), target)
-    way = np.linalg.norm(up.points[1] - up.points[0], axis=1)
-    transfer = FaceTransfer(FaceProfile.measure(ahead(face)), remembered(target))
+    up = moved(frontal(face, brows_up(face, 0.1)), target)
+    motion = np.linalg.norm(up.points[1] - up.points[0], axis=1)
+    transfer = FaceTransfer(FaceProfile.measure(frontal(face)), profile_of(target))
     expected = 0.1 * transfer.ratios["brows"][1] * up.scale[0]
-    assert way[list(RIGHT_BROW)].mean() == pytest.approx(expected, rel=0.03)
-    assert way[list(LIPS_OUTER)].max() < 0.01 and way[list(OVAL)].max() < 0.01
+    assert motion[list(RIGHT_BROW)].mean() == pytest.approx(expected, rel=0.03)
+    assert motion[list(LIPS_OUTER)].max() < 0.01 and motion[list(OVAL)].max() < 0.01
 
 
 def test_a_mirrored_driver_and_target_give_the_mirrored_face(
@@ -434,11 +436,13 @@ def test_a_mirrored_driver_and_target_give_the_mirrored_face(
     for one in (track, driver):
         straight = moved(one, target)
         mirrored = moved(one.flipped(), target.flipped())
-        assert apart(mirrored.flipped(), straight) < 0.3
+        assert max_distance(mirrored.flipped(), straight) < 0.3
 
 
-def test_it_moves_no_faster_than_the_driver(driver: FaceTrack, target: FaceTrack) -> None:
-    """Steps from frame to frame stay a fair multiple of the driver's: nothing jumps."""
+def test_the_target_s_speed_is_bounded_by_the_driver_s(
+    driver: FaceTrack, target: FaceTrack
+) -> None:
+    """Motion between frames is a bounded multiple of the driver's: nothing jumps."""
     for strengths in (Strengths(), Strengths(expression=2, gaze=2, blink=2)):
         result = moved(driver, target, strengths, parts={"face": 0.8, "mouth": 1.2})
         speed = np.linalg.norm(np.diff(result.points[..., :2], axis=0), axis=2).max(axis=1)
@@ -455,20 +459,20 @@ def widths(track: FaceTrack, points: tuple[int, ...] | list[int]) -> Array:
 
 
 @pytest.mark.parametrize("size", [0.7, 0.85, 1.2])
-def test_a_slimmer_face_is_one_number(size: float) -> None:
+def test_the_face_part_scales_the_width(size: float) -> None:
     base = filmed(np.stack([person()] * 2))
     plain, slim = moved(base, base), moved(base, base, parts={"face": size})
     ratio = widths(slim, OVAL) / widths(plain, OVAL)
     np.testing.assert_allclose(ratio[:, 0], size, rtol=0.02)
     np.testing.assert_allclose(ratio[:, 1], 1, rtol=1e-3)
     mouth = (widths(slim, LIPS_OUTER) / widths(plain, LIPS_OUTER))[0]
-    assert min(size, 1) < mouth[0] < max(size, 1), "the inside follows less"
+    assert min(size, 1) < mouth[0] < max(size, 1), "the inside must scale less"
     assert mouth[1] == pytest.approx(1, abs=1e-3)
-    # No point changes sides with its neighbour on a line across.
+    # The points on a horizontal line keep their order.
     line = [33, 246, 161, 160, 159, 158, 157, 173, 133]
     assert (np.diff(slim.points[0, line, 0]) > 0).all()
     iris = widths(slim, list(RIGHT_IRIS))[0]
-    assert iris[0] == pytest.approx(iris[1], rel=0.01), "irises stay round"
+    assert iris[0] == pytest.approx(iris[1], rel=0.01), "the irises are not round"
 
 
 @pytest.mark.parametrize(
@@ -476,7 +480,7 @@ def test_a_slimmer_face_is_one_number(size: float) -> None:
     [("eyes", RIGHT_EYE), ("brows", RIGHT_BROW), ("mouth", LIPS_OUTER),
      ("nose", (*NOSE_BASE, *NOSE_BRIDGE))],
 )  # fmt: skip
-def test_each_part_grows_about_its_centre(part: str, points: tuple[int, ...]) -> None:
+def test_each_part_scales_about_its_centre(part: str, points: tuple[int, ...]) -> None:
     base = filmed(np.stack([person()] * 2))
     plain, large = moved(base, base), moved(base, base, parts={part: 1.25})
     np.testing.assert_allclose(widths(large, points) / widths(plain, points), 1.25, rtol=0.01)
@@ -489,8 +493,8 @@ def test_each_part_grows_about_its_centre(part: str, points: tuple[int, ...]) ->
 # ---------------------------------------------------------------- the neutral frame
 
 
-def test_the_neutral_frame_is_neutral() -> None:
-    """Speech with brief closures, blinks, a long turn of the head: a quiet frame is picked."""
+def test_a_quiet_frame_is_chosen_as_neutral() -> None:
+    """The clip has speech with brief closures, blinks and a long turn of the head."""
     face, count = person(), 300
     rng = np.random.default_rng(0)
     quiet = np.zeros(count, bool)
@@ -519,20 +523,20 @@ def test_the_neutral_frame_is_neutral() -> None:
     assert FaceProfile.measure(track, neutral=150).neutral == 150
     flipped = FaceProfile.measure(track.flipped()).neutral
     assert quiet[flipped] and not 203 <= flipped <= 209
-    assert remembered(track, None).neutral == chosen
+    assert profile_of(track, None).neutral == chosen
 
 
-def test_a_clip_of_one_frame_and_gaps(driver: FaceTrack) -> None:
+def test_the_neutral_frame_of_short_clips_and_gaps(driver: FaceTrack) -> None:
     assert FaceProfile.measure(driver[7:8]).neutral == 0
-    gone = filmed(np.full((3, POINTS, 3), np.nan))
-    joined = [gone, driver[:1], gone]
+    missing = filmed(np.full((3, POINTS, 3), np.nan))
+    joined = [missing, driver[:1], missing]
 
     def chunks() -> Iterator[FaceTrack]:
         yield from joined
 
     assert FaceProfile.measure(chunks).neutral == 3
     with pytest.raises(NothingFound, match="3 frames") as caught:
-        FaceProfile.measure(gone)
+        FaceProfile.measure(missing)
     assert caught.value.hint
     with pytest.raises(NothingFound, match="frame 5") as caught:
         FaceProfile.measure(chunks, neutral=5)
@@ -541,8 +545,8 @@ def test_a_clip_of_one_frame_and_gaps(driver: FaceTrack) -> None:
         FaceProfile.measure(lambda: [])
 
 
-def test_a_long_clip_is_not_held(driver: FaceTrack) -> None:
-    """What is kept of a clip does not grow: an hour's worth of chunks, one at a time."""
+def test_a_long_clip_is_not_kept_in_memory(driver: FaceTrack) -> None:
+    """Memory does not grow with the number of chunks."""
     import weakref
 
     alive: list[Callable[[], object]] = []
@@ -560,24 +564,24 @@ def test_a_long_clip_is_not_held(driver: FaceTrack) -> None:
     assert most < 6
 
 
-# ---------------------------------------------------------------- beyond the training clip
+# ---------------------------------------------------------------- out of distribution
 
 
-def test_outside_names_what_the_model_has_not_seen(target: FaceTrack) -> None:
+def test_out_of_distribution_segments_are_described(target: FaceTrack) -> None:
     face = person()
-    own = remembered(target)
+    own = profile_of(target)
     count, rate = 200, 25.0
     yaw = np.zeros(count)
     yaw[20:60] = 40
-    yaw[64:80] = 35  # after four frames it goes on: one stretch
+    yaw[64:80] = 35  # after a gap of four frames: the same segment
     yaw[150:153] = 40  # too short
     wide = [speaking(face, 0.9 if 100 <= i < 130 else 0.0) for i in range(count)]
     track = filmed(np.stack(wide), turns=np.stack([about(a, 0, 0) for a in yaw]))
     transfer = FaceTransfer(FaceProfile.measure(track, neutral=0), own)
     found = out_of_distribution(transfer.apply(track), own, rate)
-    told = {(s.start, s.stop): s for s in found}
+    by_range = {(s.start, s.stop): s for s in found}
     assert len(found) == 2, found
-    turned, opened = told[20, 80], told[100, 130]
+    turned, opened = by_range[20, 80], by_range[100, 130]
     assert "turns 40 degrees to the left" in turned.what and "training went to 16" in turned.what
     assert turned.advice == "film yourself turning the head further to the left"
     assert "the mouth opens to 1.0" in opened.what and "mouth wider" in opened.advice
@@ -590,30 +594,30 @@ def test_outside_names_what_the_model_has_not_seen(target: FaceTrack) -> None:
     assert any("turns 40 degrees to the right" in s.what for s in to_the_right)
 
 
-def test_what_was_trained_on_is_not_outside(driver: FaceTrack, target: FaceTrack) -> None:
-    assert out_of_distribution(target, remembered(target), 25.0) == []
+def test_the_training_clip_is_in_distribution(driver: FaceTrack, target: FaceTrack) -> None:
+    assert out_of_distribution(target, profile_of(target), 25.0) == []
     empty = filmed(np.full((30, POINTS, 3), np.nan))
-    assert out_of_distribution(empty, remembered(target), 25.0) == []
+    assert out_of_distribution(empty, profile_of(target), 25.0) == []
 
 
-def test_place_and_size_are_told(target: FaceTrack) -> None:
-    own = remembered(target)
+def test_position_and_size_are_reported(target: FaceTrack) -> None:
+    own = profile_of(target)
     far = filmed(np.stack([person()] * 30), size=30.0, place=(230, 110))
     what = " ".join(s.what for s in out_of_distribution(far, own, 25.0))
-    assert "90% of the picture's width" in what and "smallest size in training" in what
+    assert "90% of the frame's width" in what and "smallest size in training" in what
 
 
-# ---------------------------------------------------------------- bad values
+# ---------------------------------------------------------------- errors
 
 
 @pytest.mark.parametrize("value", [-0.1, 2.1, float("nan")])
-def test_bad_strengths(value: float) -> None:
+def test_strengths_out_of_range_are_errors(value: float) -> None:
     with pytest.raises(ConfigError, match="gaze") as caught:
         Strengths(gaze=value)
     assert "0 to 2" in str(caught.value.hint)
 
 
-def test_bad_parts(driver: FaceTrack) -> None:
+def test_invalid_parts_and_neutral_frames_are_errors(driver: FaceTrack) -> None:
     face = FaceProfile.measure(driver)
     with pytest.raises(ConfigError, match="mouth is 1.5") as caught:
         FaceTransfer(face, face, parts={"mouth": 1.5})

@@ -1,4 +1,4 @@
-"""Retargeting against drawn people, whose bones, angles and floor are known."""
+"""Pose retargeting on drawn people, whose bones, angles and floor are known."""
 
 from __future__ import annotations
 
@@ -35,11 +35,13 @@ def person(
     facing: float = 1.0,
     frames: int = FRAMES,
 ) -> Points:
-    """[T, 75, 3] a person who moves about: `depth` scales about the floor, y of the lowest foot.
+    """[T, 75, 3] a person who moves around.
 
     Args:
+        floor: y of the lowest foot.
+        depth: scale about the floor.
         lively: how far the limbs swing.
-        facing: 1 to the camera, -1 away from it.
+        facing: 1 towards the camera, -1 away from it.
     """
     t = np.arange(frames) / 24
     at = np.full((frames, len(NAMES), 2), np.nan)
@@ -96,7 +98,7 @@ def measured(points: Points, size: tuple[int, int] = SIZE) -> Body:
 
 
 def convert(points: Points, like: Points, mode: str, source: Points | None = None) -> Points:
-    """`points` (of the clip `source`) as the person of the clip `like`."""
+    """`points` (of the clip `source`) retargeted to the person in the clip `like`."""
     return retarget(points, measured(points if source is None else source), measured(like), mode)
 
 
@@ -131,20 +133,20 @@ def lowest(points: Points) -> Any:
 
 
 def step(points: Points) -> Any:
-    """[T-1] largest motion of any point between neighbouring frames."""
+    """[T-1] largest motion of any point between consecutive frames."""
     return np.linalg.norm(np.diff(points[..., :2], axis=0), axis=-1).max(axis=1)
 
 
 def deep(lengths: dict[str, float] = LENGTHS, *, size: float = 1.0, near: float = 460) -> Points:
     """A person who walks away from the camera and back, under a horizon at y = 100."""
-    way = 0.5 + 0.5 * np.cos(np.linspace(0, 2 * np.pi, 240))
-    floor = near - 140 * size * (1 - way)
+    share = 0.5 + 0.5 * np.cos(np.linspace(0, 2 * np.pi, 240))
+    floor = near - 140 * size * (1 - share)
     return person(
         lengths, size=size, floor=floor, depth=(floor - 100) / (near - 100), frames=240, x=220
     )
 
 
-# ---------------------------------------------------------------- none and itself
+# ---------------------------------------------------------------- identities
 
 
 def test_none_is_the_identity_in_a_frame_of_the_same_size() -> None:
@@ -152,7 +154,7 @@ def test_none_is_the_identity_in_a_frame_of_the_same_size() -> None:
     np.testing.assert_array_equal(convert(points, person(LANKY), "none"), points)
 
 
-def test_none_keeps_the_aspect_and_fits_the_frame_in() -> None:
+def test_none_fits_the_frame_and_keeps_its_aspect() -> None:
     points = person()
     source, target = measured(points), measured(person(), (800, 600))
     corners = points[:1].copy()
@@ -164,7 +166,7 @@ def test_none_keeps_the_aspect_and_fits_the_frame_in() -> None:
 
 @pytest.mark.parametrize("mode", ["global", "limbs"])
 @pytest.mark.parametrize("clip", ["flat", "deep", "upper"])
-def test_a_body_is_its_own_image(mode: str, clip: str) -> None:
+def test_retargeting_to_the_same_body_is_the_identity(mode: str, clip: str) -> None:
     points = deep() if clip == "deep" else person(x=200 + 30 * np.sin(np.arange(FRAMES) / 9))
     if clip == "upper":
         points[:, POINT["left_hip"] : LEFT_HAND.start, 2] = 0.1
@@ -183,10 +185,10 @@ def test_limbs_gives_the_target_s_bones_at_the_source_s_angles() -> None:
     for bone in BONES:
         np.testing.assert_allclose(length(moved, bone), length(target, bone), rtol=0.02)
         turned = (angle(moved, bone) - angle(source, bone) + 180) % 360 - 180
-        assert abs(turned).max() < 1, bone  # so the angles between bones are the source's, too
+        assert abs(turned).max() < 1, bone  # so the angles between bones are the source's as well
 
 
-def test_foreshortening_stays() -> None:
+def test_foreshortening_is_kept() -> None:
     source, target = person(LANKY), person()
     short = np.linspace(1, 0.2, FRAMES)[:, None]
     for end in ("wrist", "pinky", "index", "thumb"):
@@ -209,7 +211,7 @@ def test_global_keeps_the_source_s_proportions_at_the_target_s_stature() -> None
     np.testing.assert_allclose(ratios, ratios[0][0], rtol=1e-3)
 
 
-def test_stature_does_not_know_the_pose() -> None:
+def test_stature_does_not_depend_on_the_pose() -> None:
     still, lively = measured(person(lively=0)), measured(person(lively=1))
     assert lively.stature == pytest.approx(still.stature, rel=0.02)
     assert still.stature == pytest.approx(
@@ -217,7 +219,7 @@ def test_stature_does_not_know_the_pose() -> None:
     )
 
 
-def test_a_bone_out_of_view_takes_the_others_ratio() -> None:
+def test_a_bone_out_of_view_takes_the_ratio_of_the_others() -> None:
     source, target = person(LANKY, size=2), person()
     target[:, [POINT["left_wrist"], POINT["right_wrist"]], 2] = 0.2
     assert "forearm" not in measured(target).bones
@@ -283,7 +285,7 @@ def test_a_jump_leaves_the_floor(mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["global", "limbs"])
-def test_a_way_to_the_camera_becomes_the_target_s(mode: str) -> None:
+def test_motion_in_depth_is_mapped_to_the_target_s(mode: str) -> None:
     source, target = deep(LANKY, size=0.5, near=300), deep()
     body = measured(target)
     assert body.shrink == pytest.approx((320 - 100) / (460 - 100), abs=0.1)
@@ -294,7 +296,7 @@ def test_a_way_to_the_camera_becomes_the_target_s(mode: str) -> None:
     np.testing.assert_allclose(ends, truth, rtol=0.08)
 
 
-def test_a_jump_in_depth_is_no_way_back() -> None:
+def test_a_jump_in_a_clip_with_depth_is_not_motion_in_depth() -> None:
     jump = np.zeros(240)
     jump[115:127] = 30 * np.sin(np.linspace(0, np.pi, 12))
     still, source = deep(), deep()
@@ -307,7 +309,7 @@ def test_a_jump_in_depth_is_no_way_back() -> None:
 
 @pytest.mark.parametrize("mode", ["global", "limbs"])
 @pytest.mark.parametrize("target", ["flat", "deep"])
-def test_a_clip_without_depth_does_not_blow_up(mode: str, target: str) -> None:
+def test_noise_in_a_clip_without_depth_is_not_amplified(mode: str, target: str) -> None:
     like = deep() if target == "deep" else person(LANKY)
     still = person(lively=0)
     body, other = measured(still), measured(like)
@@ -316,24 +318,24 @@ def test_a_clip_without_depth_does_not_blow_up(mode: str, target: str) -> None:
     shaken = still.copy()
     shaken[:, FEET, :2] += noise
     shift = retarget(shaken, measured(shaken), other, mode) - retarget(still, body, other, mode)
-    shift = shift - shift.mean(axis=0)  # a body measured with noise is a little another one
+    shift = shift - shift.mean(axis=0)  # noise slightly changes the measured body
     assert abs(shift[..., :2]).max() < 2 * scale
     upper = shift[:, POINT["left_shoulder"], :2]
     assert abs(upper).max() < 1 * scale
 
 
-def test_one_who_walks_in_depth_keeps_the_size_on_a_floor_without_it() -> None:
+def test_motion_in_depth_keeps_the_size_on_a_target_without_depth() -> None:
     target = person()
     moved = convert(deep(LANKY), target, "limbs")
     spine = length(moved, ("mid_hip", "mid_shoulder"))
     np.testing.assert_allclose(spine, LENGTHS["spine"], rtol=0.06)
 
 
-# ---------------------------------------------------------------- what is missing
+# ---------------------------------------------------------------- missing points
 
 
 @pytest.mark.parametrize("mode", RETARGETS)
-def test_missing_stays_missing_and_nothing_else_moves(mode: str) -> None:
+def test_missing_points_stay_missing_and_change_no_others(mode: str) -> None:
     source, target = person(LANKY), person()
     body, other = measured(source), measured(target)
     holes = source.copy()
@@ -365,7 +367,7 @@ def test_without_hips_the_shoulders_stay_where_they_were() -> None:
     assert np.isnan(moved[50:60, POINT["left_knee"], 0]).all()
     upper = [POINT[f"{side}_{n}"] for side in ("left", "right") for n in ("shoulder", "wrist")]
     gap = np.linalg.norm((moved - whole)[50:60, upper, :2], axis=-1)
-    assert gap.max() < 4  # of 450 pixels, and smoothly
+    assert gap.max() < 4  # of 450 pixels
     jump = step(moved[45:65][:, upper]) - step(whole[45:65][:, upper])
     assert jump.max() < 1.5
 
@@ -384,7 +386,7 @@ def test_unseen_feet_do_not_make_the_body_jump(mode: str, gone: str) -> None:
     assert abs(moved - whole)[:, upper].max() < 5
 
 
-def test_a_score_that_flickers_does_not_shake_the_body() -> None:
+def test_flickering_scores_do_not_shake_the_body() -> None:
     source, target = person(LANKY), person()
     body, other = measured(source), measured(target)
     shaky = source.copy()
@@ -394,37 +396,37 @@ def test_a_score_that_flickers_does_not_shake_the_body() -> None:
     assert np.linalg.norm((moved - whole)[:, POINT["nose"], :2], axis=-1).max() < 5
 
 
-def test_feet_that_fade_from_view_let_go_gradually() -> None:
+def test_feet_that_fade_from_view_lose_weight_gradually() -> None:
     source, target = person(LANKY, lively=0), person()
     body, other = measured(source), measured(target)
     fading = source.copy()
     fading[30:50, FEET, 2] = np.linspace(0.6, 0.1, 20, dtype=np.float32)[:, None]
     fading[50:70, FEET, 2] = 0.1
-    fading[30:70, FEET[:3], :2] += (0, 60)  # and are guessed lower than they are
+    fading[30:70, FEET[:3], :2] += (0, 60)  # with guesses below the real position
     fading[30:70, POINT["left_knee"], :2] += (0, 30)
     upper = list(range(POINT["left_hip"]))
     fall = step(retarget(fading, body, other, "limbs")[:, upper])[31:]
     assert fall.max() < 2
-    assert fall.sum() > 4  # where they were seen last the body stood elsewhere
+    assert fall.sum() > 4  # the body does move in total, but gradually
 
 
-def test_the_floor_follows_a_way_exactly() -> None:
+def test_the_floor_follows_motion_in_depth() -> None:
     points = deep()
     share = measured(points).share(points)
-    way = 0.5 + 0.5 * np.cos(np.linspace(0, 2 * np.pi, 240))
-    np.testing.assert_allclose(share, way, atol=0.04)
+    expected = 0.5 + 0.5 * np.cos(np.linspace(0, 2 * np.pi, 240))
+    np.testing.assert_allclose(share, expected, atol=0.04)
 
 
-def test_a_little_depth_is_not_blown_up_to_a_lot() -> None:
+def test_little_depth_is_not_exaggerated() -> None:
     wave = 15 * np.sin(np.arange(FRAMES) / 10)
     source, target = person(floor=430 + wave), deep()
     body, other = measured(source), measured(target)
     assert body.near > body.far
-    way = np.ptp(lowest(retarget(source, body, other, "global")))
-    assert 30 < way < 3.2 * 30 * other.stature / body.stature
+    depth = np.ptp(lowest(retarget(source, body, other, "global")))
+    assert 30 < depth < 3.2 * 30 * other.stature / body.stature
 
 
-def test_upper_bodies_are_anchored_higher() -> None:
+def test_upper_bodies_are_anchored_at_the_shoulders() -> None:
     source, target = person(LANKY, size=2, x=500, floor=1100), person(x=180)
     source[:, POINT["left_hip"] : LEFT_HAND.start, 2] = 0.1
     body = measured(source, (1000, 700))
@@ -437,7 +439,7 @@ def test_upper_bodies_are_anchored_higher() -> None:
         np.testing.assert_allclose(length(moved, bone), length(target, bone), rtol=0.1)
 
 
-def test_outliers_do_not_measure() -> None:
+def test_measurements_are_robust_to_outliers() -> None:
     points = person(LANKY)
     noise = np.random.default_rng(0)
     wild = points.copy()
@@ -454,7 +456,7 @@ def test_outliers_do_not_measure() -> None:
 # ---------------------------------------------------------------- errors
 
 
-def test_nobody_is_a_clear_error() -> None:
+def test_a_clip_without_a_person_is_an_error() -> None:
     nobody = np.full((8, len(NAMES), 3), np.nan, np.float32)
     for points in (nobody, nobody[:0]):
         with pytest.raises(NothingFound, match="no person") as raised:
@@ -462,7 +464,7 @@ def test_nobody_is_a_clear_error() -> None:
         assert raised.value.hint
 
 
-def test_clips_that_share_nothing_are_a_clear_error() -> None:
+def test_clips_without_common_bones_are_an_error() -> None:
     legs, bust = person(), person()
     legs[:, : POINT["left_hip"], 2] = 0
     bust[:, POINT["left_hip"] :, 2] = 0
@@ -470,20 +472,20 @@ def test_clips_that_share_nothing_are_a_clear_error() -> None:
         convert(legs, bust, "global")
 
 
-def test_an_unknown_way_is_a_clear_error() -> None:
+def test_an_unknown_mode_is_an_error() -> None:
     body = measured(person())
     with pytest.raises(UnknownName, match="limb"):
         retarget(person(), body, body, "limb")
 
 
 @pytest.mark.parametrize("mode", RETARGETS)
-def test_a_short_or_empty_stretch_of_a_clip_will_do(mode: str) -> None:
+def test_short_and_empty_clips_are_accepted(mode: str) -> None:
     points = person()
     body = measured(points)
     assert retarget(points[:0], body, body, mode).shape == (0, len(NAMES), 3)
     single = measured(points[:1])
     assert single.frames == 1
     np.testing.assert_allclose(retarget(points[:1], single, single, mode), points[:1], atol=0.01)
-    gone = np.full_like(points[:3], np.nan)
-    assert np.isnan(retarget(gone, body, body, mode)).all()
+    missing = np.full_like(points[:3], np.nan)
+    assert np.isnan(retarget(missing, body, body, mode)).all()
     assert retarget(points, body, replace(body, x=body.x + 7), mode).dtype == np.float32

@@ -1,4 +1,4 @@
-"""World consistency: the same moment, seen again."""
+"""World consistency: the same frame, rendered twice."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from v2v.pipelines.evaluation.clips import ping_pong
 from v2v.pipelines.evaluation.returns import MOST, difference_on_return, returns
 
 
-def film(path: Path, frames: np.ndarray) -> Path:
+def write_lossless(path: Path, frames: np.ndarray) -> Path:
     height, width = frames.shape[1:3]
     with VideoWriter(
         path, width=width, height=height, rate=Fraction(25), codec="ffv1"
@@ -22,7 +22,7 @@ def film(path: Path, frames: np.ndarray) -> Path:
     return path
 
 
-def test_moments_that_come_again() -> None:
+def test_repeated_frames_are_paired() -> None:
     order = ping_pong(20, 60)
     pairs = returns(order)
     assert len(pairs) == MOST
@@ -31,13 +31,15 @@ def test_moments_that_come_again() -> None:
     assert returns(ping_pong(20, 20)) == []
 
 
-def test_what_looks_the_same_again_does_not_differ(tmp_path: Path) -> None:
+def test_the_difference_of_repeated_frames_is_measured(tmp_path: Path) -> None:
     order = ping_pong(16, 30)
     scene = np.random.default_rng(0).integers(0, 256, (16, 24, 32, 3), np.uint8)
-    assert difference_on_return(film(tmp_path / "a.mkv", scene[order]), order) == 0
+    assert difference_on_return(write_lossless(tmp_path / "a.mkv", scene[order]), order) == 0
     drifted = np.clip(scene[order].astype(int), 20, 235)
     drifted[16:] += 6
-    found = difference_on_return(film(tmp_path / "b.mkv", drifted.astype(np.uint8)), order)
+    found = difference_on_return(
+        write_lossless(tmp_path / "b.mkv", drifted.astype(np.uint8)), order
+    )
     assert found is not None and 4 < found < 8
-    once = difference_on_return(film(tmp_path / "c.mkv", scene), np.arange(16))
+    once = difference_on_return(write_lossless(tmp_path / "c.mkv", scene), np.arange(16))
     assert once is None

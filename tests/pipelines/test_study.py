@@ -1,4 +1,4 @@
-"""Blind for those who look, exact for those who count."""
+"""Preference studies: blind for participants, exact for the evaluation."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ Choose = Callable[[str, str], str]  # (left clip, right clip) -> the one chosen
 
 
 def answers(key: Key, participant: str, choose: Choose, finished: str = "10:05") -> dict[str, Any]:
-    """What the page saves when somebody chooses so."""
+    """The answer file that the page saves for a participant who answers with `choose`."""
     trials = [
         {
             "trial": trial, "left": left, "right": right, "seconds": 3.25,
@@ -82,7 +82,7 @@ def answers(key: Key, participant: str, choose: Choose, finished: str = "10:05")
 
 
 def prefers(key: Key, method: str) -> Choose:
-    """Somebody who looks, and likes one method."""
+    """An attentive participant who prefers one method."""
 
     def choose(left: str, right: str) -> str:
         for clip, other in ((left, right), (right, left)):
@@ -101,7 +101,7 @@ def save(path: Path, given: dict[str, Any]) -> Path:
     return path
 
 
-# ---------------------------------------------------------------- numbers
+# ---------------------------------------------------------------- intervals
 
 
 @pytest.mark.parametrize(
@@ -116,31 +116,31 @@ def save(path: Path, given: dict[str, Any]) -> Path:
         (0, 0, 0.0, 1.0),
     ],
 )
-def test_known_intervals(wins, n, low, high):
+def test_wilson_intervals_have_known_values(wins, n, low, high):
     assert wilson(wins, n) == pytest.approx((low, high), abs=6e-5)
 
 
-def test_intervals_solve_what_defines_them():
-    """Their ends are the shares p from which wins / n lies z deviations away."""
+def test_intervals_solve_their_defining_equation():
+    """Their bounds are the proportions p from which wins / n is z standard deviations away."""
     for n in (3, 17, 200):
         for wins in range(n + 1):
             low, high = wilson(wins, n)
             assert 0 <= low <= wins / n <= high <= 1
             for p in {low, high} - {0.0, 1.0}:
-                apart = abs(wins / n - p) / (p * (1 - p) / n) ** 0.5
-                assert apart == pytest.approx(module.Z95)
+                deviations = abs(wins / n - p) / (p * (1 - p) / n) ** 0.5
+                assert deviations == pytest.approx(module.Z95)
             assert wilson(n - wins, n) == pytest.approx((1 - high, 1 - low))
 
 
-def test_sentences():
+def test_preferences_are_described_in_a_sentence():
     assert Preference(("a", "b"), (24, 60)).sentence == (
         "b preferred to a in 71 percent of 84 answers, 95 percent interval 61 to 80"
     )
-    assert Preference(("a", "b"), (8, 2)).sentence.endswith("49 to 94: that may be chance")
+    assert Preference(("a", "b"), (8, 2)).sentence.endswith("49 to 94; this may be due to chance")
     assert Preference(("a", "b"), (0, 0)).sentence == "a and b: no answers"
 
 
-# ---------------------------------------------------------------- dealing
+# ---------------------------------------------------------------- order and sides
 
 
 def trials(count: int) -> list[Trial]:
@@ -151,35 +151,35 @@ def trials(count: int) -> list[Trial]:
 def test_sides_and_order_are_balanced(count):
     given, people = trials(count), 3000
     lefts: Counter[str] = Counter()
-    places: Counter[tuple[str, int]] = Counter()
+    positions: Counter[tuple[str, int]] = Counter()
     for person in range(people):
         dealt = deal("study", f"p{person}", given)
         assert sorted(t for t, _, _ in dealt) == sorted(t.id for t in given)
         firsts = sum(left.startswith("a") for _, left, _ in dealt)
         assert firsts in (count // 2, (count + 1) // 2), "balanced within a participant"
-        for place, (trial, left, right) in enumerate(dealt):
+        for position, (trial, left, right) in enumerate(dealt):
             assert {left, right} == {f"a{trial[1:]}", f"b{trial[1:]}"}
             lefts[trial] += left.startswith("a")
-            places[trial, place] += 1
-    for trial in given:  # within five deviations
+            positions[trial, position] += 1
+    for trial in given:  # within five standard deviations
         assert abs(lefts[trial.id] - people / 2) < 5 * (people / 4) ** 0.5
-        for place in range(count):
+        for position in range(count):
             share = 1 / count
             spread = (people * share * (1 - share)) ** 0.5
-            assert abs(places[trial.id, place] - people * share) <= 5 * spread
+            assert abs(positions[trial.id, position] - people * share) <= 5 * spread
 
 
-def test_a_code_decides_and_nothing_else_does():
+def test_order_depends_only_on_study_and_participant():
     given = trials(12)
     assert deal("s", "anna", given) == deal("s", "anna", given)
     assert deal("s", "anna", given) != deal("s", "bert", given)
     assert deal("s", "anna", given) != deal("t", "anna", given)
 
 
-# ---------------------------------------------------------------- what is made
+# ---------------------------------------------------------------- creating a study
 
 
-def test_the_page_is_whole_and_needs_no_network(made, tmp_path):
+def test_the_page_is_complete_and_needs_no_network(made, tmp_path):
     key = made()
     home = tmp_path / "page"
     assert sorted(p.name for p in home.iterdir()) == ["clips", "index.html", "key.json"]
@@ -195,7 +195,7 @@ def test_the_page_is_whole_and_needs_no_network(made, tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
-def test_nothing_that_participants_get_says_what_a_clip_is(made, tmp_path):
+def test_participants_cannot_identify_the_methods(made, tmp_path):
     key = made(seed=None)
     home = tmp_path / "page"
     text = (home / "index.html").read_text().lower()
@@ -209,8 +209,8 @@ def test_nothing_that_participants_get_says_what_a_clip_is(made, tmp_path):
         assert not any(word.encode() in data for word in (*METHODS, "dance", "street"))
         seen = probe(file)
         shapes.add((seen.codec, seen.width, seen.height, seen.rate, seen.frames, seen.audio))
-    assert shapes == {("h264", W, H, 25, 14, None)}, "all are encoded alike"
-    assert len({trial.id for trial in key.trials} | set(key.clips)) == 5 + 8, "ids differ"
+    assert shapes == {("h264", W, H, 25, 14, None)}, "all clips are encoded alike"
+    assert len({trial.id for trial in key.trials} | set(key.clips)) == 5 + 8, "ids are unique"
 
 
 def test_ids_are_random_unless_a_seed_is_given(made, tmp_path):
@@ -221,7 +221,7 @@ def test_ids_are_random_unless_a_seed_is_given(made, tmp_path):
     assert third == fourth
 
 
-def test_trials_pair_the_methods_and_checks_a_clip_with_its_worse_self(made):
+def test_trials_pair_methods_and_checks_pair_a_clip_with_its_spoiled_copy(made):
     key = made(checks=4)
     checks = [trial for trial in key.trials if key.is_check(trial)]
     assert (len(checks), len(key.trials)) == (4, 7)
@@ -237,7 +237,7 @@ def test_trials_pair_the_methods_and_checks_a_clip_with_its_worse_self(made):
     }  # fmt: skip
 
 
-def test_clips_of_three_methods_in_step(film, tmp_path, read_numbers):
+def test_clips_of_three_methods_are_synchronised(film, tmp_path, read_numbers):
     given = [
         film("a.mkv", frames=24, rate=24), film("b.mkv", frames=36, rate=30),
         film("c.mkv", frames=20, rate=24, size=(W * 2, H * 2)),
@@ -245,8 +245,8 @@ def test_clips_of_three_methods_in_step(film, tmp_path, read_numbers):
     done = study(given, tmp_path / "s", checks=0)
     key = read_key(done.key)
     assert (done.methods, done.pairs, done.checks) == (("a", "b", "c"), 3, 0)
-    assert any("b has 30 frames a second" in note for note in done.notes)
-    assert any("all end with c" in note for note in done.notes)
+    assert any("b has 30 fps" in note for note in done.notes)
+    assert any("cut to the length of c" in note for note in done.notes)
     assert any("c is 256x192" in note for note in done.notes)
     for name, clip in key.clips.items():
         frames = np.stack(list(read_stored(tmp_path / "s" / "clips" / f"{name}.mp4")))
@@ -258,14 +258,14 @@ def test_clips_of_three_methods_in_step(film, tmp_path, read_numbers):
             assert numbers == list(range(20))
 
 
-def test_a_kill_and_a_second_process_leave_no_half_study(film, tmp_path):
+def test_killed_and_concurrent_processes_leave_no_partial_study(film, tmp_path):
     from v2v.files import workplace
 
     clips = [film("a.mkv"), film("b.mkv")]
     held = workplace(tmp_path / ".s.partial", NotWritable("", hint=None))
-    with held, pytest.raises(NotWritable, match="another process is making"):
+    with held, pytest.raises(NotWritable, match="another process is writing"):
         study(clips, tmp_path / "s", seed=1)
-    (tmp_path / ".s.partial" / "study" / "clips").mkdir(parents=True)  # of a killed process
+    (tmp_path / ".s.partial" / "study" / "clips").mkdir(parents=True)  # from a killed process
     study(clips, tmp_path / "s", seed=1)
     before = (tmp_path / "s" / "key.json").read_bytes()
     study(clips, tmp_path / "s", seed=1, overwrite=True)
@@ -285,7 +285,7 @@ def test_spoiled_clips_are_obviously_worse(numbered_frames, read_numbers):
     assert np.mean([np.abs(np.diff(w.astype(int), axis=1)).max() for w in worse]) < sharp / 4
 
 
-def test_marked_clips_stay_marked_without_telling_which(film, tmp_path, monkeypatch):
+def test_synthetic_clips_stay_marked_without_identifying_them(film, tmp_path, monkeypatch):
     from v2v.pipelines.provenance import Provenance
 
     mark = Provenance(
@@ -302,8 +302,8 @@ def test_marked_clips_stay_marked_without_telling_which(film, tmp_path, monkeypa
     done = study([film("a.mkv"), film("b.mkv")], tmp_path / "s", checks=1)
     tags = {read_tags(file)["comment"] for file in (tmp_path / "s" / "clips").iterdir()}
     assert len(tags) == 1
-    said = json.loads(tags.pop())
-    assert said["synthetic"] == "undisclosed" and "some of its videos are synthetic" in said["note"]
+    tag = json.loads(tags.pop())
+    assert tag["synthetic"] == "undisclosed" and "some of its videos are synthetic" in tag["note"]
     assert {c.method: c.mark and c.mark.model for c in read_key(done.key).clips.values()} == {
         "a": None, "b": "secret",
     }  # fmt: skip
@@ -320,7 +320,7 @@ def test_a_question_cannot_break_the_page(made):
 # ---------------------------------------------------------------- counting
 
 
-def test_the_preferred_method_is_found_whatever_side_it_stood_on(made, tmp_path):
+def test_the_preferred_method_is_found_on_either_side(made, tmp_path):
     key = made()
     files, lefts = [], Counter[str]()
     for i in range(8):
@@ -328,36 +328,36 @@ def test_the_preferred_method_is_found_whatever_side_it_stood_on(made, tmp_path)
         lefts.update(answer["answer"] for answer in given["trials"])
         files.append(save(tmp_path / "answers" / f"{i}.json", given))
     assert min(lefts.values()) > 5, "both sides were chosen"
-    verdict = evaluate_answers(files, tmp_path / "page" / "key.json")
-    (pair,) = verdict.pairs
+    result = evaluate_answers(files, tmp_path / "page" / "key.json")
+    (pair,) = result.pairs
     assert (pair.methods, pair.wins, pair.n) == (METHODS, (6, 18), 24)
     assert pair.sentence.startswith("newmodel preferred to oldmodel in 75 percent of 24 answers")
-    assert {name: found[0].wins for name, found in verdict.contents.items()} == {
+    assert {name: found[0].wins for name, found in result.contents.items()} == {
         "dance": (2, 6), "street": (2, 6), "talk": (2, 6),
     }  # fmt: skip
-    assert len(verdict.participants) == 8 and not verdict.excluded
-    assert evaluate_answers([tmp_path / "answers"], tmp_path / "page") == verdict, (
-        "folders are fine too"
+    assert len(result.participants) == 8 and not result.excluded
+    assert evaluate_answers([tmp_path / "answers"], tmp_path / "page") == result, (
+        "folders are accepted, too"
     )
-    found = verdict.as_json()["pairs"][0]
+    found = result.as_json()["pairs"][0]
     assert found["share"] == {"oldmodel": 0.25, "newmodel": 0.75}
     assert found["interval"]["newmodel"] == [round(x, 4) for x in wilson(18, 24)]
 
 
-def test_one_content_can_differ_from_another(made, tmp_path):
+def test_preferences_are_counted_per_content(made, tmp_path):
     key = made()
 
     def choose(left: str, right: str) -> str:
-        liked = "oldmodel" if key.clips[left].content == "talk" else "newmodel"
-        return prefers(key, liked)(left, right)
+        preferred = "oldmodel" if key.clips[left].content == "talk" else "newmodel"
+        return prefers(key, preferred)(left, right)
 
     file = save(tmp_path / "a.json", answers(key, "p", choose))
-    verdict = evaluate_answers([file], tmp_path / "page")
-    wins = {name: found[0].wins for name, found in verdict.contents.items()}
+    result = evaluate_answers([file], tmp_path / "page")
+    wins = {name: found[0].wins for name, found in result.contents.items()}
     assert wins == {"dance": (0, 1), "street": (0, 1), "talk": (1, 0)}
 
 
-def test_who_fails_a_check_is_not_counted(made, tmp_path):
+def test_participants_who_fail_a_check_are_excluded(made, tmp_path):
     key = made()
     good = save(tmp_path / "good.json", answers(key, "looks", prefers(key, "newmodel")))
 
@@ -365,21 +365,21 @@ def test_who_fails_a_check_is_not_counted(made, tmp_path):
         return right if key.clips[right].spoiled else left
 
     bad = save(tmp_path / "bad.json", answers(key, "careless", careless))
-    verdict = evaluate_answers([good, bad], tmp_path / "page")
-    assert verdict.participants == ("looks",) and verdict.pairs[0].wins == (0, 3)
-    assert list(verdict.excluded) == [str(bad)]
-    assert re.fullmatch(r"careless failed [12] of 2 attention checks", verdict.excluded[str(bad)])
+    result = evaluate_answers([good, bad], tmp_path / "page")
+    assert result.participants == ("looks",) and result.pairs[0].wins == (0, 3)
+    assert list(result.excluded) == [str(bad)]
+    assert re.fullmatch(r"careless failed [12] of 2 attention checks", result.excluded[str(bad)])
     nobody = evaluate_answers([bad], tmp_path / "page")
     assert nobody.pairs[0].n == 0 and nobody.pairs[0].sentence.endswith("no answers")
 
 
-def test_of_somebody_who_takes_part_twice_the_first_answers_count(made, tmp_path):
+def test_only_the_first_answers_of_a_participant_count(made, tmp_path):
     key = made()
     late = save(tmp_path / "1.json", answers(key, "p", prefers(key, "oldmodel"), "11:00"))
     early = save(tmp_path / "2.json", answers(key, "p", prefers(key, "newmodel"), "10:30"))
-    verdict = evaluate_answers([late, early], tmp_path / "page")
-    assert verdict.pairs[0].wins == (0, 3)
-    assert verdict.excluded == {str(late): "p took part before; the first answers count"}
+    result = evaluate_answers([late, early], tmp_path / "page")
+    assert result.pairs[0].wins == (0, 3)
+    assert result.excluded == {str(late): "p took part before; only the first answers count"}
 
 
 def change(path: Sequence[Any], value: Any) -> Callable[[dict[str, Any]], None]:
@@ -408,11 +408,11 @@ def swap_sides(given: dict[str, Any]) -> None:
         (change(["trials", 0, "trial"], "zzz"), "what the page showed"),
         (change(["trials", 0, "answer"], "both"), "trials.0.answer"),
         (change(["trials", 0, "seconds"], -1), "trials.0.seconds"),
-        (change(["kind"], "v2v study key"), "holds no answers"),
+        (change(["kind"], "v2v study key"), "is not an answer file"),
         (change(["more"], 1), "more"),
     ],
 )
-def test_changed_files_are_refused_in_words(made, tmp_path, changed, words):
+def test_changed_files_are_refused_with_a_reason(made, tmp_path, changed, words):
     key = made()
     given = answers(key, "p", prefers(key, "newmodel"))
     path = save(tmp_path / "r.json", given)
@@ -424,7 +424,7 @@ def test_changed_files_are_refused_in_words(made, tmp_path, changed, words):
     assert words in caught.value.message and "r.json" in caught.value.message
 
 
-def test_files_that_are_no_answers_or_no_key(made, tmp_path):
+def test_files_that_are_not_answers_or_a_key_are_refused(made, tmp_path):
     key = made()
     good = save(tmp_path / "r.json", answers(key, "p", prefers(key, "newmodel")))
     (tmp_path / "text.json").write_text("hello")
@@ -435,7 +435,7 @@ def test_files_that_are_no_answers_or_no_key(made, tmp_path):
     for wrong in ("text.json", "none.json", "r.json"):
         with pytest.raises(UsageError):
             evaluate_answers([good], tmp_path / wrong)
-    with pytest.raises(UsageError, match="no answers to count"):
+    with pytest.raises(UsageError, match="no answer files given"):
         evaluate_answers([], tmp_path / "page")
     other = json.loads((tmp_path / "page" / "key.json").read_text())
     other["clips"].popitem()
@@ -444,7 +444,7 @@ def test_files_that_are_no_answers_or_no_key(made, tmp_path):
         evaluate_answers([good], tmp_path / "key.json")
 
 
-# ---------------------------------------------------------------- what cannot be
+# ---------------------------------------------------------------- refusals
 
 
 @pytest.mark.parametrize(
@@ -454,37 +454,37 @@ def test_files_that_are_no_answers_or_no_key(made, tmp_path):
         ({"checks": -1}, "--checks"),
         ({"size": 3}, "--size"),
         ({"labels": ["x"]}, "1 labels for 2"),
-        ({"labels": ["x", "x"]}, "one name"),
+        ({"labels": ["x", "x"]}, "same name"),
         ({"start": 9.0}, "--start"),
     ],
 )
-def test_wishes_that_cannot_be_met(film, tmp_path, options, words):
+def test_invalid_options_are_refused(film, tmp_path, options, words):
     with pytest.raises(UsageError) as caught:
         study([film("a.mkv"), film("b.mkv")], tmp_path / "s", **options)
     assert words in caught.value.message
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.mkv", "b.mkv"]
 
 
-def test_folders_that_do_not_match(film, tmp_path):
+def test_unmatched_clips_are_noted_or_refused(film, tmp_path):
     film("one/x.mkv"), film("one/y.mkv"), film("two/x.mkv"), film("three/z.mkv")
     one, two, three = (tmp_path / name for name in ("one", "two", "three"))
     done = study([one, two], tmp_path / "s", pairs=True, checks=0)
     assert done.pairs == 1 and done.methods == ("one", "two")
-    assert done.notes == ("left out, for they are not in every folder: y",)
-    with pytest.raises(UsageError, match="no clip of"):
+    assert done.notes == ("ignored because they are not in every folder: y",)
+    with pytest.raises(UsageError, match="shares no clip name"):
         study([one, three], tmp_path / "t", pairs=True)
     with pytest.raises(MediaNotFound, match="no such folder"):
         study([one, tmp_path / "four"], tmp_path / "t", pairs=True)
-    with pytest.raises(UsageError, match="give|to choose from"):
+    with pytest.raises(UsageError, match="at least two methods"):
         study([one / "x.mkv"], tmp_path / "t")
     assert not (tmp_path / "t").exists()
 
 
-def test_only_a_study_is_replaced_and_only_when_asked(film, tmp_path):
+def test_only_a_study_is_replaced_and_only_with_overwrite(film, tmp_path):
     clips = [film("a.mkv"), film("b.mkv")]
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "diary.txt").write_text("dear")
-    with pytest.raises(UsageError, match="other things"):
+    with pytest.raises(UsageError, match="contains other files"):
         study(clips, tmp_path / "mine", overwrite=True)
     with pytest.raises(NotWritable, match="is a file"):
         study(clips, clips[0])
@@ -492,13 +492,13 @@ def test_only_a_study_is_replaced_and_only_when_asked(film, tmp_path):
         study(clips, clips[0] / "s")
     (tmp_path / "s").mkdir()
     first = study(clips, tmp_path / "s", checks=0).key.read_text()
-    with pytest.raises(UsageError, match="holds a study"):
+    with pytest.raises(UsageError, match="already contains a study"):
         study(clips, tmp_path / "s")
     assert (tmp_path / "s" / "key.json").read_text() == first
     assert study(clips, tmp_path / "s", checks=0, overwrite=True).key.read_text() != first
 
 
-def test_a_full_disk_leaves_nothing(film, tmp_path, monkeypatch):
+def test_a_full_disk_leaves_the_existing_study(film, tmp_path, monkeypatch):
     clips = [film("a.mkv"), film("b.mkv")]
     study(clips, tmp_path / "s", checks=0)
     before = (tmp_path / "s" / "key.json").read_bytes()
@@ -528,7 +528,7 @@ def node(code: str) -> str:
 
 
 @needs_node
-def test_the_page_deals_as_python_does():
+def test_the_page_deals_like_python():
     people = [*(f"p{i}" for i in range(60)), "A-b_9", "x" * 40]
     for count in (1, 2, 7):
         given = trials(count)
@@ -541,7 +541,7 @@ def test_the_page_deals_as_python_does():
         assert dealt == [deal("f00d", person, given) for person in people]
 
 
-# As much of a browser as the page asks for: elements, and videos that play when told to.
+# A minimal browser for the page: elements, and videos that play on command.
 BROWSER = """
 const elements = {}, documentListeners = {};
 let ticks = [], file = null, clock = 0;
@@ -601,39 +601,39 @@ function expect(what, message) { if (!what) throw new Error(message); }
 VISIT = """
 part("code").value = "visitor_1";
 part("begin").fire("submit");
-expect(part("welcome").hidden && !part("trial").hidden, "the first pair is shown");
+expect(part("welcome").hidden && !part("trial").hidden, "the first pair must be shown");
 for (let n = 0; n < COUNT; n++) {
   expect(part("place").textContent === (n + 1) + " of " + COUNT, "progress");
   press("ArrowLeft");
-  expect(part("left").disabled, "no answer before anything was seen");
+  expect(part("left").disabled, "answers must be disabled before playback");
   left.load();
   wait(1);
-  expect(left.paused && left.currentTime === 0, "one does not begin without the other");
+  expect(left.paused && left.currentTime === 0, "one video must wait for the other");
   right.load();
   wait(0.5);
-  expect(!left.paused && !right.paused, "both play");
+  expect(!left.paused && !right.paused, "both videos must play");
   part("play").fire("click"); const at = left.currentTime; wait(0.5);
-  expect(left.currentTime === at && right.currentTime === at, "both stand");
+  expect(left.currentTime === at && right.currentTime === at, "both videos must pause");
   press(" ");
   part("seek").value = 0.95; part("seek").fire("input"); wait(0.5);
   press("ArrowLeft");
-  expect(part("place").textContent === (n + 1) + " of " + COUNT, "seeking is not watching");
+  expect(part("place").textContent === (n + 1) + " of " + COUNT, "seeking must not count");
   right.currentTime = 0.3; left.currentTime = 0.8; wait(0.1);
-  expect(Math.abs(left.currentTime - right.currentTime) < 0.08, "they are brought into step");
+  expect(Math.abs(left.currentTime - right.currentTime) < 0.08, "the videos must be synchronised");
   wait(5);
-  expect(left.currentTime < 2 && right.currentTime < 2, "they begin anew");
-  expect(!part("left").disabled && !part("right").disabled, "now there can be an answer");
+  expect(left.currentTime < 2 && right.currentTime < 2, "the videos must restart");
+  expect(!part("left").disabled && !part("right").disabled, "answers must be enabled");
   if (n % 3 === 0) press("ArrowLeft");
   else if (n % 3 === 1) press("ArrowRight");
   else part("right").fire("click");
 }
-expect(!part("thanks").hidden && part("trial").hidden, "the end");
+expect(!part("thanks").hidden && part("trial").hidden, "the last section must be shown");
 console.log(JSON.stringify({name: part("download").download, text: file.text}));
 """
 
 
 @needs_node
-def test_a_visit_of_the_page_from_beginning_to_end(made, tmp_path):
+def test_a_complete_visit_of_the_page(made, tmp_path):
     key = made()
     text = (tmp_path / "page" / "index.html").read_text()
     plan, script = re.findall(r"<script[^>]*>(.*?)</script>", text, re.DOTALL)
@@ -659,7 +659,7 @@ def test_a_visit_of_the_page_from_beginning_to_end(made, tmp_path):
 
 @pytest.fixture
 def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """The command by itself, whether or not it is registered yet."""
+    """Runs the command on its own, independent of its registration."""
     import typer
     from typer.testing import CliRunner
 
@@ -667,12 +667,12 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("V2V_DEBUG", "1")
-    alone = typer.Typer()
-    alone.command(help=comparing.EXAMPLES_STUDY)(comparing.study)
-    return lambda *arguments: CliRunner().invoke(alone, [str(a) for a in arguments])
+    standalone = typer.Typer()
+    standalone.command(help=comparing.EXAMPLES_STUDY)(comparing.study)
+    return lambda *arguments: CliRunner().invoke(standalone, [str(a) for a in arguments])
 
 
-def test_the_command_makes_and_counts(app, film, tmp_path):
+def test_the_command_creates_and_evaluates_a_study(app, film, tmp_path):
     for method in METHODS:
         for name in ("x", "y"):
             film(f"{method}/{name}.mkv")

@@ -1,4 +1,4 @@
-"""Footage to store as a whole: resuming, adding, refusing; on a drawn person."""
+"""Tests building stores: resuming, adding signals, rejecting conflicts; on a drawn person."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from v2v.signals.camera import CameraTrack, carry
 
 RATE = Fraction(30)
 FRAMES = 40
-PART = 16  # so that a short clip has several parts
+PART = 16  # frames, so that a short clip has several parts
 
 
 def settings(*overrides: str, **values: object) -> PreprocessSettings:
@@ -66,7 +66,7 @@ def footage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def blank(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A grey wall: nobody is there."""
+    """Footage of a grey wall without people."""
     path = tmp_path_factory.mktemp("blank") / "wall.mp4"
     with VideoWriter(path, width=64, height=64, rate=RATE) as video:
         for _ in range(20):
@@ -74,20 +74,20 @@ def blank(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_what_was_done_to_the_footage_is_said(tmp_path: Path) -> None:
+def test_repairs_of_the_footage_are_reported(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     for number in range(3):
         Image.new("RGBA", (32, 32), (200, 90, 10, 128)).save(tmp_path / "images" / f"{number}.png")
     (tmp_path / "store").mkdir()
-    (tmp_path / "store" / ".DS_Store").touch()  # the folder was looked at: it is as good as empty
+    (tmp_path / "store" / ".DS_Store").touch()  # occlusion files do not matter
     for _ in range(2):
         done = preprocess(tmp_path / "images", ["flow"], settings(), output=tmp_path / "store")
-        assert any("composed over black" in warning for warning in done.warnings)
+        assert any("composited over black" in warning for warning in done.warnings)
     shown = next(read_stored(tmp_path / "store" / "frames.mp4"))
     assert np.abs(shown.mean(axis=(0, 1)) - (100, 45, 5)).max() < 4
 
 
-def test_a_refused_label_map_leaves_no_half_part(tmp_path: Path) -> None:
+def test_rejected_label_map_leaves_no_partial_file(tmp_path: Path) -> None:
     for kind in ("images", "labels"):
         (tmp_path / kind).mkdir()
         for number in range(4):
@@ -98,7 +98,7 @@ def test_a_refused_label_map_leaves_no_half_part(tmp_path: Path) -> None:
         segmentation__void=[0],
     )  # fmt: skip
     done = preprocess(tmp_path / "images", ["segmentation"], chosen, output=tmp_path / "store")
-    assert "3.png is not an image" in done.failed["segmentation"].message
+    assert "3.png cannot be read as an image" in done.failed["segmentation"].message
     assert not list((tmp_path / "store").rglob("*.partial"))
 
 
@@ -125,7 +125,7 @@ def start(footage: Path, output: Path, signals: list[str]) -> subprocess.Popen[b
     )
 
 
-def test_a_store_has_what_was_asked_for(footage: Path, tmp_path: Path) -> None:
+def test_store_contains_what_was_requested(footage: Path, tmp_path: Path) -> None:
     outcome = preprocess(footage, ["pose", "flow"], settings(), output=tmp_path / "s")
     assert outcome.made == ["pose", "flow"] and not outcome.failed
     store = ClipStore.open(tmp_path / "s")
@@ -139,7 +139,7 @@ def test_a_store_has_what_was_asked_for(footage: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "s" / ".work").exists()
 
 
-def test_signals_added_later_equal_those_taken_at_once(footage: Path, tmp_path: Path) -> None:
+def test_signals_added_later_equal_those_extracted_at_once(footage: Path, tmp_path: Path) -> None:
     names = ["segmentation", "flow", "pose"]
     preprocess(footage, names, settings(), output=tmp_path / "once")
     for name in ("flow", "pose", "segmentation"):
@@ -149,11 +149,11 @@ def test_signals_added_later_equal_those_taken_at_once(footage: Path, tmp_path: 
     assert [name for name in once if once[name] != later[name]] == []
 
 
-def test_killed_anywhere_and_run_again_gives_the_same_bytes(footage: Path, tmp_path: Path) -> None:
+def test_resuming_after_kills_gives_the_same_bytes(footage: Path, tmp_path: Path) -> None:
     signals = ["pose", "flow"]
     straight = start(footage, tmp_path / "straight", signals)
     output, kills = tmp_path / "killed", 0
-    for parts in (1, 3, 5):  # kill once so many parts of frames and signals are written
+    for parts in (1, 3, 5):  # kill once this many parts are written
         run = start(footage, output, signals)
         while run.poll() is None:
             done = [p for p in output.glob(".work/*/0*") if "partial" not in p.name]
@@ -171,13 +171,13 @@ def test_killed_anywhere_and_run_again_gives_the_same_bytes(footage: Path, tmp_p
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL: nothing gets to tidy up."""
+    """Simulates SIGKILL: no handler cleans up."""
 
 
 @pytest.fixture(scope="module")
-def by_hand(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The drawn person before a wall, through a frame that sways by whole pixels."""
-    path = tmp_path_factory.mktemp("by_hand") / "sway.mp4"
+def handheld(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The drawn person in front of a wall; the crop window sways by whole pixels."""
+    path = tmp_path_factory.mktemp("handheld") / "sway.mp4"
     random = np.random.default_rng(0)
     wall = random.integers(0, 256, (44, 32, 3), np.uint8).repeat(8, axis=0).repeat(8, axis=1)
     with VideoWriter(path, width=192, height=320, rate=RATE, crf=10) as video:
@@ -193,11 +193,11 @@ def sway(t: int) -> int:
     return round(12 * np.sin(t / 6))
 
 
-def test_the_camera_is_followed_through_kills_to_the_byte(
-    by_hand: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_camera_resumes_after_kills_with_the_same_bytes(
+    handheld: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Asked for alone: the mask it is made from comes with it."""
-    outcome = preprocess(by_hand, ["camera"], settings(), output=tmp_path / "straight")
+    """Requesting only the camera also extracts the mask that it needs."""
+    outcome = preprocess(handheld, ["camera"], settings(), output=tmp_path / "straight")
     assert outcome.made == ["segmentation", "camera"]
     from v2v.preprocess.camera import Extractor
 
@@ -212,20 +212,20 @@ def test_the_camera_is_followed_through_kills_to_the_byte(
 
             patch.setattr(Extractor, "step", stopped)
             with pytest.raises(Killed):
-                preprocess(by_hand, ["camera"], settings(), output=tmp_path / "killed")
-    preprocess(by_hand, ["camera"], settings(), output=tmp_path / "killed")
+                preprocess(handheld, ["camera"], settings(), output=tmp_path / "killed")
+    preprocess(handheld, ["camera"], settings(), output=tmp_path / "killed")
     straight, resumed = (contents(tmp_path / name) for name in ("straight", "killed"))
     assert straight["camera.npz"] == resumed["camera.npz"]
     track = ClipStore.open(tmp_path / "straight").track("camera")
     assert isinstance(track, CameraTrack) and track.present().all()
-    gone = -np.array([sway(t) - sway(0) for t in range(FRAMES)])
+    shift = -np.array([sway(t) - sway(0) for t in range(FRAMES)])
     centre = carry(track.homography, np.array([[96.0, 160.0]]))[:, 0]
-    assert np.abs(centre - (96, 160) - np.stack([gone, 0 * gone], axis=1)).max() < 1.0
+    assert np.abs(centre - (96, 160) - np.stack([shift, 0 * shift], axis=1)).max() < 1.0
     record = read_record(tmp_path / "straight").signals["camera"]
     assert 11 < record.measured["motion_px"] < 15 and not record.warnings
 
 
-def test_a_camera_at_rest_is_exactly_that(tmp_path: Path) -> None:
+def test_still_camera_is_exactly_the_identity(tmp_path: Path) -> None:
     random = np.random.default_rng(1)
     wall = random.integers(0, 256, (40, 24, 3), np.uint8).repeat(8, axis=0).repeat(8, axis=1)
     path = tmp_path / "still.mp4"
@@ -240,18 +240,18 @@ def test_a_camera_at_rest_is_exactly_that(tmp_path: Path) -> None:
     assert np.array_equal(track.homography, np.tile(np.eye(3), (FRAMES, 1, 1)))
 
 
-def test_a_camera_made_from_another_mask_is_not_taken_for_this_one(
-    by_hand: Path, tmp_path: Path
+def test_camera_from_another_mask_is_a_conflict(
+    handheld: Path, tmp_path: Path
 ) -> None:
     store = tmp_path / "s"
-    preprocess(by_hand, ["segmentation", "camera"], settings(), output=store)
+    preprocess(handheld, ["segmentation", "camera"], settings(), output=store)
     changed = settings(segmentation__threshold=0.7)
-    preprocess(by_hand, ["segmentation"], changed, output=store, overwrite=True)
+    preprocess(handheld, ["segmentation"], changed, output=store, overwrite=True)
     with pytest.raises(StoreConflict, match="camera with other settings: mask"):
         preprocess(store, ["camera"], settings())
 
 
-def test_without_a_person_there_is_no_camera_to_be_told(blank: Path, tmp_path: Path) -> None:
+def test_camera_fails_without_a_person(blank: Path, tmp_path: Path) -> None:
     outcome = preprocess(blank, ["camera", "flow"], settings(), output=tmp_path / "s")
     assert outcome.made == ["flow"]
     assert isinstance(outcome.failed["segmentation"], NothingFound)
@@ -265,10 +265,10 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
-def test_damaged_pieces_of_a_stopped_run_are_made_again(
+def test_damaged_files_of_a_stopped_run_are_rebuilt(
     blank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever is damaged of what was kept, the store is that of an undisturbed run."""
+    """Whichever kept file is damaged, the store equals that of an undisturbed run."""
     monkeypatch.setattr("v2v.preprocess.extractor.PART", 8)
     monkeypatch.setattr("v2v.preprocess.build.PART", 8)
     monkeypatch.setattr("v2v.preprocess.frames.PART", 8)
@@ -299,7 +299,7 @@ def killed(*_: object) -> None:
     raise Killed
 
 
-def test_a_kill_before_the_preview_of_a_new_signal_makes_it_again(
+def test_preview_is_rebuilt_after_a_kill_before_it(
     blank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = ["flow"]
@@ -315,7 +315,7 @@ def test_a_kill_before_the_preview_of_a_new_signal_makes_it_again(
     assert contents(folder) == contents(tmp_path / "straight")
 
 
-def test_finished_work_is_not_done_again(footage: Path, tmp_path: Path) -> None:
+def test_finished_work_is_not_repeated(footage: Path, tmp_path: Path) -> None:
     preprocess(footage, ["flow"], settings(), output=tmp_path / "s")
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "s").glob("*.m*")}
     outcome = preprocess(footage, ["flow"], settings(), output=tmp_path / "s")
@@ -323,7 +323,7 @@ def test_finished_work_is_not_done_again(footage: Path, tmp_path: Path) -> None:
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "s").glob("*.m*")} == before
 
 
-def test_a_second_process_is_told(footage: Path, tmp_path: Path) -> None:
+def test_second_process_is_rejected(footage: Path, tmp_path: Path) -> None:
     first = start(footage, tmp_path / "s", ["pose"])
     try:
         while not (tmp_path / "s" / ".work").exists():
@@ -335,7 +335,7 @@ def test_a_second_process_is_told(footage: Path, tmp_path: Path) -> None:
         assert first.wait() == 0
 
 
-def test_other_footage_and_other_settings_are_noticed(
+def test_changed_footage_or_settings_are_rejected(
     footage: Path, blank: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "s"
@@ -348,7 +348,7 @@ def test_other_footage_and_other_settings_are_noticed(
     with pytest.raises(StoreConflict, match="dis_preset medium instead of fast"):
         preprocess(footage, ["flow"], settings("flow.dis_preset=fast"), output=folder)
     assert ClipStore.open(folder).record.frames.width == 128
-    # Without any wish about frames, the store's own stand.
+    # With default frame settings, the store keeps its own.
     assert preprocess(footage, ["flow"], settings(), output=folder).kept == ["flow"]
     changed = preprocess(
         footage, ["flow"], settings(frames__size=96), output=folder, overwrite=True
@@ -356,7 +356,7 @@ def test_other_footage_and_other_settings_are_noticed(
     assert changed.record.frames.width == 96 and changed.made == ["flow"]
 
 
-def test_signals_are_added_to_a_store_whose_footage_is_gone(footage: Path, tmp_path: Path) -> None:
+def test_signals_are_added_to_a_store_without_its_footage(footage: Path, tmp_path: Path) -> None:
     copy = shutil.copy(footage, tmp_path / "gone.mp4")
     preprocess(Path(copy), ["flow"], settings(), output=tmp_path / "s")
     Path(copy).unlink()
@@ -369,7 +369,7 @@ def test_signals_are_added_to_a_store_whose_footage_is_gone(footage: Path, tmp_p
     assert set(ClipStore.open(tmp_path / "s").signals) == {"pose", "flow"}
 
 
-def test_nobody_there_is_an_error_and_the_rest_is_kept(blank: Path, tmp_path: Path) -> None:
+def test_missing_person_fails_only_its_signals(blank: Path, tmp_path: Path) -> None:
     outcome = preprocess(blank, ["pose", "face", "flow"], settings(), output=tmp_path / "s")
     assert outcome.made == ["flow"]
     assert set(outcome.failed) == {"pose", "face"}
@@ -377,7 +377,7 @@ def test_nobody_there_is_an_error_and_the_rest_is_kept(blank: Path, tmp_path: Pa
     assert isinstance(error, NothingFound) and "20 frames" in error.message and error.hint
 
 
-def test_a_cut_splits_shots_and_flow(footage: Path, tmp_path: Path) -> None:
+def test_cut_splits_shots_and_flow(footage: Path, tmp_path: Path) -> None:
     path = tmp_path / "two.mp4"
     frames = list(person.frames(count=12, height=320, width=192))
     with VideoWriter(path, width=192, height=320, rate=RATE) as video:
@@ -387,8 +387,8 @@ def test_a_cut_splits_shots_and_flow(footage: Path, tmp_path: Path) -> None:
     store = ClipStore.open(tmp_path / "s")
     assert store.shots == [(0, 12), (12, 24)]
     track = store.track("flow")
-    hidden = track.occlusion.mean(axis=(1, 2, 3))  # type: ignore[attr-defined]
-    assert hidden[0] == hidden[12] == 1 and hidden[[1, 11, 13]].max() < 0.7
+    occlusion = track.occlusion.mean(axis=(1, 2, 3))  # type: ignore[attr-defined]
+    assert occlusion[0] == occlusion[12] == 1 and occlusion[[1, 11, 13]].max() < 0.7
 
 
 def test_imported_labels_stay_aligned(tmp_path: Path) -> None:
@@ -410,7 +410,7 @@ def test_imported_labels_stay_aligned(tmp_path: Path) -> None:
     assert track.instances is not None and track.instances.max() >= 24000  # type: ignore[attr-defined]
 
 
-def test_too_few_labels(footage: Path, tmp_path: Path) -> None:
+def test_too_few_labels_are_rejected(footage: Path, tmp_path: Path) -> None:
     (tmp_path / "labels").mkdir()
     Image.fromarray(np.zeros((320, 192), np.uint8)).save(tmp_path / "labels" / "0.png")
     chosen = settings(segmentation__backend="labels", segmentation__labels=str(tmp_path / "labels"))
@@ -424,21 +424,21 @@ def test_too_few_labels(footage: Path, tmp_path: Path) -> None:
     ("given", "error"),
     [("missing.mp4", MediaNotFound), ("notes.txt", V2VError)],
 )
-def test_bad_input_leaves_nothing_behind(tmp_path: Path, given: str, error: type[V2VError]) -> None:
+def test_bad_input_leaves_no_files(tmp_path: Path, given: str, error: type[V2VError]) -> None:
     (tmp_path / "notes.txt").write_text("not a video")
     with pytest.raises(error):
         preprocess(tmp_path / given, ["flow"], settings(), output=tmp_path / "s")
     assert not (tmp_path / "s").exists()
 
 
-def test_unknown_signal_names_the_valid_ones(footage: Path, tmp_path: Path) -> None:
+def test_unknown_signal_error_lists_the_valid_ones(footage: Path, tmp_path: Path) -> None:
     with pytest.raises(UnknownName) as caught:
         preprocess(footage, ["posee"], settings(), output=tmp_path / "s")
     assert "did you mean 'pose'" in str(caught.value.hint)
     assert "segmentation" in str(caught.value.hint)
 
 
-def test_output_that_cannot_be_written(footage: Path, tmp_path: Path) -> None:
+def test_unwritable_output_is_rejected(footage: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(NotWritable):
         preprocess(footage, ["flow"], settings(), output=tmp_path / "file")
@@ -449,7 +449,7 @@ def test_output_that_cannot_be_written(footage: Path, tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "photos").iterdir()] == ["a.txt"]
 
 
-def test_full_disk_is_said_and_what_was_done_is_kept(footage: Path, tmp_path: Path) -> None:
+def test_full_disk_is_reported_and_finished_parts_are_kept(footage: Path, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = (
@@ -459,7 +459,7 @@ def test_full_disk_is_said_and_what_was_done_is_kept(footage: Path, tmp_path: Pa
         ).returncode
     )
     if not mounted:
-        pytest.skip("a small disk to fill needs the right to mount one")
+        pytest.skip("mounting a small disk needs root")
     try:
         with pytest.raises(DiskFull, match="disk is full"):
             preprocess(footage, ["flow"], settings(), output=disk / "s")
@@ -472,7 +472,7 @@ def test_full_disk_is_said_and_what_was_done_is_kept(footage: Path, tmp_path: Pa
         subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_a_store_edited_by_hand_is_refused(footage: Path, tmp_path: Path) -> None:
+def test_damaged_store_is_rejected(footage: Path, tmp_path: Path) -> None:
     folder = tmp_path / "s"
     preprocess(footage, ["flow"], settings(), output=folder)
     record = read_record(folder)

@@ -1,4 +1,4 @@
-"""The doctor tells the truth about drawn footage, whose truth is known, and about real footage."""
+"""Tests the footage report on drawn footage with known truth and on real footage."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from v2v.samples import face, person
 Frames = list[NDArray[np.uint8]]
 
 
-def film(path: Path, frames: Iterable[NDArray[np.uint8]], rate: int = 10) -> Path:
+def write_video(path: Path, frames: Iterable[NDArray[np.uint8]], rate: int = 10) -> Path:
     from v2v.data.video import VideoWriter
 
     frames = list(frames)
@@ -47,14 +47,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def dancer(folder: Path, dance: Frames) -> FootageReport:
-    return examine(film(folder / "dance.mp4", dance), Silent())
+    return examine(write_video(folder / "dance.mp4", dance), Silent())
 
 
 def verdicts(report: FootageReport) -> dict[str, str]:
     return {verdict.task: verdict.level for verdict in report.verdicts}
 
 
-def test_the_facts_are_those_of_the_file(dancer):
+def test_facts_match_the_file(dancer):
     facts = dancer.facts
     assert (facts.kind, facts.frames, facts.fps) == ("video", 24, 10.0)
     assert (facts.width, facts.height, facts.rotation) == (384, 640, 0)
@@ -62,12 +62,12 @@ def test_the_facts_are_those_of_the_file(dancer):
     assert facts.audio is None and not facts.hdr and not facts.variable_rate and not facts.lost
 
 
-def test_a_drawn_person_is_one_whole_body_before_a_still_camera(dancer):
+def test_drawn_person_is_one_whole_body_with_a_still_camera(dancer):
     assert dancer.person is not None
     assert dancer.person.seen == 1 and dancer.person.whole > 0.9
     assert dancer.person.others == 0
     truth = np.ptp(person.joints(count=24, fps=10.0)[..., 1], axis=1).mean() / 640
-    assert truth < dancer.person.height < 1.25 * truth, "nose to ankles, and some more"
+    assert truth < dancer.person.height < 1.25 * truth, "the height extends nose to ankles by up to a quarter"
     assert dancer.person.height_px == pytest.approx(640 * dancer.person.height, abs=1)
     assert dancer.camera.state == "still"
     assert dancer.cuts == () and dancer.blurred == 0
@@ -75,7 +75,7 @@ def test_a_drawn_person_is_one_whole_body_before_a_still_camera(dancer):
     assert any("3 minutes are better than 2.4 s" in line for line in dancer.advice)
 
 
-def test_what_the_dancer_never_does_is_named(dancer):
+def test_missing_poses_are_listed(dancer):
     assert dancer.person is not None
     missing = dancer.person.missing
     assert {"turned to the left", "turned to the right", "seen from behind"} <= set(missing)
@@ -83,9 +83,9 @@ def test_what_the_dancer_never_does_is_named(dancer):
     assert 0 < dancer.person.coverage < 0.7
 
 
-def test_turning_the_picture_over_turns_no_left_to_right(folder, dance):
+def test_mirroring_keeps_the_arm_range(folder, dance):
     def upper_arms(frames: Frames, name: str) -> tuple[float, float]:
-        report = examine(film(folder / name, frames), Silent())
+        report = examine(write_video(folder / name, frames), Silent())
         assert report.person is not None and report.person.arms is not None
         return report.person.arms
 
@@ -94,24 +94,24 @@ def test_turning_the_picture_over_turns_no_left_to_right(folder, dance):
     np.testing.assert_allclose(straight, mirrored, atol=8)
 
 
-def test_a_small_person_is_to_be_cropped(folder, dance):
+def test_crop_is_advised_for_a_small_person(folder, dance):
     around = (280, 320, 500, 500)
     small = [cv2.copyMakeBorder(f, *around, cv2.BORDER_REPLICATE) for f in dance[:8]]
-    report = examine(film(folder / "small.mp4", small), Silent())
+    report = examine(write_video(folder / "small.mp4", small), Silent())
     assert report.person is not None and 0.2 < report.person.height < 0.45
     assert any("--crop person" in line for line in report.advice)
 
 
-def test_a_cut_off_body_is_reported(folder, dance):
-    report = examine(film(folder / "bust.mp4", [f[:400] for f in dance[:10]]), Silent())
+def test_cut_off_body_is_reported(folder, dance):
+    report = examine(write_video(folder / "bust.mp4", [f[:400] for f in dance[:10]]), Silent())
     assert report.person is not None
     assert report.person.seen == 1 and report.person.whole == 0 and report.person.feet_cut > 0.9
     assert any(line.startswith("stand back: the feet are cut off") for line in report.advice)
 
 
-def test_a_blurred_copy_is_blurred(folder, dance):
+def test_blurred_frames_are_counted(folder, dance):
     def blurred(frames: Frames, name: str) -> float:
-        return examine(film(folder / name, frames), Silent()).blurred
+        return examine(write_video(folder / name, frames), Silent()).blurred
 
     soft = [cv2.GaussianBlur(frame, (0, 0), 5) for frame in dance[:10]]
     assert blurred(soft, "soft.mp4") >= 0.9
@@ -119,11 +119,11 @@ def test_a_blurred_copy_is_blurred(folder, dance):
     assert blurred(mixed, "mixed.mp4") == pytest.approx(0.2, abs=0.01)
 
 
-def test_two_shots_are_one_cut(folder, dance):
+def test_cut_between_two_shots_is_found(folder, dance):
     other = [np.ascontiguousarray(255 - frame) for frame in dance[8:16]]
-    report = examine(film(folder / "cut.mp4", [*dance[:8], *other]), Silent())
+    report = examine(write_video(folder / "cut.mp4", [*dance[:8], *other]), Silent())
     assert report.cuts == (0.8,)
-    assert report.camera.state == "still", "a cut is no camera movement"
+    assert report.camera.state == "still", "a cut is not camera motion"
     assert any("1 cut; fine" in line for line in report.advice)
 
 
@@ -133,33 +133,33 @@ def texture(height: int, width: int) -> NDArray[np.uint8]:
 
 
 @pytest.mark.parametrize(("step", "state"), [(0, "still"), (2, "moving"), (12, "moving")])
-def test_a_panned_crop_is_a_moving_camera(folder, step, state):
+def test_panned_crop_is_a_moving_camera(folder, step, state):
     wide = texture(240, 640)
     frames = [wide[:, step * i : step * i + 320] for i in range(20)]
-    report = examine(film(folder / f"pan{step}.mp4", frames), Silent())
+    report = examine(write_video(folder / f"pan{step}.mp4", frames), Silent())
     assert report.camera.state == state
     if step:
         assert report.camera.speed == pytest.approx(step * 10 / 320, rel=0.1)
 
 
-def test_a_plain_wall_says_nothing_about_the_camera(folder):
+def test_plain_wall_leaves_the_camera_unclear(folder):
     frames = [np.full((120, 160, 3), 180, np.uint8)] * 12
-    report = examine(film(folder / "wall.mp4", frames), Silent())
+    report = examine(write_video(folder / "wall.mp4", frames), Silent())
     assert report.camera.state == "unclear"
     assert verdicts(report)["frame prediction"] == "poor", "nothing moves"
 
 
-def test_nobody_is_a_report_and_no_error(folder):
-    report = examine(film(folder / "nobody.mp4", [texture(240, 320)] * 8), Silent())
+def test_footage_without_people_gets_a_report(folder):
+    report = examine(write_video(folder / "nobody.mp4", [texture(240, 320)] * 8), Silent())
     assert report.person is None and report.face is None
     levels = verdicts(report)
     assert levels["pose motion transfer"] == levels["face re-enactment"] == "poor"
     assert any(line.startswith("nobody was found") for line in report.advice)
 
 
-def test_a_drawn_face_is_in_all_frames(folder):
+def test_drawn_face_is_found_in_all_frames(folder):
     truth = face.truth(count=24, fps=4.0)
-    report = examine(film(folder / "face.mp4", face.frames(count=24, fps=4.0), rate=4), Silent())
+    report = examine(write_video(folder / "face.mp4", face.frames(count=24, fps=4.0), rate=4), Silent())
     found = report.face
     assert found is not None and found.seen == 1
     assert 0.4 * 512 < found.width_px < 0.7 * 512
@@ -170,9 +170,9 @@ def test_a_drawn_face_is_in_all_frames(folder):
     assert verdicts(report)["pose motion transfer"] == "poor"
 
 
-def test_a_store_says_what_its_footage_says(folder, dance, dancer):
+def test_store_report_matches_its_footage(folder, dance, dancer):
     settings = load_config(PreprocessSettings, "preprocess", overrides=["preview.enabled=false"])
-    film(folder / "stored.mp4", dance)
+    write_video(folder / "stored.mp4", dance)
     preprocess(folder / "stored.mp4", ["pose"], settings, output=folder / "store")
     report = examine(folder / "store", Silent())
     assert report.facts.kind == "store"
@@ -183,7 +183,7 @@ def test_a_store_says_what_its_footage_says(folder, dance, dancer):
     assert report.camera.state == "still"
 
 
-def test_a_folder_of_images_is_footage(folder, dance):
+def test_folder_of_images_is_accepted(folder, dance):
     images = folder / "images"
     images.mkdir()
     for i, frame in enumerate(dance[:6]):
@@ -193,7 +193,7 @@ def test_a_folder_of_images_is_footage(folder, dance):
     assert report.person is not None and report.person.seen == 1
 
 
-def test_errors_are_the_projects_own(tmp_path):
+def test_bad_input_raises_own_errors(tmp_path):
     with pytest.raises(MediaNotFound):
         examine(tmp_path / "none.mp4", Silent())
     (tmp_path / "text.mp4").write_text("not a video")
@@ -201,7 +201,7 @@ def test_errors_are_the_projects_own(tmp_path):
         examine(tmp_path / "text.mp4", Silent())
 
 
-def test_the_report_prints_and_dumps(dancer):
+def test_report_prints_and_converts_to_json(dancer):
     data = json.loads(json.dumps(dancer.as_json(), allow_nan=False))
     assert data["person"]["seen"] == 1 and len(data["verdicts"]) == 3
     out = io.StringIO()

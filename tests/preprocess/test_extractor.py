@@ -1,4 +1,4 @@
-"""Arrays in files: written in pieces, given back in pieces, the same as if they were in memory."""
+"""Tests memory-mapped arrays: written and released in pieces, equal to arrays in memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from v2v.preprocess.extractor import release, write_arrays
 
-LONG = 3000  # frames; several pieces, and no multiple of a page
+LONG = 3000  # frames; several pieces, and not a multiple of a page
 
 
 def mapped(path: Path, values: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -23,13 +23,13 @@ def mapped(path: Path, values: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def resident(path: Path) -> int:
-    """Bytes of the mapped file that this process holds in memory."""
+    """Bytes of the mapped file that are resident in memory."""
     mappings = Path("/proc/self/smaps").read_text().split(str(path))[1:]
     return sum(int(m.split("\nRss:")[1].split()[0]) * 1024 for m in mappings)
 
 
-@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="reads Linux's own account")
-def test_only_the_frames_named_are_given_back_and_all_stay(tmp_path: Path) -> None:
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux's /proc/self/smaps")
+def test_release_frees_only_the_given_frames_and_loses_nothing(tmp_path: Path) -> None:
     values = np.random.default_rng(0).normal(size=(LONG, 20, 3)).astype(np.float32)
     array = mapped(tmp_path / "a.npy", values)
     frame = values[0].nbytes
@@ -37,12 +37,12 @@ def test_only_the_frames_named_are_given_back_and_all_stay(tmp_path: Path) -> No
     release(array, 1000, 2000)
     kept = resident(tmp_path / "a.npy")
     assert abs(kept - 2000 * frame) < 4 * mmap.PAGESIZE
-    release(array, 0, LONG + 24)  # beyond the end is the end
+    release(array, 0, LONG + 24)  # a stop beyond the end is clipped
     assert resident(tmp_path / "a.npy") < 2 * mmap.PAGESIZE
-    np.testing.assert_array_equal(array, values)  # nothing was lost, though nothing was flushed
+    np.testing.assert_array_equal(array, values)  # nothing is lost, although nothing was flushed
 
 
-def test_an_array_in_a_file_is_written_as_one_in_memory(tmp_path: Path) -> None:
+def test_mapped_array_is_written_like_one_in_memory(tmp_path: Path) -> None:
     values = np.random.default_rng(1).normal(size=(LONG, 7)).astype(np.float32)
     write_arrays(tmp_path / "memory.npz", {"x": values})
     write_arrays(tmp_path / "file.npz", {"x": mapped(tmp_path / "x.npy", values)})
@@ -50,7 +50,7 @@ def test_an_array_in_a_file_is_written_as_one_in_memory(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.load(tmp_path / "file.npz")["x"], values)
 
 
-def test_arrays_in_memory_have_nothing_to_give_back() -> None:
+def test_release_ignores_arrays_in_memory() -> None:
     values = np.ones((4, 2), np.float32)
     release(values, 0, 4)
     assert values.all()

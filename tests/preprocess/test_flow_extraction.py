@@ -1,4 +1,4 @@
-"""Extracted flow against motions whose exact backward flow is known."""
+"""Tests extracted flow on motions with known exact backward flow."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Field = NDArray[np.float32]
 
 
 def texture(seed: int = 0) -> NDArray[np.uint8]:
-    """Smooth noise with detail at several scales, wider than the picture by 48 on each side."""
+    """Smooth noise with detail at several scales, with 48 pixels of margin on each side."""
     rng = np.random.default_rng(seed)
     height, width = HEIGHT + 96, WIDTH + 96
     picture = np.zeros((height, width, 3), np.float32)
@@ -38,9 +38,9 @@ def texture(seed: int = 0) -> NDArray[np.uint8]:
 
 
 def moved(matrix: NDArray[np.float64]) -> tuple[NDArray[np.uint8], NDArray[np.uint8], Field]:
-    """The frame before, the frame, and the exact backward flow of a motion about the middle.
+    """The previous frame, the frame, and the exact backward flow of a motion about the centre.
 
-    `matrix` [2, 3] takes a point of the frame to its point in the frame before.
+    `matrix` [2, 3] maps a point of the frame to the same point in the previous frame.
     """
     big = texture()
     y, x = np.mgrid[:HEIGHT, :WIDTH].astype(np.float64)
@@ -94,14 +94,14 @@ def context(count: int = 4, width: int = WIDTH, height: int = HEIGHT) -> ClipCon
 
 
 @pytest.mark.parametrize(("matrix", "bound"), MOTIONS)
-def test_the_mean_endpoint_error_is_small(matrix: NDArray[np.float64], bound: float) -> None:
+def test_mean_endpoint_error_is_small(matrix: NDArray[np.float64], bound: float) -> None:
     before, now, exact = moved(matrix)
     backward, forward = Dis("medium")(before, now)
     visible = stays_inside(exact)
     assert visible.mean() > 0.7
     error = np.linalg.norm(backward - exact, axis=0)[visible]
     assert error.mean() < bound
-    # The forward flow is its inverse.
+    # The forward flow is the inverse of the backward flow.
     returned = (
         backward + warp(torch.from_numpy(forward)[None], torch.from_numpy(exact)[None])[0].numpy()
     )
@@ -109,8 +109,8 @@ def test_the_mean_endpoint_error_is_small(matrix: NDArray[np.float64], bound: fl
 
 
 @pytest.mark.parametrize(("matrix", "bound"), MOTIONS)
-def test_the_frame_before_warped_is_the_frame(matrix: NDArray[np.float64], bound: float) -> None:
-    """`frame_t(p) ~ frame_{t-1}(p + flow_t(p))`: the sign and the order of the two frames."""
+def test_warped_previous_frame_matches_the_frame(matrix: NDArray[np.float64], bound: float) -> None:
+    """`frame_t(p) ~ frame_{t-1}(p + flow_t(p))`: tests sign and frame order."""
     before, now, exact = moved(matrix)
     backward, _ = Dis("medium")(before, now)
     pictures = torch.from_numpy(np.stack([before, now])).permute(0, 3, 1, 2).float()
@@ -122,30 +122,30 @@ def test_the_frame_before_warped_is_the_frame(matrix: NDArray[np.float64], bound
 
 
 @pytest.mark.parametrize("preset", ["ultrafast", "fast"])
-def test_faster_presets_are_rougher_but_right(preset: str) -> None:
+def test_faster_presets_are_less_accurate_but_correct(preset: str) -> None:
     before, now, exact = moved(motion(u=3, v=-2))
     backward, _ = Dis(preset)(before, now)
     assert np.linalg.norm(backward - exact, axis=0)[stays_inside(exact)].mean() < 0.5
 
 
-def test_what_a_moving_square_uncovers_is_found() -> None:
+def test_disocclusion_behind_a_moving_square_is_found() -> None:
     ground, square = texture(1)[:HEIGHT, :WIDTH], texture(2)
     before, now = ground.copy(), ground.copy()
     before[50:114, 60:124] = square[:64, :64]
     now[50:114, 72:136] = square[:64, :64]  # 12 to the right
     backward, forward = (torch.from_numpy(f)[None] for f in Dis("medium")(before, now))
-    hidden = occlusion(backward, forward)[0, 0].numpy().astype(bool)
-    assert hidden[54:110, 61:71].mean() > 0.8, "the ground that was behind the square"
-    far = np.ones_like(hidden)
+    occluded = occlusion(backward, forward)[0, 0].numpy().astype(bool)
+    assert occluded[54:110, 61:71].mean() > 0.8, "the ground was behind the square"
+    far = np.ones_like(occluded)
     far[40:124, 50:146] = False
-    assert hidden[far].mean() < 0.02
-    assert hidden[58:106, 80:128].mean() < 0.1, "the square itself was there before"
+    assert occluded[far].mean() < 0.02
+    assert occluded[58:106, 80:128].mean() < 0.1, "the square itself was visible before"
 
 
 # ---------------------------------------------------------------- the extractor
 
 
-def test_steps_give_flow_occlusion_and_nothing_across_cuts() -> None:
+def test_steps_give_flow_and_occlusion_but_none_across_cuts() -> None:
     before, now, exact = moved(motion(u=4, v=-2))
     extractor = Extractor(settings("flow.backend=dis"), context())
     extractor.begin(None)
@@ -156,17 +156,17 @@ def test_steps_give_flow_occlusion_and_nothing_across_cuts() -> None:
         extractor.step(3, now, now, False),
     ]
     extractor.end()
-    flow, hidden = unpack(np.stack([record["flow.mkv"] for record in records]))
-    assert flow.shape == (4, 2, HEIGHT, WIDTH) and hidden.shape == (4, 1, HEIGHT, WIDTH)
+    flow, occluded = unpack(np.stack([record["flow.mkv"] for record in records]))
+    assert flow.shape == (4, 2, HEIGHT, WIDTH) and occluded.shape == (4, 1, HEIGHT, WIDTH)
     for t in (0, 2):
-        assert not flow[t].any() and (hidden[t] == 1).all(), "nothing to come from"
+        assert not flow[t].any() and (occluded[t] == 1).all(), "there is no previous frame"
     visible = stays_inside(exact)
     assert np.linalg.norm(flow[1] - exact, axis=0)[visible].mean() < 0.15
-    assert hidden[1, 0][visible].mean() < 0.02
-    gone = np.ones((HEIGHT, WIDTH), np.bool_)
-    gone[2:, :-4] = False
-    assert hidden[1, 0][gone].mean() > 0.7, "came in at the right and at the top"
-    assert np.abs(flow[3]).max() < 0.1 and not hidden[3].any()
+    assert occluded[1, 0][visible].mean() < 0.02
+    entered = np.ones((HEIGHT, WIDTH), np.bool_)
+    entered[2:, :-4] = False
+    assert occluded[1, 0][entered].mean() > 0.7, "these pixels entered at the right and the top"
+    assert np.abs(flow[3]).max() < 0.1 and not occluded[3].any()
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_steps_give_flow_occlusion_and_nothing_across_cuts() -> None:
     [((224, 160), 0.5, (112, 80)), ((1280, 720), 0.5, (640, 360)), ((100, 60), 0.5, (48, 32)),
      ((16, 16), 0.5, (16, 16)), ((64, 48), 0.1, (16, 16)), ((250, 130), 1, (248, 128))],
 )  # fmt: skip
-def test_the_grid_and_flow_in_its_pixels(
+def test_flow_is_in_pixels_of_the_grid(
     size: tuple[int, int], scale: float, grid: tuple[int, int]
 ) -> None:
     extractor = Extractor(settings("flow.backend=dis", f"flow.scale={scale}"), context(2, *size))
@@ -189,7 +189,7 @@ def test_the_grid_and_flow_in_its_pixels(
         assert v == pytest.approx(0, abs=0.15)
 
 
-def test_auto_is_dis_where_no_gpu_or_no_weights_are(
+def test_auto_backend_is_dis_without_gpu_or_weights(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
@@ -203,7 +203,7 @@ def test_auto_is_dis_where_no_gpu_or_no_weights_are(
 
 @pytest.fixture(scope="module")
 def raft_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights: they stand in for the format only, their flow means nothing."""
+    """Random weights, to test the format only; their flow is meaningless."""
     torch.manual_seed(0)
     model = torchvision_models().optical_flow.raft_small(weights=None)
     path: Path = tmp_path_factory.mktemp("weights") / "raft-random.pth"
@@ -211,8 +211,8 @@ def raft_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_raft_loads_weights_of_one_s_own_and_runs(raft_file: Path) -> None:
-    width, height = 72, 40  # smaller than the network can take: padded and cut again
+def test_raft_loads_given_weights_and_runs(raft_file: Path) -> None:
+    width, height = 72, 40  # below the network's minimum size: padded, then cropped
     extractor = Extractor(
         settings("flow.backend=raft-small", f"flow.weights={raft_file}", "flow.device=cpu"),
         context(2, width, height),
@@ -228,11 +228,11 @@ def test_raft_gives_backward_flow_first(raft_file: Path, monkeypatch: pytest.Mon
     from v2v.preprocess.flow import Raft
 
     raft = Raft("raft-small", raft_file, torch.device("cpu"))
-    seen = []
+    calls = []
 
     def model(image1: torch.Tensor, image2: torch.Tensor) -> list[torch.Tensor]:
-        """Says which pictures it was asked about, as a network that maps image1 to image2."""
-        seen.append((image1, image2))
+        """Record the arguments and return the images' means as flow."""
+        calls.append((image1, image2))
         mean = torch.stack([image1.mean(dim=(1, 2, 3)), image2.mean(dim=(1, 2, 3))], dim=1)
         return [mean[:, :, None, None].expand(-1, -1, *image1.shape[2:])]
 
@@ -240,11 +240,11 @@ def test_raft_gives_backward_flow_first(raft_file: Path, monkeypatch: pytest.Mon
     dark, light = (np.full((136, 160, 3), value, np.uint8) for value in (0, 255))
     backward, forward = raft(dark, light)  # previous, frame
     assert backward.shape == forward.shape == (2, 136, 160)
-    assert (backward[:, 0, 0] == (1, -1)).all(), "from the frame to the one before"
+    assert (backward[:, 0, 0] == (1, -1)).all(), "from the frame to the previous one"
     assert (forward[:, 0, 0] == (-1, 1)).all()
 
 
-def test_raft_large_builds_and_takes_its_weights(tmp_path: Path) -> None:
+def test_raft_large_loads_its_weights(tmp_path: Path) -> None:
     torch.manual_seed(0)
     path = tmp_path / "large.pth"
     torch.save(torchvision_models().optical_flow.raft_large(weights=None).state_dict(), path)
@@ -254,6 +254,6 @@ def test_raft_large_builds_and_takes_its_weights(tmp_path: Path) -> None:
     assert extractor.backend == "raft-large"
 
 
-def test_weights_of_another_network_are_refused(raft_file: Path) -> None:
+def test_weights_of_another_network_are_rejected(raft_file: Path) -> None:
     with pytest.raises(WeightsUnavailable, match=r"raft-random\.pth does not hold the weights"):
         Extractor(settings("flow.backend=raft-large", f"flow.weights={raft_file}"), context())

@@ -1,4 +1,4 @@
-"""What preprocessing makes of real footage; skipped where there is none."""
+"""Tests preprocessing on real footage; skipped if it is not available."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from v2v.signals.pose import POINT, PoseTrack
 pytestmark = pytest.mark.slow
 
 
-def made(source: Path, folder: Path, signals: str, **values: object) -> ClipStore:
+def build_store(source: Path, folder: Path, signals: str, **values: object) -> ClipStore:
     dotted = {name.replace("__", "."): value for name, value in values.items()}
     settings = load_config(PreprocessSettings, "preprocess", values=dotted)
     outcome = preprocess(source, expand_signals([signals]), settings, output=folder)
@@ -26,13 +26,13 @@ def made(source: Path, folder: Path, signals: str, **values: object) -> ClipStor
 
 
 def test_dancer(clips: Path, tmp_path: Path) -> None:
-    store = made(
+    store = build_store(
         clips / "pose" / "dancer.mp4", tmp_path / "s", "pose,segmentation", frames__size=480
     )
     assert len(store) == 288 and store.shots == [(0, 288)] and store.audio is not None
     pose = store.record.signals["pose"]
     assert pose.coverage == 1.0
-    # Jitter on the stillest second falls by more than half.
+    # Smoothing reduces jitter in the quietest second by more than half.
     assert pose.measured["jitter_after_px"] < 0.5 * pose.measured["jitter_before_px"]
     track = store.track("pose")
     assert isinstance(track, PoseTrack)
@@ -44,8 +44,8 @@ def test_dancer(clips: Path, tmp_path: Path) -> None:
     assert np.mean(inside) > 0.99
 
 
-def test_actor_is_small_and_cropped(clips: Path, tmp_path: Path) -> None:
-    store = made(clips / "pose" / "actor.avi", tmp_path / "s", "pose", frames__crop="person")
+def test_small_actor_is_cropped(clips: Path, tmp_path: Path) -> None:
+    store = build_store(clips / "pose" / "actor.avi", tmp_path / "s", "pose", frames__crop="person")
     assert len(store) == 103
     assert store.record.signals["pose"].coverage == 1.0
     height, width = store.frames(0, 1).shape[1:3]
@@ -56,17 +56,17 @@ def test_actor_is_small_and_cropped(clips: Path, tmp_path: Path) -> None:
 
 
 def test_talker(clips: Path, tmp_path: Path) -> None:
-    store = made(clips / "face" / "talker_long.mp4", tmp_path / "s", "face", frames__end=10)
+    store = build_store(clips / "face" / "talker_long.mp4", tmp_path / "s", "face", frames__end=10)
     track = store.track("face")
     assert isinstance(track, FaceTrack)
     assert store.record.signals["face"].coverage == 1.0
     assert np.ptp(track.mouth) > 0.5  # she opens her mouth wide
-    assert np.abs(track.head.angles()).max() < 30  # and does not turn away
+    assert np.abs(track.head.angles()).max() < 30  # and does not turn her head away
     assert np.ptp(track.scale) < 0.15 * track.scale.mean()
 
 
-def test_street_comes_in_with_35_classes(clips: Path, tmp_path: Path) -> None:
-    store = made(
+def test_street_has_35_classes(clips: Path, tmp_path: Path) -> None:
+    store = build_store(
         clips / "street" / "images", tmp_path / "s", "segmentation,flow", frames__fps=17,
         frames__size=256, segmentation__backend="labels",
         segmentation__labels=str(clips / "street" / "labels"),

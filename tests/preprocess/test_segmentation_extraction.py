@@ -1,4 +1,4 @@
-"""Label maps that are brought, in every form they come in; networks run on random weights."""
+"""Tests imported label maps in all formats; networks run on random weights."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Maps = NDArray[np.uint8]
 
 
 def truth(count: int = COUNT) -> Maps:
-    """A street: sky over road, a car that moves right, a person."""
+    """Label maps of a street: sky over road, a car moving to the right, a person."""
     maps = np.full((count, HEIGHT, WIDTH), SKY, np.uint8)
     maps[:, HEIGHT // 2 :] = ROAD
     maps[:, 10:40, 48:56] = PERSON
@@ -44,7 +44,7 @@ def truth(count: int = COUNT) -> Maps:
 
 
 def instances_of(maps: Maps) -> NDArray[np.uint16]:
-    """Cityscapes' instance ids: things are class * 1000 + number, the rest the class."""
+    """Cityscapes instance ids: class * 1000 + number for objects, else the class."""
     numbers = maps.astype(np.uint16)
     for thing, number in ((CAR, 3), (PERSON, 0)):
         numbers[maps == thing] = thing * 1000 + number
@@ -72,7 +72,7 @@ def save(folder: Path, maps: Maps, kind: str, *, name: str = "{:d}.png") -> Path
         elif kind == "float":
             image = Image.fromarray(one.astype(np.float32))
         elif kind == "deep channels":
-            image = Image.fromarray(one)  # and written again below
+            image = Image.fromarray(one)  # overwritten below
         else:
             image = Image.fromarray(one)
         image.save(folder / name.format(t))
@@ -104,7 +104,7 @@ def context(
 
 
 def read(chosen: PreprocessSettings, clip: ClipContext) -> dict[str, NDArray[np.uint8]]:
-    """What the extractor records, stacked over the frames."""
+    """The extractor's records, stacked over the frames."""
     extractor = Extractor(chosen, clip)
     extractor.begin(None)
     frame = np.zeros((clip.height, clip.width, 3), np.uint8)
@@ -113,15 +113,15 @@ def read(chosen: PreprocessSettings, clip: ClipContext) -> dict[str, NDArray[np.
     return {name: np.stack([np.asarray(r[name]) for r in records]) for name in records[0]}
 
 
-# ---------------------------------------------------------------- forms
+# ---------------------------------------------------------------- formats
 
 
-FORMS = ["grey", "palette", "colour", "colour-alpha", "instance", "three channels", "opacity",
+FORMATS = ["grey", "palette", "colour", "colour-alpha", "instance", "three channels", "opacity",
          "float", "deep channels"]  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", FORMS)
-def test_all_forms_give_the_same_labels(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("kind", FORMATS)
+def test_all_formats_give_the_same_labels(tmp_path: Path, kind: str) -> None:
     suffix = "{:d}.tif" if kind == "float" else "{:d}.png"
     found = read(settings(save(tmp_path / kind, truth(), kind, name=suffix)), context())
     np.testing.assert_array_equal(found["segmentation.mkv"], truth())
@@ -133,8 +133,8 @@ def test_all_forms_give_the_same_labels(tmp_path: Path, kind: str) -> None:
     np.testing.assert_array_equal(found["pixels"].sum(axis=1), HEIGHT * WIDTH)
 
 
-def test_a_map_of_instances_without_things_is_one_too(tmp_path: Path) -> None:
-    """So that all frames of a clip record the same."""
+def test_instance_map_without_objects_still_records_instances(tmp_path: Path) -> None:
+    """All frames of a clip must record the same arrays."""
     maps = truth()
     maps[1] = ROAD
     found = read(settings(save(tmp_path / "maps", maps, "instance")), context())
@@ -142,17 +142,17 @@ def test_a_map_of_instances_without_things_is_one_too(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found["segmentation.mkv"], maps)
 
 
-def test_maps_are_taken_in_the_frames_order(tmp_path: Path) -> None:
+def test_maps_are_read_in_frame_order(tmp_path: Path) -> None:
     maps = np.arange(12, dtype=np.uint8)[:, None, None].repeat(HEIGHT, 1).repeat(WIDTH, 2)
-    folder = save(tmp_path / "maps", maps, "grey")  # 0.png ... 11.png: 10 is behind 9
+    folder = save(tmp_path / "maps", maps, "grey")  # 0.png ... 11.png: 10 follows 9
     found = read(settings(folder), context(12))
     assert found["segmentation.mkv"][:, 0, 0].tolist() == list(range(12))
     kept = read(settings(folder), context(4, sources=np.array([2, 2, 5, 11]), source_frames=12))
     assert kept["segmentation.mkv"][:, 0, 0].tolist() == [2, 2, 5, 11]
 
 
-def test_license_plates_and_what_is_void(tmp_path: Path) -> None:
-    """Cityscapes stores id -1 as 255; one who calls 255 void means it."""
+def test_license_plates_and_void(tmp_path: Path) -> None:
+    """Cityscapes stores id -1 as 255, unless the user declares 255 as void."""
     maps = truth()
     maps[:, :4, :4] = 255
     folder = save(tmp_path / "maps", maps, "grey")
@@ -164,11 +164,11 @@ def test_license_plates_and_what_is_void(tmp_path: Path) -> None:
     assert (void[corner] == VOID).all() and not (void == SKY).any()
     np.testing.assert_array_equal(void[maps == ROAD], ROAD)
     listed = read(settings(folder, classes=NAMES), context())["segmentation.mkv"]
-    assert (listed[corner] == VOID).all(), "a list of one's own has no such rule"
+    assert (listed[corner] == VOID).all(), "the rule does not apply to user-defined classes"
 
 
 @pytest.mark.parametrize("classes", ["voc", ["sky", "road", "car"]])
-def test_classes_of_one_s_own(tmp_path: Path, classes: object) -> None:
+def test_user_defined_classes(tmp_path: Path, classes: object) -> None:
     maps = truth() % 3
     extractor = Extractor(
         settings(save(tmp_path / "maps", maps, "grey"), classes=classes), context()
@@ -190,7 +190,7 @@ def as_train_ids(maps: Maps) -> Maps:
     return numbers
 
 
-def test_cityscapes_train_ids_are_recognised_and_said(tmp_path: Path) -> None:
+def test_cityscapes_train_ids_are_recognised_and_reported(tmp_path: Path) -> None:
     wanted = truth()
     wanted[:, -2:] = VOID
     folder = save(tmp_path / "maps", as_train_ids(truth()), "grey")
@@ -199,17 +199,17 @@ def test_cityscapes_train_ids_are_recognised_and_said(tmp_path: Path) -> None:
         np.testing.assert_array_equal(read(chosen, context())["segmentation.mkv"], wanted)
         extractor = Extractor(chosen, context())
         assert extractor.segmenter.classes == tuple(NAMES)
-        said = " ".join(extractor.segmenter.warnings)  # type: ignore[attr-defined]
-        assert ("train ids, 255 as void" in said) == (numbering == "auto")
+        warnings = " ".join(extractor.segmenter.warnings)  # type: ignore[attr-defined]
+        assert ("train ids, 255 as void" in warnings) == (numbering == "auto")
     as_ids = read(settings(folder, numbering="ids"), context())["segmentation.mkv"]
     assert (as_ids[:, -1] == LICENSE_PLATE).all()
     void = read(settings(folder, void=[255]), context())["segmentation.mkv"]
-    assert set(np.unique(void)) == {0, 10, 11, 13, VOID}, "what is stated is not guessed"
+    assert set(np.unique(void)) == {0, 10, 11, 13, VOID}, "an explicit setting disables the inference"
 
 
 @pytest.mark.parametrize("kind", ["grey", "three channels"])
 @pytest.mark.parametrize("classes", ["cityscapes", ["nothing", "dancer"]])
-def test_masks_are_recognised_and_said(tmp_path: Path, kind: str, classes: object) -> None:
+def test_masks_are_recognised_and_reported(tmp_path: Path, kind: str, classes: object) -> None:
     mask = (truth() == PERSON).astype(np.uint8)
     chosen = settings(save(tmp_path / "maps", mask * 255, kind), classes=classes)
     np.testing.assert_array_equal(read(chosen, context())["segmentation.mkv"], mask)
@@ -219,20 +219,20 @@ def test_masks_are_recognised_and_said(tmp_path: Path, kind: str, classes: objec
     assert f"255 as {named[1]}" in extractor.segmenter.warnings[0]  # type: ignore[attr-defined]
 
 
-def test_a_mask_has_two_values_and_two_classes(tmp_path: Path) -> None:
+def test_mask_needs_two_values_and_two_classes(tmp_path: Path) -> None:
     soft = np.full((COUNT, HEIGHT, WIDTH), 128, np.uint8)
     folder = save(tmp_path / "maps", soft, "grey")
-    with pytest.raises(LabelsMismatch, match=r"the value 128, which is no value of a mask"):
+    with pytest.raises(LabelsMismatch, match=r"the value 128, which is not a mask value"):
         read(settings(folder, numbering="mask"), context())
-    with pytest.raises(LabelsMismatch, match=r"the value 128, which is no train id"):
+    with pytest.raises(LabelsMismatch, match=r"the value 128, which is not a train id"):
         read(settings(folder, numbering="trainids"), context())
-    with pytest.raises(UsageError, match="two classes, 3 are named"):
+    with pytest.raises(UsageError, match="two classes, but 3 are given"):
         Extractor(settings(folder, numbering="mask", classes=["a", "b", "c"]), context())
     with pytest.raises(UsageError, match="needs Cityscapes' classes"):
         Extractor(settings(folder, numbering="trainids", classes="voc"), context())
 
 
-def test_low_ids_stay_ids_and_what_else_they_may_be_is_said(tmp_path: Path) -> None:
+def test_low_ids_stay_ids_with_a_warning_about_train_ids(tmp_path: Path) -> None:
     maps = as_train_ids(truth())
     maps[maps == 255] = 0
     chosen = settings(save(tmp_path / "maps", maps, "grey"))
@@ -241,15 +241,15 @@ def test_low_ids_stay_ids_and_what_else_they_may_be_is_said(tmp_path: Path) -> N
     assert "numbering=trainids" in extractor.segmenter.warnings[0]  # type: ignore[attr-defined]
 
 
-def test_the_numbering_is_recorded_where_it_is_stated_only(tmp_path: Path) -> None:
-    """Stores made before the key existed have the same settings: nothing is extracted again."""
+def test_numbering_is_recorded_only_if_set(tmp_path: Path) -> None:
+    """So the settings match stores made before the key existed, and nothing is extracted again."""
     plain = settings(tmp_path).segmentation.model_dump(mode="json")
     assert "numbering" not in plain
-    stated = settings(tmp_path, numbering="mask").segmentation.model_dump(mode="json")
-    assert stated == plain | {"numbering": "mask"}
+    explicit = settings(tmp_path, numbering="mask").segmentation.model_dump(mode="json")
+    assert explicit == plain | {"numbering": "mask"}
 
 
-def test_grey_classes_of_colour_maps_are_colours(tmp_path: Path) -> None:
+def test_uniform_grey_colour_map_is_read_as_colours(tmp_path: Path) -> None:
     building = NAMES.index("building")
     maps = truth()
     maps[2] = building  # (70, 70, 70) throughout
@@ -257,38 +257,38 @@ def test_grey_classes_of_colour_maps_are_colours(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found["segmentation.mkv"], maps)
 
 
-# ---------------------------------------------------------------- which map goes with which image
+# ---------------------------------------------------------------- pairing maps with images
 
 
-def test_maps_and_images_are_paired_by_their_numbers() -> None:
+def test_maps_and_images_are_paired_by_number() -> None:
     labels = [Path(f"{n}_gtFine.png") for n in (10, 2, 3)]
     images = [f"a_{n:04}_leftImg8bit.png" for n in (2, 3, 10)]
-    paired, said = pair_names(images, labels)
+    paired, warning = pair_names(images, labels)
     assert [p.name for p in paired] == ["2_gtFine.png", "3_gtFine.png", "10_gtFine.png"]
-    assert said is None
+    assert warning is None
 
 
-def test_shifted_names_are_paired_by_order_and_that_is_said(tmp_path: Path) -> None:
+def test_shifted_names_are_paired_by_order_with_a_warning(tmp_path: Path) -> None:
     folder = save(tmp_path / "maps", truth(), "grey", name="frame_{:04d}.png")
     names = tuple(f"frame_{n:04}.png" for n in range(1, COUNT + 1))
     clip = replace(context(), names=names)
     np.testing.assert_array_equal(read(settings(folder), clip)["segmentation.mkv"], truth())
     extractor = Extractor(settings(folder), clip)
-    said = extractor.segmenter.warnings[0]  # type: ignore[attr-defined]
-    assert "paired by order, frame_0001.png with frame_0000.png" in said
+    warning = extractor.segmenter.warnings[0]  # type: ignore[attr-defined]
+    assert "paired by order, frame_0001.png with frame_0000.png" in warning
 
 
 @pytest.mark.parametrize("names", [(), ("a.png", "b.png"), ("1_2.png", "2_3.png")])
-def test_names_that_cannot_be_compared_are_paired_by_order(names: tuple[str, ...]) -> None:
+def test_incomparable_names_are_paired_by_order(names: tuple[str, ...]) -> None:
     labels = [Path("5.png"), Path("6.png")]
     assert pair_names(names, labels) == (labels, None)
 
 
-# ---------------------------------------------------------------- mistakes
+# ---------------------------------------------------------------- errors
 
 
 @pytest.mark.parametrize(("name", "options"), [("{:d}.jpg", {}), ("{:d}.webp", {"quality": 80})])
-def test_lossy_maps_are_refused(tmp_path: Path, name: str, options: dict[str, int]) -> None:
+def test_lossy_maps_are_rejected(tmp_path: Path, name: str, options: dict[str, int]) -> None:
     folder = tmp_path / "maps"
     folder.mkdir()
     for t, one in enumerate(truth()):
@@ -299,7 +299,7 @@ def test_lossy_maps_are_refused(tmp_path: Path, name: str, options: dict[str, in
     assert "PNG" in str(caught.value.hint)
 
 
-def test_lossless_webp_holds_labels(tmp_path: Path) -> None:
+def test_lossless_webp_is_accepted(tmp_path: Path) -> None:
     folder = tmp_path / "maps"
     folder.mkdir()
     for t, one in enumerate(truth()):
@@ -310,13 +310,13 @@ def test_lossless_webp_holds_labels(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (np.full((HEIGHT, WIDTH), 300, np.uint16), "label id 300; 35 classes are known"),
-        (np.full((HEIGHT, WIDTH), -1, np.int32), "label id -1; 35 classes are known|value -1"),
-        (np.full((HEIGHT, WIDTH), 70000, np.int32), "value 70000; label and instance ids are"),
-        (np.full((HEIGHT, WIDTH), 7.5, np.float32), "fractions where label ids"),
+        (np.full((HEIGHT, WIDTH), 300, np.uint16), "label id 300, but there are 35 classes"),
+        (np.full((HEIGHT, WIDTH), -1, np.int32), "label id -1, but there are 35 classes|value -1"),
+        (np.full((HEIGHT, WIDTH), 70000, np.int32), "value 70000; label and instance ids must be"),
+        (np.full((HEIGHT, WIDTH), 7.5, np.float32), "fractional values; label ids"),
     ],
 )
-def test_numbers_that_are_no_ids(tmp_path: Path, values: NDArray[Any], message: str) -> None:
+def test_invalid_ids_are_rejected(tmp_path: Path, values: NDArray[Any], message: str) -> None:
     folder = save(tmp_path / "maps", truth(), "grey", name="{:d}.tif")
     Image.fromarray(values).save(folder / "1.tif")
     with pytest.raises(LabelsMismatch, match=message):
@@ -345,54 +345,54 @@ def bad_file(folder: Path) -> None:
     (folder / "1.png").write_bytes(b"no picture")
 
 
-def cut_short(folder: Path) -> None:
-    whole = (folder / "1.png").read_bytes()
-    (folder / "1.png").write_bytes(whole[: len(whole) // 2])
+def truncated_file(folder: Path) -> None:
+    complete = (folder / "1.png").read_bytes()
+    (folder / "1.png").write_bytes(complete[: len(complete) // 2])
 
 
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("damage", "message"),
     [
-        (bad_size, r"1\.png is 48x48, the footage 64x48"),
-        (bad_id, r"1\.png has the label id 77; 35 classes are known"),
-        (bad_instance, r"1\.png has the label id 40; 35 classes"),
-        (bad_colour, r"1\.png is a colour picture whose colour \(1, 2, 3\) at 7, 5 is no class"),
-        (bad_file, r"1\.png is not an image that can be read"),
-        (cut_short, r"1\.png is not an image that can be read"),
+        (bad_size, r"1\.png is 48x48, but the footage is 64x48"),
+        (bad_id, r"1\.png has the label id 77, but there are 35 classes"),
+        (bad_instance, r"1\.png has the label id 40, but there are 35 classes"),
+        (bad_colour, r"1\.png is a colour image, and its colour \(1, 2, 3\) at 7, 5 is not a class"),
+        (bad_file, r"1\.png cannot be read as an image"),
+        (truncated_file, r"1\.png cannot be read as an image"),
     ],
 )
-def test_a_wrong_map_is_named_with_what_is_wrong(
-    tmp_path: Path, spoil: object, message: str
+def test_error_names_the_bad_map_and_the_fault(
+    tmp_path: Path, damage: object, message: str
 ) -> None:
     folder = save(tmp_path / "maps", truth(), "grey")
-    spoil(folder)  # type: ignore[operator]
+    damage(folder)  # type: ignore[operator]
     with pytest.raises(LabelsMismatch, match=message):
         read(settings(folder), context())
 
 
 @pytest.mark.parametrize("frames", [2, 4, 7])
-def test_too_few_and_too_many_maps(tmp_path: Path, frames: int) -> None:
+def test_wrong_number_of_maps_is_rejected(tmp_path: Path, frames: int) -> None:
     folder = save(tmp_path / "maps", truth(), "grey")
-    message = rf"maps holds {COUNT} label maps, street\.mp4 has {frames} frames"
+    message = rf"maps contains {COUNT} label maps, but street\.mp4 has {frames} frames"
     with pytest.raises(LabelsMismatch, match=message):
         Extractor(settings(folder), context(frames))
 
 
-def test_a_store_of_a_part_of_lost_footage_takes_no_maps(tmp_path: Path) -> None:
+def test_partial_store_without_its_footage_rejects_maps(tmp_path: Path) -> None:
     folder = save(tmp_path / "maps", truth(), "grey")
     clip = replace(context(2, source_frames=COUNT), sources=None)
-    with pytest.raises(LabelsMismatch, match="not known any more"):
+    with pytest.raises(LabelsMismatch, match="does not record which frames"):
         Extractor(settings(folder), clip)
 
 
-def test_no_maps(tmp_path: Path) -> None:
+def test_missing_maps_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="needs label maps"):
         Extractor(settings(None), context())
     with pytest.raises(LabelsMismatch, match="no such folder of label maps"):
         Extractor(settings(tmp_path / "gone"), context())
 
 
-def test_changed_maps_are_noticed(tmp_path: Path) -> None:
+def test_changed_maps_change_the_inputs(tmp_path: Path) -> None:
     folder = save(tmp_path / "maps", truth(), "grey")
     before = Extractor(settings(folder), context()).inputs()
     assert Extractor(settings(folder), context()).inputs() == before
@@ -415,10 +415,10 @@ def test_changed_maps_are_noticed(tmp_path: Path) -> None:
         ((8, 4, 48, 40), (100, 30)),
     ],
 )
-def test_maps_are_cut_and_scaled_as_the_frames(
+def test_maps_are_cropped_and_resized_like_the_frames(
     tmp_path: Path, box: tuple[int, int, int, int], size: tuple[int, int], factor: int
 ) -> None:
-    """An edge in the middle of the box lies in the middle of the frame, whatever the maps' size."""
+    """An edge in the middle of the box is in the middle of the frame, for any map size."""
     maps = np.zeros((1, HEIGHT * factor, WIDTH * factor), np.uint8)
     maps[:, :, WIDTH // 2 * factor :] = 1
     maps[:, HEIGHT // 2 * factor :] += 2
@@ -432,8 +432,8 @@ def test_maps_are_cut_and_scaled_as_the_frames(
     assert (found[:half] < 2).all() and (found[half:] >= 2).all()
 
 
-def test_sampling_is_at_pixel_centres(tmp_path: Path) -> None:
-    """It commutes with mirroring; at corners it would lean to one side."""
+def test_maps_are_sampled_at_pixel_centres(tmp_path: Path) -> None:
+    """So sampling commutes with mirroring; sampling at corners would be biased to one side."""
     maps = np.random.default_rng(0).integers(0, 35, (1, HEIGHT, WIDTH), np.uint8)
     clip = context(1, box=(8, 4, 48, 40), size=(32, 16))
     found = read(settings(save(tmp_path / "maps", maps, "grey")), clip)["segmentation.mkv"]
@@ -442,18 +442,18 @@ def test_sampling_is_at_pixel_centres(tmp_path: Path) -> None:
     np.testing.assert_array_equal(other, found[:, ::-1, ::-1])
 
 
-def test_a_shrunk_map_agrees_with_the_shrunk_track(tmp_path: Path) -> None:
-    """The maps as imported small, and imported at full size and scaled, are the same."""
+def test_import_at_small_size_equals_scaled_import(tmp_path: Path) -> None:
+    """Importing at a small size gives the same maps as importing at full size and scaling."""
     folder = save(tmp_path / "maps", truth(), "grey")
     small = read(settings(folder), context(size=(32, 24)))["segmentation.mkv"]
-    whole = LabelTrack(truth(), tuple(NAMES), COLOURS)
-    np.testing.assert_array_equal(small, whole.scaled(32, 24).labels)
+    complete = LabelTrack(truth(), tuple(NAMES), COLOURS)
+    np.testing.assert_array_equal(small, complete.scaled(32, 24).labels)
 
 
-# ---------------------------------------------------------------- stored and read again
+# ---------------------------------------------------------------- storing and reading
 
 
-def test_parts_become_a_signal(tmp_path: Path) -> None:
+def test_parts_are_joined_into_a_signal(tmp_path: Path) -> None:
     clip = context()
     extractor = Extractor(settings(save(tmp_path / "maps", truth(), "instance")), clip)
     part = tmp_path / "00000"
@@ -478,7 +478,7 @@ def test_parts_become_a_signal(tmp_path: Path) -> None:
     assert track.tensor().shape[1] == load_signal("segmentation").channels(done.spec) == 36
 
 
-def test_maps_of_nothing_but_void_are_an_error(tmp_path: Path) -> None:
+def test_all_void_maps_are_an_error(tmp_path: Path) -> None:
     maps = np.full((COUNT, HEIGHT, WIDTH), 255, np.uint8)
     extractor = Extractor(settings(save(tmp_path / "maps", maps, "grey"), classes="voc"), context())
     part = tmp_path / "00000"
@@ -492,7 +492,7 @@ def test_maps_of_nothing_but_void_are_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_real_street_labels(clips: Path, tmp_path: Path) -> None:
-    """Cityscapes ids of real footage, through the whole of preprocessing."""
+    """Cityscapes ids of real footage, through the complete of preprocessing."""
     from v2v.preprocess.build import preprocess
 
     labels = clips / "street" / "labels"
@@ -517,7 +517,7 @@ def test_real_street_labels(clips: Path, tmp_path: Path) -> None:
 def test_class_maps_load_weights_and_run(
     backend: str, build: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Random weights: they stand in for the format only, the labels mean nothing."""
+    """Uses random weights to test the format only; the labels are meaningless."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     chosen = settings(None, f"segmentation.backend={backend}", backend=backend)
     with pytest.raises(WeightsUnavailable, match=backend):
@@ -536,7 +536,7 @@ def test_class_maps_load_weights_and_run(
     monkeypatch.setattr(weights, "_check_hash", lambda path: None)
     extractor = Extractor(chosen, context(1))
     assert path.name in extractor.version and extractor.segmenter.classes == VOC
-    if backend == "deeplab":  # the same code runs it; once is enough
+    if backend == "deeplab":  # both backends run the same code; once is enough
         return
     frame = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), np.uint8)
     record = extractor.step(0, frame, None, False)
@@ -545,7 +545,7 @@ def test_class_maps_load_weights_and_run(
     assert record["segmentation.mkv"].max() < len(VOC)
 
 
-def test_the_person_s_mask_is_thresholded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_person_mask_is_thresholded(monkeypatch: pytest.MonkeyPatch) -> None:
     mask = np.linspace(0, 1, WIDTH, dtype=np.float32)[None].repeat(HEIGHT, 0)
     found = type("Result", (), {"segmentation_mask": mask})
 
@@ -566,5 +566,5 @@ def test_the_person_s_mask_is_thresholded(monkeypatch: pytest.MonkeyPatch) -> No
     frame = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
     nobody = extractor.step(0, frame, None, False)["segmentation.mkv"]
     somebody = extractor.step(1, frame, frame, False)["segmentation.mkv"]
-    assert not nobody.any(), "the first frame begins a shot"
+    assert not nobody.any(), "the first frame starts a shot"
     np.testing.assert_array_equal(somebody, (mask > 0.75).astype(np.uint8))

@@ -1,4 +1,4 @@
-"""Cuts are found to the frame, and nothing that only looks like one."""
+"""Tests that cuts are found exactly, without false positives."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ Frames = NDArray[np.uint8]
 
 
 def world(seed: int, *, height: int = 180, width: int = 1280) -> Frames:
-    """A textured backdrop, wider than a picture, for a camera to move along."""
+    """A textured backdrop, wider than a frame, for camera pans."""
     noise = np.random.default_rng(seed).uniform(0, 255, (height // 12, width // 12, 3))
     smooth = cv2.resize(noise.astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
     return np.clip(smooth, 0, 255).astype(np.uint8)
 
 
 def shot(seed: int, count: int, *, speed: float = 2.0, start: float = 0.0) -> Frames:
-    """`count` pictures of 320x180, the camera moving `speed` pixels a frame."""
+    """`count` frames of 320x180; the camera moves `speed` pixels per frame."""
     backdrop = world(seed)
     places = [round(start + speed * t) for t in range(count)]
     return np.stack([backdrop[:, x : x + 320] for x in places])
@@ -39,58 +39,58 @@ def cuts(*shots: Frames) -> list[int]:
 
 
 @pytest.mark.parametrize("at", [1, 3, 10, 17, 19])
-def test_one_hard_cut_is_found_to_the_frame(at: int) -> None:
+def test_hard_cut_is_found_at_the_exact_frame(at: int) -> None:
     assert cuts(shot(1, at), shot(2, 20 - at)) == [at]
 
 
-def test_two_cuts() -> None:
+def test_two_cuts_are_found() -> None:
     assert cuts(shot(1, 8), shot(2, 5), shot(3, 9)) == [8, 13]
 
 
-def test_a_jump_within_a_shot_is_a_cut() -> None:
-    """Footage that lacks frames: motion does not go on across the jump."""
+def test_jump_within_a_shot_is_a_cut() -> None:
+    """With missing frames, motion is not continuous across the jump."""
     assert cuts(shot(1, 10), shot(1, 10, start=120)) == [10]
 
 
 @pytest.mark.parametrize("length", [1, 2])
-def test_a_flash_is_no_cut(length: int) -> None:
+def test_flash_is_not_a_cut(length: int) -> None:
     frames = shot(1, 20)
     frames[8 : 8 + length] = 255 - (255 - frames[8 : 8 + length]) // 8
     assert cuts(frames) == []
 
 
 @pytest.mark.parametrize("speed", [0, 8, 40])
-def test_a_pan_is_no_cut_nor_is_its_beginning(speed: float) -> None:
+def test_pan_and_its_start_are_not_cuts(speed: float) -> None:
     moving = shot(1, 20, speed=speed)
     still = np.repeat(moving[:1], 10, axis=0)
     assert cuts(still, moving) == []
 
 
-def test_a_fade_is_no_cut() -> None:
+def test_fade_is_not_a_cut() -> None:
     a, b = shot(1, 30, speed=0), shot(2, 30, speed=0)
     share = np.linspace(0, 1, 30)[:, None, None, None]
     assert cuts((a * (1 - share) + b * share).astype(np.uint8)) == []
 
 
 @pytest.mark.parametrize("times", [3, 5])
-def test_repeated_frames_do_not_make_each_new_one_a_cut(times: int) -> None:
-    """Footage whose rate was raised; the cut in it is still found."""
+def test_new_frames_among_repeated_ones_are_not_cuts(times: int) -> None:
+    """In footage with a raised frame rate, only the real cut is found."""
     slow = np.concatenate([shot(1, 8, speed=6), shot(2, 8, speed=6)])
     change = np.abs(np.diff([thumbnail(f).astype(int) for f in slow[:8]], axis=0)).mean((1, 2))
-    assert change.min() > 6, "each frame alone must differ enough to be taken for a cut"
+    assert change.min() > 6, "each new frame must differ as much as at a cut"
     assert cuts(np.repeat(slow, times, axis=0)) == [8 * times]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 20])
-def test_equal_frames_have_no_cut(count: int) -> None:
+def test_equal_frames_have_no_cuts(count: int) -> None:
     assert cuts(shot(1, count, speed=0)) == []
 
 
-def test_two_different_frames_alone_tell_nothing() -> None:
+def test_two_frames_alone_have_no_cut() -> None:
     assert cuts(shot(1, 1), shot(2, 1)) == []
 
 
-def test_a_thumbnail_is_small_at_any_size() -> None:
+def test_thumbnail_has_the_same_size_for_any_frame() -> None:
     for size in ((16, 16), (18, 32), (99, 37), (720, 1280)):
         picture = np.full((*size, 3), 77, np.uint8)
         assert thumbnail(picture).shape == (18, 32)
@@ -103,7 +103,7 @@ def test_a_thumbnail_is_small_at_any_size() -> None:
     seed=st.integers(0, 2**16),
     data=st.data(),
 )
-def test_a_decision_rests_on_three_frames_before_and_the_lookahead(
+def test_decision_depends_on_three_previous_frames_and_the_lookahead(
     lengths: list[int], seed: int, data: st.DataObject
 ) -> None:
     rng = np.random.default_rng(seed)
@@ -122,19 +122,19 @@ def test_a_decision_rests_on_three_frames_before_and_the_lookahead(
     ("name", "expected"),
     [
         ("face/talker_b.mp4", []),
-        # The whole picture jumps by 8 and 17 pixels there and then moves less than one.
+        # The whole frame jumps by 8 and 17 pixels at frame 1, then moves by less than one.
         ("face/talker_c.mp4", [1]),
         ("pose/dancer.mp4", []),
         ("pose/street_crowd.avi", []),
     ],
 )
-def test_real_footage(clips: Path, name: str, expected: list[int]) -> None:
+def test_real_footage_has_the_expected_cuts(clips: Path, name: str, expected: list[int]) -> None:
     with av.open(str(clips / name)) as container:
         frames = [thumbnail(f.to_ndarray(format="rgb24")) for f in container.decode(video=0)]
     assert np.flatnonzero(find_cuts(np.stack(frames))).tolist() == expected
 
 
-def test_street_footage_at_three_times_its_rate(clips: Path) -> None:
+def test_street_footage_at_triple_rate_has_no_cuts(clips: Path) -> None:
     files = sorted((clips / "street" / "images").iterdir())
     frames = [thumbnail(cv2.imread(str(file))) for file in files]
     assert len(frames) >= 8

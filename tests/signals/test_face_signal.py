@@ -1,7 +1,7 @@
-"""The face mesh: its topology is MediaPipe's, and what is measured from it is exact.
+"""The face mesh: its topology matches MediaPipe's, and the measures computed from it are exact.
 
-One mesh is taken from the drawn face; turned, scaled and moved by known amounts it says how well
-they are recovered.
+One mesh is detected in the drawn face, then rotated, scaled and moved by known amounts, which the
+head pose must recover.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def connections() -> dict[str, set[frozenset[int]]]:
 
 @pytest.fixture(scope="module")
 def filmed() -> tuple[Array, Array]:
-    """Meshes [T, 478, 3] of the drawn face as it turns, and its yaw, pitch, roll in degrees."""
+    """Meshes [T, 478, 3] of the turning drawn face, and its yaw, pitch, roll in degrees."""
     from v2v.preprocess import _mediapipe as mp
 
     count, every = 90, 6
@@ -58,10 +58,10 @@ def filmed() -> tuple[Array, Array]:
     with mp.mediapipe().solutions.face_mesh.FaceMesh(
         static_image_mode=True, refine_landmarks=True, max_num_faces=1
     ) as network:
-        film = drawn_face.frames(count=count, height=SIDE, width=SIDE)
-        for frame in islice(film, 0, None, every):
+        frames = drawn_face.frames(count=count, height=SIDE, width=SIDE)
+        for frame in islice(frames, 0, None, every):
             found = network.process(frame).multi_face_landmarks
-            assert found, "no face found in the drawn one"
+            assert found, "no face detected in the drawn frame"
             shapes.append(mp.points(found[0], SIDE, SIDE)[:, :3])
     angles = np.degrees(np.stack([truths[name] for name in ("yaw", "pitch", "roll")], axis=1))
     return np.stack(shapes), angles[::every]
@@ -69,7 +69,7 @@ def filmed() -> tuple[Array, Array]:
 
 @pytest.fixture(scope="module")
 def mesh(filmed: tuple[Array, Array]) -> Array:
-    """x, y, z [478, 3] of a face that looks ahead, in pixels of a `SIDE` picture."""
+    """x, y, z [478, 3] of a frontal face, in pixels of a `SIDE` picture."""
     shapes, angles = filmed
     return shapes[np.abs(angles).max(axis=1).argmin()]
 
@@ -77,8 +77,8 @@ def mesh(filmed: tuple[Array, Array]) -> Array:
 def turn(yaw: float, pitch: float, roll: float) -> NDArray[np.float64]:
     """Roll about the head's own axis, then pitch, then yaw; x right, y down, z away.
 
-    Yaw carries the face to the right of the picture (its look has x > 0), pitch downwards
-    (y > 0), roll turns it clockwise as seen (its right axis sinks).
+    Positive yaw turns the face to the right of the picture (its view direction has x > 0),
+    positive pitch downwards (y > 0), positive roll clockwise in the picture (its right axis sinks).
     """
     a, b, c = np.radians([yaw, pitch, roll])
     about_y = [[np.cos(a), 0, -np.sin(a)], [0, 1, 0], [np.sin(a), 0, np.cos(a)]]
@@ -92,7 +92,7 @@ def turn(yaw: float, pitch: float, roll: float) -> NDArray[np.float64]:
 
 
 def placed(shapes: NDArray[np.float64]) -> tuple[Array, Array]:
-    """points [T, 478, 3] and depth [T, 478] of x, y, z."""
+    """Split x, y, z into points [T, 478, 3] and depth [T, 478]."""
     points = np.concatenate([shapes[..., :2], np.ones_like(shapes[..., :1])], axis=-1)
     return points.astype(np.float32), shapes[..., 2].astype(np.float32)
 
@@ -107,28 +107,28 @@ def track(shapes: NDArray[np.float64]) -> FaceTrack:
 
 
 def angle_between(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Degrees of the rotation from one to the other."""
+    """Angle in degrees of the rotation from `a` to `b`."""
     trace = np.einsum("...ij,...ij->...", a, b)
     return np.degrees(np.arccos(np.clip((trace - 1) / 2, -1, 1)))
 
 
-# ---------------------------------------------------------------- handles
+# ---------------------------------------------------------------- control points
 
 
-def test_handles_lie_on_the_face_and_on_hair_and_neck_around(mesh: Array) -> None:
+def test_control_points_cover_the_face_hair_and_neck(mesh: Array) -> None:
     made = track(np.stack([mesh, mesh]).astype(np.float64))
     points, control_points = made.points[0], made.control_points()
     assert control_points.shape[::2] == (2, 3) and not np.isnan(control_points).any()
     low, high = points[:, :2].min(axis=0), points[:, :2].max(axis=0)
     tall = high[1] - low[1]
     found = control_points[0]
-    assert high[1] + 0.1 * tall < found[:, 1].max() < high[1] + 0.5 * tall  # where the neck is
-    assert low[1] - 0.4 * tall < found[:, 1].min() < low[1] - 0.1 * tall  # where the hair is
+    assert high[1] + 0.1 * tall < found[:, 1].max() < high[1] + 0.5 * tall  # at the neck
+    assert low[1] - 0.4 * tall < found[:, 1].min() < low[1] - 0.1 * tall  # at the hair
     assert (found[:, 2] > 0.1 * made.scale[0]).all() and (found[:, 2] < made.scale[0]).all()
 
 
-def test_a_reference_goes_with_its_face(mesh: Array) -> None:
-    """What a reference shows lies where the face is now; of two the nearer one is chosen."""
+def test_a_reference_is_warped_with_its_face(mesh: Array) -> None:
+    """The reference is warped to the position of the face; the nearer of two is chosen."""
     smooth = np.random.default_rng(0).integers(0, 255, (SIDE // 16, SIDE // 16, 3), np.uint8)
     picture = cv2.resize(smooth, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
     wide = mesh * (1.3, 1.0, 1.0)
@@ -148,7 +148,7 @@ def test_a_reference_goes_with_its_face(mesh: Array) -> None:
     assert found[3, y, x].min() > 0.99
 
 
-def test_no_face_no_handles(mesh: Array) -> None:
+def test_without_a_face_there_are_no_control_points(mesh: Array) -> None:
     made = track(np.stack([mesh, mesh]).astype(np.float64))
     points = made.points.copy()
     points[1] = np.nan
@@ -169,26 +169,26 @@ def edges(points: tuple[int, ...], closed: bool) -> set[frozenset[int]]:
     [("oval", "face_oval"), ("right_eye", "right_eye"), ("left_eye", "left_eye"),
      ("right_iris", "right_iris"), ("left_iris", "left_iris")],
 )  # fmt: skip
-def test_contours_are_mediapipe_s(
+def test_contours_match_mediapipe(
     part: str, theirs: str, connections: dict[str, set[frozenset[int]]]
 ) -> None:
     points, closed, _ = PARTS[part]
     assert closed and edges(points, True) == connections[theirs]
 
 
-def test_the_lips_together_are_mediapipe_s(connections: dict[str, set[frozenset[int]]]) -> None:
+def test_both_lips_together_match_mediapipe(connections: dict[str, set[frozenset[int]]]) -> None:
     assert edges(LIPS_OUTER, True) | edges(LIPS_INNER, True) == connections["lips"]
     assert not set(LIPS_OUTER) & set(LIPS_INNER)
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_brows_are_mediapipe_s_two_lines_closed(
+def test_brows_are_the_two_lines_of_mediapipe_closed(
     side: str, connections: dict[str, set[frozenset[int]]]
 ) -> None:
     points, closed, _ = PARTS[f"{side}_brow"]
     added = edges(points, closed) - connections[f"{side}_eyebrow"]
     assert edges(points, closed) >= connections[f"{side}_eyebrow"]
-    assert len(added) == 2, "the two ends are joined and nothing else"
+    assert len(added) == 2, "only the two ends are joined"
 
 
 def test_the_nose_follows_the_mesh(connections: dict[str, set[frozenset[int]]]) -> None:
@@ -209,11 +209,11 @@ def test_the_mirror_is_an_involution_that_keeps_the_mesh(
         assert mirrored == connections[name]
     tesselation = connections["tesselation"]
     mirrored = {frozenset(MIRROR[i] for i in e) for e in tesselation}
-    # Diagonals of some quads run the same way on both sides.
+    # The diagonals of some quads have the same direction on both sides.
     assert len(mirrored & tesselation) > 0.9 * len(tesselation)
 
 
-def test_mirrored_points_lie_opposite(mesh: Array) -> None:
+def test_mirrored_points_lie_on_opposite_sides(mesh: Array) -> None:
     middle = mesh[list(RIGID), 0].mean()
     gap = (2 * middle - mesh[list(MIRROR)][:, 0]) - mesh[:, 0]
     width = np.ptp(mesh[:, 0])
@@ -222,7 +222,7 @@ def test_mirrored_points_lie_opposite(mesh: Array) -> None:
     assert {MIRROR[i] for i in RIGID} == set(RIGID)
 
 
-def test_the_named_contours_map_to_each_other() -> None:
+def test_named_contours_map_to_their_mirror_images() -> None:
     for name, (points, _, _) in PARTS.items():
         side, _, rest = name.partition("_")
         twin = {"right": f"left_{rest}", "left": f"right_{rest}"}.get(side, name)
@@ -237,8 +237,8 @@ TURNS = [(0, 0, 0), (20, 0, 0), (-35, 0, 0), (0, 15, 0), (0, -20, 0), (0, 0, 12)
          (15, 10, 5), (-25, -12, 18), (40, 15, -20)]  # fmt: skip
 
 
-def test_known_turns_sizes_and_places_are_recovered(mesh: Array) -> None:
-    """Rotation within 0.5 degrees, scale within 1 percent, place within 0.5 pixel."""
+def test_known_rotations_scales_and_positions_are_recovered(mesh: Array) -> None:
+    """Rotation within 0.5 degrees, scale within 1 percent, position within 0.5 pixel."""
     rng = np.random.default_rng(0)
     centre = mesh[list(RIGID)].mean(axis=0)
     turns = np.stack([turn(*angles) for angles in TURNS])
@@ -260,7 +260,7 @@ def test_known_turns_sizes_and_places_are_recovered(mesh: Array) -> None:
 @pytest.mark.parametrize(("axis", "name"), [(0, "yaw"), (1, "pitch"), (2, "roll")])
 @pytest.mark.parametrize("degrees", [-30, -10, 10, 30])
 def test_the_sign_of_each_angle(mesh: Array, axis: int, name: str, degrees: float) -> None:
-    """Yaw to the picture's right, pitch down, roll clockwise are positive."""
+    """Positive: yaw to the picture's right, pitch down, roll clockwise."""
     centre = mesh[list(RIGID)].mean(axis=0)
     straight = head_pose(*placed((mesh - centre)[None].astype(float))).rotation[0].astype(float)
     ahead = (mesh - centre) @ straight  # a face whose axes are the camera's
@@ -270,7 +270,7 @@ def test_the_sign_of_each_angle(mesh: Array, axis: int, name: str, degrees: floa
     np.testing.assert_allclose(found, angles, atol=0.5, err_msg=name)
 
 
-def test_angles_come_apart_as_they_were_put_together() -> None:
+def test_angles_of_a_composed_rotation_are_recovered() -> None:
     rotations = np.stack([turn(*angles) for angles in TURNS]).astype(np.float32)
     count = len(TURNS)
     from v2v.signals.face import HeadPose
@@ -279,16 +279,16 @@ def test_angles_come_apart_as_they_were_put_together() -> None:
     np.testing.assert_allclose(pose.angles(), TURNS, atol=1e-3)
 
 
-def test_the_drawn_face_turns_as_it_says(filmed: tuple[Array, Array]) -> None:
-    """The angles' signs, against a film whose turns are known."""
+def test_angles_match_those_of_the_drawn_face(filmed: tuple[Array, Array]) -> None:
+    """Checks the signs of the angles on a clip with known rotations."""
     shapes, angles = filmed
     found = head_pose(*placed(shapes.astype(float))).angles()
     for axis, name in enumerate(("yaw", "pitch", "roll")):
-        assert np.ptp(angles[:, axis]) > 4, "it must turn to tell"
+        assert np.ptp(angles[:, axis]) > 4, "the face must turn for this test"
         assert np.corrcoef(found[:, axis], angles[:, axis])[0, 1] > 0.8, name
 
 
-def test_a_face_that_looks_ahead_is_near_zero(mesh: Array) -> None:
+def test_a_frontal_face_has_angles_near_zero(mesh: Array) -> None:
     angles = head_pose(*placed(mesh[None].astype(float))).angles()[0]
     assert np.abs(angles).max() < 12
 
@@ -327,7 +327,7 @@ def test_frames_without_a_face_stay_missing(mesh: Array) -> None:
 # ---------------------------------------------------------------- openness
 
 
-def test_closed_is_zero_and_opening_is_linear(mesh: Array) -> None:
+def test_openness_is_zero_when_closed_and_linear(mesh: Array) -> None:
     points = np.repeat(placed(mesh[None].astype(float))[0], 5, axis=0)
     lids = [(159, 145), (158, 153), (160, 144)]
     lids += [(MIRROR[a], MIRROR[b]) for a, b in lids]
@@ -369,29 +369,29 @@ def test_flipping_twice_is_the_identity(walk: FaceTrack) -> None:
     same(walk.flipped().flipped(), walk)
 
 
-def test_a_flip_turns_the_head_the_other_way(walk: FaceTrack) -> None:
-    """Yaw and roll change sign; measured anew from the flipped mesh it is the same head."""
+def test_a_flip_mirrors_the_head_pose(walk: FaceTrack) -> None:
+    """Yaw and roll change sign; recomputing the pose from the flipped mesh gives the same."""
     flipped = walk.flipped()
     np.testing.assert_allclose(flipped.head.angles(), walk.head.angles() * (-1, 1, -1), atol=1e-3)
     np.testing.assert_allclose(flipped.eyes, walk.eyes[:, ::-1], atol=1e-4)
     np.testing.assert_allclose(flipped.mouth, walk.mouth, atol=1e-4)
-    anew = head_pose(flipped.points, flipped.depth)
-    np.testing.assert_allclose(anew.angles(), flipped.head.angles(), atol=1.0)
-    np.testing.assert_allclose(anew.translation, flipped.translation, atol=1e-3)
-    np.testing.assert_allclose(anew.scale, flipped.scale, rtol=1e-3)
+    recomputed = head_pose(flipped.points, flipped.depth)
+    np.testing.assert_allclose(recomputed.angles(), flipped.head.angles(), atol=1.0)
+    np.testing.assert_allclose(recomputed.translation, flipped.translation, atol=1e-3)
+    np.testing.assert_allclose(recomputed.scale, flipped.scale, rtol=1e-3)
 
 
 def test_scaling_and_cropping_move_mesh_and_head_alike(walk: FaceTrack) -> None:
     same(walk.scaled(512, 512).scaled(SIDE, SIDE), walk)
     for changed in (walk.scaled(512, 512), walk.cropped(30, 20, 200, 180)):
-        anew = head_pose(changed.points, changed.depth)
-        np.testing.assert_allclose(anew.translation, changed.translation, atol=1e-3)
-        np.testing.assert_allclose(anew.scale, changed.scale, rtol=1e-4)
-        assert np.nanmax(angle_between(anew.rotation, changed.rotation)) < 0.1
+        recomputed = head_pose(changed.points, changed.depth)
+        np.testing.assert_allclose(recomputed.translation, changed.translation, atol=1e-3)
+        np.testing.assert_allclose(recomputed.scale, changed.scale, rtol=1e-4)
+        assert np.nanmax(angle_between(recomputed.rotation, changed.rotation)) < 0.1
     assert walk.cropped(30, 20, 200, 180).width == 200
 
 
-def test_slices(walk: FaceTrack) -> None:
+def test_slices_select_frames(walk: FaceTrack) -> None:
     part = walk[1:3]
     assert len(part) == 2
     np.testing.assert_array_equal(part.rotation, walk.rotation[1:3])
@@ -401,7 +401,7 @@ def test_slices(walk: FaceTrack) -> None:
 # ---------------------------------------------------------------- drawing
 
 
-def test_the_drawing_lies_where_the_points_are(walk: FaceTrack) -> None:
+def test_the_drawing_passes_through_the_points(walk: FaceTrack) -> None:
     picture = walk.draw()[0]
     for name, (points, _, colour) in PARTS.items():
         seen = 0
@@ -427,16 +427,16 @@ def test_a_face_far_outside_is_not_drawn(walk: FaceTrack, far: float) -> None:
 def test_distance_is_zero_on_an_edge_and_grows(walk: FaceTrack) -> None:
     maps = walk.distance_maps()
     assert maps.shape == (4, SIDE, SIDE, len(PARTS)) and maps.dtype == np.uint8
-    assert (maps[2] == 255).all(), "no face: everywhere far"
-    step = 255 * 4 / SIDE  # a pixel's worth
+    assert (maps[2] == 255).all(), "no face: largest distance everywhere"
+    step = 255 * 4 / SIDE  # per pixel
     for i, (name, (points, _, _)) in enumerate(PARTS.items()):
-        one = maps[0, ..., i]
+        distances = maps[0, ..., i]
         for x, y in walk.points[0, list(points), :2]:
-            assert one[int(y), int(x)] <= 1.5 * step, name
-        assert one.min() == 0 and one.max() > 100
-        jumps = np.abs(np.diff(one.astype(int), axis=1)).max()
-        assert jumps <= step + 1.5, "a pixel further is at most a pixel farther"
-    # Straight away from the oval's top the distance is the way gone.
+            assert distances[int(y), int(x)] <= 1.5 * step, name
+        assert distances.min() == 0 and distances.max() > 100
+        jumps = np.abs(np.diff(distances.astype(int), axis=1)).max()
+        assert jumps <= step + 1.5, "the distance changes by at most one pixel per pixel"
+    # Straight up from the top of the oval, the distance grows by one pixel per pixel.
     x, y = walk.points[0, 10, :2]
     column = maps[0, : int(y) - 1, int(x), list(PARTS).index("oval")]
     away = int(y) - np.arange(len(column))
@@ -461,7 +461,7 @@ def test_background_edges_vanish_inside_the_face(walk: FaceTrack) -> None:
     np.testing.assert_array_equal(edges_[0][outside], plain[outside])
 
 
-def test_tensors(walk: FaceTrack) -> None:
+def test_the_tensor_has_the_requested_channels(walk: FaceTrack) -> None:
     frames = np.zeros((4, 64, 64, 3), np.uint8)
     tensor = walk.tensor(64, 64, distance_maps=True, frames=frames)
     assert tensor.shape == (4, 3 + 11 + 1, 64, 64)

@@ -1,4 +1,4 @@
-"""Stored flow: precise to its unit, and aligned with the frames under every transform."""
+"""Stored flow: precise to 1/64 pixel, and aligned with the frames under all transforms."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SIZE = (48, 80)  # of the frames, height and width: four times the grid
 
 
 def some_flow(count: int = 2, seed: int = 0) -> FlowTrack:
-    """A field that is affine in the place, so that resampling it is exact inside."""
+    """A flow field that is affine in the position, so that resampling it inside is exact."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[: GRID[0], : GRID[1]].astype(np.float32)
     planes = []
@@ -37,7 +37,7 @@ def some_flow(count: int = 2, seed: int = 0) -> FlowTrack:
     flow=st.lists(st.floats(-500, 500, width=32), min_size=12, max_size=12),
     hidden=st.lists(st.floats(0, 1, width=32), min_size=6, max_size=6),
 )
-def test_packing_keeps_half_a_unit(flow: list[float], hidden: list[float]) -> None:
+def test_packing_is_precise_to_half_a_unit(flow: list[float], hidden: list[float]) -> None:
     uv = np.array(flow, np.float32).reshape(2, 2, 3)
     occlusion = np.array(hidden, np.float32).reshape(2, 3)
     image = pack(uv, occlusion)
@@ -58,7 +58,7 @@ def test_whole_units_are_exact(value: float) -> None:
 
 
 @pytest.mark.parametrize("value", [600.0, 1e9, np.inf, -600.0, -1e9, -np.inf])
-def test_what_does_not_fit_is_clamped_and_does_not_wrap(value: float) -> None:
+def test_values_out_of_range_are_clamped_and_do_not_wrap(value: float) -> None:
     flow, hidden = unpack(
         pack(np.full((2, 4, 4), value, np.float32), np.full((4, 4), value, np.float32))[None]
     )
@@ -75,7 +75,7 @@ def at_frame_size(track: FlowTrack) -> NDArray[np.float32]:
 
 
 def test_the_tensor_is_in_pixels_of_its_own_size() -> None:
-    """Against the field itself, evaluated at the centres of finer pixels."""
+    """Compared with the affine field, evaluated at the centres of the finer pixels."""
     made = some_flow()
     tensor = made.tensor(SIZE[0], 2 * SIZE[1]).numpy()
     assert tensor.shape == (2, 3, SIZE[0], 2 * SIZE[1]) and tensor.dtype == np.float32
@@ -95,7 +95,7 @@ def test_the_tensor_is_in_pixels_of_its_own_size() -> None:
     np.testing.assert_array_equal(tensor[:, 2, :8], 0)
 
 
-def test_by_default_it_is_in_frame_pixels() -> None:
+def test_the_tensor_is_in_frame_pixels_by_default() -> None:
     made = some_flow()
     assert torch.equal(made.tensor(), made.tensor(*SIZE))
     scaled = made.scaled(100, 30)
@@ -113,7 +113,7 @@ def test_a_crop_is_the_crop_of_the_tensor() -> None:
     np.testing.assert_array_equal(at_frame_size(again), at_frame_size(made)[..., 8:18, 14:34])
 
 
-def test_flipping() -> None:
+def test_flipping_mirrors_the_field_and_negates_u() -> None:
     made = some_flow()
     flipped = at_frame_size(made.flipped())
     mirrored = at_frame_size(made)[..., ::-1] * np.array([-1, 1, 1], np.float32)[:, None, None]
@@ -124,8 +124,8 @@ def test_flipping() -> None:
 
 
 @pytest.mark.parametrize("change", ["flip", "crop", "scale"])
-def test_flow_still_leads_to_the_frame_before(change: str) -> None:
-    """Change frames and flow alike: the changed flow warps the changed frame before."""
+def test_transformed_flow_still_points_to_the_previous_frame(change: str) -> None:
+    """Transform frames and flow alike: the flow still warps the previous frame to the current."""
     height, width = 96, 160
     y, x = np.mgrid[:height, :width].astype(np.float32)
 
@@ -153,7 +153,7 @@ def test_flow_still_leads_to_the_frame_before(change: str) -> None:
     assert error.mean() < 0.03 * still.mean()
 
 
-def test_slices() -> None:
+def test_slices_select_frames() -> None:
     made = some_flow(5)
     assert len(made[1:4]) == 3
     np.testing.assert_array_equal(made[1:4].flow, made.flow[1:4])
@@ -163,19 +163,19 @@ def test_slices() -> None:
 # ---------------------------------------------------------------- drawing
 
 
-def test_the_wheel_tells_direction_speed_and_occlusion() -> None:
+def test_colours_encode_direction_speed_and_occlusion() -> None:
     flow = np.zeros((2, 1, 5), np.float32)
     flow[:, 0, :4] = [[4, -4, 2, 0], [0, 0, 0, 0]]
     hidden = np.array([[0, 0, 0, 0, 1]], np.float32)
-    right, left, lr_scale, still, gone = draw_flow(flow, hidden, fastest=4.0)[0].astype(int)
-    assert right.argmax() == 0 and right[1:].max() < 5, "to the right is red"
-    assert left[0] < 5 and min(left[1:]) > 200, "to the left its opposite"
-    assert abs(lr_scale[0] - right[0] / 2) < 3
+    right, left, slow, still, occluded = draw_flow(flow, hidden, fastest=4.0)[0].astype(int)
+    assert right.argmax() == 0 and right[1:].max() < 5, "motion to the right is red"
+    assert left[0] < 5 and min(left[1:]) > 200, "motion to the left has the opposite hue"
+    assert abs(slow[0] - right[0] / 2) < 3
     assert not still.any()
-    assert (gone == 90).all()
+    assert (occluded == 90).all()
 
 
-def test_pictures_have_the_size_asked() -> None:
+def test_pictures_have_the_requested_size() -> None:
     made = some_flow(3)
     assert made.draw().shape == (3, *SIZE, 3)
     assert made.draw(30, 20).shape == (3, 30, 20, 3)

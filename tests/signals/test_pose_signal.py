@@ -1,4 +1,4 @@
-"""Pose: its geometry is exact, its drawing says who is where."""
+"""Pose: exact geometry, control points, drawing and dropout."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WIDTH, HEIGHT = 200, 400
 
 
 def standing() -> NDArray[np.float32]:
-    """A person who faces the camera: the left side is on the picture's right. [75, 3]"""
+    """[75, 3] a person who faces the camera: the left side is on the picture's right."""
     side = {
         "eye_inner": (0.51, 0.09), "eye": (0.52, 0.09), "eye_outer": (0.53, 0.09),
         "ear": (0.55, 0.10), "shoulder": (0.62, 0.22), "elbow": (0.70, 0.36),
@@ -48,7 +48,7 @@ def standing() -> NDArray[np.float32]:
 
 
 def track(count: int = 3, points: NDArray[np.float32] | None = None) -> PoseTrack:
-    """`count` frames of a person who walks to the right, unevenly scored."""
+    """`count` frames of a person who moves to the right, with random `filled` flags."""
     frames = np.repeat((standing() if points is None else points)[None], count, axis=0)
     frames[:, :, 0] += 2 * np.arange(count, dtype=np.float32)[:, None]
     filled = np.random.default_rng(0).random((count, 75)) < 0.3
@@ -73,63 +73,63 @@ def same(a: PoseTrack, b: PoseTrack, *, atol: float = 0.0) -> None:
 # ---------------------------------------------------------------- geometry
 
 
-def test_handles_lie_on_the_body_in_sizes_of_its_own() -> None:
+def test_control_points_lie_on_the_body_with_radii_in_torso_lengths() -> None:
     control_points = track().control_points()
     torso = 0.3 * HEIGHT
     assert control_points.shape == (3, 157, 3) and not np.isnan(control_points).any()
     assert np.allclose(
         control_points[1:, :, 0] - control_points[:-1, :, 0], 2, atol=1e-4
-    )  # walks with them
+    )  # they move with the body
     assert np.ptp(control_points[..., 1], axis=0).max() == 0
     radii = control_points[0, :, 2] / torso
     assert radii.min() == pytest.approx(0.05, rel=0.01) and radii.max() < 0.25
     left, right = control_points[0, :, :2].max(axis=0), control_points[0, :, :2].min(axis=0)
     person = standing()
     assert (left <= person[:, :2].max(axis=0) + 1e-3).all()
-    # The crown is above the face's points.
+    # The crown is above the points of the face.
     assert right[1] < person[:, 1].min() - 0.01 * HEIGHT
 
 
-def test_handles_of_what_is_not_seen_are_missing() -> None:
+def test_control_points_of_undetected_parts_are_missing() -> None:
     points = standing()
-    points[[POINT["left_hip"], POINT["right_hip"]], 2] = 0.1  # out of the picture, guessed
+    points[[POINT["left_hip"], POINT["right_hip"]], 2] = 0.1  # outside the picture, only estimated
     control_points = track(1, points).control_points()[0]
     whole = track(1).control_points()[0]
-    there = ~np.isnan(control_points[:, 0])
-    assert (~there).sum() == 14 + 30  # the thighs', and the torso's below its first row
-    np.testing.assert_allclose(control_points[there, :2], whole[there, :2])
-    # The shoulders tell the size too, and no more than they can.
-    assert (control_points[there, 2] / whole[there, 2]).max() < 1.1
-    assert (control_points[there, 2] / whole[there, 2]).min() > 0.3
+    present = ~np.isnan(control_points[:, 0])
+    assert (~present).sum() == 14 + 30  # on the thighs, and on the torso below its first row
+    np.testing.assert_allclose(control_points[present, :2], whole[present, :2])
+    # The body size is estimated from the shoulders, within their precision.
+    assert (control_points[present, 2] / whole[present, 2]).max() < 1.1
+    assert (control_points[present, 2] / whole[present, 2]).min() > 0.3
     assert np.isnan(track(1, np.full_like(points, np.nan)).control_points()).all()
 
 
-def test_a_point_without_a_place_takes_only_its_own_handles_away() -> None:
+def test_a_point_without_a_position_removes_only_its_own_control_points() -> None:
     points = standing()
-    points[POINT["left_wrist"], :2] = np.nan  # though it has a score
+    points[POINT["left_wrist"], :2] = np.nan  # despite its score
     made, whole = track(1, points), track(1)
-    there = ~np.isnan(made.control_points()[0, :, 0])
-    assert 0.9 < there.mean() < 1
+    present = ~np.isnan(made.control_points()[0, :, 0])
+    assert 0.9 < present.mean() < 1
     np.testing.assert_allclose(
-        made.control_points()[0, there], whole.control_points()[0, there], rtol=1e-6
+        made.control_points()[0, present], whole.control_points()[0, present], rtol=1e-6
     )
-    assert (made.control_point_tensor()[0, ~there] == 0).all()
+    assert (made.control_point_tensor()[0, ~present] == 0).all()
     assert not made.control_point_tensor().isnan().any()
 
 
-def test_handles_go_where_frames_go() -> None:
+def test_control_points_are_transformed_with_the_frames() -> None:
     made = track()
-    there = made.control_points()
+    original = made.control_points()
     np.testing.assert_allclose(
-        made.scaled(2 * WIDTH, 2 * HEIGHT).control_points(), 2 * there, rtol=1e-5
+        made.scaled(2 * WIDTH, 2 * HEIGHT).control_points(), 2 * original, rtol=1e-5
     )  # fmt: skip
     moved = made.cropped(10, 20, 150, 300).control_points()
-    np.testing.assert_allclose(moved, there - np.array([10, 20, 0], np.float32), atol=1e-3)
+    np.testing.assert_allclose(moved, original - np.array([10, 20, 0], np.float32), atol=1e-3)
     mirrored = made.flipped().control_points()
     assert np.allclose(
-        np.sort(mirrored[..., 0], axis=1), np.sort(WIDTH - there[..., 0], axis=1), atol=1e-3
+        np.sort(mirrored[..., 0], axis=1), np.sort(WIDTH - original[..., 0], axis=1), atol=1e-3
     )  # fmt: skip
-    np.testing.assert_array_equal(made[1:2].control_points(), there[1:2])
+    np.testing.assert_array_equal(made[1:2].control_points(), original[1:2])
 
 
 def test_flipping_twice_is_the_identity() -> None:
@@ -150,7 +150,7 @@ def test_a_flip_swaps_left_and_right_by_name() -> None:
         np.testing.assert_array_equal(flipped.filled[:, i], made.filled[:, twin])
 
 
-def test_scaling_there_and_back() -> None:
+def test_scaling_is_reversible() -> None:
     made = noisy()
     scaled = made.scaled(300, 100)
     np.testing.assert_allclose(scaled.points[..., 0], made.points[..., 0] * 1.5, rtol=1e-6)
@@ -167,7 +167,7 @@ def test_a_crop_moves_the_points() -> None:
 
 
 @pytest.mark.parametrize("change", ["scaled", "cropped", "flipped", "slice"])
-def test_a_change_leaves_the_original_as_it_was(change: str) -> None:
+def test_transforms_do_not_change_the_original(change: str) -> None:
     made = noisy()
     before = made.points.copy(), made.filled.copy()
     results = {
@@ -182,7 +182,7 @@ def test_a_change_leaves_the_original_as_it_was(change: str) -> None:
 # ---------------------------------------------------------------- drawing
 
 
-def test_the_drawing_lies_where_the_points_are() -> None:
+def test_the_drawing_passes_through_the_points() -> None:
     made = track(1)
     picture = made.draw()[0]
     assert picture.shape == (HEIGHT, WIDTH, 3) and picture.dtype == np.uint8
@@ -208,7 +208,7 @@ def test_drawing_commutes_with_scaling() -> None:
 
 
 def test_drawing_commutes_with_flipping() -> None:
-    """Up to the colours, which are the sides' own: left stays left in the mirror's picture."""
+    """Except for the colours: the mirrored left arm is drawn as a right arm."""
     made = track(1)
     a, b = made.flipped().draw()[0], made.draw()[0][:, ::-1]
     assert np.abs(a.max(axis=2).astype(int) - b.max(axis=2)).mean() < 1.5
@@ -221,7 +221,7 @@ def test_drawing_commutes_with_flipping() -> None:
 
 
 @pytest.mark.parametrize("score", [np.nan, 0.0, MIN_SCORE - 0.01])
-def test_missing_and_doubtful_points_leave_nothing(score: float) -> None:
+def test_missing_and_uncertain_points_are_not_drawn(score: float) -> None:
     points = standing()
     if np.isnan(score):
         points[:] = np.nan
@@ -230,7 +230,7 @@ def test_missing_and_doubtful_points_leave_nothing(score: float) -> None:
 
 
 @pytest.mark.parametrize("name", ["left_elbow", "right_knee", "nose", "left_hand_index_3"])
-def test_what_hangs_on_a_missing_point_goes_and_no_more(name: str) -> None:
+def test_only_lines_to_a_missing_point_are_left_out(name: str) -> None:
     whole = track(1).draw()[0]
     points = standing()
     points[POINT[name], 2] = 0
@@ -255,19 +255,19 @@ def test_a_point_at_the_threshold_is_drawn() -> None:
 
 
 @pytest.mark.parametrize(("size", "width"), [(128, 2), (256, 3), (512, 6), (1024, 12)])
-def test_lines_grow_with_the_picture(size: int, width: int) -> None:
+def test_lines_scale_with_the_picture(size: int, width: int) -> None:
     points = np.full((75, 3), np.nan, np.float32)
     points[POINT["left_hip"]] = (0.5 * size, 0.2 * size, 1)
     points[POINT["left_knee"]] = (0.5 * size, 0.8 * size, 1)
     made = PoseTrack(points[None], np.zeros((1, 75), np.bool_), size, size)
     row = made.draw()[0, size // 2].max(axis=1).astype(float)
-    # Antialiasing adds up to a pixel on either side.
+    # Antialiasing adds up to one pixel on either side.
     assert width <= row.sum() / row.max() < width + 2.5
     middle = (row * (np.arange(size) + 0.5)).sum() / row.sum()
     assert middle == pytest.approx(size / 2, abs=0.1)
 
 
-def test_left_and_right_have_colours_of_their_own() -> None:
+def test_left_and_right_have_different_colours() -> None:
     colours = {(a, b): colour for a, b, colour in LIMBS}
     for part in (("shoulder", "elbow"), ("elbow", "wrist"), ("hip", "knee"), ("knee", "ankle")):
         left, right = (
@@ -285,7 +285,7 @@ def test_points_far_outside_neither_crash_nor_wrap_around(far: float, axis: int)
     points = standing()
     points[:, axis] += far
     assert not track(2, points).draw().any()
-    # An arm that reaches out of the picture goes to its edge on that side only.
+    # An arm that extends beyond the picture reaches only the edge on that side.
     points = np.full((75, 3), np.nan, np.float32)
     points[POINT["left_elbow"]] = (WIDTH / 2, HEIGHT / 2, 1)
     points[POINT["left_wrist"]] = points[POINT["left_elbow"]]
@@ -307,22 +307,22 @@ def test_the_tensor_is_the_drawing() -> None:
 # ---------------------------------------------------------------- dropout
 
 
-def test_dropout_loses_whole_groups() -> None:
+def test_dropout_drops_whole_groups() -> None:
     made = track(200)
-    lost = np.isnan(made.dropped(np.random.default_rng(3), 0.2).points).all(axis=2)
+    dropped = np.isnan(made.dropped(np.random.default_rng(3), 0.2).points).all(axis=2)
     in_groups = set()
     for name, group in LIMB_GROUPS.items():
-        of_group = lost[:, list(group)]
+        of_group = dropped[:, list(group)]
         assert (of_group.all(axis=1) | ~of_group.any(axis=1)).all(), name
         assert 0.1 < of_group[:, 0].mean() < 0.3, name
         in_groups |= set(group)
     rest = sorted(set(range(75)) - in_groups)
-    assert not lost[:, rest].any()
+    assert not dropped[:, rest].any()
     assert {"left_shoulder", "right_hip"} <= {NAMES[i] for i in rest}
     assert not np.isnan(made.points).any()
 
 
-def test_dropout_is_its_generator_s() -> None:
+def test_dropout_depends_only_on_the_generator() -> None:
     made = track(50)
     a, b, c = (made.dropped(np.random.default_rng(seed), 0.3).points for seed in (7, 7, 8))
     np.testing.assert_array_equal(a, b)
@@ -330,7 +330,7 @@ def test_dropout_is_its_generator_s() -> None:
 
 
 @pytest.mark.parametrize(("probability", "share"), [(0.0, 0.0), (1.0, 1.0)])
-def test_dropout_at_its_ends(probability: float, share: float) -> None:
+def test_dropout_with_probabilities_0_and_1(probability: float, share: float) -> None:
     dropped = track(5).dropped(np.random.default_rng(0), probability)
     hands = dropped.points[:, [*range(*LEFT_HAND.indices(75)), *range(*RIGHT_HAND.indices(75))]]
     assert np.isnan(hands).mean() == share

@@ -1,4 +1,4 @@
-"""Label maps: ids stay ids, and their pictures and channels mean what they say."""
+"""Label maps: transforms keep ids intact; drawings and channels match the ids."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def track(labels: object, instances: object = None) -> LabelTrack:
 
 
 def noise(count: int = 2, height: int = 30, width: int = 44, seed: int = 0) -> LabelTrack:
-    """Blocks of random ids, void among them, each an instance of its own."""
+    """Blocks of random ids including void, each block a separate instance."""
     rng = np.random.default_rng(seed)
     coarse = rng.choice([0, 1, 2, 3, VOID], (count, -(-height // 5), -(-width // 4)))
     labels = coarse.repeat(5, axis=1).repeat(4, axis=2)[:, :height, :width].astype(np.uint8)
@@ -69,7 +69,7 @@ def test_the_tensor_is_the_classes_and_the_boundaries() -> None:
     assert torch.equal(tensor[:, 4].bool(), torch.from_numpy(scaled.boundaries()))
 
 
-def test_two_instances_of_one_class_are_told_apart() -> None:
+def test_boundaries_separate_instances_of_one_class() -> None:
     labels = [[1, 1, 2, 2, 2, 2], [1, 1, 2, 2, 2, 2], [1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]]
     numbers = [[7, 7, 8, 8, 9, 9], [7, 7, 8, 8, 9, 9], [7, 7, 7, 7, 7, 7], [7, 7, 7, 7, 7, 7]]
     edge = [
@@ -117,7 +117,7 @@ def test_no_new_ids_appear(width: int, height: int, data: st.DataObject) -> None
 
 @pytest.mark.parametrize("size", [(88, 60), (22, 15), (11, 10), (132, 90), (45, 31)])
 def test_labels_and_instances_stay_together(size: tuple[int, int]) -> None:
-    """What is one thing before stays one: a number always lies on the class it belongs to."""
+    """After scaling, an instance id still lies on pixels of its class."""
     made = noise()
     assert made.instances is not None
     belongs = dict(zip(made.instances.ravel().tolist(), made.labels.ravel().tolist(), strict=True))
@@ -127,7 +127,7 @@ def test_labels_and_instances_stay_together(size: tuple[int, int]) -> None:
     assert all(belongs[number] == label for number, label in pairs)
 
 
-def test_scaling_by_whole_factors() -> None:
+def test_scaling_by_integer_factors_repeats_pixels() -> None:
     made = noise(height=30, width=44)
     doubled = made.scaled(88, 60)
     np.testing.assert_array_equal(doubled.labels, made.labels.repeat(2, axis=1).repeat(2, axis=2))
@@ -149,7 +149,7 @@ def test_an_edge_in_the_middle_stays_in_the_middle(side: int, width: int, height
 
 @pytest.mark.parametrize("size", [(32, 16), (80, 112)])
 def test_scaling_commutes_with_flipping(size: tuple[int, int]) -> None:
-    """So it samples at pixel centres and leans to no side."""
+    """Scaling samples at pixel centres, without bias to one side."""
     random = np.random.default_rng(0).integers(0, 4, (2, 40, 48)).astype(np.uint8)
     made = LabelTrack(random, CLASSES, PALETTE)
     same(made.flipped().scaled(*size), made.scaled(*size).flipped())
@@ -162,7 +162,7 @@ def test_scaling_commutes_with_flipping(size: tuple[int, int]) -> None:
 # ---------------------------------------------------------------- drawing
 
 
-def test_colours_are_the_palette_s_and_void_is_black() -> None:
+def test_colours_come_from_the_palette_and_void_is_black() -> None:
     made = track([[0, 1], [3, VOID]])
     np.testing.assert_array_equal(made.draw()[0], [[(1, 2, 3), (128, 64, 128)],
                                                    [(220, 20, 60), (0, 0, 0)]])  # fmt: skip
@@ -183,13 +183,13 @@ def test_distinct_colours_are_distinct(count: int) -> None:
         assert gaps.min() >= 8
 
 
-def test_the_lists_of_classes() -> None:
+def test_class_lists_have_the_standard_ids() -> None:
     assert len(CITYSCAPES) == 35 and len(VOC) == 21
     assert list(CITYSCAPES)[7] == "road" and list(CITYSCAPES)[26] == "car"
     assert VOC[15] == "person"
 
 
-def test_slices() -> None:
+def test_slices_select_frames() -> None:
     made = noise(5)
     part = made[1:3]
     assert len(part) == 2 and part.instances is not None and made.instances is not None

@@ -1,4 +1,4 @@
-"""Signals are found by name, our own and those of installed packages."""
+"""Signals are loaded by name, built-in ones and those of installed packages."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from v2v.preprocess.extractor import load_extractor
 from v2v.signals import Signal, load_signal, signal_names
 from v2v.signals._base import check_arrays, read_arrays
 
-OWN = ("pose", "face", "segmentation", "flow", "camera")
+BUILT_IN = ("pose", "face", "segmentation", "flow", "camera")
 
 
-def test_all_load() -> None:
-    assert signal_names()[: len(OWN)] == OWN
-    for name in OWN:
+def test_all_built_in_signals_load() -> None:
+    assert signal_names()[: len(BUILT_IN)] == BUILT_IN
+    for name in BUILT_IN:
         signal = load_signal(name)
         assert isinstance(signal, Signal) and signal.name == name
         assert load_extractor(name).signal == name
@@ -33,16 +33,18 @@ def test_all_load() -> None:
 
 @pytest.mark.parametrize("load", [load_signal, load_extractor])
 @pytest.mark.parametrize(("name", "near"), [("poes", "pose"), ("_base", None), ("v2v", None)])
-def test_an_unknown_one_lists_the_valid_names(load: object, name: str, near: str | None) -> None:
+def test_the_error_for_an_unknown_signal_lists_the_valid_names(
+    load: object, name: str, near: str | None
+) -> None:
     with pytest.raises(UnknownName, match=f"unknown signal '{name}'") as caught:
         load(name)  # type: ignore[operator]
     hint = caught.value.hint or ""
-    assert all(valid in hint for valid in (*OWN, "all"))
+    assert all(valid in hint for valid in (*BUILT_IN, "all"))
     assert (f"did you mean '{near}'?" in hint) == (near is not None)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"PK\x03\x04 cut", b"text"])
-def test_arrays_that_cannot_be_read_are_named(tmp_path: Path, content: bytes | None) -> None:
+def test_errors_name_unreadable_arrays(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "pose.npz"
     if content is not None:
         path.write_bytes(content)
@@ -50,7 +52,7 @@ def test_arrays_that_cannot_be_read_are_named(tmp_path: Path, content: bytes | N
         read_arrays(path, ("points",), 0, 1)
 
 
-def test_arrays_that_are_missing_or_hold_code_are_refused(tmp_path: Path) -> None:
+def test_missing_or_pickled_arrays_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "pose.npz"
     np.savez(path, other=np.zeros(3), pickled=np.array([{"a": 1}], object))
     for name in ("points", "pickled"):
@@ -64,21 +66,21 @@ ARRAYS: dict[str, Callable[[NDArray[Any]], dict[str, Any]]] = {
     "shorter": lambda points: {"points": points[:5]},
     "longer": lambda points: {"points": np.concatenate([points, points])},
     "flat": lambda points: {"points": points.reshape(-1)},
-    "of fewer points": lambda points: {"points": points[:, :74]},
-    "of double precision": lambda points: {"points": points.astype(np.float64)},
+    "fewer points": lambda points: {"points": points[:, :74]},
+    "double precision": lambda points: {"points": points.astype(np.float64)},
     "text": lambda points: {"points": points.astype("U5")},
-    "a number": lambda points: {"points": np.float32(1)},
+    "scalar": lambda points: {"points": np.float32(1)},
     "infinite": lambda points: {"points": np.full_like(points, np.inf)},
     "scores beyond 1": lambda points: {"points": points + 1},
     "scores below 0": lambda points: {"points": points - 1},
     "objects": lambda points: {"points": np.full(10, None, object)},
-    "of other names": lambda points: {"others": points},
+    "other names": lambda points: {"others": points},
 }
 
 
 def points() -> NDArray[Any]:
     made = np.random.default_rng(0).random((10, 75, 3), np.float32)
-    made[3] = np.nan  # nobody is seen
+    made[3] = np.nan  # no person detected
     return made
 
 
@@ -199,7 +201,7 @@ assert preprocess(folder / "dark", ["light"], settings).kept == ["light"]
 
 
 def test_a_signal_from_an_installed_package(tmp_path: Path) -> None:
-    """Found by its entry points, extracted, stored, drawn in the preview and read again."""
+    """It is found by its entry points, extracted, stored, drawn in the preview and read again."""
     site = tmp_path / "site"
     package, info = site / "v2v_light", site / "v2v_light-1.0.dist-info"
     package.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""A small drawn dance as a clip store, and settings that train on it in seconds."""
+"""A small drawn clip store, and settings that train on it in seconds."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def small_settings() -> Callable[..., TrainSettings]:
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
-    """Two test processes share the cores; more threads would wait for one another."""
+    """Two test processes share the cores; with more threads they would block each other."""
     torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _tiny_preset() -> Iterator[None]:
-    """The mobile preset, made so small that an update takes milliseconds."""
+    """Shrink the mobile preset so that an update takes milliseconds."""
     from v2v.models import generator
 
     tiny = generator.Architecture(stem=16, trunk=32, blocks=1, detail=8, fine=(16,), fine_blocks=1)

@@ -1,4 +1,4 @@
-"""The loop: exact, resumable, frugal, and clear when something goes wrong."""
+"""The training loop: reproducible, resumable, saves memory and reports clear errors."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from v2v.training.settings import TrainSettings
 Settings = Callable[..., TrainSettings]
 
 
-class Heard(Silent):
+class RecordingReporter(Silent):
     def __init__(self) -> None:
         self.notes: list[str] = []
 
@@ -45,17 +45,17 @@ class Heard(Silent):
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL: nothing gets to tidy up."""
+    """Simulates SIGKILL: no clean-up runs."""
 
 
-def run(settings: TrainSettings, store: Path, folder: Path, **options: Any) -> Heard:
-    heard = Heard()
-    train(settings, [store], folder, heard, **options)
-    return heard
+def run(settings: TrainSettings, store: Path, folder: Path, **options: Any) -> RecordingReporter:
+    report = RecordingReporter()
+    train(settings, [store], folder, report, **options)
+    return report
 
 
-def final(folder: Path) -> dict[str, Any]:
-    """Everything that a finished run knows, as one flat dict."""
+def last_state(folder: Path) -> dict[str, Any]:
+    """The last checkpoint of a run as one flat dict."""
     checkpoint = load_checkpoint(RunFolder(folder).saved()[-1])
     found: dict[str, Any] = {
         f"{module}/{k}": v for module, state in checkpoint.modules.items() for k, v in state.items()
@@ -80,8 +80,8 @@ def losses(folder: Path) -> list[Any]:
 
 
 @pytest.fixture(scope="module")
-def straight(dance: Path, small_settings: Settings, tmp_path_factory: Any) -> Path:
-    """A run that nobody disturbs: 6 updates over both sizes and windows of 1, 2 and 4 frames."""
+def uninterrupted(dance: Path, small_settings: Settings, tmp_path_factory: Any) -> Path:
+    """An uninterrupted run: 8 updates over both sizes and windows of 1, 2 and 4 frames."""
     torch.set_num_threads(1)
     folder: Path = tmp_path_factory.mktemp("straight") / "run"
     run(small_settings(8), dance, folder)
@@ -94,72 +94,72 @@ def straight(dance: Path, small_settings: Settings, tmp_path_factory: Any) -> Pa
 @pytest.mark.parametrize(
     ("window", "saving"), [(0, "never"), (2, "every window"), (5, "every window"), (5, "never")]
 )
-def test_a_killed_run_goes_on_bit_for_bit(
-    window: int, saving: str, straight: Path, dance: Path, small_settings: Settings,
+def test_a_killed_run_resumes_bit_for_bit(
+    window: int, saving: str, uninterrupted: Path, dance: Path, small_settings: Settings,
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """Weights, moving average, moments, schedule and data order, wherever it was killed."""
+    """Weights, moving average, moments, schedule and data order are the same at every kill."""
     often = {"output.checkpoint_minutes": 1e-6 if saving == "every window" else 1e6}
     settings = small_settings(8, **often)
-    honest, seen = Trainer.window, []
+    original, seen = Trainer.window, []
 
     def killing(self: Trainer, *arguments: Any) -> Any:
         if len(seen) == window:
             raise Killed
         seen.append(1)
-        return honest(self, *arguments)
+        return original(self, *arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "window", killing)
         with pytest.raises(Killed):
             run(settings, dance, tmp_path / "run")
     run(settings, dance, tmp_path / "run")
-    assert_same(final(tmp_path / "run"), final(straight))
-    assert losses(tmp_path / "run") == losses(straight)
+    assert_same(last_state(tmp_path / "run"), last_state(uninterrupted))
+    assert losses(tmp_path / "run") == losses(uninterrupted)
 
 
-def test_data_that_was_moved_is_the_same_data(
-    straight: Path, dance: Path, small_settings: Settings, tmp_path: Path,
+def test_moved_data_is_recognised(
+    uninterrupted: Path, dance: Path, small_settings: Settings, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """A run knows its clips by their hashes; what a store gained beside is no other data."""
+    """A run identifies its clips by their hashes, not by their paths."""
     first = Path(shutil.copytree(dance, tmp_path / "a"))
-    honest, seen = Trainer._update, []
+    original, seen = Trainer._update, []
 
     def interrupting(self: Trainer) -> None:
         seen.append(1)
         if len(seen) == 3:
             signal.raise_signal(signal.SIGTERM)
-        honest(self)
+        original(self)
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_update", interrupting)
         with pytest.raises(KeyboardInterrupt):
             run(small_settings(8), first, tmp_path / "run")
-    heard = run(small_settings(8), first.rename(tmp_path / "b"), tmp_path / "run")
-    assert any("going on from step 3" in note for note in heard.notes)
-    assert_same(final(tmp_path / "run"), final(straight))
+    report = run(small_settings(8), first.rename(tmp_path / "b"), tmp_path / "run")
+    assert any("resuming from step 3" in note for note in report.notes)
+    assert_same(last_state(tmp_path / "run"), last_state(uninterrupted))
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["data"] == [str(tmp_path / "b")]
 
 
-def test_a_run_of_an_earlier_format_is_refused_by_name(
-    straight: Path, dance: Path, small_settings: Settings, tmp_path: Path
+def test_a_run_of_an_earlier_format_is_refused(
+    uninterrupted: Path, dance: Path, small_settings: Settings, tmp_path: Path
 ) -> None:
-    folder = Path(shutil.copytree(straight, tmp_path / "run"))
+    folder = Path(shutil.copytree(uninterrupted, tmp_path / "run"))
     path = folder / "run.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 1, "tool": "v2v 0.0.9"}))
-    before = final(folder)
+    before = last_state(folder)
     with pytest.raises(RunConflict, match="earlier version of v2v .format 1, v2v 0.0.9"):
         run(small_settings(8), dance, folder)
-    assert_same(final(folder), before)
-    assert read_run(folder).data, "evaluation still finds its clips"
+    assert_same(last_state(folder), before)
+    assert read_run(folder).data, "evaluation must still find its clips"
 
 
 def test_other_data_in_the_same_place_is_refused(
-    straight: Path, dance: Path, small_settings: Settings, tmp_path: Path
+    uninterrupted: Path, dance: Path, small_settings: Settings, tmp_path: Path
 ) -> None:
-    folder = Path(shutil.copytree(straight, tmp_path / "run"))
+    folder = Path(shutil.copytree(uninterrupted, tmp_path / "run"))
     path = folder / "run.json"
     record = json.loads(path.read_text())
     assert set(record["files"][0]) == {
@@ -167,15 +167,15 @@ def test_other_data_in_the_same_place_is_refused(
     }  # fmt: skip
     record["files"][0]["pose.npz"] = "0" * 64
     path.write_text(json.dumps(record))
-    with pytest.raises(RunConflict, match="run of other settings: data"):
+    with pytest.raises(RunConflict, match="run with other settings: data"):
         run(small_settings(8), dance, folder)
-    # An earlier v2v noted the place only.
+    # Earlier versions stored only the path.
     del record["files"]
     path.write_text(json.dumps(record))
     run(small_settings(8), dance, folder)
     moved = Path(shutil.copytree(dance, tmp_path / "moved"))
     path.write_text(json.dumps(record))
-    with pytest.raises(RunConflict, match="run of other settings: data"):
+    with pytest.raises(RunConflict, match="run with other settings: data"):
         run(small_settings(8), moved, folder)
 
 
@@ -186,67 +186,67 @@ def test_a_changed_byte_of_the_data_is_found_before_training(
     raw = bytearray((store / "pose.npz").read_bytes())
     raw[-1] ^= 1
     (store / "pose.npz").write_bytes(raw)
-    with pytest.raises(StoreDamaged, match=r"pose\.npz is not the file that was written"):
+    with pytest.raises(StoreDamaged, match=r"pose\.npz was changed"):
         run(small_settings(8), store, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_the_stages_were_all_there(straight: Path) -> None:
-    """What the tests above rest on: sizes and lengths did grow."""
-    seen = {(e.size, e.length) for e in RunFolder(straight).entries()}
+def test_the_uninterrupted_run_has_all_stages(uninterrupted: Path) -> None:
+    """The tests above rely on this: sizes and lengths grow."""
+    seen = {(e.size, e.length) for e in RunFolder(uninterrupted).entries()}
     assert {size for size, _ in seen} == {(32, 32), (64, 64)} or len(seen) >= 4, seen
 
 
 @pytest.mark.parametrize(("update", "frame"), [(2, 0), (3, 2), (7, 2)])
-def test_ctrl_c_saves_and_the_rest_follows_exactly(
-    update: int, frame: int, straight: Path, dance: Path, small_settings: Settings, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+def test_a_run_stopped_by_a_signal_resumes_exactly(
+    update: int, frame: int, uninterrupted: Path, dance: Path, small_settings: Settings,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """At the end of a window and in the middle of one."""
-    honest, seen = Trainer._update, []
+    """The stop comes at the end of a window or in the middle of one."""
+    original, seen = Trainer._update, []
 
     def interrupting(self: Trainer) -> None:
         seen.append(1)
         if len(seen) == update:
             signal.raise_signal(signal.SIGTERM)
-        honest(self)
+        original(self)
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_update", interrupting)
         with pytest.raises(KeyboardInterrupt):
             run(small_settings(8), dance, tmp_path / "run")
-    assert len(seen) == update, "the update at hand is finished, no more"
+    assert len(seen) == update, "only the current update is finished"
     assert load_checkpoint(RunFolder(tmp_path / "run").saved()[-1]).progress["frame"] == frame
-    heard = run(small_settings(8), dance, tmp_path / "run")
-    assert any("going on from step" in note for note in heard.notes)
-    assert_same(final(tmp_path / "run"), final(straight))
+    report = run(small_settings(8), dance, tmp_path / "run")
+    assert any("resuming from step" in note for note in report.notes)
+    assert_same(last_state(tmp_path / "run"), last_state(uninterrupted))
 
 
-def test_another_seed_is_another_run(
-    straight: Path, dance: Path, small_settings: Settings, tmp_path: Path
+def test_another_seed_changes_the_losses(
+    uninterrupted: Path, dance: Path, small_settings: Settings, tmp_path: Path
 ) -> None:
     run(small_settings(8, **{"loop.seed": 1}), dance, tmp_path / "run")
-    assert losses(tmp_path / "run") != losses(straight)
+    assert losses(tmp_path / "run") != losses(uninterrupted)
 
 
-def test_a_finished_run_is_left_as_it_is(
-    straight: Path, dance: Path, small_settings: Settings
+def test_a_finished_run_stays_unchanged(
+    uninterrupted: Path, dance: Path, small_settings: Settings
 ) -> None:
-    before = final(straight)
-    heard = run(small_settings(8), dance, straight)
-    assert any("trained already" in note for note in heard.notes)
-    assert_same(final(straight), before)
+    before = last_state(uninterrupted)
+    report = run(small_settings(8), dance, uninterrupted)
+    assert any("already trained" in note for note in report.notes)
+    assert_same(last_state(uninterrupted), before)
 
 
-def test_the_model_is_the_moving_average_and_loads_alone(straight: Path) -> None:
-    """On a machine that has nothing but torch: no MediaPipe, no decord, no OpenCV even."""
-    model, known = load_model(straight), final(straight)
+def test_the_model_is_the_moving_average_and_loads_without_extras(uninterrupted: Path) -> None:
+    """It loads without MediaPipe, decord and the command line's libraries."""
+    model, known = load_model(uninterrupted), last_state(uninterrupted)
     for key, value in model.generator.state_dict().items():
         assert torch.equal(value, known[f"ema/{key}"])
     assert model.record.signals[0].name == "pose" and model.record.clips[0].still
     points = model.statistics["0.pose.points"]
     assert points.shape[1:] == (75, 3)
-    assert len(points) == model.record.clips[0].trained[1], "held-out poses are not remembered"
+    assert len(points) == model.record.clips[0].trained[1], "held-out poses must not be stored"
     code = (
         "import sys; blocked = ('mediapipe', 'decord', 'typer', 'v2v.preprocess')\n"
         "class Block:\n"
@@ -257,10 +257,11 @@ def test_the_model_is_the_moving_average_and_loads_alone(straight: Path) -> None
         "print(load_model(sys.argv[1]))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(straight)], capture_output=True, text=True, timeout=100,
+        [sys.executable, "-c", code, str(uninterrupted)],
+        capture_output=True, text=True, timeout=100,
     )  # fmt: skip
-    # The tests' small network is not the preset that a stranger's process knows.
-    assert "Model(pose" in done.stdout or "other weights" in done.stderr, done.stderr
+    # The other process does not have the shrunken preset of the tests.
+    assert "Model(pose" in done.stdout or "weights that do not match" in done.stderr, done.stderr
 
 
 # ---------------------------------------------------------------- what one step does
@@ -271,34 +272,34 @@ def trainer(settings: TrainSettings, store: Path) -> Trainer:
     from v2v.training.prepare import open_windows, plan_run
 
     windows = open_windows(settings, [store])
-    made = Trainer(launch(settings), settings, windows, plan_run(settings, windows), Silent())
-    made.progress.stage = len(made.plan.schedule) - 1
-    return made
+    training = Trainer(launch(settings), settings, windows, plan_run(settings, windows), Silent())
+    training.progress.stage = len(training.plan.schedule) - 1
+    return training
 
 
-QUIET = {  # nothing at random but the windows themselves
+QUIET = {  # only the windows are random
     "discriminator_augment.probability": 0, "augment.past": {"noise": 0, "blur": 0, "colour": 0},
     "augment.drop": 0, "augment.jitter": 0,
 }  # fmt: skip
 
 
-def gradients(made: Trainer) -> dict[str, torch.Tensor]:
-    stage = made.enter_stage()
+def gradients(training: Trainer) -> dict[str, torch.Tensor]:
+    stage = training.enter_stage()
     kept: dict[str, torch.Tensor] = {}
 
     def keep() -> None:
-        for name, module in (("g", made.generator), ("d", made.discriminators)):
+        for name, module in (("g", training.generator), ("d", training.discriminators)):
             for key, parameter in module.named_parameters():
                 if parameter.grad is not None:
                     kept[f"{name}/{key}"] = parameter.grad.clone()
-        made.progress.step += 1
+        training.progress.step += 1
 
-    made._update = keep  # type: ignore[method-assign]
-    made.window(next(made.batches(stage)))
+    training._update = keep  # type: ignore[method-assign]
+    training.window(next(training.batches(stage)))
     return kept
 
 
-def test_a_batch_in_parts_gives_the_gradients_of_the_whole(
+def test_accumulated_parts_give_the_gradients_of_the_whole_batch(
     dance: Path, small_settings: Settings
 ) -> None:
     whole = small_settings(**QUIET, **{"loop.updates": "window", "schedule.frames": 4})
@@ -311,47 +312,50 @@ def test_a_batch_in_parts_gives_the_gradients_of_the_whole(
         assert (value - second[name]).abs().max() < 1e-2 * scale, name
 
 
-def test_nothing_is_computed_twice(
+def test_features_are_computed_once_per_chunk(
     dance: Path, small_settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Features of real frames once a chunk; no weight gradients of critics in the generator's
-    step."""
-    made = trainer(small_settings(), dance)
-    stage = made.enter_stage()
-    batch = next(made.batches(stage))
-    counted = {"perceptual": 0, "real": 0, "judged": 0}
-    honest = made.objective.perceptual.features
+    """Real features are computed once, and the generator step leaves discriminators frozen."""
+    training = trainer(small_settings(), dance)
+    stage = training.enter_stage()
+    batch = next(training.batches(stage))
+    counted = {"perceptual": 0, "real": 0, "calls": 0}
+    original = training.objective.perceptual.features
     monkeypatch.setattr(
-        made.objective.perceptual, "features",
-        lambda real: counted.update(perceptual=counted["perceptual"] + 1) or honest(real),
+        training.objective.perceptual, "features",
+        lambda real: counted.update(perceptual=counted["perceptual"] + 1) or original(real),
     )  # fmt: skip
 
     def count(_: Any, arguments: tuple[Any, ...]) -> None:
-        counted["judged"] += 1
+        counted["calls"] += 1
         counted["real"] += arguments[1] is not None
 
-    made.discriminators.register_forward_pre_hook(count)
-    generator_step = made.objective.for_generator
+    training.discriminators.register_forward_pre_hook(count)
+    generator_step = training.objective.for_generator
 
     def watched(*arguments: Any, **named: Any) -> Any:
-        assert not any(p.requires_grad for p in made.discriminators.parameters())
+        assert not any(p.requires_grad for p in training.discriminators.parameters())
         return generator_step(*arguments, **named)
 
-    monkeypatch.setattr(made.objective, "for_generator", watched)
-    made.window(batch)
+    monkeypatch.setattr(training.objective, "for_generator", watched)
+    training.window(batch)
     chunks = stage.length // 2
-    assert counted == {"perceptual": chunks, "real": chunks, "judged": 2 * chunks}
+    assert counted == {"perceptual": chunks, "real": chunks, "calls": 2 * chunks}
 
 
-def test_only_the_new_scale_learns_while_it_is_alone(dance: Path, small_settings: Settings) -> None:
-    made = trainer(small_settings(), dance)
-    made.progress.stage = next(i for i, s in enumerate(made.plan.schedule) if s.freeze_lower)
-    stage = made.enter_stage()
-    before = {k: v.clone() for k, v in made.generator.state_dict().items()}
-    batches = made.batches(stage)
-    for _ in range(2):  # the new heads' last layer starts at zero: nothing passes it at first
-        made.window(next(batches))
-    moved = {k.split(".")[0] + k.split(".")[1] for k, v in made.generator.state_dict().items()
+def test_only_the_new_scale_trains_while_the_lower_ones_are_frozen(
+    dance: Path, small_settings: Settings
+) -> None:
+    training = trainer(small_settings(), dance)
+    training.progress.stage = next(
+        i for i, s in enumerate(training.plan.schedule) if s.freeze_lower
+    )
+    stage = training.enter_stage()
+    before = {k: v.clone() for k, v in training.generator.state_dict().items()}
+    batches = training.batches(stage)
+    for _ in range(2):  # no gradient passes the new heads' last layer at first: it is zero
+        training.window(next(batches))
+    moved = {k.split(".")[0] + k.split(".")[1] for k, v in training.generator.state_dict().items()
              if not torch.equal(v, before[k])}  # fmt: skip
     assert moved == {"finer0", "heads1"}
 
@@ -373,12 +377,12 @@ def test_baselines_train_in_the_same_loop(
         ({"generator.compose": "none"}, False),
     ],
 )
-def test_flow_begins_with_handles_where_it_is_wanted(
+def test_control_points_are_used_by_default_and_can_be_disabled(
     values: dict[str, Any], begins: bool, dance: Path, small_settings: Settings
 ) -> None:
-    made = trainer(small_settings(**values), dance)
-    assert made.plan.generator["control_points"] is begins
-    batch = next(made.batches(made.enter_stage()))
+    training = trainer(small_settings(**values), dance)
+    assert training.plan.generator["control_points"] is begins
+    batch = next(training.batches(training.enter_stage()))
     assert (batch.control_points is not None) is begins
 
 
@@ -390,7 +394,7 @@ def test_flow_begins_with_handles_where_it_is_wanted(
         ({"generator.compose": "both"}, "both"),
     ],
 )
-def test_the_past_is_blended_over_no_references(
+def test_the_past_is_blended_only_without_references(
     values: dict[str, Any], compose: str, dance: Path, small_settings: Settings
 ) -> None:
     assert trainer(small_settings(**values), dance).plan.generator["compose"] == compose
@@ -407,23 +411,23 @@ def test_the_past_is_blended_over_no_references(
         ({"generator.past": "signals"}, "signals"),
     ],
 )
-def test_the_core_sees_of_the_past_what_nothing_else_tells(
+def test_past_inputs_depend_on_control_points_plate_and_references(
     values: dict[str, Any], past: str, dance: Path, small_settings: Settings
 ) -> None:
-    made = trainer(small_settings(**values), dance)
-    assert made.plan.generator["past"] == made.generator.past == past
+    training = trainer(small_settings(**values), dance)
+    assert training.plan.generator["past"] == training.generator.past == past
 
 
 @pytest.mark.parametrize(
     "values, flip",
     [({}, 0.5), ({"augment.flip": 0.0}, 0.0), ({"generator.references": "off"}, None)],
 )
-def test_a_person_is_mirrored_beside_mirrored_references_only(
+def test_flips_are_enabled_only_with_references(
     values: dict[str, Any], flip: float | None, dance: Path, small_settings: Settings
 ) -> None:
-    made = trainer(small_settings(**values), dance)
-    assert made.windows.augmentation is not None
-    assert made.windows.augmentation.flip == flip
+    training = trainer(small_settings(**values), dance)
+    assert training.windows.augmentation is not None
+    assert training.windows.augmentation.flip == flip
 
 
 TEMPORAL = ["temporal_1", "temporal_3", "temporal_9"]
@@ -432,7 +436,7 @@ TEMPORAL = ["temporal_1", "temporal_3", "temporal_9"]
 @pytest.mark.parametrize(
     "off", [["image"], ["image", "face"], TEMPORAL, ["image", *TEMPORAL, "face", "hands"]]
 )
-def test_critics_can_be_left_out(
+def test_discriminators_can_be_disabled(
     off: list[str], dance: Path, small_settings: Settings, tmp_path: Path
 ) -> None:
     settings = small_settings(3, **{f"losses.discriminators.{name}": 0 for name in off})
@@ -441,16 +445,16 @@ def test_critics_can_be_left_out(
     assert not [key for key in named for name in off if key.endswith("/" + name)]
 
 
-# ---------------------------------------------------------------- trouble
+# ---------------------------------------------------------------- errors
 
 
-def test_numbers_that_are_none_take_the_run_back_and_slow_it(
+def test_nan_losses_roll_back_the_run_and_lower_the_rates(
     dance: Path, small_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest, broken = Trainer.window, []
+    original, broken = Trainer.window, []
 
     def breaking(self: Trainer, *arguments: Any) -> Any:
-        found = honest(self, *arguments)
+        found = original(self, *arguments)
         if self.progress.step >= 3 and not broken:
             broken.append(1)
             with torch.no_grad():
@@ -459,23 +463,23 @@ def test_numbers_that_are_none_take_the_run_back_and_slow_it(
         return found
 
     monkeypatch.setattr(Trainer, "window", breaking)
-    heard = run(small_settings(6), dance, tmp_path / "run")
-    assert any("back to step 0, with 0.5 of the learning rates" in n for n in heard.notes)
-    end = final(tmp_path / "run")
+    report = run(small_settings(6), dance, tmp_path / "run")
+    assert any("restored step 0, with the learning rates scaled by 0.5" in n for n in report.notes)
+    end = last_state(tmp_path / "run")
     assert end["progress"]["lr_scale"] == 0.5
     assert all(v.isfinite().all() for v in end.values() if torch.is_tensor(v))
     steps = [e.step for e in RunFolder(tmp_path / "run").entries()]
-    assert steps == sorted(set(steps)), "the log forgets what was taken back"
+    assert steps == sorted(set(steps)), "the log must not keep rolled-back updates"
 
 
-def test_weights_that_are_no_numbers_are_never_saved(
+def test_nan_weights_are_never_saved(
     dance: Path, small_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A gradient may be none where the losses still were numbers."""
-    honest, broken = Trainer.window, []
+    """A gradient can be NaN although the losses are finite."""
+    original, broken = Trainer.window, []
 
     def breaking(self: Trainer, *arguments: Any) -> Any:
-        found = honest(self, *arguments)
+        found = original(self, *arguments)
         if self.progress.step >= 3 and not broken:
             broken.append(1)
             with torch.no_grad():
@@ -484,47 +488,49 @@ def test_weights_that_are_no_numbers_are_never_saved(
 
     monkeypatch.setattr(Trainer, "window", breaking)
     settings = small_settings(6, **{"output.checkpoint_minutes": 1e-6})
-    heard = run(settings, dance, tmp_path / "run")
-    assert any("of the learning rates" in note for note in heard.notes)
+    report = run(settings, dance, tmp_path / "run")
+    assert any("the learning rates scaled by" in note for note in report.notes)
     for folder in RunFolder(tmp_path / "run").saved():
         weights = load_checkpoint(folder).modules
         assert all(v.isfinite().all() for state in weights.values() for v in state.values())
 
 
-def test_a_run_that_diverges_again_and_again_ends(
+def test_a_run_that_diverges_repeatedly_ends(
     dance: Path, small_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nan = {"total": torch.tensor(float("nan"))}
     monkeypatch.setattr(Trainer, "window", lambda self, *_: nan)
-    # No update is made here, so nothing but the clock makes a check of the losses due.
+    # There are no updates here, so only the clock triggers a check of the losses.
     settings = small_settings(6, **{"output.checkpoint_minutes": 1e-6})
     with pytest.raises(TrainingDiverged, match="the last good checkpoint is") as caught:
         run(settings, dance, tmp_path / "run")
     assert "generator_rate" in (caught.value.hint or "")
 
 
-def test_out_of_memory_holds_less_and_says_so(
+def test_out_of_memory_reduces_the_load_and_reports_it(
     dance: Path, small_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest, tried = Trainer._window, []
+    original, tried = Trainer._window, []
 
     def hungry(self: Trainer, *arguments: Any) -> Any:
         tried.append(1)
         if len(tried) <= 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return honest(self, *arguments)
+        return original(self, *arguments)
 
     monkeypatch.setattr(Trainer, "_window", hungry)
-    heard = run(small_settings(2, **{"schedule.frames": 4}), dance, tmp_path / "run")
-    said = [note for note in heard.notes if note.startswith("out of memory")]
-    assert [s.split(": ")[1].split(" from")[0] for s in said] == [
-        "batches are cut into 2 parts", "batches are cut into 4 parts",
+    report = run(small_settings(2, **{"schedule.frames": 4}), dance, tmp_path / "run")
+    changes = [note for note in report.notes if note.startswith("out of memory")]
+    assert [c.split(": ")[1].split(" from")[0] for c in changes] == [
+        "batches are split into 2 parts", "batches are split into 4 parts",
         "gradients flow through 1 frame(s)",
     ]  # fmt: skip
-    assert final(tmp_path / "run")["progress"]["bptt_steps"] == 1, "a resumed run holds as little"
+    assert last_state(tmp_path / "run")["progress"]["bptt_steps"] == 1, (
+        "a resumed run must keep the reduced load"
+    )
 
 
-def test_too_little_memory_for_anything_is_an_error(
+def test_too_little_memory_for_a_single_frame_is_an_error(
     dance: Path, small_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def hungry(self: Trainer, *_: Any) -> Any:
@@ -535,34 +541,36 @@ def test_too_little_memory_for_anything_is_an_error(
         run(small_settings(2), dance, tmp_path / "run")
 
 
-def test_a_run_of_other_settings_is_not_touched(
-    straight: Path, dance: Path, small_settings: Settings
+def test_a_run_with_other_settings_is_not_changed(
+    uninterrupted: Path, dance: Path, small_settings: Settings
 ) -> None:
-    before = final(straight)
+    before = last_state(uninterrupted)
     with pytest.raises(RunConflict, match=r"generator\.compose: 'auto' before, 'both' now"):
-        run(small_settings(8, **{"generator.compose": "both"}), dance, straight)
-    assert_same(final(straight), before)
+        run(small_settings(8, **{"generator.compose": "both"}), dance, uninterrupted)
+    assert_same(last_state(uninterrupted), before)
 
 
-def test_how_a_run_is_run_may_change(dance: Path, small_settings: Settings, tmp_path: Path) -> None:
+def test_operational_settings_may_change(
+    dance: Path, small_settings: Settings, tmp_path: Path
+) -> None:
     run(small_settings(2), dance, tmp_path / "run")
     run(small_settings(4, **{"output.log_every": 2}), dance, tmp_path / "run")
-    assert final(tmp_path / "run")["progress"]["step"] >= 4
+    assert last_state(tmp_path / "run")["progress"]["step"] >= 4
 
 
-def test_overwriting_starts_anew(
-    straight: Path, dance: Path, small_settings: Settings, tmp_path: Path
+def test_overwriting_starts_again(
+    uninterrupted: Path, dance: Path, small_settings: Settings, tmp_path: Path
 ) -> None:
     run(small_settings(2), dance, tmp_path / "run")
     run(small_settings(8), dance, tmp_path / "run", overwrite=True)
-    assert_same(final(tmp_path / "run"), final(straight))
+    assert_same(last_state(tmp_path / "run"), last_state(uninterrupted))
 
 
 @pytest.mark.parametrize("removed", [0, 1, 3, 100])
 def test_a_kill_while_overwriting_leaves_a_run(
     removed: int, small_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed in the middle of clearing, or right after it, the same command starts over."""
+    """After a kill during or right after clearing, the same command starts over."""
     folder = tmp_path / "run"
     for name in ("checkpoints/00000002", "checkpoints/00000004", "model", "previews"):
         (folder / name).mkdir(parents=True)
@@ -573,13 +581,13 @@ def test_a_kill_while_overwriting_leaves_a_run(
         run_folder.begin(small_settings(2), [Path("data/a")], [{}])
         for name in ("checkpoints", "model", "previews"):
             (tmp_path / name).rename(folder / name)
-    honest, count = run_module.remove, [0]
+    original, count = run_module.remove, [0]
 
     def remove(path: Path) -> None:
         if count[0] == removed:
             raise Killed
         count[0] += 1
-        honest(path)
+        original(path)
 
     with monkeypatch.context() as patch, contextlib.suppress(Killed), RunFolder(folder) as killed:
         patch.setattr(run_module, "remove", remove)
@@ -588,13 +596,13 @@ def test_a_kill_while_overwriting_leaves_a_run(
         with contextlib.suppress(ZeroDivisionError):  # between the two files
             killed.begin(small_settings(4), [Path("data/b")], [{}])
     with RunFolder(folder) as again:
-        assert again.exists and not again.saved(), "it would go on from what was thrown away"
+        assert again.exists and not again.saved(), "it would resume from a deleted checkpoint"
         again.clear()
         again.begin(small_settings(4), [Path("data/b")], [{}])
         assert {p.name for p in folder.iterdir()} == {".lock", "run.json", "config.yaml"}
 
 
-def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_run_are_removed(tmp_path: Path) -> None:
     left = [
         ".model.partial/model.json", ".predictor.checkpoint.old/checkpoint.json",
         "predictor.checkpoint/checkpoint.json", "checkpoints/.00000004.partial/weights.safetensors",
@@ -614,20 +622,22 @@ def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_a_folder_of_something_else_is_not_touched(
+def test_a_folder_that_is_not_a_run_is_not_changed(
     dance: Path, small_settings: Settings, tmp_path: Path
 ) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     for overwrite in (False, True):
-        with pytest.raises(RunConflict, match="no run of v2v"):
+        with pytest.raises(RunConflict, match="nor a run of v2v"):
             run(small_settings(), dance, tmp_path, overwrite=overwrite)
     assert (tmp_path / "thesis.tex").exists()
 
 
-def test_a_file_in_the_run_s_place(dance: Path, small_settings: Settings, tmp_path: Path) -> None:
+def test_a_file_in_place_of_the_run_folder_is_refused(
+    dance: Path, small_settings: Settings, tmp_path: Path
+) -> None:
     (tmp_path / "run").write_text("")
     for folder in (tmp_path / "run", tmp_path / "run" / "b"):
-        with pytest.raises(RunConflict, match="a file in its place"):
+        with pytest.raises(RunConflict, match="a file is in its place"):
             run(small_settings(), dance, folder)
 
 
@@ -648,7 +658,7 @@ def test_a_missing_signal_names_the_command(
 
 
 @pytest.mark.parametrize(
-    "values, error, said",
+    "values, error, expected",
     [
         ({"data.size": 50}, ConfigError, "a multiple of"),
         ({"schedule.lengths": [128]}, TooFewFrames, "too few frames"),
@@ -658,19 +668,19 @@ def test_a_missing_signal_names_the_command(
         (
             {"generator.control_points": "on", "generator.sequential": False},
             ConfigError,
-            "leave it at",
+            "set it to auto",
         ),
-        ({"generator.past": "nothing", "generator.compose": "none"}, ConfigError, "no picture"),
+        ({"generator.past": "nothing", "generator.compose": "none"}, ConfigError, "no image"),
         ({"discriminator.layers": 5}, ConfigError, "discriminator.layers=3"),
     ],
 )
-def test_bad_settings_are_said_before_anything_is_written(
-    values: dict[str, Any], error: type[V2VError], said: str, dance: Path,
+def test_invalid_settings_are_reported_before_anything_is_written(
+    values: dict[str, Any], error: type[V2VError], expected: str, dance: Path,
     small_settings: Settings, tmp_path: Path,
 ) -> None:  # fmt: skip
     with pytest.raises(error) as caught:
         run(small_settings(**values), dance, tmp_path / "run")
-    assert said in f"{caught.value.message} {caught.value.hint}"
+    assert expected in f"{caught.value.message} {caught.value.hint}"
     assert not (tmp_path / "run").exists()
 
 
@@ -716,7 +726,7 @@ def test_two_processes_give_the_gradients_of_one(
         largest = max(float(moments["exp_avg"].abs().max()) for moments in states[0].values())
         for number, moments in states[0].items():
             first, second = moments["exp_avg"], states[1][number]["exp_avg"]
-            # Some gradients are sums of what cancels, a last bias' for one, with terms as large
-            # as 1: zero but for their rounding.
+            # Some gradients, e.g. of a last bias, are sums of terms up to 1 that cancel: only
+            # their rounding errors remain.
             scale = max(float(first.abs().max()), 1e-3 * largest)
             assert (first - second).abs().max() < 2e-3 * scale + 1e-8, (name, number)

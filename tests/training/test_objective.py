@@ -1,4 +1,4 @@
-"""What the generator answers for, in pictures whose losses can be said beforehand."""
+"""The generator loss on images whose losses are known in advance."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from v2v.training.objective import Objective, Rendered
 from v2v.training.settings import TrainSettings
 from v2v.types import Batch
 
-LEFT, MIDDLE = slice(0, 8), slice(8, 12)  # columns of the person, and of background beside it
-HIDDEN = slice(4, 12)  # columns where the plate is unknown: behind the person, and beside
+LEFT, MIDDLE = slice(0, 8), slice(8, 12)  # columns of the person, and of the background beside it
+HIDDEN = slice(4, 12)  # columns where the plate is unknown: behind the person and beside it
 
 
 def matte_loss(matte: torch.Tensor) -> float:
@@ -36,7 +36,7 @@ def matte_loss(matte: torch.Tensor) -> float:
     return float(parts["matte"])
 
 
-def test_the_matte_is_free_where_the_plate_only_guesses() -> None:
+def test_the_matte_is_free_where_the_plate_is_unknown() -> None:
     matte = torch.zeros(1, 1, 1, 16, 16)
     matte[..., LEFT] = 1
     assert matte_loss(matte) == 0
@@ -46,7 +46,7 @@ def test_the_matte_is_free_where_the_plate_only_guesses() -> None:
     assert matte_loss(matte) > 0
 
 
-def test_the_person_covers_the_plate_known_or_not() -> None:
+def test_the_person_must_cover_the_plate_even_where_it_is_unknown() -> None:
     matte = torch.zeros(1, 1, 1, 16, 16)
     matte[..., LEFT] = 1
     matte[..., 4:8] = 0
@@ -54,7 +54,7 @@ def test_the_person_covers_the_plate_known_or_not() -> None:
 
 
 def occlusion(m: float, matte: torch.Tensor | None = None) -> float:
-    """Of a frame whose past is right on the left half, and whose synthesis is off everywhere."""
+    """The loss if the past is right on the left half and the synthesis wrong everywhere."""
     settings = load_config(TrainSettings, "train", "train-pose", values=SMALL)
     frames = torch.zeros(1, 1, 3, 16, 16)
     past = torch.zeros(1, 3, 16, 16)
@@ -72,19 +72,19 @@ def occlusion(m: float, matte: torch.Tensor | None = None) -> float:
     return float(parts["occlusion"])
 
 
-def test_the_past_is_copied_where_it_is_nearer_than_what_is_synthesised() -> None:
+def test_the_past_is_copied_where_it_is_closer_than_the_synthesis() -> None:
     left, right = torch.zeros(1, 1, 1, 16, 16), torch.zeros(1, 1, 1, 16, 16)
     left[..., :6], right[..., 10:] = 1, 1
     assert occlusion(0.1, left) < 0.2 < 2 < occlusion(0.9, left)
     assert occlusion(0.9, right) < 0.2 < 2 < occlusion(0.1, right)
 
 
-def test_before_the_plate_neither_picture_matters() -> None:
+def test_occlusion_does_not_matter_where_the_plate_shows() -> None:
     nothing = torch.zeros(1, 1, 1, 16, 16)
     assert occlusion(0.1, nothing) == occlusion(0.9, nothing) == 0
 
 
-def test_what_is_synthesised_answers_for_itself_where_references_cover_it() -> None:
+def test_the_synthesised_frame_has_a_loss_of_its_own_under_references() -> None:
     settings = load_config(TrainSettings, "train", "train-pose", values=SMALL)
     frames = torch.zeros(1, 1, 3, 16, 16)
     chunk = Batch(frames=frames, signals=frames, clip=torch.zeros(1, dtype=torch.int64))

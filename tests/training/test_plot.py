@@ -1,4 +1,4 @@
-"""The curves of a run: what is read from its log, how it is smoothed, and that a picture comes."""
+"""The curves of a run: reading the log, smoothing, panels and images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from v2v.training.plot import RATE, Curves, _by_group, _by_loss, plot, read_curv
 
 
 def write_log(folder: Path, count: int = 40, **losses: float) -> Path:
-    """A run of two stages, ten updates an entry."""
+    """A run of two stages, with an entry every ten updates."""
     losses = {
         "total": 9.0,
         "l1": 0.5,
@@ -48,7 +48,7 @@ def test_series_and_stages(tmp_path: Path) -> None:
         "total", "l1", "discriminator/image", "adversarial/image", "flow", RATE,
     }  # fmt: skip
     assert [(s.begin, s.label) for s in curves.stages] == [(0, "112x64 x1"), (191, "224x128 x2")]
-    places, values = curves.series["flow"]  # there from the second stage on
+    places, values = curves.series["flow"]  # only from the second stage on
     assert places[0] == 201 and len(places) == 20 and values == [1.0] * 20
     assert curves.series["l1"][1][0] == 0.5
 
@@ -59,7 +59,7 @@ def test_over_minutes(tmp_path: Path) -> None:
     assert curves.stages[1].begin == pytest.approx(1.9)
 
 
-def test_a_line_cut_off_by_a_kill_does_not_matter(tmp_path: Path) -> None:
+def test_a_truncated_last_line_is_ignored(tmp_path: Path) -> None:
     folder = write_log(tmp_path / "b")
     whole = (folder / "log.jsonl").read_text()
     (folder / "log.jsonl").write_text(whole[:-30])
@@ -69,7 +69,7 @@ def test_a_line_cut_off_by_a_kill_does_not_matter(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- smoothing
 
 
-def test_a_constant_stays_as_it_is() -> None:
+def test_a_constant_stays_constant() -> None:
     np.testing.assert_allclose(smoothed(range(1, 50, 7), [3.0] * 7, 10), 3.0)
 
 
@@ -78,22 +78,22 @@ def test_a_step_is_followed_within_the_time_constant() -> None:
     values = [0.0] * 200 + [1.0] * 200
     after = smoothed(places, values, 20.0)
     assert after[0] == 0 and after[199] == 0
-    # After the time constant all but 1/e of the step is there.
+    # One time constant after a step, 1/e of it remains.
     assert after[219] == pytest.approx(1 - math.exp(-1), abs=1e-4)
     assert after[399] > 0.999
 
 
-def test_entries_further_apart_count_for_more() -> None:
+def test_entries_further_apart_have_more_weight() -> None:
     assert smoothed([0, 1], [0, 1], 10.0)[1] < smoothed([0, 100], [0, 1], 10.0)[1]
 
 
-def test_smoothing_takes_noise_away() -> None:
+def test_smoothing_reduces_noise() -> None:
     noise = np.random.default_rng(0).standard_normal(1000)
     assert np.std(smoothed(range(1000), list(noise), 30.0)[100:]) < 0.25
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_what_is_no_number_is_passed_over(bad: float) -> None:
+def test_nan_and_infinite_values_are_skipped(bad: float) -> None:
     assert smoothed([0, 1, 2], [1.0, bad, 1.0], 5.0) == pytest.approx([1.0, 1.0, 1.0])
     assert smoothed([3], [2.0], 0.0) == [2.0]
 
@@ -121,18 +121,18 @@ def test_runs_are_compared_loss_by_loss(tmp_path: Path) -> None:
     assert isinstance(one, Curves)
 
 
-# ---------------------------------------------------------------- pictures
+# ---------------------------------------------------------------- images
 
 
 @pytest.mark.parametrize("names", [["b"], ["b", "c"]])
 @pytest.mark.parametrize("minutes", [False, True])
-def test_a_picture_comes(tmp_path: Path, names: list[str], minutes: bool) -> None:
+def test_an_image_is_written(tmp_path: Path, names: list[str], minutes: bool) -> None:
     folders = [write_log(tmp_path / name, matte=1.0) for name in names]
     path = plot(folders, tmp_path / "deep" / "curves.png", minutes=minutes)
-    picture = cv2.imread(str(path))
-    assert picture is not None and min(picture.shape[:2]) > 200
-    assert picture.std() > 5
-    assert [p.name for p in path.parent.iterdir()] == ["curves.png"]  # nothing half-made
+    image = cv2.imread(str(path))
+    assert image is not None and min(image.shape[:2]) > 200
+    assert image.std() > 5
+    assert [p.name for p in path.parent.iterdir()] == ["curves.png"]  # no partial file
 
 
 def test_a_single_entry_is_drawn_too(tmp_path: Path) -> None:
@@ -140,16 +140,16 @@ def test_a_single_entry_is_drawn_too(tmp_path: Path) -> None:
     assert plot([folder], tmp_path / "curves.png").stat().st_size > 1000
 
 
-def test_runs_of_one_name_can_be_told_apart(tmp_path: Path) -> None:
+def test_runs_with_the_same_name_can_be_plotted(tmp_path: Path) -> None:
     folders = [write_log(tmp_path / home / "b") for home in ("here", "there")]
     assert plot(folders, tmp_path / "curves.svg").read_text("utf-8").startswith("<?xml")
 
 
-# ---------------------------------------------------------------- what is refused
+# ---------------------------------------------------------------- errors
 
 
 @pytest.mark.parametrize("make", [False, True])
-def test_a_folder_that_is_no_run(tmp_path: Path, make: bool) -> None:
+def test_a_folder_that_is_not_a_run_is_refused(tmp_path: Path, make: bool) -> None:
     if make:
         (tmp_path / "b").mkdir()
     with pytest.raises(UsageError, match="has no log" if make else "does not exist"):
@@ -157,7 +157,7 @@ def test_a_folder_that_is_no_run(tmp_path: Path, make: bool) -> None:
 
 
 @pytest.mark.parametrize("text", ["", '{"step": 1, "minu'])
-def test_a_log_without_entries(tmp_path: Path, text: str) -> None:
+def test_a_log_without_entries_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "log.jsonl").write_text(text)
     with pytest.raises(UsageError, match="is empty"):
         plot([tmp_path], tmp_path / "curves.png")
@@ -166,25 +166,25 @@ def test_a_log_without_entries(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize(
     "text", ['{"step": 1}\n', "[1, 2]\n", '{"step": "x", "minutes": 0}\n', '{"step": NaN}\n']
 )
-def test_a_log_of_something_else(tmp_path: Path, text: str) -> None:
+def test_an_invalid_log_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "log.jsonl").write_text(text)
     with pytest.raises(RunConflict, match=r"log\.jsonl, line 1"):
         plot([tmp_path], tmp_path / "curves.png")
 
 
 @pytest.mark.parametrize("name", ["curves", "curves.gif", "curves.mp4"])
-def test_a_picture_of_no_known_kind(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UsageError, match="no kind of picture"):
+def test_an_unknown_image_format_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match="no supported image format"):
         plot([write_log(tmp_path / "b")], tmp_path / name)
     assert not (tmp_path / name).exists()
 
 
-def test_no_run_at_all(tmp_path: Path) -> None:
+def test_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no run"):
         plot([], tmp_path / "curves.png")
 
 
-def test_the_command(tmp_path: Path) -> None:
+def test_plot_command(tmp_path: Path) -> None:
     run = write_log(tmp_path / "b")
     command = [sys.executable, "-m", "v2v", "plot"]
     done = subprocess.run([*command, str(run)], capture_output=True, text=True, timeout=120)

@@ -1,4 +1,4 @@
-"""Predictors learn what can be learned, resume to the bit, and continue tracks of any size."""
+"""Predictors learn predictable motion, resume exactly and continue tracks of any size."""
 
 from __future__ import annotations
 
@@ -66,11 +66,11 @@ CLASSES = ("road", "sky", "car")
 PALETTE = np.array([[90, 90, 90], [60, 120, 250], [250, 250, 0]], np.uint8)
 
 
-# ---------------------------------------------------------------- footage with known truth
+# ---------------------------------------------------------------- footage with ground truth
 
 
 def dancing(frames: int, *, noise: float = 0.0) -> PoseTrack:
-    """A body whose joints run round circles, all once in 16 frames: nothing stands still."""
+    """A body whose joints all move in circles with a period of 16 frames."""
     random = np.random.default_rng(0)
     middle = random.uniform(20, 44, size=(len(NAMES), 2))
     phase = np.arange(frames)[:, None] * 2 * np.pi / 16 + random.uniform(0, 6, len(NAMES))
@@ -95,7 +95,7 @@ def faces(frames: int) -> FaceTrack:
 
 
 def street(frames: int, *, step: int = 1, instances: bool = False) -> LabelTrack:
-    """Cars before a road and a sky, all moving to the right by `step` pixels a frame."""
+    """Cars in front of a road and a sky, moving to the right by `step` pixels per frame."""
     y, x = np.mgrid[:32, :SIZE]
     labels = []
     for t in range(frames):
@@ -108,7 +108,7 @@ def street(frames: int, *, step: int = 1, instances: bool = False) -> LabelTrack
 
 
 def write_store(folder: Path, track: PoseTrack | LabelTrack, shots: tuple[int, ...] = (0,)) -> Path:
-    """A clip store of nothing but a signal."""
+    """A clip store with a single signal and no real frames."""
     folder.mkdir()
     (folder / "frames.mp4").write_bytes(b"none")
     if isinstance(track, PoseTrack):
@@ -179,7 +179,7 @@ def run(tmp_path: Path) -> Path:
     return write_run(tmp_path / "run")
 
 
-# ---------------------------------------------------------------- what the brief promises
+# ---------------------------------------------------------------- training
 
 
 def test_periodic_motion_is_learned(tmp_path: Path, run: Path, dance_store: Path) -> None:
@@ -193,11 +193,11 @@ def test_periodic_motion_is_learned(tmp_path: Path, run: Path, dance_store: Path
     assert outcome.best > 0 and outcome.errors["predictor"].keys() == {1, 5, 10}
     assert "copy last" in repr(outcome)
     assert json.loads(json.dumps(outcome.as_json()))["signal"] == "pose"
-    # What is there already is said, and not trained again.
+    # A finished predictor is returned and not trained again.
     assert train(run, dance_store, **{"budget.steps": 160}) == outcome
     with pytest.raises(RunConflict, match="other settings or clips"):
         train(run, dance_store, seed=1)
-    # In another size, another size comes out, and the same motion; written and read, the same.
+    # At another size the motion is the same, at that size; also after saving and loading.
     once = load_predictor(run).extend(held_out[:20], 30)
     larger = load_predictor(run / "predictor").extend(held_out[:20].scaled(256, 256), 30)
     assert (larger.width, larger.height) == (256, 256)
@@ -216,12 +216,12 @@ def test_moving_labels_are_predicted(tmp_path: Path) -> None:
     assert set(np.unique(predicted.instances)) <= {0, 1, 2, 2001}
 
 
-def test_a_stopped_training_goes_on_to_the_bit(
+def test_a_stopped_training_resumes_bit_for_bit(
     tmp_path: Path, dance_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    straight, stopped = write_run(tmp_path / "a"), write_run(tmp_path / "b")
+    uninterrupted, stopped = write_run(tmp_path / "a"), write_run(tmp_path / "b")
     values = {"budget.steps": 50}
-    train(straight, dance_store, **values)
+    train(uninterrupted, dance_store, **values)
 
     from v2v.training import prediction
 
@@ -239,11 +239,11 @@ def test_a_stopped_training_goes_on_to_the_bit(
         train(stopped, dance_store, **values)
     assert not (stopped / "predictor").exists()
     monkeypatch.undo()
-    with pytest.raises(RunConflict, match="stopped training of other settings"):
+    with pytest.raises(RunConflict, match="stopped training with other settings"):
         train(stopped, dance_store, **values, seed=3)
     train(stopped, dance_store, **values)
     assert not (stopped / "predictor.checkpoint").exists()
-    first, second = load_predictor(straight), load_predictor(stopped)
+    first, second = load_predictor(uninterrupted), load_predictor(stopped)
     assert first.record.errors == second.record.errors
     for a, b in zip(first._tensors().items(), second._tensors().items(), strict=True):
         assert a[0] == b[0] and torch.equal(a[1], b[1]), a[0]
@@ -264,10 +264,10 @@ def test_no_window_crosses_a_cut(tmp_path: Path, run: Path) -> None:
         starts = task._starts(length)
         past, ahead, _ = task._window(starts, length, torch.full((len(starts),), 1.2))
         x = torch.cat([past, ahead], dim=1)[..., 0]
-        assert (x.amax(dim=1) - x.amin(dim=1)).max() < 2  # in shorter sides of the picture
+        assert (x.amax(dim=1) - x.amin(dim=1)).max() < 2  # in shorter sides of the frame
 
 
-# ---------------------------------------------------------------- without learning
+# ---------------------------------------------------------------- baselines and errors
 
 
 def test_linear_motion_is_continued() -> None:
@@ -282,7 +282,7 @@ def test_linear_motion_is_continued() -> None:
     np.testing.assert_array_equal(held.points, np.repeat(track.points[9:10], 20, axis=0))
 
 
-def test_errors_are_in_torsos_and_shares() -> None:
+def test_errors_are_in_torso_lengths_and_fractions() -> None:
     track = dancing(5)
     ends = ("shoulder", "hip")
     joints = [[POINT[f"{side}_{end}"] for side in ("left", "right")] for end in ends]
@@ -300,33 +300,33 @@ def test_errors_are_in_torsos_and_shares() -> None:
     assert label_iou(true, true).tolist() == [1, 1] and label_iou(wrong, true)[1] < 0.8
 
 
-def test_labels_of_a_constant_motion() -> None:
+def test_constant_velocity_predicts_labels_of_constant_motion() -> None:
     track = street(12, step=2)
     errors = [track_error(f(track[:4], 4), track[4:8]) for f in (constant_velocity, copy_last)]
     assert errors[0].mean() < errors[1].mean()
 
 
-def test_nothing_wears_off_a_trail() -> None:
+def test_propagated_labels_do_not_degrade() -> None:
     past = street(1, instances=True)
     past.labels[0, :4, :4] = VOID
     still = np.zeros((2, 32, SIZE), np.float32)
     half = still.copy()
     half[0] = -0.5
-    trail = LabelPropagator(past)
+    propagator = LabelPropagator(past)
     for _ in range(20):
-        frame = trail.step(still)
+        frame = propagator.step(still)
     np.testing.assert_array_equal(frame.labels, past.labels)
-    trail.step(half)
-    frame = trail.step(half)
+    propagator.step(half)
+    frame = propagator.step(half)
     np.testing.assert_array_equal(frame.labels[0, :, 1:], past.labels[0, :, :-1])
     assert (frame.labels[0, :4, :5] == VOID).all()
-    # What is made up has no number, and moves on with the rest.
+    # Synthesised labels have no instance number and move with the rest.
     where = np.zeros((32, SIZE), np.bool_)
     where[20:, 20:30] = True
-    frame = trail.step(still, np.full((32, SIZE), 2, np.uint8), where)
+    frame = propagator.step(still, np.full((32, SIZE), 2, np.uint8), where)
     assert (frame.instances[0][where] == 2).all() and (frame.labels[0][where] == 2).all()
-    trail.step(half)
-    frame = trail.step(half)
+    propagator.step(half)
+    frame = propagator.step(half)
     assert (frame.instances[0, 20:, 21:31] == 2).all()
 
 
@@ -341,7 +341,7 @@ def untrained(track: PoseTrack | FaceTrack, signal: str) -> PointsPredictor:
     return PointsPredictor(PredictorRecord(signal=signal, network={}), network, code)
 
 
-def test_what_is_missing_stays_missing() -> None:
+def test_missing_points_stay_missing() -> None:
     track = dancing(30)
     track.points[:, 60] = np.nan
     track.points[25:, 50] = np.nan
@@ -356,15 +356,15 @@ def test_what_is_missing_stays_missing() -> None:
     assert len(predicted) == 300 and predicted.filled[:, ~gone].all()
 
 
-def test_it_begins_at_the_last_frame() -> None:
-    """Nothing of a shape is lost in its code: untrained, the first frame is one damped step on."""
+def test_prediction_begins_at_the_last_frame() -> None:
+    """The shape PCA is lossless: an untrained network continues with one damped step."""
     track = dancing(30)
     predicted = untrained(track, "pose").extend(track, 1)
     step = np.abs(np.diff(track.points[-2:, :, :2], axis=0)).max()
     assert np.abs(predicted.points[0, :, :2] - track.points[-1, :, :2]).max() < 2 * step
 
 
-def test_a_lost_person_is_followed_from_where_they_were_seen() -> None:
+def test_a_lost_person_is_predicted_from_the_last_visible_frame() -> None:
     track = dancing(30)
     predictor = untrained(track, "pose")
     lost = PoseTrack(track.points.copy(), track.filled, SIZE, SIZE)
@@ -376,7 +376,7 @@ def test_a_lost_person_is_followed_from_where_they_were_seen() -> None:
         predictor.extend(lost, 5)
 
 
-def test_a_face_keeps_its_pose_where_it_only_slides() -> None:
+def test_a_face_that_only_translates_keeps_its_rotation() -> None:
     track = faces(20)
     predicted = untrained(track, "face").extend(track, 5)
     assert predicted.points.shape == (5, POINTS, 3)
@@ -404,21 +404,21 @@ def test_untrained_labels_are_copied_at_any_size(factor: int) -> None:
         np.testing.assert_array_equal(ids, np.repeat(last[-1:], 5, axis=0))
 
 
-# ---------------------------------------------------------------- what goes wrong
+# ---------------------------------------------------------------- errors
 
 
-def test_a_predictor_of_another_signal() -> None:
+def test_another_signal_or_other_classes_are_refused() -> None:
     predictor = untrained(dancing(20), "pose")
     with pytest.raises(UsageError, match="continues pose, it cannot continue segmentation"):
         predictor.extend(street(5), 2)
-    with pytest.raises(TooFewFrames, match="a past of 2 frames"):
+    with pytest.raises(TooFewFrames, match="2 past frames are too few"):
         predictor.extend(dancing(2), 2)
     other = LabelTrack(street(4).labels, ("a", "b", "c"), PALETTE)
     with pytest.raises(UsageError, match="classes"):
         labels_predictor().extend(other, 2)
 
 
-def test_what_training_needs(tmp_path: Path, run: Path, dance_store: Path) -> None:
+def test_unsuitable_footage_is_refused(tmp_path: Path, run: Path, dance_store: Path) -> None:
     def fails(error: type[V2VError], match: str, run: Path, *stores: Path) -> None:
         with pytest.raises(error, match=match) as caught:
             train_predictor(settings(), list(stores), run, Silent())
@@ -431,13 +431,11 @@ def test_what_training_needs(tmp_path: Path, run: Path, dance_store: Path) -> No
     short = write_store(tmp_path / "short", dancing(5))
     fails(TooFewFrames, "too few frames", run, short)
     cut = write_store(tmp_path / "cut", dancing(40), shots=tuple(range(0, 40, 3)))
-    fails(TooFewFrames, "longest shot", run, cut)
+    fails(TooFewFrames, "longest training shot", run, cut)
     fails(UsageError, "no clip", run)
     unseen = dancing(60)
     unseen.points[:] = np.nan
-    fails(
-        SignalMissing, "no frame for training has a pose", run, write_store(tmp_path / "u", unseen)
-    )
+    fails(SignalMissing, "no training frame has a pose", run, write_store(tmp_path / "u", unseen))
 
 
 @pytest.mark.parametrize("damage", ["weights", "json", "signal", "mixed", "format"])
@@ -466,11 +464,11 @@ def test_damaged_predictors_are_refused(
         load_predictor(run)
 
 
-def test_a_run_without_a_predictor(run: Path) -> None:
+def test_a_run_without_a_predictor_is_reported(run: Path) -> None:
     with pytest.raises(CheckpointInvalid, match="has no predictor") as caught:
         load_predictor(run)
     assert "--task predict" in str(caught.value.hint)
 
 
-def test_points_that_place_is_measured_on() -> None:
+def test_position_is_measured_on_all_body_points() -> None:
     assert ANCHORS["pose"] == list(range(len(BODY)))

@@ -1,4 +1,4 @@
-"""Space and time grow in turn, as plain data."""
+"""The schedule: resolution and window length grow in turn."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_windows_double_within_each_size() -> None:
         assert lengths == ([1, 2, 4, 8] if scale == 0 else [2, 4, 8])
 
 
-def test_it_starts_with_single_frames_from_nothing() -> None:
+def test_it_starts_with_single_frames() -> None:
     first = schedule(scales=1)[0]
     assert (first.length, first.until) == (1, pytest.approx(0.4))
 
@@ -45,7 +45,7 @@ def test_each_new_scale_trains_alone_first() -> None:
         assert [s.freeze_lower for s in stages] == [scale > 0] + [False] * (len(stages) - 1)
 
 
-def test_shares_add_up_and_finer_sizes_get_more() -> None:
+def test_fractions_add_up_and_larger_sizes_get_more_time() -> None:
     ends = [s.until for s in schedule()]
     assert ends == sorted(ends) and ends[-1] == 1
     begins = [0.0, *ends]
@@ -56,17 +56,17 @@ def test_shares_add_up_and_finer_sizes_get_more() -> None:
     assert time[1] == pytest.approx(2 * time[0]) and time[2] == pytest.approx(4 * time[0])
 
 
-def test_each_size_has_a_learning_rate_of_its_own() -> None:
+def test_each_size_has_its_own_learning_rate() -> None:
     assert [dict.fromkeys(s.rate for s in schedule() if s.scale == k) for k in range(3)] == [
         {1.0: None}, {0.5: None}, {0.25: None},
     ]  # fmt: skip
 
 
-def test_an_update_renders_as_many_frames_whatever_the_length() -> None:
+def test_each_update_renders_the_same_number_of_frames() -> None:
     assert [s.batch * min(s.length, 2) for s in schedule()] == [4] * len(schedule())
 
 
-def test_the_stage_of_the_hour() -> None:
+def test_stage_at_a_fraction_of_the_budget() -> None:
     stages = schedule(scales=1)
     assert stage_at(stages, 0) == 0
     assert stage_at(stages, 0.3999) == 0
@@ -81,7 +81,7 @@ def test_one_length_is_one_stage() -> None:
 
 
 @pytest.mark.parametrize("task", ["pose", "face", "street"])
-def test_the_shipped_settings_are_valid(task: str) -> None:
+def test_the_default_settings_are_valid(task: str) -> None:
     settings = load_config(TrainSettings, "train", f"train-{task}", values={"task": task})
     assert settings.task == task
-    assert settings.schedule.lengths[0] == 1, "growing starts from single frames"
+    assert settings.schedule.lengths[0] == 1, "windows must grow from single frames"

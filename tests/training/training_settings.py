@@ -1,4 +1,4 @@
-"""Settings that train on a small clip in seconds, with all that training can do turned on."""
+"""Settings that train on a small clip in seconds, with all features of training enabled."""
 
 SMALL = {
     "data.size": 64, "generator.scales": 2,

@@ -1,4 +1,4 @@
-"""The commands people type. Each is thin: it reads options and calls the part that does the work.
+"""The command line. Each command only parses its options and calls the library.
 
 Heavy imports are inside the functions, so that `v2v --help` is instant.
 """
@@ -16,7 +16,7 @@ from v2v.cli import comparing, end_to_end, evaluation, footage, rendering, train
 from v2v.cli.shared import print_error
 from v2v.errors import MissingLibrary, V2VError
 
-STOPPED = 130  # the exit code of Ctrl-C, which typer turns it into
+STOPPED = 130  # exit code after Ctrl-C, as set by typer
 
 app = typer.Typer(
     name="v2v",
@@ -29,9 +29,9 @@ app = typer.Typer(
 )
 
 
-def _print_version(asked: bool) -> None:
-    """Print the version."""
-    if asked:
+def _print_version(requested: bool) -> None:
+    """Print the version and exit."""
+    if requested:
         print(f"v2v {__version__}")
         raise typer.Exit
 
@@ -41,7 +41,7 @@ def root(
     version: Annotated[
         bool,
         typer.Option(
-            "--version", callback=_print_version, is_eager=True, help="Print the version and leave."
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
         ),
     ] = False,
 ) -> None:
@@ -67,7 +67,7 @@ app.command()(end_to_end.demo)
 
 
 def _library_problem(error: ImportError) -> V2VError | None:
-    """The usual missing system libraries, in words; None for our own broken imports."""
+    """The error for a known missing system library; None for any other failed import."""
     text = str(error)
     for library, package in (
         ("libGL.so", "libgl1"),
@@ -85,12 +85,12 @@ def _library_problem(error: ImportError) -> V2VError | None:
 
 
 def main() -> None:
-    """The entry point: errors that users cause become two lines and an exit code."""
+    """The entry point: prints user errors in two lines and sets the exit code."""
     import os
     import signal
 
     for stream in (sys.stdout, sys.stderr):
-        # Names and texts need not fit the terminal's encoding: no work ends in an error for that.
+        # A character outside the terminal's encoding must not abort a command.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     stopping = False
@@ -100,27 +100,28 @@ def main() -> None:
         stopping = True
         raise KeyboardInterrupt
 
-    def leave_stopped() -> None:
-        print("stopped; run the same command again to go on", file=sys.stderr, flush=True)
-        os._exit(STOPPED)  # threads inside native code must not hold the process
+    def exit_stopped() -> None:
+        print("stopped; run the same command again to resume", file=sys.stderr, flush=True)
+        os._exit(STOPPED)  # threads in native code must not keep the process alive
 
     try:
         signal.signal(signal.SIGTERM, stop)
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not if it is ignored
+        # An ignored SIGINT stays ignored.
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, stop)
         app()
-    except KeyboardInterrupt:  # typer turns it into an exit code once it has begun
-        leave_stopped()
+    except KeyboardInterrupt:  # raised before typer started; typer sets an exit code
+        exit_stopped()
     except SystemExit as leaving:
         if leaving.code != STOPPED:
             raise
-        leave_stopped()
+        exit_stopped()
     except V2VError as error:
         print_error(error)
         sys.exit(error.exit_code)
     except ImportError as error:
-        if stopping:  # native modules turn what stops their import into this
-            leave_stopped()
+        if stopping:  # native modules raise this when their import is interrupted
+            exit_stopped()
         problem = _library_problem(error)
         if problem is None:
             raise

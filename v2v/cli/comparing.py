@@ -1,4 +1,4 @@
-"""Commands that set videos side by side: compare for eyes, study for many eyes and numbers."""
+"""Commands that compare videos: compare shows them side by side, study asks participants."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from v2v.errors import UsageError
 from v2v.runtime import prepare_process
 
 EXAMPLES_COMPARE = """
-One video with several as panels in step: labels, differences, and a region enlarged.
+Show several clips side by side in one video, with labels, differences and an enlarged region.
 
-The first clip's frame rate and shape are those of all. Clips of another length, rate or size are
-fitted to it, and what was done is said.
+The first clip sets the frame rate and the aspect ratio. Clips of another length, rate or size are
+adapted to it, and a note explains how.
 
 **Examples**
 
@@ -32,15 +32,16 @@ Start = Annotated[
 ]
 End = Annotated[float | None, time_option("--end", "Where to stop, in seconds or hh:mm:ss.")]
 Labels = Annotated[
-    list[str] | None, typer.Option("--label", "-l", help="One a clip. [default: file names]")
+    list[str] | None,
+    typer.Option("--label", "-l", help="One label per clip. [default: file names]"),
 ]
 
 
 def compare(
-    clips: Annotated[list[str], typer.Argument(help="2 to 9: footage, or clip stores.")],
+    clips: Annotated[list[str], typer.Argument(help="2 to 9 videos or clip stores.")],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="The video. [default: comparison.mp4]"),
+        typer.Option("--output", "-o", help="Video to write. [default: comparison.mp4]"),
     ] = None,
     label: Labels = None,
     size: Annotated[
@@ -51,19 +52,23 @@ def compare(
     end: End = None,
     longest: Annotated[
         bool,
-        typer.Option("--longest", help="Go on to the end of the longest; others stand, dimmed."),
+        typer.Option(
+            "--longest",
+            help="Continue to the end of the longest clip; the others stop at their last frame,"
+            " dimmed.",
+        ),
     ] = False,
     difference: Annotated[
         bool, typer.Option("--difference", help="Add panels of |clip - first|.")
     ] = False,
-    amplify: Annotated[float, typer.Option(help="How much brighter differences are shown.")] = 4.0,
+    amplify: Annotated[float, typer.Option(help="Factor that amplifies differences.")] = 4.0,
     zoom: Annotated[
         str | None,
-        typer.Option(help="Enlarge X,Y,W,H of all: fractions, or pixels of the first clip."),
+        typer.Option(help="Region X,Y,W,H to enlarge: fractions, or pixels of the first clip."),
     ] = None,
     sound: Annotated[
         int | None,
-        typer.Option(help="Of which clip, from 1; 0 for none. [default: the first's]"),
+        typer.Option(help="Clip that provides the sound, from 1; 0 for none. [default: the first]"),
     ] = None,
     codec: Codec = "h264",
     crf: Crf = 18.0,
@@ -87,27 +92,27 @@ def compare(
         print(json.dumps(done.as_json(), indent=1))
     elif not quiet:
         marked = f", marked as synthetic ({', '.join(done.synthetic)})" if done.synthetic else ""
-        _say(
+        _print_lines(
             *done.notes,
             f"{done.video}: {done.frames} frames of {done.width}x{done.height} at"
-            f" {float(done.rate):.4g} a second{marked}",
+            f" {float(done.rate):.4g} fps{marked}",
         )
 
 
-def _say(*lines: str) -> None:
+def _print_lines(*lines: str) -> None:
     for line in lines:
         console().print(line, highlight=False, soft_wrap=True, markup=False)
 
 
 EXAMPLES_STUDY = """
-Ask people which of two videos they prefer, not knowing which is which; then count.
+Run a blind preference study: participants choose between two videos; then count the answers.
 
-Makes a folder with a page that opens in any browser, without a network: each pair is shown in
-step, on random sides and in random order, with attention checks between. At its end every
-participant saves a file of answers. `--results` counts these files: how often each was preferred,
-with 95 percent (Wilson) intervals; who failed an attention check is left out.
+Writes a folder with a page that opens in any browser, without a network. It shows each pair in
+sync, on random sides and in random order, with attention checks in between. At the end, each
+participant saves a file of answers. `--results` counts how often each method was preferred, with
+95 percent (Wilson) intervals; it excludes participants who fail an attention check.
 
-Give participants the page and its clips, not `key.json`: it says which clip is what.
+Give participants the page and its clips, but not `key.json`: it identifies the clips.
 
 **Examples**
 
@@ -123,34 +128,34 @@ def study(
     given: Annotated[
         list[Path],
         typer.Argument(
-            help="One clip of each method; folders with --pairs; answers with --results."
+            help="One clip per method; with --pairs, folders; with --results, answer files."
         ),
     ],
     output: Annotated[
         Path | None,
         typer.Option(
             "--output", "-o",
-            help="The folder to make. With --results the file. [default: study; results.json"
-            " beside the key]",
+            help="Folder to write; with --results, the file. [default: study; results.json beside"
+            " the key]",
         ),
     ] = None,
     pairs: Annotated[
         bool,
-        typer.Option("--pairs", help="Folders, one a method; clips of one name belong together."),
+        typer.Option("--pairs", help="One folder per method; clips of the same name form a pair."),
     ] = False,
     results: Annotated[
-        bool, typer.Option("--results", help="Count files of answers, or folders of them.")
+        bool, typer.Option("--results", help="Count answer files, or folders of them.")
     ] = False,
     key: Annotated[
         Path | None, typer.Option(help="With --results: the key.json of the study.")
     ] = None,
     label: Annotated[
         list[str] | None,
-        typer.Option("--label", "-l", help="One a method. [default: names of files or folders]"),
+        typer.Option("--label", "-l", help="One per method. [default: names of files or folders]"),
     ] = None,
-    question: Annotated[str, typer.Option(help="What to ask.")] = "Which looks more real?",
+    question: Annotated[str, typer.Option(help="Question to ask.")] = "Which looks more real?",
     checks: Annotated[
-        int, typer.Option(help="Pairs whose one side is obviously worse, to see who looks.")
+        int, typer.Option(help="Number of attention checks: pairs with one obviously worse side.")
     ] = 2,
     size: Annotated[
         int | None, typer.Option(help="Height of the clips. [default: the first's, up to 720]")
@@ -158,7 +163,7 @@ def study(
     start: Start = None,
     end: End = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace what is there.")
+        bool, typer.Option("--overwrite", help="Replace existing files.")
     ] = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -167,12 +172,12 @@ def study(
         _count(given, key, output, overwrite=overwrite, quiet=quiet, as_json=as_json)
         return
     if key is not None:
-        raise UsageError("--key goes with --results", hint="v2v study --results a.json --key KEY")
+        raise UsageError("--key needs --results", hint="v2v study --results a.json --key KEY")
     prepare_process()
-    from v2v.pipelines.study import study as make
+    from v2v.pipelines.study import study as make_study
 
     with progress(quiet or as_json) as report:
-        made = make(
+        made = make_study(
             given, output or Path("study"), pairs=pairs, labels=label, question=question,
             checks=checks, size=size, start=start, end=end, overwrite=overwrite, report=report,
         )  # fmt: skip
@@ -181,7 +186,7 @@ def study(
 
         print(json.dumps(made.as_json(), indent=1))
     elif not quiet:
-        _say(
+        _print_lines(
             *made.notes,
             f"{made.page}: {made.pairs} pairs and {made.checks} attention checks;"
             f" keep {made.key} from participants",
@@ -195,22 +200,22 @@ def _count(
     from v2v.pipelines.study import RESULTS_FILE, evaluate_answers
 
     if key is None:
-        raise UsageError("--results needs the key", hint="add --key study/key.json")
+        raise UsageError("--results needs --key", hint="add --key study/key.json")
     path = output or (key if key.is_dir() else key.parent) / RESULTS_FILE
-    verdict = evaluate_answers(given, key)
-    verdict.write(path, overwrite=overwrite)
+    outcome = evaluate_answers(given, key)
+    outcome.write(path, overwrite=overwrite)
     if as_json:
         import json
 
-        print(json.dumps(verdict.as_json(), indent=1))
+        print(json.dumps(outcome.as_json(), indent=1))
     elif not quiet:
-        people = len(verdict.participants)
-        _say(
-            *(f"not counted: {file}: {why}" for file, why in verdict.excluded.items()),
-            f"{people} participant{'' if people == 1 else 's'}: {verdict.question}",
-            *(pair.sentence for pair in verdict.pairs),
+        people = len(outcome.participants)
+        _print_lines(
+            *(f"excluded: {file}: {why}" for file, why in outcome.excluded.items()),
+            f"{people} participant{'' if people == 1 else 's'}: {outcome.question}",
+            *(pair.sentence for pair in outcome.pairs),
         )
-        if len(verdict.contents) > 1:
-            for name, found in verdict.contents.items():
-                _say(*(f"  {name}: {pair.sentence}" for pair in found))
-        _say(str(path))
+        if len(outcome.contents) > 1:
+            for name, found in outcome.contents.items():
+                _print_lines(*(f"  {name}: {pair.sentence}" for pair in found))
+        _print_lines(str(path))

@@ -1,4 +1,4 @@
-"""Commands that do the whole job: run, demo."""
+"""Commands that run the whole workflow: run, demo."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from v2v.cli.shared import AsJson, Quiet, console, progress
 from v2v.runtime import prepare_process
 
 EXAMPLES_RUN = """
-Everything in one command: signals of both clips, training, and the new video.
+Everything in one command: preprocess both clips, train, and render the new video.
 
-What is finished is kept; run the same command again to go on after a stop, or with more
-`--minutes` to train on.
+Finished stages are kept. Run the same command again to resume after a stop, or with more
+`--minutes` to train further.
 
 **Examples**
 
@@ -28,27 +28,33 @@ What is finished is kept; run the same command again to go on after a stop, or w
 
 
 def run(
-    target: Annotated[Path, typer.Option("--target", help="Who is to move: footage or a store.")],
-    source: Annotated[Path, typer.Option("--source", help="Who shows how: footage or a store.")],
-    task: Annotated[str, typer.Option("--task", "-t", help="pose: the body; face.")] = "pose",
+    target: Annotated[
+        Path, typer.Option("--target", help="Person to animate: footage or a clip store.")
+    ],
+    source: Annotated[
+        Path, typer.Option("--source", help="Motion to follow: footage or a clip store.")
+    ],
+    task: Annotated[str, typer.Option("--task", "-t", help="pose (the body) or face.")] = "pose",
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="The video. [default: SOURCE-TARGET.mp4]"),
+        typer.Option("--output", "-o", help="Video to write. [default: SOURCE-TARGET.mp4]"),
     ] = None,
     name: Annotated[
-        str | None, typer.Option("--name", "-n", help="Of the run. [default: the target's name]")
+        str | None,
+        typer.Option("--name", "-n", help="Name of the run. [default: the target's name]"),
     ] = None,
-    minutes: Annotated[float, typer.Option(min=0.05, help="How long to train.")] = 60.0,
+    minutes: Annotated[float, typer.Option(min=0.05, help="Minutes of training.")] = 60.0,
     size: Annotated[int, typer.Option(help="Shorter side of the frames in pixels.")] = 256,
     compare: Annotated[
-        bool, typer.Option("--compare", help="Also write input, signals, output in step.")
+        bool,
+        typer.Option("--compare", help="Also write input, signals and output side by side."),
     ] = False,
     setting: Annotated[
         list[str] | None,
-        typer.Option("--set", "-s", help="A setting of training: -s generator.preset=base."),
+        typer.Option("--set", "-s", help="Training setting, KEY=VALUE: -s generator.preset=base."),
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a video that this did not make.")
+        bool, typer.Option("--overwrite", help="Replace a video that this command did not write.")
     ] = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -63,18 +69,20 @@ def run(
         )  # fmt: skip
     print_rendered(done.rendered, quiet=quiet, as_json=as_json)
     if done.kept and not quiet and not as_json:
-        print("nothing was left to do")
+        print("nothing left to do")
 
 
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where to.")] = Path("v2v_demo"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")] = Path(
+        "v2v_demo"
+    ),
     seconds: Annotated[float, typer.Option(min=1, max=60, help="Length of each drawn clip.")] = 6.0,
-    minutes: Annotated[float, typer.Option(min=0.02, max=600, help="How long to train.")] = 3.5,
+    minutes: Annotated[float, typer.Option(min=0.02, max=600, help="Minutes of training.")] = 3.5,
 ) -> None:
-    """Draw two dancers, train a model on one, and let the other drive it: minutes on a laptop.
+    """Draw two dancers, train a model on one and drive it with the other: minutes on a laptop.
 
-    Leaves a video, a contact sheet and a page to look at. Run it again and finished work is kept;
-    with more minutes it trains on.
+    Writes a video, a contact sheet and a page. Run it again to resume; with more minutes, it
+    trains further.
 
     **Examples**
 
@@ -95,7 +103,7 @@ def demo(
     out = console()
     out.print(table)
     for name, path in (
-        ("the new video", made.video), ("input, signals and output", made.run.rendered.comparison),
-        ("a contact sheet", made.sheet), ("all of it on a page", made.page),
+        ("new video", made.video), ("input, signals and output", made.run.rendered.comparison),
+        ("contact sheet", made.sheet), ("everything on one page", made.page),
     ):  # fmt: skip
         out.print(f"{name}: {path}", highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""The command that measures: evaluate."""
+"""The command that evaluates a model: evaluate."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from v2v.cli.shared import AsJson, Quiet, console, progress
 from v2v.runtime import prepare_process
 
 EXAMPLES_EVALUATE = """
-How good a model is: its video of moments it never saw, against the real one.
+Measure how good a model is: compare its video of held-out frames with the real one.
 
-Without --data it is measured on what was held out of its own clips; another clip is measured
-whole. It renders free running, from nothing. Writes report.html, one file with figures, curves,
-frames and a side-by-side video, and report.json.
+Without --data, uses the held-out frames of the model's own clips; other clips are measured in
+full. Rendering is free-running, without real past frames. Writes report.html, one file with
+figures, curves, frames and a side-by-side video, and report.json.
 
 **Examples**
 
@@ -36,36 +36,37 @@ def evaluate(
     data: Annotated[
         list[str] | None,
         typer.Option(
-            help="A clip store, or footage; several times for several."
-            " [default: what was held out of the model's clips]"
+            help="Clip store or footage; repeat for several clips."
+            " [default: the held-out frames of the model's clips]"
         ),
     ] = None,
     against: Annotated[
         str | None,
         typer.Option(
-            help="Baselines to compare with: copy (the real frame before), frozen, nearest (in"
-            " training), warped (parts of training frames moved to the pose), frame (the run beside"
-            " it trained frame by frame), NAME=RUN, NAME=VIDEO. [default: copy,frozen,nearest and,"
-            " of a body or a face, warped]"
+            help="Baselines to compare with: copy (the previous real frame), frozen, nearest"
+            " (training frame), warped (parts of training frames warped to the pose), frame (the"
+            " frame-by-frame run beside this one), NAME=RUN, NAME=VIDEO. [default:"
+            " copy,frozen,nearest; for a body or a face also warped]"
         ),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="A folder. [default: evaluation in the run's]"),
+        typer.Option("--output", "-o", help="Folder to write. [default: evaluation in the run]"),
     ] = None,
-    frames: Annotated[int, typer.Option(min=2, help="Frames of each clip, at most.")] = 600,
+    frames: Annotated[int, typer.Option(min=2, help="Most frames per clip.")] = 600,
     drift: Annotated[
         int,
         typer.Option(
             min=0,
-            help="Free-running frames for the drift; shorter clips are run over again. 0: none.",
+            help="Frames over which to measure drift; shorter clips are played forwards and"
+            " backwards. 0: none.",
         ),
     ] = 300,
     region: Annotated[
         str | None,
         typer.Option(
-            help="Measure only this part: x0,y0,x1,y1 in pixels of the clip, or a mask picture,"
-            " bright where it counts. Leaves out captions and logos."
+            help="Measure only this region: x0,y0,x1,y1 in pixels of the clip, or a mask image,"
+            " bright where pixels count. Use it to exclude captions and logos."
         ),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",

@@ -27,7 +27,7 @@ Turn footage into clip stores: frames and the signals that models are trained on
 
 A store is a folder of ordinary files (`frames.mp4`, `pose.npz`, ...). Give a video, an image, a
 folder of images, a folder of videos, a pattern, or a store to add signals to. Run the same command
-again to go on after a stop; what is finished is kept.
+again to resume after a stop; finished work is kept.
 
 **Examples**
 
@@ -54,7 +54,7 @@ def preprocess(
         typer.Option(
             "--signal",
             "-S",
-            help="pose, face, segmentation, flow or all; repeat it or separate with commas."
+            help="pose, face, segmentation, flow or all; repeat or separate with commas."
             " [default: pose]",
         ),
     ] = None,
@@ -63,7 +63,7 @@ def preprocess(
         typer.Option(
             "--output",
             "-o",
-            help="The store's folder; with several inputs the folder to put stores in."
+            help="Folder of the store; with several inputs, the folder that holds the stores."
             " [default: data/NAME]",
         ),
     ] = None,
@@ -82,20 +82,20 @@ def preprocess(
     ] = None,
     crop: Annotated[
         str | None,
-        typer.Option(help="none, person or face: a box held still over the clip. [default: none]"),
+        typer.Option(help="none, person or face: one fixed crop for the clip. [default: none]"),
     ] = None,
     labels: Annotated[
         Path | None,
-        typer.Option(help="Folder of label or instance maps (PNG), one a frame, as segmentation."),
+        typer.Option(help="Folder of label or instance maps (PNG), one per frame, to import."),
     ] = None,
     config: ConfigFile = None,
     setting: Annotated[
         list[str] | None,
         typer.Option("--set", "-s", help="One setting, KEY=VALUE, e.g. -s pose.max_gap=0.5."),
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, max=64, help="Clips at a time.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Clips to process at a time.")] = 1,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Make anew what is there already.")
+        bool, typer.Option("--overwrite", help="Recompute existing frames and signals.")
     ] = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -120,7 +120,7 @@ def preprocess(
     names = expand_signals(signal or default)
     if labels is not None and "segmentation" not in names:
         raise ConfigError(
-            "--labels gives the segmentation signal, which is not asked for",
+            "--labels provides the segmentation signal, which was not requested",
             hint=f"add it: --signal {','.join([*names, 'segmentation'])}",
         )
     jobs = expand_inputs(inputs, output)
@@ -146,10 +146,11 @@ def doctor(
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
 ) -> None:
-    """Say what footage is good for, before hours are spent on it.
+    """Check what footage is good for before you spend hours on it.
 
-    Length, sharpness, cuts, other people in view, how much of the body or the face is seen, which
-    poses and head angles are missing, and what to film. Without footage: check the installation.
+    Reports length, sharpness, cuts, other people in view, how much of the body or the face is
+    visible, which poses and head angles are missing, and what to film. Without footage, checks the
+    installation.
 
     **Examples**
 
@@ -188,7 +189,7 @@ def doctor(
 
 
 def _check_installation(as_json: bool) -> None:
-    """Print the checks; leaves with 1 where one failed."""
+    """Print the checks; exits with code 1 if one failed."""
     import json
 
     from v2v.installation import check_installation, render
@@ -206,12 +207,14 @@ def sample(
     kinds: Annotated[
         list[str] | None, typer.Argument(help="person, face, street. [default: all three]")
     ] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where to.")] = Path("samples_out"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")] = Path(
+        "samples_out"
+    ),
     seconds: Annotated[float, typer.Option(min=0.1, max=600, help="Length of each clip.")] = 4.0,
-    seed: Annotated[int, typer.Option(help="Another seed, another dance.")] = 0,
+    seed: Annotated[int, typer.Option(help="Each seed draws another dance.")] = 0,
     quiet: Quiet = False,
 ) -> None:
-    """Draw small clips to try things on: a dancing person, a talking face, a street.
+    """Draw small sample clips: a dancing person, a talking face, a street.
 
     The street comes with exact label maps, instance maps and optical flow.
 

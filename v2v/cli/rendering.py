@@ -1,4 +1,4 @@
-"""Commands that render: transfer, reenact, synthesize, predict-frames; and info."""
+"""Commands that render: transfer, reenact, synthesize, predict-frames; references and info."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Model = Annotated[
 Source = Annotated[str, typer.Option("--source", help="Footage, or a clip store.")]
 OutputFile = Annotated[
     Path | None,
-    typer.Option("--output", "-o", help="The video. [default: SOURCE-MODEL.mp4]"),
+    typer.Option("--output", "-o", help="Video to write. [default: SOURCE-MODEL.mp4]"),
 ]
 Start = Annotated[
     float | None, time_option("--start", "First moment to render, in seconds or hh:mm:ss.")
@@ -32,37 +32,39 @@ Size = Annotated[
     typer.Option(help="Shorter side in pixels, or WIDTHxHEIGHT. [default: the model's own]"),
 ]
 Codec = Annotated[
-    str, typer.Option(help="h264 plays everywhere; hevc, vp9; ffv1 (.mkv) loses nothing.")
+    str, typer.Option(help="h264 (plays everywhere), hevc, vp9, or ffv1 (lossless, .mkv).")
 ]
-Crf = Annotated[float, typer.Option(help="Quality of the codec: lower is better, and larger.")]
+Crf = Annotated[
+    float, typer.Option(help="Codec quality: a lower value gives a better, larger file.")
+]
 Compare = Annotated[
     bool,
-    typer.Option("--compare", help="Also write NAME-compare: input, signals, output in step."),
+    typer.Option("--compare", help="Also write NAME-compare: input, signals, output side by side."),
 ]
 Preview = Annotated[
     bool,
-    typer.Option("--preview", help="Only draw the signals of some frames into a picture."),
+    typer.Option("--preview", help="Only draw the signals of some frames, as one picture."),
 ]
 Clip = Annotated[
     str | None,
-    typer.Option("--clip", help="Which of the model's clips to look like. [default: the first]"),
+    typer.Option("--clip", help="Training clip that sets the appearance. [default: the first]"),
 ]
 CameraPath = Annotated[
     str,
     typer.Option(
-        help="What the camera does: still; target: as in the model's footage; source: as in the"
-        " source. The last two want a model of footage filmed by hand."
+        help="Camera motion: still; target: as in the model's footage; source: as in the source."
+        " The last two need a model trained on hand-held footage."
     ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a video that is there.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing video.")]
 
 EXAMPLES_TRANSFER = """
-Motion transfer: the person that a model was trained on moves as the one in the source.
+Motion transfer: the person that a model was trained on moves like the one in the source.
 
-The source is footage or a clip store. Its skeleton gets the target's bone lengths and place, its
-feet the target's floor. Sound and frame rate are the source's. Run the same command again to go on
-after a stop.
+The source is footage or a clip store. Its skeleton is retargeted to the target's bone lengths,
+position and floor. Sound and frame rate come from the source. Run the same command again to
+resume after a stop.
 
 **Examples**
 
@@ -85,7 +87,7 @@ def transfer(
     retarget: Annotated[
         str,
         typer.Option(
-            help="limbs: the target's bone lengths; global: only place and size; none: as filmed."
+            help="limbs: the target's bone lengths; global: position and size; none: as filmed."
         ),
     ] = "limbs",
     camera_path: CameraPath = "still",
@@ -105,7 +107,7 @@ def transfer(
     prepare_process()
     from v2v.pipelines.motion_transfer import MotionTransfer
 
-    wanted = _wanted(
+    wanted = _prepare_output(
         output, source, target_model, compare=compare, size=size, codec=codec, crf=crf,
         overwrite=overwrite, preview=preview,
     )  # fmt: skip
@@ -126,10 +128,10 @@ def transfer(
 
 
 EXAMPLES_REENACT = """
-Face re-enactment: the face that a model was trained on moves as the one in the source.
+Face re-enactment: the face that a model was trained on moves like the one in the source.
 
-Motion is relative to a neutral moment, which is found in the source and in the training clip: the
-target keeps its own way of holding the head. Sound and frame rate are the source's.
+Motion is relative to a neutral moment, which is found in the source and in the training clip, so
+the target keeps its own head posture. Sound and frame rate come from the source.
 
 **Examples**
 
@@ -142,7 +144,7 @@ target keeps its own way of holding the head. Sound and frame rate are the sourc
     v2v reenact --source a.mp4 --target-model b --part face=0.9 --part eyes=1.1
 """
 
-Strength = Annotated[float, typer.Option(help="0: the target's neutral, 1: as the source, to 2.")]
+Strength = Annotated[float, typer.Option(help="0: neutral; 1: as the source; up to 2.")]
 
 
 def reenact(
@@ -151,12 +153,12 @@ def reenact(
     output: OutputFile = None,
     absolute: Annotated[
         bool,
-        typer.Option("--absolute", help="The source's own head rotation, place and size."),
+        typer.Option("--absolute", help="Use the source's head rotation, position and size."),
     ] = False,
     rotation: Strength = 1.0,
     translation: Annotated[
         float | None,
-        typer.Option(help="As the others. [default: 1, or what stays where training showed it]"),
+        typer.Option(help="As above. [default: 1, or less to stay in the trained area]"),
     ] = None,
     scale: Strength = 1.0,
     expression: Strength = 1.0,
@@ -165,8 +167,8 @@ def reenact(
     part: Annotated[
         list[str] | None,
         typer.Option(
-            help="Size of a part of the face, such as face=0.9 (slimmer): face, eyes, brows, nose,"
-            " mouth; 0.7 to 1.3."
+            help="Scale of a part of the face (face, eyes, brows, nose or mouth), 0.7 to 1.3:"
+            " face=0.9 is slimmer."
         ),
     ] = None,
     neutral: Annotated[
@@ -192,7 +194,7 @@ def reenact(
     prepare_process()
     from v2v.pipelines.face_reenactment import FaceReenactment, Strengths
 
-    wanted = _wanted(
+    wanted = _prepare_output(
         output, source, target_model, compare=compare, size=size, codec=codec, crf=crf,
         overwrite=overwrite, preview=preview,
     )  # fmt: skip
@@ -212,9 +214,9 @@ def reenact(
 
 
 EXAMPLES_SYNTHESIZE = """
-Label maps to video: the street that a model was trained on, laid out as the maps say.
+Label maps to video: the street that a model was trained on, with the layout of the maps.
 
-The maps are a clip store's segmentation, or a folder of PNGs, one a frame.
+The maps are a clip store's segmentation, or a folder of PNGs, one per frame.
 
 **Examples**
 
@@ -232,17 +234,17 @@ def synthesize(
     output: OutputFile = None,
     replace: Annotated[
         list[str] | None,
-        typer.Option(help="Show one class as another: vegetation=building; repeat it."),
+        typer.Option(help="Render one class as another: vegetation=building; repeatable."),
     ] = None,
     style: Annotated[
         list[str] | None,
         typer.Option(
-            help="One of the model's looks: a clip it was trained on, a picture, CLASS=NUMBER of"
-            " a cluster; as far as it has them."
+            help="Appearance, if the model supports it: a training clip, a picture, or CLASS=NUMBER"
+            " for a cluster."
         ),
     ] = None,
     fps: Annotated[
-        str | None, typer.Option(help="Of a folder of maps. [default: of the training clip]")
+        str | None, typer.Option(help="Frame rate of the maps. [default: the training clip's]")
     ] = None,
     start: Start = None,
     end: End = None,
@@ -259,7 +261,7 @@ def synthesize(
     prepare_process()
     from v2v.pipelines.label_to_video import LabelToVideo
 
-    wanted = _wanted(
+    wanted = _prepare_output(
         output, labels, target_model, compare=compare, size=size, codec=codec, crf=crf,
         overwrite=overwrite, preview=preview,
     )  # fmt: skip
@@ -275,11 +277,12 @@ def synthesize(
 
 
 EXAMPLES_PREDICT = """
-Frame prediction: the frames that follow a clip of what a model was trained on.
+Frame prediction: continue a clip of the scene that a model was trained on.
 
-The next signals are predicted from the past ones, then rendered from the last real frames on. The
-model needs a predictor: `v2v train --task predict --data CLIP --name b`. With `--compare` the last
-frames of the clip are held back, shown beside the prediction, and the error per frame is printed.
+The next signals are predicted from the past ones, then rendered, starting from the last real
+frames. The model needs a predictor: `v2v train --task predict --data CLIP --name b`. With
+`--compare`, the last frames of the clip are held out and shown beside the prediction, and the error
+per frame is printed.
 
 **Examples**
 
@@ -293,18 +296,18 @@ def predict_frames(
     model: Annotated[str, typer.Option("--model", "-m", help="A run's name, or its folder.")],
     given: Annotated[str, typer.Option("--input", "-i", help="Footage, or a clip store.")],
     output: OutputFile = None,
-    frames: Annotated[int, typer.Option("--frames", "-n", help="How many.")] = 30,
+    frames: Annotated[int, typer.Option("--frames", "-n", help="Frames to predict.")] = 30,
     at: Annotated[
         float | None,
         time_option(
             "--at",
-            "The moment to predict from, in seconds or hh:mm:ss. [default: the end; with --compare"
-            " so many frames before it]",
+            "Moment to predict from, in seconds or hh:mm:ss. [default: the end; with --compare, the"
+            " predicted frames before it]",
         ),
     ] = None,
     compare: Annotated[
         bool,
-        typer.Option("--compare", help="Show and measure what truly follows beside it."),
+        typer.Option("--compare", help="Show the real next frames beside it; measure errors."),
     ] = False,
     size: Size = None,
     codec: Codec = "h264",
@@ -318,7 +321,7 @@ def predict_frames(
     prepare_process()
     from v2v.pipelines.frame_prediction import FramePrediction
 
-    wanted = _wanted(
+    wanted = _prepare_output(
         output, given, model, compare=compare, size=size, codec=codec, crf=crf,
         overwrite=overwrite,
     )  # fmt: skip
@@ -371,7 +374,7 @@ def _number(option: str, item: str, value: str) -> float:
         ) from None
 
 
-def _wanted(
+def _prepare_output(
     output: Path | None,
     source: str,
     model: str,
@@ -383,7 +386,7 @@ def _wanted(
     overwrite: bool,
     preview: bool = False,
 ) -> Output:
-    """What is to be written; refuses what cannot be before anything is computed."""
+    """The output options; raises for those that cannot be written, before any computation."""
     from v2v.pipelines.rendering import Output
 
     suffix = {"ffv1": ".mkv", "vp9": ".webm"}.get(codec, ".mp4")
@@ -403,7 +406,7 @@ def _wanted(
 def _finish(
     rendering: Rendering, wanted: Output, preview: bool, silent: bool, report: Reporter
 ) -> RenderResult | Path:
-    """Render; or only draw what would be rendered from."""
+    """Render the video, or only draw the preview of its signals."""
     if not silent:
         for note in rendering.notes:
             report.note(note)
@@ -436,7 +439,7 @@ def print_rendered(
         files = " and ".join(str(f) for f in (outcome.video, outcome.comparison) if f)
         console().print(
             f"{files}: {outcome.frames} frames of {outcome.width}x{outcome.height} at"
-            f" {float(outcome.rate):.4g} a second, marked as synthetic",
+            f" {float(outcome.rate):.4g} fps, marked as synthetic",
             highlight=False, soft_wrap=True,
         )  # fmt: skip
 
@@ -444,21 +447,21 @@ def print_rendered(
 def references(
     model: Annotated[str, typer.Argument(help="A run's name, run folder or model folder.")],
     add: Annotated[
-        Path | None, typer.Option("--add", help="A picture of the person, to render from as well.")
+        Path | None, typer.Option("--add", help="A picture of the person to add.")
     ] = None,
     drop: Annotated[
-        int | None, typer.Option("--drop", help="The number of a picture to remove.")
+        int | None, typer.Option("--drop", help="Number of the picture to remove.")
     ] = None,
     clip: Annotated[
-        str | None, typer.Option(help="Which of the clips it was trained on. [default: the first]")
+        str | None, typer.Option(help="One of the training clips. [default: the first]")
     ] = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """List, add or remove the real pictures that a model renders a person from.
 
-    They lie in model/references as ordinary pictures. A blurred one may be dropped, one with
-    another expression added: neither needs training.
+    They are ordinary pictures in model/references. Drop a blurred one or add another expression:
+    neither needs training.
 
     **Examples**
 
@@ -472,7 +475,7 @@ def references(
     from v2v.pipelines.references import add_reference, drop_reference, list_references
 
     if add is not None and drop is not None:
-        raise UsageError("--add and --drop are both given", hint="one at a time")
+        raise UsageError("--add and --drop are both given", hint="give one at a time")
     if drop is not None:
         drop_reference(model, drop, clip=clip)
     if add is not None:
@@ -495,11 +498,11 @@ def info(
     path: Annotated[str, typer.Argument(help="A video, a clip store, a run or a model.")],
     verify: Annotated[
         bool,
-        typer.Option("--verify", help="Compare every file of a store or a model with its record."),
+        typer.Option("--verify", help="Check every file of a store or a model against its record."),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Say what a file is: a rendered video and what made it, a clip store, a model.
+    """Describe a file: a rendered video and how it was made, a clip store, or a model.
 
     **Examples**
 

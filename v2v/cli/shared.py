@@ -1,4 +1,4 @@
-"""What the commands share: options, progress, tables, errors in two lines."""
+"""Shared by the commands: options, progress, tables, error output."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from v2v.preprocess.run import ClipResult
     from v2v.progress import Reporter
 
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="A YAML file of settings.")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file with settings.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print the result as JSON on standard output.")
@@ -26,7 +26,7 @@ AsJson = Annotated[
 
 
 def console(width: int = 140) -> Console:
-    """Standard output; of a fixed width where nobody looks, so that lines stay whole."""
+    """Standard output; without a terminal, of a fixed width, so that lines do not wrap."""
     from rich.console import Console
 
     return Console(width=None if sys.stdout.isatty() else width)
@@ -47,13 +47,14 @@ def parse_size(text: str | None) -> Any:
     parts = text.lower().split("x")
     if not all(p.isascii() and p.isdigit() for p in parts) or len(parts) > 2:
         raise UsageError(
-            f"--size {text} is not a size", hint="write 512 for the shorter side, or 512x768"
+            f"--size {text} is not a size",
+            hint="give 512 (the shorter side) or 512x768 (WIDTHxHEIGHT)",
         )
     return int(parts[0]) if len(parts) == 1 else [int(p) for p in parts]
 
 
 def time_option(name: str, help: str) -> Any:
-    """An option for a moment of footage: seconds, mm:ss or hh:mm:ss."""
+    """An option for a time in the footage: seconds, mm:ss or hh:mm:ss."""
 
     def parse(text: Any) -> float | None:
         if text is None:

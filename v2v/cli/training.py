@@ -1,4 +1,4 @@
-"""Commands on training: train, plot."""
+"""Commands for training: train, plot."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 PREDICT = "predict"
 EXAMPLES_TRAIN = """
-Train a model on clip stores: it renders video from the signals that a clip was preprocessed with.
+Train a model on clip stores; it renders video from the signals that preprocessing extracted.
 
-The run's folder is `runs/NAME`: the model, previews of held-out frames, checkpoints, a log, curves
-for TensorBoard. Run the same command again to go on after a stop; Ctrl-C saves first.
+The run folder `runs/NAME` holds the model, previews of held-out frames, checkpoints, a log, and
+curves for TensorBoard. Run the same command again to resume after a stop; Ctrl-C saves first.
 
 **Examples**
 
@@ -40,29 +40,31 @@ for TensorBoard. Run the same command again to go on after a stop; Ctrl-C saves 
 def train(
     data: Annotated[
         list[Path],
-        typer.Option("--data", "-d", help="A clip store; repeat it for several."),
+        typer.Option("--data", "-d", help="Clip store; repeat for several."),
     ],
     task: Annotated[
         str,
         typer.Option(
             "--task",
             "-t",
-            help="What drives the model: pose, face or street; or predict, which teaches the model"
-            " of the run what comes next.",
+            help="Signal that drives the model: pose, face or street; or predict, which trains a"
+            " frame predictor for the run's model.",
         ),
     ] = "pose",
     name: Annotated[
         str | None,
-        typer.Option("--name", "-n", help="Of the run. [default: the first clip's name]"),
+        typer.Option("--name", "-n", help="Name of the run. [default: the first clip's name]"),
     ] = None,
-    runs: Annotated[Path, typer.Option(help="The folder of all runs.")] = Path("runs"),
+    runs: Annotated[Path, typer.Option(help="Folder of all runs.")] = Path("runs"),
     size: Annotated[
         int | None, typer.Option(help="Shorter side of the frames in pixels. [default: 256]")
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Train for so many updates.")] = None,
-    minutes: Annotated[float | None, typer.Option(help="Train for so long. [default: 60]")] = None,
+    steps: Annotated[int | None, typer.Option(help="Updates to train for.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Minutes to train for. [default: 60]")
+    ] = None,
     devices: Annotated[
-        int | None, typer.Option(help="Processes, one for each device. [default: 1]")
+        int | None, typer.Option(help="Processes, one per device. [default: 1]")
     ] = None,
     config: ConfigFile = None,
     setting: Annotated[
@@ -70,10 +72,10 @@ def train(
         typer.Option("--set", "-s", help="One setting, KEY=VALUE: -s generator.preset=base."),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be trained, and what it costs.")
+        bool, typer.Option("--dry-run", help="Print what would be trained and its cost.")
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Throw away a run of this name first.")
+        bool, typer.Option("--overwrite", help="Discard an existing run of this name first.")
     ] = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -86,14 +88,14 @@ def train(
     if task not in (*TASKS, PREDICT):
         raise UnknownName.among("task", task, (*TASKS, PREDICT))
     if steps is not None and minutes is not None:
-        raise UsageError("--steps and --minutes are both given", hint="one of them is the budget")
+        raise UsageError("--steps and --minutes are both given", hint="give one of them")
     folder = runs / check_name(data[0].resolve().name if name is None else name)
     if task == PREDICT:
         for option, given in (("--size", size), ("--devices", devices), ("--dry-run", dry_run)):
             if given:
                 raise UsageError(
-                    f"{option} has no meaning for --task {PREDICT}",
-                    hint="the predictor is small; see configs/predict.yaml for what can be set",
+                    f"{option} cannot be used with --task {PREDICT}",
+                    hint="leave it out; configs/predict.yaml lists the predictor's settings",
                 )
         _train_predictor(
             data, folder, steps=steps, minutes=minutes, config=config, setting=setting,
@@ -162,11 +164,11 @@ def _train_predictor(
         print(json.dumps(outcome.as_json(), indent=1))
     elif not quiet:
         print(outcome)
-        print("errors on the validation part, which decided when to stop; lower is better")
+        print("errors on the validation frames, which decided when to stop; lower is better")
 
 
 def _is_helper_process() -> bool:
-    """Whether this is one of several training processes, and not the one that reports."""
+    """Whether this is a training process other than the one that reports."""
     import os
 
     return os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")) != "0"
@@ -193,15 +195,15 @@ def plot(
         typer.Option(
             "--output",
             "-o",
-            help="The picture: .png, .svg or .pdf. [default: curves.png in the run's folder; here,"
-            " for several runs]",
+            help="Picture to write: .png, .svg or .pdf. [default: curves.png in the run's folder;"
+            " here for several runs]",
         ),
     ] = None,
     minutes: Annotated[
-        bool, typer.Option("--minutes", help="Over minutes of training instead of updates.")
+        bool, typer.Option("--minutes", help="Plot over minutes of training instead of updates.")
     ] = False,
 ) -> None:
-    """Draw the curves of a training run as a picture; of several runs, to compare them.
+    """Plot the curves of one training run, or of several runs to compare them.
 
     **Examples**
 

@@ -1,1 +1,1 @@
-"""Video in and out, the clip store, and windows of frames and signals as tensors."""
+"""Video reading and writing, the clip store, and windows of frames and signals as tensors."""

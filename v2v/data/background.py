@@ -1,9 +1,10 @@
-"""The background plate: what the camera sees where the person is not.
+"""The background plate: the scene without the person.
 
-Most of such a picture never changes. The median over the frames in which a pixel is free gives it
-sharp and without noise, from the first minute of training. Where the camera moves, frames are
-first brought to the view of a reference frame by the homographies of the `camera` signal: the
-plate is then a mosaic, larger than a frame, and each frame sees its part of it.
+Most of a background never changes. The median of each pixel over the frames in which it is free
+(outside the person mask and a margin) is sharp and free of noise from the first training step on.
+If the camera moves, frames are first warped to the view of a reference frame by the homographies
+of the `camera` signal: the background plate is then a mosaic, larger than a frame, and each frame
+shows a part of it.
 """
 
 from __future__ import annotations
@@ -19,20 +20,21 @@ from v2v.data.store import ClipStore
 from v2v.data.transforms import Placement
 from v2v.signals.camera import CameraTrack, Matrices, carry, centred, corners_of
 
-SAMPLES = 150  # frames that the median is taken over,
-MEMORY = 256 << 20  # and at most so many bytes of them
-LEAST = 5  # frames in which a pixel must be free to be known
-MARGIN = 0.015  # of the frame's longer side: masks end a little inside hair and sleeves
-STILL = 6.0  # of 255: mean deviation from the plate that a still camera, its noise, may show
-MOVED = 24.0  # of 255: a pixel that deviates by this shows something else
-MOVED_SHARE = 0.05  # of the background's pixels that may
-# Of a camera that was followed: nothing else shows a background as steady, passers-by or not.
+SAMPLES = 150  # most frames that the median is computed from,
+MEMORY = 256 << 20  # and most bytes of them
+LEAST = 5  # frames in which a pixel must be free to be valid
+MARGIN = 0.015  # of the frame's longer side: masks end slightly inside hair and sleeves
+STILL = 6.0  # of 255: largest mean deviation from the background plate for a still camera (noise)
+MOVED = 24.0  # of 255: a pixel that deviates more shows something else
+MOVED_SHARE = 0.05  # largest fraction of such pixels for a still camera
+# The same limits for a tracked camera. They tolerate passers-by: no other method gives a steadier
+# background.
 FOLLOWED_STILL, FOLLOWED_SHARE = 12.0, 0.15
-LARGEST = 6.0  # frames that a mosaic may be as large as,
-TOGETHER = 12.0  # and all mosaics of a clip together
-LONGEST = 16_000  # pixels of a side
-HORIZON = 0.1  # of the nearest corner's depth: what is seen at a flatter angle is left out
-RIM = 2  # pixels at the edge of a frame that a mosaic does without: they are interpolated with none
+LARGEST = 6.0  # largest area of a mosaic, in frames,
+TOGETHER = 12.0  # and of all mosaics of a clip together
+LONGEST = 16_000  # largest side of a mosaic in pixels
+HORIZON = 0.1  # smallest depth, as a fraction of the nearest corner's: flatter views are left out
+RIM = 2  # pixels at the border of each frame that a mosaic does not use: interpolation affects them
 
 Picture = NDArray[np.uint8]
 Size = tuple[int, int]  # height, width
@@ -40,12 +42,12 @@ Size = tuple[int, int]  # height, width
 
 @dataclass(frozen=True)
 class Mosaic:
-    """A background as the camera of one reference frame would see it, if it saw as far.
+    """A background in the view of one reference frame, extended beyond its borders.
 
     Attributes:
-        picture: uint8 [h, w, 4] RGB, and 255 where the background was seen, else 0.
-        corner: x, y of its first pixel, in pixels of the reference frame.
-        scale: its pixels for each of the reference frame, across and down.
+        picture: uint8 [h, w, 4] RGB and valid mask: 255 where the background was seen, else 0.
+        corner: x, y of its top left corner, in pixels of the reference frame.
+        scale: mosaic pixels per reference frame pixel, horizontally and vertically.
     """
 
     picture: Picture
@@ -53,25 +55,27 @@ class Mosaic:
     scale: tuple[float, float] = (1.0, 1.0)
 
     def placed(self, placement: Placement) -> Mosaic:
-        """The same where frames, the reference frame among them, are shown smaller.
+        """The mosaic for placed frames, the reference frame included.
 
-        Rarely larger: a mosaic never grows.
+        The picture is only ever downscaled; if the frames are upscaled, it keeps its size.
         """
-        assert not placement.flip, "a mosaic is not mirrored; what is seen of it may be"
+        assert not placement.flip, "a mosaic is not mirrored; mirror the views of it instead"
         height, width = self.picture.shape[:2]
-        across, down = (min(side, 1.0) for side in placement.scale)
-        small = max(round(width * across), 1), max(round(height * down), 1)
+        factor_x, factor_y = (min(side, 1.0) for side in placement.scale)
+        small = max(round(width * factor_x), 1), max(round(height * factor_y), 1)
         picture = cv2.resize(self.picture, small, interpolation=cv2.INTER_AREA)
         (corner,) = carry(placement.matrix, np.array([self.corner]))
-        shown = placement.scale
-        scale = small[0] / width / shown[0], small[1] / height / shown[1]
+        placement_scale = placement.scale
+        scale = small[0] / width / placement_scale[0], small[1] / height / placement_scale[1]
         return Mosaic(np.asarray(picture, np.uint8), (float(corner[0]), float(corner[1])), scale)
 
     def seen(self, matrix: Matrices, size: Size) -> Picture:
-        """What a frame of `size` shows, uint8 [H, W, 4]; beyond the mosaic its edge, not known.
+        """The view of a frame of `size`, uint8 [H, W, 4] RGB and valid mask.
+
+        Outside the mosaic the colours of its border are repeated and are not valid.
 
         Args:
-            matrix: [3, 3] from pixels of the reference frame to those of the frame.
+            matrix: [3, 3] from pixels of the reference frame to pixels of the frame.
         """
         shift = np.array([[1, 0, self.corner[0]], [0, 1, self.corner[1]], [0, 0, 1.0]])
         grow = np.diag([1 / self.scale[0], 1 / self.scale[1], 1])
@@ -89,10 +93,10 @@ class Mosaic:
 
 @dataclass(frozen=True)
 class Backgrounds:
-    """What is behind the person in each frame of a clip whose camera moves.
+    """The background of each frame of a clip with a moving camera.
 
     Attributes:
-        mosaics: one for each reference frame, by its number.
+        mosaics: one per reference frame, by its frame number.
         track: the clip's camera, in the same pixels.
     """
 
@@ -107,24 +111,24 @@ class Backgrounds:
 
     @cached_property
     def middle(self) -> int:
-        """The frame whose view is nearest to all others of the largest mosaic."""
+        """The most central frame of the largest mosaic."""
         areas = {first: mosaic.picture.size for first, mosaic in self.mosaics.items()}
         return self.track.central(max(areas, key=lambda first: areas[first]))
 
     def of(self, frame: int | None = None, *, change: Matrices | None = None,
            size: Size | None = None) -> Picture:  # fmt: skip
-        """[H, W, 4] RGB, and 255 where known, behind a frame; None: in the middle of all views.
+        """[H, W, 4] RGB and valid mask (255) of a frame's background; None: of the `middle` frame.
 
         Args:
-            change: [3, 3] from the frame's pixels to those shown, where that is another part of
-                it, and `size` of what is shown.
+            change: [3, 3] from the frame's pixels to those of a crop of it.
+            size: (H, W) of the crop; by default that of the frames.
         """
         frame = self.middle if frame is None else frame
         first = int(self.track.reference[frame])
         matrix = self.track.homography[frame]
-        # Where the camera was lost its place is a guess, and so is all that is seen from there.
+        # Where camera tracking failed, the view is a guess and nothing in it is valid.
         mosaic, valid_mask = self.mosaics.get(first), bool(np.isfinite(self.track.residual[frame]))
-        if mosaic is None:  # a shot that nothing was learned of
+        if mosaic is None:  # a shot without a mosaic
             first = int(self.track.reference[self.middle])
             mosaic, valid_mask = self.mosaics[first], False
             matrix = self.track.homography[self.middle]
@@ -137,45 +141,45 @@ class Backgrounds:
 
 @dataclass(frozen=True)
 class BackgroundPlate:
-    """A background, and how well it explains the frames."""
+    """A background and how well it explains the frames."""
 
-    picture: Picture  # RGB [H, W, 3]: in the middle of all views, where the camera moves
+    picture: Picture  # RGB [H, W, 3]; the view of the `middle` frame if the camera moves
     valid_mask: Picture  # [H, W] 255 where the background was seen, else 0
-    deviation: float  # of 255: mean difference of frames from the plate, where free
-    moved: float  # share of free pixels that show something else
-    backgrounds: Backgrounds | None = field(default=None, repr=False)  # where the camera moves
+    deviation: float  # of 255: mean difference from the frames over free pixels
+    moved: float  # fraction of free pixels that show something else
+    backgrounds: Backgrounds | None = field(default=None, repr=False)  # if the camera moves
 
     @property
     def still(self) -> bool:
-        """Whether it explains the frames: once their views are brought together, little moves."""
+        """Whether it explains the frames: after alignment, little moves in the background."""
         deviation, moved = self.limits
         return self.deviation <= deviation and self.moved <= moved
 
     @property
     def limits(self) -> tuple[float, float]:
-        """The `deviation` and `moved` that it may have."""
+        """Largest `deviation` and `moved` of a usable background plate."""
         followed = self.backgrounds is not None
         return (FOLLOWED_STILL, FOLLOWED_SHARE) if followed else (STILL, MOVED_SHARE)
 
     def __repr__(self) -> str:
-        camera = "still" if self.backgrounds is None else "followed"
+        camera = "still" if self.backgrounds is None else "tracked"
         return (
-            f"Plate({list(self.picture.shape)}, known {float((self.valid_mask > 0).mean()):.0%},"
-            f" camera {camera}, still={self.still}, deviation={self.deviation:.1f}/255,"
-            f" moved={self.moved:.1%})"
+            f"BackgroundPlate({list(self.picture.shape)},"
+            f" valid {float((self.valid_mask > 0).mean()):.0%}, camera {camera},"
+            f" still={self.still}, deviation={self.deviation:.1f}/255, moved={self.moved:.1%})"
         )
 
 
 def build_background_plate(
     store: ClipStore, start: int = 0, stop: int | None = None
 ) -> BackgroundPlate | None:
-    """The plate of frames `start` to `stop`; None where no person mask says what is background.
+    """The background plate of frames `start` to `stop`; None without a person mask.
 
-    A mosaic where the store has a `camera` that moved, and the mosaic explains the frames better
-    than a plate that takes no notice of it.
+    It is a mosaic if the store has a moving `camera` and the mosaic explains the frames better
+    than a plain background plate does.
 
-    Memory does not grow with the clip: at most `SAMPLES` frames of each background are looked at,
-    spread evenly.
+    Memory does not grow with the clip: at most `SAMPLES` evenly spaced frames are used for each
+    background.
     """
     stop = len(store) if stop is None else stop
     if "segmentation" not in store.signals:
@@ -199,72 +203,72 @@ def build_background_plate(
 
 def _plain(store: ClipStore, start: int, stop: int, person: int) -> BackgroundPlate:
     stored = store.record.frames
-    room = max(MEMORY // (3 * stored.width * stored.height), 3 * LEAST)
-    count = min(SAMPLES, room, stop - start)
-    places = np.unique(np.linspace(start, stop - 1, count).astype(int))
-    frames = np.stack([store.frames(i, i + 1)[0] for i in places])
-    free = np.stack([_free(store, int(i), person, frames.shape[1:3]) for i in places])
-    picture, valid_mask = _middle(frames, free)
-    seen, apart, moved = _deviation(frames, free & (valid_mask > 0), picture)
-    return BackgroundPlate(picture, valid_mask, *_shares(seen, apart, moved))
+    most = max(MEMORY // (3 * stored.width * stored.height), 3 * LEAST)
+    count = min(SAMPLES, most, stop - start)
+    indices = np.unique(np.linspace(start, stop - 1, count).astype(int))
+    frames = np.stack([store.frames(i, i + 1)[0] for i in indices])
+    free = np.stack([_free(store, int(i), person, frames.shape[1:3]) for i in indices])
+    picture, valid_mask = _median_picture(frames, free)
+    count_free, deviation, moved = _deviation(frames, free & (valid_mask > 0), picture)
+    return BackgroundPlate(picture, valid_mask, *_per_pixel(count_free, deviation, moved))
 
 
 def _mosaic(
     store: ClipStore, start: int, stop: int, person: int, track: CameraTrack
 ) -> BackgroundPlate | None:
-    """The plate of a camera that moves; None where it is never known."""
-    inside, valid_mask = track.reference[start:stop], track.present()[start:stop]
+    """The background plate for a moving camera; None if tracking succeeded in too few frames."""
+    reference, valid_mask = track.reference[start:stop], track.present()[start:stop]
     shots = {
-        first: start + np.flatnonzero((inside == first) & valid_mask)
-        for first in np.unique(inside).tolist()
+        first: start + np.flatnonzero((reference == first) & valid_mask)
+        for first in np.unique(reference).tolist()
     }
     boxes = {
         first: _extent(track, frames) for first, frames in shots.items() if len(frames) >= LEAST
     }
-    # Those that most frames see, as long as there is room: of the others nothing is known.
-    room = TOGETHER * track.width * track.height
-    kept: list[int] = []
+    # Keep the mosaics with the most frames until the area is used up; drop the others.
+    area_left = TOGETHER * track.width * track.height
+    chosen_shots: list[int] = []
     for first in sorted(boxes, key=lambda first: -len(shots[first])):
-        room -= boxes[first][2] * boxes[first][3]
-        if kept and room < 0:
+        area_left -= boxes[first][2] * boxes[first][3]
+        if chosen_shots and area_left < 0:
             break
-        kept.append(first)
+        chosen_shots.append(first)
     mosaics, total = {}, np.zeros(3)
-    for first in sorted(kept):
+    for first in sorted(chosen_shots):
         frames, (left, top, width, height) = shots[first], boxes[first]
         count = min(SAMPLES, max(MEMORY // (4 * width * height), LEAST), len(frames))
         chosen = frames[np.unique(np.linspace(0, len(frames) - 1, count).astype(int))]
         pictures = np.empty((len(chosen), height, width, 3), np.uint8)
-        there = np.empty((len(chosen), height, width), np.bool_)
+        free = np.empty((len(chosen), height, width), np.bool_)
         for i, t in enumerate(chosen.tolist()):
-            pictures[i], there[i] = _brought(store, t, person, track, boxes[first])
-        picture, seen = _middle(pictures, there)
+            pictures[i], free[i] = _warp_to_reference(store, t, person, track, boxes[first])
+        picture, seen = _median_picture(pictures, free)
         mosaics[first] = Mosaic(
             np.concatenate([picture, seen[..., None]], axis=-1), (float(left), float(top))
         )
-        total += _deviation(pictures, there & (seen > 0), picture)
+        total += _deviation(pictures, free & (seen > 0), picture)
     if not mosaics:
         return None
     backgrounds = Backgrounds(mosaics, track)
     view = backgrounds.of()
     return BackgroundPlate(
         np.ascontiguousarray(view[..., :3]), np.where(view[..., 3] > 127, 255, 0).astype(np.uint8),
-        *_shares(*total), backgrounds=backgrounds,
+        *_per_pixel(*total), backgrounds=backgrounds,
     )  # fmt: skip
 
 
 def _extent(track: CameraTrack, frames: NDArray[np.int64]) -> tuple[int, int, int, int]:
-    """x, y, width, height of what frames see together, in pixels of their reference frame.
+    """x, y, width, height of the area that frames cover, in pixels of their reference frame.
 
-    At most `LARGEST` frames, around the middle of all: a camera that goes far is not followed to
-    the end, nor past the horizon of the reference frame's plane.
+    It is limited to `LARGEST` frames around the median view: the ends of a long pan are cut off,
+    as is everything beyond the horizon of the reference frame's plane.
     """
-    back = np.linalg.inv(track.homography[frames])
-    places = corners_of(track.width, track.height)
-    depth = np.concatenate([places, np.ones((4, 1))], axis=1) @ back[:, 2].T  # [4, frames]
-    ends = carry(back[(depth > HORIZON * depth.max(axis=0)).all(axis=0)], places)
-    middle = np.median(ends, axis=(0, 1))
-    low, high = ends.min(axis=(0, 1)), ends.max(axis=(0, 1))
+    inverse = np.linalg.inv(track.homography[frames])
+    corners = corners_of(track.width, track.height)
+    depth = np.concatenate([corners, np.ones((4, 1))], axis=1) @ inverse[:, 2].T  # [4, frames]
+    warped_corners = carry(inverse[(depth > HORIZON * depth.max(axis=0)).all(axis=0)], corners)
+    middle = np.median(warped_corners, axis=(0, 1))
+    low, high = warped_corners.min(axis=(0, 1)), warped_corners.max(axis=(0, 1))
     size = np.array([track.width, track.height])
     shrink = min((LARGEST * size.prod() / np.prod(high - low)) ** 0.5, 1.0)
     shrink = min(shrink, *(LONGEST / (high - low)))
@@ -273,26 +277,26 @@ def _extent(track: CameraTrack, frames: NDArray[np.int64]) -> tuple[int, int, in
     return int(left), int(top), int(right - left), int(bottom - top)
 
 
-def _brought(
+def _warp_to_reference(
     store: ClipStore, frame: int, person: int, track: CameraTrack, box: tuple[int, int, int, int]
 ) -> tuple[Picture, NDArray[np.bool_]]:
-    """A frame as the camera of its reference frame sees it, and where it shows background."""
+    """A frame warped to its reference frame, and where it shows the background."""
     left, top, width, height = box
     shift = np.array([[1.0, 0, -left], [0, 1, -top], [0, 0, 1]])
     picture = store.frames(frame, frame + 1)[0]
     free = _free(store, frame, person, picture.shape[:2])
     free[:RIM], free[-RIM:], free[:, :RIM], free[:, -RIM:] = False, False, False, False
-    back: Matrices = np.linalg.inv(track.homography[frame])
-    matrix = centred(np.asarray(shift @ back))
-    brought = cv2.warpPerspective(picture, matrix, (width, height), flags=cv2.INTER_CUBIC)
-    there = cv2.warpPerspective(
+    inverse: Matrices = np.linalg.inv(track.homography[frame])
+    matrix = centred(np.asarray(shift @ inverse))
+    warped = cv2.warpPerspective(picture, matrix, (width, height), flags=cv2.INTER_CUBIC)
+    free_mask = cv2.warpPerspective(
         free.astype(np.uint8) * 255, matrix, (width, height), flags=cv2.INTER_LINEAR
     )
-    return np.asarray(brought, np.uint8), np.asarray(there > 254)
+    return np.asarray(warped, np.uint8), np.asarray(free_mask > 254)
 
 
-def _middle(frames: Picture, free: NDArray[np.bool_]) -> tuple[Picture, Picture]:
-    """The median picture of frames where they are free, and 255 where it is known.
+def _median_picture(frames: Picture, free: NDArray[np.bool_]) -> tuple[Picture, Picture]:
+    """The median picture of the free pixels of frames, and its valid mask (255).
 
     Args:
         frames: [T, H, W, 3].
@@ -300,12 +304,12 @@ def _middle(frames: Picture, free: NDArray[np.bool_]) -> tuple[Picture, Picture]
     """
     height, width = frames.shape[1:3]
     picture = np.zeros((height, width, 3), np.uint8)
-    for row in range(0, height, 32):  # sorting copies: a strip at a time
+    for row in range(0, height, 32):  # sorting makes a copy: one strip at a time
         part = slice(row, row + 32)
         picture[part] = _median(frames[:, part], free[:, part])
     valid_mask = (free.sum(axis=0) >= min(LEAST, len(frames))).astype(np.uint8) * 255
     hidden = valid_mask == 0
-    if hidden.any():  # a smooth guess, so that resizing does not bleed black into the known part
+    if hidden.any():  # a smooth guess, so that resizing does not bleed black into the valid part
         picture = cv2.inpaint(picture, hidden.astype(np.uint8), 3, cv2.INPAINT_TELEA).astype(
             np.uint8
         )
@@ -315,28 +319,28 @@ def _middle(frames: Picture, free: NDArray[np.bool_]) -> tuple[Picture, Picture]
 def _deviation(
     frames: Picture, free: NDArray[np.bool_], picture: Picture
 ) -> tuple[int, float, int]:
-    """Free pixels, how far they deviate from the plate in sum, and how many show something else."""
-    seen, apart, moved = 0, 0.0, 0
-    mean = np.full((1, 3), 1 / 3, np.float32)  # over the colours; numpy's own is slow on three
-    for frame, there in zip(frames, free, strict=True):
+    """Number of free pixels, sum of their deviations, and number of them above `MOVED`."""
+    count, total, moved = 0, 0.0, 0
+    mean = np.full((1, 3), 1 / 3, np.float32)  # over the colours; numpy's mean is slow for three
+    for frame, mask in zip(frames, free, strict=True):
         deviation = cv2.transform(cv2.absdiff(frame, picture).astype(np.float32), mean)
-        deviations = deviation[there]
-        seen += len(deviations)
-        apart += float(deviations.sum(dtype=np.float64))
+        deviations = deviation[mask]
+        count += len(deviations)
+        total += float(deviations.sum(dtype=np.float64))
         moved += int((deviations > MOVED).sum())
-    return seen, apart, moved
+    return count, total, moved
 
 
-def _shares(seen: float, apart: float, moved: float) -> tuple[float, float]:
-    return (apart / seen, moved / seen) if seen else (255.0, 1.0)
+def _per_pixel(count: float, total: float, moved: float) -> tuple[float, float]:
+    return (total / count, moved / count) if count else (255.0, 1.0)
 
 
 def _median(frames: NDArray[np.uint8], free: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """[H, W, 3] of those of `frames` [T, H, W, 3] where `free` [T, H, W]; 0 where none is.
+    """[H, W, 3] median of `frames` [T, H, W, 3] where `free` [T, H, W]; 0 if never free.
 
-    `nanmedian` of the same takes four times as long: it sorts floats.
+    `nanmedian` takes four times as long, since it sorts floats.
     """
-    # What is not free is sorted behind all that is.
+    # 255 sorts the pixels that are not free last.
     ordered = np.where(free[..., None], frames, np.uint8(255))
     ordered.sort(axis=0)
     count = free.sum(axis=0)[None, ..., None]
@@ -348,13 +352,13 @@ def _median(frames: NDArray[np.uint8], free: NDArray[np.bool_]) -> NDArray[np.ui
 
 
 def _free(store: ClipStore, index: int, person: int, size: tuple[int, ...]) -> NDArray[np.bool_]:
-    """[H, W] where the person, with a margin, is not."""
+    """[H, W] true outside the person and a margin."""
     track = store.track("segmentation", index, index + 1).scaled(size[1], size[0])
     labels: NDArray[np.uint8] = track.labels[0]  # type: ignore[attr-defined]
     reach = max(round(MARGIN * max(size)), 1)
-    apart = labels != person
-    if apart.all():
-        return np.asarray(apart)
-    away = cv2.distanceTransform(apart.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    # Squares are whole numbers: half a one beside them, what rounds differently changes nothing.
-    return np.asarray(away * away > reach * reach + 0.5)
+    outside = labels != person
+    if outside.all():
+        return np.asarray(outside)
+    distance = cv2.distanceTransform(outside.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    # Squared distances are integers: a threshold half-way between them is safe from rounding.
+    return np.asarray(distance * distance > reach * reach + 0.5)

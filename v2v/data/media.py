@@ -1,8 +1,8 @@
-"""The one place that opens media files, for reading and for writing.
+"""Opens all media files, for reading and writing.
 
-libav takes names for URLs (`http:`, `concat:`, `subfile,,:`), and some formats open further files
-that they name (playlists, concat scripts, SDP). Here a path is always a local file, and a file
-never opens another one.
+libav interprets some file names as URLs (`http:`, `concat:`, `subfile,,:`), and some formats open
+further files that they reference (playlists, concat scripts, SDP). Here a path is always a local
+file, and a file never opens another one.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ import numpy as np
 
 from v2v.errors import MediaNotFound, NotAVideo, NotWritable
 
-# Formats that name other files or devices instead of holding pictures.
-_REFERRING = frozenset(
+# Formats that reference other files or devices instead of containing frames.
+_REFERENCING = frozenset(
     {"hls", "concat", "concatf", "dash", "imf", "webm_dash_manifest", "sdp", "rtsp", "rtp", "sap",
      "image2", "image2pipe", "lavfi", "alsa", "fbdev", "kmsgrab", "oss", "x11grab",
      "video4linux2,v4l2", "ffmetadata", "mpjpeg", "svg_pipe", "msnwctcp", "data"}
 )  # fmt: skip
-# How such files begin, so that the error can say what they are.
+# First bytes of such files, for a more precise error message.
 _PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"v=0", b"<MPD", b"<?xml", b"<svg", b"[playlist]", b"RTSP")
 
 
 def open_media(path: str | Path, *, format: str | None = None) -> Any:
-    """Open a local media file for reading: a PyAV container, to be used in a `with`.
+    """Open a local media file for reading. Returns a PyAV container, for use in `with`.
 
     Args:
-        format: libav's name of the demuxer, where the content alone would be mistaken.
+        format: libav's demuxer name, for content that libav would misdetect.
 
     Raises `MediaNotFound`, `NotAVideo` (not a regular file, a playlist, not media), `NotWritable`
     (no permission to read).
@@ -42,7 +42,7 @@ def open_media(path: str | Path, *, format: str | None = None) -> Any:
         mode = path.stat().st_mode
     except FileNotFoundError:
         raise MediaNotFound(f"no such file: {path}", hint=None) from None
-    except (OSError, ValueError) as error:  # a link to itself; a NUL in the name
+    except (OSError, ValueError) as error:  # e.g. a link to itself, a NUL in the name
         raise NotAVideo(f"{path} cannot be opened ({_reason(error)})", hint=None) from error
     if not stat.S_ISREG(mode):
         raise NotAVideo(f"{path} is not a regular file", hint="give a video file")
@@ -54,30 +54,30 @@ def open_media(path: str | Path, *, format: str | None = None) -> Any:
     except (av.FFmpegError, OSError, ValueError) as error:
         if _is_playlist(path):
             raise NotAVideo(
-                f"{path} is a playlist or a script that names other files, not a video",
+                f"{path} is a playlist or script that references other files, not a video",
                 hint="give the video files themselves",
             ) from error
         raise NotAVideo(
-            f"{path} is not a video that can be read ({_reason(error)})",
-            hint="play the file to see whether it is whole; any format that ffmpeg decodes is fine",
+            f"{path} cannot be read as a video ({_reason(error)})",
+            hint="play the file to check that it is complete; all formats that ffmpeg decodes work",
         ) from error
 
 
 def create_media(path: Path, *, format: str, options: dict[str, str] | None = None) -> Any:
-    """Open a local file for writing: a PyAV container. Raises as the operating system does."""
+    """Open a local file for writing. Returns a PyAV container; raises `OSError`."""
     return av.open(f"file:{path}", "w", format=format, options=options or {})
 
 
 @cache
 def _allowed() -> str:
-    """Every demuxer but the referring ones, as libav's `format_whitelist` takes them."""
+    """Return all demuxers except `_REFERENCING`, formatted for libav's `format_whitelist`."""
     names = set()
     for name in av.formats_available:
         try:
             names.add(av.ContainerFormat(name, "r").name)
-        except ValueError:  # a muxer only
+        except ValueError:  # only a muxer
             continue
-    return ",".join(sorted(names - _REFERRING))
+    return ",".join(sorted(names - _REFERENCING))
 
 
 def _is_playlist(path: Path) -> bool:
@@ -90,19 +90,19 @@ def _is_playlist(path: Path) -> bool:
 
 
 def picture_stream(container: Any) -> Any | None:
-    """The container's first video stream that can be decoded and is not cover art."""
+    """Return the first decodable video stream that is not cover art."""
     cover = av.stream.Disposition.attached_pic
     streams = (s for s in container.streams.video if s.codec_context is not None)
     return next((s for s in streams if not s.disposition & cover), None)
 
 
 def sound_stream(container: Any) -> Any | None:
-    """The container's first audio stream that can be decoded."""
+    """Return the first decodable audio stream."""
     return next((s for s in container.streams.audio if s.codec_context is not None), None)
 
 
 def packets_of(container: Any, *streams: Any) -> Iterator[Any]:
-    """The packets of some streams in the order of the file, up to where it is cut off."""
+    """Yield the packets of `streams` in file order, until the end or a truncation."""
     packets = container.demux(streams)
     while True:
         try:
@@ -113,9 +113,9 @@ def packets_of(container: Any, *streams: Any) -> Iterator[Any]:
 
 
 def decoder_of(video: Any) -> Any:
-    """The codec context that decodes a video stream: libav's choice, but where that drops alpha.
+    """Return the codec context for a video stream: libav's default unless it drops alpha.
 
-    WebM keeps the alpha of VP8 and VP9 beside the picture, where only libvpx looks for it.
+    WebM stores the alpha of VP8 and VP9 separately, and only libvpx decodes it.
     """
     name = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(video.codec_context.name)
     if name is None or video.metadata.get("alpha_mode") != "1":
@@ -129,7 +129,7 @@ def decoder_of(video: Any) -> Any:
 
 
 def has_alpha(frame: av.VideoFrame) -> bool:
-    """Whether something of a frame is transparent."""
+    """Whether any pixel of a frame is transparent."""
     components = frame.format.components
     if len(components) not in (2, 4) or not any(c.is_alpha for c in components):
         return False

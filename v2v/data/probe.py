@@ -1,8 +1,8 @@
-"""What a piece of footage is: one pass over its packets, one decoded frame.
+"""Probes footage: one pass over its packets and one decoded frame.
 
-Foreign video keeps its truth in the packets' timestamps, not in the header: frame counts are
-missing or wrong, the rate varies, edit lists hide frames. So the packets are read once (no
-decoding) and every later decision, which frame goes where, rests on that list of times.
+The headers of foreign video are unreliable: frame counts are missing or wrong, the rate varies,
+edit lists hide frames. So the packets are read once without decoding, and their timestamps
+determine the position of every frame.
 """
 
 from __future__ import annotations
@@ -56,33 +56,33 @@ VIDEO_SUFFIXES = frozenset(
 )
 DEFAULT_IMAGE_RATE = Fraction(10)
 WIDE_PRIMARIES = (4, 8, 9, 11, 12)  # BT.470 M, film, BT.2020, DCI-P3, Display P3
-WIDEST = 65_536  # pixels a side; what is larger is a damaged header
-SLIDES = Fraction(1, 600)  # frames a second; slower footage has a damaged header
-TS_DISCONT = 0x200  # libav's flag of formats whose clock may be set within a file
-LOOK_AHEAD = 48  # frames decoded to see whether their times are in the order of decoding
-ANIMATED_WEBP = "animated webp"  # the container's name: libav reads only the first frame of it
-TRANSPARENCY_SAMPLES = 8  # images of a folder that are looked through for transparent pixels
+WIDEST = 65_536  # pixels per side; larger values mean a damaged header
+SLIDES = Fraction(1, 600)  # frames per second; a lower rate means a damaged header
+TS_DISCONT = 0x200  # libav's flag for formats whose timestamps may be discontinuous
+LOOK_AHEAD = 48  # frames decoded to check whether their timestamps are in decoding order
+ANIMATED_WEBP = "animated webp"  # container name of our own: libav reads only the first frame
+TRANSPARENCY_SAMPLES = 8  # images per folder that are checked for transparent pixels
 
 
 @dataclass(frozen=True)
 class Audio:
-    """The footage's first audio stream that can be decoded."""
+    """The footage's first decodable audio stream."""
 
     codec: str
     sample_rate: int
     channels: int
-    duration: float  # seconds, 0 where the container does not say
-    jumps: tuple[float, ...] = ()  # seconds by which the file's clock skips: see `Timeline`
+    duration: float  # seconds, 0 if the container states none
+    jumps: tuple[float, ...] = ()  # seconds by which the file's clock jumps: see `Timeline`
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Facts about one piece of footage.
+    """Properties of one piece of footage.
 
     `pts` are the presentation timestamps of all shown frames, strictly increasing, in units of
-    `time_base`; where the container has none they are decoding times or frame numbers, and decoded
-    frames are counted, not matched (`timestamps_known` is False), with the help of their packets'
-    numbers where the container stores frames in the order of decoding (`numbered`). Sizes are in
+    `time_base`. If the container has none, they are decoding times or frame numbers, and decoded
+    frames are counted instead of matched by timestamp (`timestamps_known` is False). If the
+    container stores decoding order (`numbered`), packet numbers identify the frames. Sizes are in
     pixels: `width` and `height` as coded, `upright_width` and `upright_height` as shown, that is
     after the display rotation and with square pixels.
     """
@@ -106,12 +106,12 @@ class Probe:
     transfer: int  # H.273 transfer characteristics
     full_range: bool
     audio: Audio | None
-    images: tuple[Path, ...] = ()  # for an image or a folder of images, the files in order
+    images: tuple[Path, ...] = ()  # the files in order, for an image or a folder of images
     stamps: Ticks | None = None  # [packets] repaired times: see `Timeline`
     numbered: bool = False
     primaries: int = 2  # H.273 colour primaries
     interlaced: bool = False
-    notes: tuple[str, ...] = ()  # what was repaired or decided, for the user
+    notes: tuple[str, ...] = ()  # repairs and decisions, for the user
 
     @property
     def frames(self) -> int:
@@ -119,18 +119,18 @@ class Probe:
 
     @property
     def times(self) -> NDArray[np.float64]:
-        """[frames] seconds from the first shown frame."""
+        """[frames] seconds since the first shown frame."""
         seconds: NDArray[np.float64] = (self.pts - self.pts[0]) * float(self.time_base)
         return seconds
 
     @property
     def duration(self) -> float:
-        """Seconds, the last frame's own duration included."""
+        """Seconds, including the duration of the last frame."""
         return float(self.times[-1]) + 1 / float(self.rate)
 
     @property
     def rotation(self) -> int:
-        """Degrees clockwise by which the coded picture is turned for display."""
+        """Clockwise display rotation of the coded frames in degrees."""
         a, b, _, _ = self.orientation
         return {(1, 0): 0, (0, 1): 90, (-1, 0): 180, (0, -1): 270}[(a, b)]
 
@@ -140,14 +140,14 @@ class Probe:
 
     @property
     def wide_gamut(self) -> bool:
-        """Whether its colours are measured from other primaries than those of ordinary screens."""
+        """Whether its colour primaries are wider than those of standard displays."""
         return self.primaries in WIDE_PRIMARIES
 
 
 def probe(path: str | Path) -> Probe:
-    """Read what `path` is: a video file, a still image, an animation, or a folder of images.
+    """Probe a video file, a still image, an animation or a folder of images.
 
-    Of images the content decides: an APNG named .png is an animation.
+    The content of an image file determines its format: an APNG named .png is an animation.
 
     Raises `MediaNotFound`, `NotAVideo`, `NotWritable` (no permission to read).
     """
@@ -172,33 +172,35 @@ def _probe_container(path: Path, container: Any) -> Probe:
     if video is None:
         kinds = ", ".join(s.type for s in container.streams) or "none"
         raise NotAVideo(
-            f"{path} has no video stream that can be decoded (streams: {kinds})",
-            hint="give a file with pictures in it",
+            f"{path} has no decodable video stream (streams: {kinds})",
+            hint="give a file with a video stream",
         )
     first = _first_frame(container, video)
     if first is None:
         raise NotAVideo(
             f"no frame of {path} can be decoded (codec {video.codec_context.name})",
-            hint="the file is cut off or damaged; export it again",
+            hint="the file is truncated or damaged; export it again",
         )
     notes: list[str] = []
     claimed = video.average_rate or video.guessed_rate
     average = Fraction(claimed) if claimed and believable(claimed) else ASSUMED_RATE
-    with open_media(path) as fresh:  # not every container finds its beginning again by seeking
+    with open_media(path) as fresh:  # some containers cannot seek back to their start
         times, numbered = _timeline(fresh, average)
     if not numbered and times.known and times.stamps is None and video.codec_context.has_b_frames:
-        numbered = _times_are_of_decoding(path)
-    rate, variable, times = _believed_rate(times, average, claimed, notes)
+        numbered = _has_decoding_timestamps(path)
+    rate, variable, times = _plausible_rate(times, average, claimed, notes)
     orientation = _orientation(first)
     pixel_aspect = Fraction(video.sample_aspect_ratio or 1) or Fraction(1)
     shown = (round(first.width * pixel_aspect), first.height)
     if not 1 <= shown[0] <= WIDEST or not Fraction(1, 16) <= pixel_aspect <= 16:
-        notes.append(f"pixels {float(pixel_aspect):g} times as wide as high: taken for square ones")
+        notes.append(
+            f"pixels {float(pixel_aspect):g} times as wide as high: square pixels are assumed"
+        )
         pixel_aspect, shown = Fraction(1), (first.width, first.height)
     if orientation[0] == 0:
         shown = shown[::-1]
     if first.interlaced_frame:
-        notes.append("interlaced: each frame is made of its own fields and their neighbours")
+        notes.append("interlaced: each frame is deinterlaced from its own and neighbouring fields")
     found = Probe(
         path=path,
         container=container.format.name,
@@ -225,9 +227,9 @@ def _probe_container(path: Path, container: Any) -> Probe:
         interlaced=bool(first.interlaced_frame),
     )
     if found.wide_gamut and not found.hdr:
-        notes.append("wide-gamut colours: converted to those of BT.709")
+        notes.append("wide-gamut colours: converted to BT.709")
     if has_alpha(first):
-        notes.append("transparent: shown over black")
+        notes.append("transparent: composited over black")
     return replace(found, notes=(*times.notes, *notes))
 
 
@@ -238,21 +240,21 @@ def _first_frame(container: Any, video: Any) -> Any | None:
             for frame in decoder.decode(packet):
                 return frame
         except av.FFmpegError:
-            continue  # a broken packet; a later one may be sound
+            continue  # a damaged packet; a later one may be intact
     return None
 
 
 def _timeline(container: Any, average: Fraction) -> tuple[Timeline, bool]:
-    """The times of all shown frames, and whether they stand in the order of decoding."""
-    video, heard = picture_stream(container), sound_stream(container)
+    """Return the times of all shown frames, and whether they are in decoding order."""
+    video, audio = picture_stream(container), sound_stream(container)
     assert video is not None
-    # AVI stores the order of decoding only: where frames are reordered, libav guesses their pts.
+    # AVI stores only the decoding order: for reordered frames, libav guesses their pts.
     guessed = container.format.name == "avi" and bool(video.codec_context.has_b_frames)
     pts: list[int | None] = []
     dts: list[int | None] = []
     shown: list[bool] = []
     sound: list[float] = []
-    for packet in packets_of(container, *([video] if heard is None else [video, heard])):
+    for packet in packets_of(container, *([video] if audio is None else [video, audio])):
         if packet.size == 0:
             continue  # the flush packet
         if packet.stream_index != video.index:
@@ -269,11 +271,11 @@ def _timeline(container: Any, average: Fraction) -> tuple[Timeline, bool]:
     return times, guessed or (container.format.name == "avi" and not times.known)
 
 
-def _times_are_of_decoding(path: Path) -> bool:
-    """Whether frames come out of the decoder with times that go back: those of decoding.
+def _has_decoding_timestamps(path: Path) -> bool:
+    """Whether the decoder returns frames with decreasing times, which are decoding times.
 
-    AVI and old Matroska files, and what is copied from them, give each frame the time at which it
-    is decoded. Sorted, the times are right; only which frame has which must be counted.
+    AVI and old Matroska files, and copies of their streams, store the decoding time of each frame.
+    The sorted times are correct; they are assigned to the frames by counting.
     """
     with open_media(path) as container:
         video = picture_stream(container)
@@ -291,10 +293,10 @@ def _times_are_of_decoding(path: Path) -> bool:
     return False
 
 
-def _believed_rate(
+def _plausible_rate(
     times: Timeline, average: Fraction, claimed: Any, notes: list[str]
 ) -> tuple[Fraction, bool, Timeline]:
-    """The footage's rate, whether it varies, and its times, where these can be believed."""
+    """Return the rate, whether it varies, and the times; implausible ones are replaced."""
     rate, variable = rate_of(times.pts, times.time_base, average)
     if times.known and believable(rate) and (len(times.pts) >= 3 or believable(claimed)):
         return rate, variable, times
@@ -302,7 +304,8 @@ def _believed_rate(
         return SLIDE_RATE, True, times
     if times.known and len(times.pts) >= 3 or (claimed and not believable(claimed)):
         notes.append(
-            f"it claims {float(claimed or rate):.3g} frames a second: {ASSUMED_RATE} are assumed"
+            f"implausible rate of {float(claimed or rate):.3g} frames per second: "
+            f"{ASSUMED_RATE} are assumed"
         )
         times = replace(times, time_base=1 / ASSUMED_RATE, known=False, stamps=None,
                         pts=np.arange(len(times.pts), dtype=np.int64))  # fmt: skip
@@ -311,10 +314,10 @@ def _believed_rate(
 
 
 def _orientation(frame: Any) -> tuple[int, int, int, int]:
-    """a, b, c, d of the display matrix, x' = a x + c y, y' = b x + d y, as quarter turns."""
+    """Return a, b, c, d of the display matrix (x' = a x + c y, y' = b x + d y), each -1, 0 or 1."""
     try:
         side = frame.side_data.get("DISPLAYMATRIX")
-    except ValueError:  # other side data that PyAV has no name for, e.g. EXIF in motion JPEG
+    except ValueError:  # side data of a type unknown to PyAV, e.g. EXIF in motion JPEG
         quarters = round(-frame.rotation / 90) % 4
         return ((1, 0, 0, 1), (0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0))[quarters]
     if side is None:
@@ -327,10 +330,10 @@ def _orientation(frame: Any) -> tuple[int, int, int, int]:
 
 def _audio(container: Any, jumps: tuple[float, ...], notes: list[str]) -> Audio | None:
     stream = sound_stream(container)
-    passed = [s for s in container.streams.audio if s.codec_context is None]
-    if passed and (stream is None or passed[0].index < stream.index):
-        what = "a sound track of an unknown codec is left out"
-        notes.append(f"{what}: the next one is kept" if stream is not None else what)
+    skipped = [s for s in container.streams.audio if s.codec_context is None]
+    if skipped and (stream is None or skipped[0].index < stream.index):
+        note = "an audio track with an unknown codec is skipped"
+        notes.append(f"{note}: the next one is used" if stream is not None else note)
     if stream is None:
         return None
     context = stream.codec_context
@@ -343,16 +346,16 @@ def _audio(container: Any, jumps: tuple[float, ...], notes: list[str]) -> Audio 
 def _probe_images(path: Path, files: list[Path]) -> Probe:
     if not files:
         raise NotAVideo(
-            f"{path} holds no images and is not a video",
-            hint="give a video file, or a folder of frames (PNG, JPEG) named in order",
+            f"{path} contains no images and is not a video",
+            hint="give a video file, or a folder of frames (PNG, JPEG) whose names sort in order",
         )
     if path.is_dir() and animation_kind(files[0]):
         raise NotAVideo(
-            f"{path} holds animations, such as {files[0].name}, not the frames of one clip",
-            hint="give the animations themselves",
+            f"{path} contains animations, such as {files[0].name}, not the frames of one clip",
+            hint="give one animation file instead of the folder",
         )
     first, failed = None, None
-    for file in files:  # frames that cannot be read are lost; any other says what the clip is
+    for file in files:  # unreadable frames are lost; the first readable one describes the clip
         try:
             first = inspect_image(file)
             break
@@ -376,7 +379,7 @@ def _probe_animated_webp(path: Path) -> Probe:
     image = inspect_image(path)
     durations = animation_durations(path)
     if len(durations) < 2:
-        raise NotAVideo(f"{path} is cut off", hint="export the animation again")
+        raise NotAVideo(f"{path} is truncated", hint="export the animation again")
     pts = np.cumsum([0, *durations[:-1]], dtype=np.int64)
     rate, variable = _animation_rate(pts, durations)
     return Probe(
@@ -389,7 +392,7 @@ def _probe_animated_webp(path: Path) -> Probe:
 
 
 def _animation_rate(pts: NDArray[np.int64], durations: list[int]) -> tuple[Fraction, bool]:
-    """The rate that whole milliseconds stand for: 41, 42, 42 are 24 frames a second."""
+    """Return the rate behind rounded milliseconds: 41, 42, 42 mean 24 frames per second."""
     measured = Fraction(1000 * (len(pts) - 1), int(pts[-1]))
     if measured < SLOWEST:
         return SLIDE_RATE, True
@@ -402,22 +405,25 @@ def _transparency(files: list[Path]) -> tuple[str, ...]:
     for file in files:
         with suppress(V2VError):
             if has_transparency(file):
-                return ("it has transparent parts: they are composed over black",)
+                return ("transparent: composited over black",)
     return ()
 
 
 def white_of(probe: Probe) -> float:
-    """The value of white in the footage's images, see `float_white`."""
+    """Return the value of white in the footage's images, see `float_white`."""
     return float_white(probe.images) if probe.pixel_format == "F" else 1.0
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The images directly inside `folder`, in the order of their names (2 before 10)."""
+    """Return the images directly inside `folder`, sorted by name (2 before 10)."""
     return visible_files(folder, IMAGE_SUFFIXES)
 
 
 def hash_files(files: list[Path]) -> str:
-    """SHA-256 of the files' names and contents. Raises `NotWritable` (no permission to read)."""
+    """Return the SHA-256 of the files' names and contents.
+
+    Raises `NotWritable` (no permission to read).
+    """
     digest = hashlib.sha256()
     for path in files:
         try:
@@ -425,7 +431,7 @@ def hash_files(files: list[Path]) -> str:
                 content = hashlib.file_digest(file, "sha256").digest()
         except PermissionError as error:
             raise NotWritable(f"no permission to read {path}", hint=None) from error
-        # Names need not be valid text: the bytes of those that are not are kept.
+        # Names may be invalid UTF-8; surrogateescape preserves their bytes.
         digest.update(path.name.encode("utf-8", "surrogateescape") + b"\0" + content)
     return digest.hexdigest()
 
@@ -437,7 +443,9 @@ def _similar(path: Path) -> str | None:
         names = [p.name for p in path.parent.iterdir()]
     except OSError:
         return f"the folder {path.parent} does not exist either"
-    near = get_close_matches(path.name, names, n=1)
+    similar = get_close_matches(path.name, names, n=1)
     return (
-        f"did you mean {path.parent / near[0]}?" if near else f"looked in {path.parent.resolve()}"
+        f"did you mean {path.parent / similar[0]}?"
+        if similar
+        else f"looked in {path.parent.resolve()}"
     )

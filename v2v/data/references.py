@@ -1,11 +1,11 @@
-"""Appearance references: a few real frames of a person, warped to the pose that is wanted.
+"""Appearance references: a few real frames of a person, warped to the target pose.
 
-A reference is cut into the parts of its signal (`v2v.signals._parts`): limbs, torso, head and
-hands of a body, each moved by its own affine transform; a face moves as a whole by the dense
-motion of its control points (arXiv 2003.00196, equation 4, with known weights), its mouth and
-eyes taken from other frames where those fit better. Each part comes from the reference that
-shows it in the most similar pose. The best reference of every part together make candidate 0,
-the second best candidate 1, and so on: what one lacks, since an arm hid it, another has.
+A reference is cut into the parts of its signal (`v2v.signals._parts`). The limbs, torso, head and
+hands of a body are each warped by an affine transform. A face is warped as a whole by the dense
+motion of its control points (arXiv 2003.00196, equation 4, with known weights); its mouth and eyes
+come from other frames if those fit better. Each part comes from the reference that shows it in the
+most similar pose. The best references of all parts form candidate 0, the second best candidate 1,
+and so on: what is hidden in one candidate may be visible in another.
 
 Shapes: R references, P parts, K candidates, H, W pixels of the model's frames.
 """
@@ -35,33 +35,33 @@ from v2v.signals.segmentation import LabelTrack
 from v2v.types import REFERENCE_CHANNELS
 from v2v.warp import dense_motion, twicing
 
-MISSING = 1.0  # body sizes: what a point costs that is seen in one of two poses only
-CROWDED = 0.3  # body sizes: what a part costs beside which others lie all along
-KEEP = 0.75  # a reference in use counts as nearer by this factor: choices do not flicker
+MISSING = 1.0  # body sizes: cost of a point that is seen in only one of two poses
+CROWDED = 0.3  # body sizes: cost of a part that has other parts beside it along all its bones
+KEEP = 0.75  # the distance of a reference in use is scaled by this, so that choices do not flicker
 FADE = 4  # frames over which one reference fades into the next
-FAR = 0.5  # body sizes: a distance shown as 1 - 1/e
-BACKGROUND_WEIGHT = 0.01  # of `dense_motion`: hair, neck and shoulders go with the head
-NARROWEST_POINT = 2.0  # pixels of its field that the narrowest handle is wide
-VISIBLE = 1 / 64  # of alpha: below it a colour is rounding
-SHARPEST = 0.6  # share of the frames, the sharpest, that references are chosen from
-COUNTS = {"pose": 16, "face": 32}  # references that are kept of a clip
+FAR = 0.5  # body sizes: a distance encoded as 1 - 1/e
+BACKGROUND_WEIGHT = 0.01  # of `dense_motion`; low, so that hair, neck and shoulders follow the head
+NARROWEST_POINT = 2.0  # radius of the narrowest control point, in pixels of the coarse motion field
+VISIBLE = 1 / 64  # of alpha; colours below it are rounding errors
+SHARPEST = 0.6  # fraction of the frames, the sharpest, that references are chosen from
+COUNTS = {"pose": 16, "face": 32}  # references per clip
 TRACKS = {"pose": PoseTrack, "face": FaceTrack}
-LOOKED_AT = 512  # frames, evenly spread, that references are chosen from
+LOOKED_AT = 512  # evenly spaced frames that references are chosen from
 
 
-# Of one frame: `Choice.used`, `before` and `fading`, and how far [P, R], 0 to 1.
-_Shown = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]
+# For one frame: `Choice.used`, `before` and `fading`, and the encoded distances [P, R] in [0, 1].
+_FrameChoice = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Which references the parts of T frames are from.
+    """The references chosen for the parts of T frames.
 
     Attributes:
         used: [T, P, K] the reference of each part of each candidate; -1: none.
-        before: [T, P, K] the one that fades out; -1: none.
-        fading: [T, P, K] float32, its share, below 1.
-        distances: float32 [T, P, R] how far each part is from that in each reference.
+        before: [T, P, K] the reference that fades out; -1: none.
+        fading: float32 [T, P, K] blending weight of `before`, below 1.
+        distances: float32 [T, P, R] distance of each part's pose from that in each reference.
     """
 
     used: NDArray[np.int64]
@@ -70,7 +70,7 @@ class Choice:
     distances: NDArray[np.float32]
 
     def only(self, kept: NDArray[np.bool_]) -> Choice:
-        """Candidates [K] that are not kept show nothing."""
+        """Empty the candidates [K] that are not kept."""
         used, before = (np.where(kept, which, -1) for which in (self.used, self.before))
         return replace(self, used=used, before=before)
 
@@ -82,9 +82,9 @@ class References:
     Attributes:
         pictures: uint8 [R, H, W, 3].
         masks: uint8 [R, H, W], 255 on the person.
-        track: their signal, R frames of it.
-        frames: [R] which frames of the clip they are; -1 for pictures added by hand.
-        whole: whether a candidate shows the background of its reference too, where no plate is.
+        track: their signal, R frames.
+        frames: [R] their frame numbers in the clip; -1 for pictures added by hand.
+        whole: whether candidates include the background; true without a background plate.
     """
 
     pictures: NDArray[np.uint8]
@@ -92,8 +92,8 @@ class References:
     track: Track
     frames: NDArray[np.int64]
     whole: bool = False
-    # What is made of a reference once: by what it is, and the number of the reference.
-    _made: dict[tuple[str, int], Any] = field(default_factory=dict, repr=False, compare=False)
+    # Cache of data derived from a reference, by kind and index of the reference.
+    _cache: dict[tuple[str, int], Any] = field(default_factory=dict, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -118,11 +118,11 @@ class References:
 
         return replace(
             self, pictures=resize(self.pictures), masks=resize(self.masks),
-            track=self.track.scaled(size[1], size[0]), _made={},
+            track=self.track.scaled(size[1], size[0]), _cache={},
         )  # fmt: skip
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """What makes up references beside their pictures: the track's arrays, and `frames`."""
+        """All data besides the pictures: the track's arrays and `frames`."""
         layout = load_signal(_signal_of(self.track)).layout  # type: ignore[attr-defined]
         return {name: getattr(self.track, name) for name in layout} | {"frames": self.frames}
 
@@ -133,73 +133,73 @@ class References:
         return _poses(self.track)
 
     def distances(self, track: Track) -> NDArray[np.float32]:
-        """[T, P, R] how far each part's pose is from that in each reference, in body sizes.
+        """[T, P, R] distance of each part's pose from that in each reference, in body sizes.
 
-        Poses are compared with the middle of the part's points at the same place. A part that a
-        reference shows only a share of, since it is covered or outside the picture, is farther.
+        Poses are compared after centring the part's points. The hidden fraction of a part in a
+        reference (occluded or outside the picture) adds to the distance.
         """
         found = [
-            np.stack([_apart(now, known) for now in wanted])
-            for wanted, known in zip(_poses(track), self._poses, strict=True)
+            np.stack([_pose_distance(now, reference_poses) for now in poses])
+            for poses, reference_poses in zip(_poses(track), self._poses, strict=True)
         ]
-        away = np.stack(found, axis=1)[:, self._leader]
-        away += np.float32(MISSING) * self._hidden
-        return away
+        distances = np.stack(found, axis=1)[:, self._compared_part]
+        distances += np.float32(MISSING) * self._hidden
+        return distances
 
     @cached_property
-    def _leader(self) -> NDArray[np.intp]:
-        """[P] which part is compared in its place: of a group the one that lies over the others."""
+    def _compared_part(self) -> NDArray[np.intp]:
+        """[P] the part whose pose is compared instead: the frontmost part of a group."""
         last = {part.group: p for p, part in enumerate(self.parts)}
         return np.array([last[q.group] if q.group else p for p, q in enumerate(self.parts)])
 
     @cached_property
     def _hidden(self) -> NDArray[np.float32]:
-        """[P, R] share of the places along a part's bones at which the part is not seen.
+        """[P, R] fraction of the points along a part's bones at which the part is not visible.
 
-        A reference that hides one part of a group hides as much of all of it.
+        All parts of a group get the value of the most hidden one.
         """
         hidden = np.zeros((len(self.parts), len(self)), np.float32)
         for r in range(len(self)):
             for p, part in enumerate(self.parts):
                 if part.motion == "dense":
                     continue
-                patch, left, top = self._cut_out(p, r)
-                places = self._along_bones(p, r)
-                x, y = (places - (left, top)).astype(int).T
+                patch, left, top = self._part_patch(p, r)
+                points = self._along_bones(p, r)
+                x, y = (points - (left, top)).astype(int).T
                 inside = (x >= 0) & (y >= 0) & (x < patch.shape[1]) & (y < patch.shape[0])
-                seen = patch[y[inside], x[inside], 3] > 0.5
-                hidden[p, r] = 1 - seen.sum() / max(len(places), 1)
-        return np.stack([hidden[self._leader == p].max(axis=0) for p in self._leader])
+                visible = patch[y[inside], x[inside], 3] > 0.5
+                hidden[p, r] = 1 - visible.sum() / max(len(points), 1)
+        return np.stack([hidden[self._compared_part == p].max(axis=0) for p in self._compared_part])
 
     @cached_property
     def crowded(self) -> NDArray[np.float32]:
-        """[P, R] share of those places beside which something lies that is no neighbour.
+        """[P, R] fraction of the points along a part's bones with an unconnected part beside them.
 
-        What is cut out there carries some of it along: cloth behind a hand, a hand before a face.
+        A cut-out there contains pixels of the other part: cloth behind a hand, a hand over a face.
         """
         crowded = np.zeros((len(self.parts), len(self)), np.float32)
-        joined = [{*part.fit, *part.base, *np.ravel(part.bones)} for part in self.parts]
+        connected = [{*part.fit, *part.base, *np.ravel(part.bones)} for part in self.parts]
         for r in range(len(self)):
-            places = [self._along_bones(p, r) for p in range(len(self.parts))]
+            points = [self._along_bones(p, r) for p in range(len(self.parts))]
             for p, part in enumerate(self.parts):
-                beside = np.zeros(len(places[p]), np.bool_)
+                beside = np.zeros(len(points[p]), np.bool_)
                 for q, other in enumerate(self.parts):
-                    if joined[p] & joined[q] or part.motion == "dense" or not len(places[q]):
+                    if connected[p] & connected[q] or part.motion == "dense" or not len(points[q]):
                         continue
-                    gaps = np.linalg.norm(places[p][:, None] - places[q], axis=-1)
+                    gaps = np.linalg.norm(points[p][:, None] - points[q], axis=-1)
                     room = (part.radius + other.radius) * float(self._sizes[r])
                     beside |= (gaps < room).any(axis=1)
                 crowded[p, r] = beside.sum() / max(len(beside), 1)
-        return crowded[self._leader]
+        return crowded[self._compared_part]
 
     def _along_bones(self, part: int, reference: int) -> NDArray[np.float32]:
-        """[n, 2] places along the bones of a part that are known."""
+        """[n, 2] points along the bones of a part whose ends are known."""
         bones = np.array(self.parts[part].bones, np.intp).reshape(-1, 2)
         ends = self._points[reference][bones]
         ends = ends[np.isfinite(ends).all(axis=(1, 2))]
         steps = np.linspace(0.1, 0.9, 5, dtype=np.float32)[:, None]
-        places: NDArray[np.float32] = ends[:, :1] + steps * (ends[:, 1:] - ends[:, :1])
-        return places.reshape(-1, 2)
+        points: NDArray[np.float32] = ends[:, :1] + steps * (ends[:, 1:] - ends[:, :1])
+        return points.reshape(-1, 2)
 
     # ------------------------------------------------------------ warping
 
@@ -214,10 +214,10 @@ class References:
         """Each frame's candidates, float32 [K, 5, H, W]: RGB in [0, 255], valid, distance [0, 1].
 
         Args:
-            track: T frames of the signal, whose size is that of the candidates.
-            choice: of a `Chooser`, for the same frames.
-            scale, shift: across and down, from pixels of the references to those of `track`: where
-                a training window zooms in.
+            track: T frames of the signal, at the size of the candidates.
+            choice: result of a `Chooser` for the same frames.
+            scale, shift: (x, y) transform from pixels of the references to pixels of `track`, for
+                training windows that zoom in.
         """
         shape = (track.height, track.width)
         points, sizes = track.part_points(), track.body_size()
@@ -226,55 +226,57 @@ class References:
         far = 1 - np.exp(-choice.distances / FAR)
         for t in range(len(track)):
             found = np.zeros((choice.used.shape[2], REFERENCE_CHANNELS, *shape), np.float32)
-            shown = (choice.used[t], choice.before[t], choice.fading[t], far[t])
+            choice_t = (choice.used[t], choice.before[t], choice.fading[t], far[t])
             if self.whole and not dense:
                 for canvas, used in zip(found, choice.used[t].T, strict=True):
-                    self._backdrop(canvas, used, scale, shift)
+                    self._fill_background(canvas, used, scale, shift)
             if control_points is not None:
-                pieces = self._pieces(points[t], float(sizes[t]), shape)
-                self._move_densely(found, pieces, shown, control_points[t : t + 1], scale, shift)
+                pieces = self._part_masks(points[t], float(sizes[t]), shape)
+                self._composite_dense(
+                    found, pieces, choice_t, control_points[t : t + 1], scale, shift
+                )
             else:
-                self._move_parts(found, shown, points[t], float(sizes[t]), sum(scale) / 2)
+                self._composite_parts(found, choice_t, points[t], float(sizes[t]), sum(scale) / 2)
             found[:, :3] *= 1 / np.maximum(found[:, 3:4], VISIBLE)
             yield found
 
     # ------------------------------------------------------------ the background
 
-    def _backdrop(
+    def _fill_background(
         self, canvas: NDArray[np.float32], chosen: NDArray[np.int64],
         scale: tuple[float, float], shift: tuple[float, float],
     ) -> None:  # fmt: skip
-        """The background of the reference that most parts are from, as it is."""
+        """Fill a canvas with the background of the reference that most parts come from."""
         used = chosen[chosen >= 0]
         if not len(used):
             return
         height, width = canvas.shape[1:]
         matrix = np.array([[scale[0], 0, shift[0]], [0, scale[1], shift[1]]])
         shown = cv2.warpAffine(
-            self._emptied(int(np.bincount(used).argmax())), _centred(matrix), (width, height),
+            self._inpainted(int(np.bincount(used).argmax())), _centred(matrix), (width, height),
             flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE,
         )  # fmt: skip
         canvas[:3] = shown.transpose(2, 0, 1)
         canvas[3:] = 1
 
-    def _emptied(self, reference: int) -> NDArray[np.uint8]:
-        """A reference without its person: a smooth guess in their place."""
+    def _inpainted(self, reference: int) -> NDArray[np.uint8]:
+        """A reference with the person inpainted."""
         key = ("emptied", reference)
-        if key not in self._made:
+        if key not in self._cache:
             hole = cv2.dilate((self.masks[reference] > 32).astype(np.uint8), np.ones((5, 5)))
             picture = self.pictures[reference]
-            self._made[key] = cv2.inpaint(picture, hole, 3, cv2.INPAINT_TELEA)
-        emptied: NDArray[np.uint8] = self._made[key]
+            self._cache[key] = cv2.inpaint(picture, hole, 3, cv2.INPAINT_TELEA)
+        emptied: NDArray[np.uint8] = self._cache[key]
         return emptied
 
     # ------------------------------------------------------------ faces
 
-    def _pieces(
+    def _part_masks(
         self, points: NDArray[np.float32], size: float, shape: tuple[int, int]
     ) -> list[tuple[slice, slice, NDArray[np.float32] | None]]:
-        """For each part the rows and columns where it is seen, and [h, w] how far it is there.
+        """For each part its rows and columns, and its mask [h, w] within them.
 
-        The first is everywhere.
+        The first part covers the whole picture.
         """
         found: list[tuple[slice, slice, NDArray[np.float32] | None]] = [
             (slice(0, shape[0]), slice(0, shape[1]), None)
@@ -296,61 +298,64 @@ class References:
             found.append((rows, columns, mask))
         return found
 
-    def _move_densely(
+    def _composite_dense(
         self, found: NDArray[np.float32],
-        pieces: list[tuple[slice, slice, NDArray[np.float32] | None]], shown: _Shown,
+        part_masks: list[tuple[slice, slice, NDArray[np.float32] | None]], choice: _FrameChoice,
         control_points: torch.Tensor, scale: tuple[float, float], shift: tuple[float, float],
     ) -> None:  # fmt: skip
-        """Composite faces, warped by their control points, over the canvas."""
-        used, before, fading, far = shown
-        were = self._control_points_before(np.unique([used, before]), control_points, scale, shift)
-        for p, (rows, columns, mask) in enumerate(pieces):
+        """Composite faces, warped by their control points, onto the canvases."""
+        used, before, fading, far = choice
+        points_before = self._reference_control_points(
+            np.unique([used, before]), control_points, scale, shift
+        )
+        for p, (rows, columns, mask) in enumerate(part_masks):
             if p and mask is None:
                 continue
 
             def warped(reference: int) -> NDArray[np.float32]:
-                known = were[reference]
-                return self._dense(reference, control_points, known, scale, shift, rows, columns)  # noqa: B023
+                known = points_before[reference]
+                return self._remap(reference, control_points, known, scale, shift, rows, columns)  # noqa: B023
 
-            for canvas, r, old, share in zip(found, used[p], before[p], fading[p], strict=True):
+            for canvas, r, old, weight in zip(found, used[p], before[p], fading[p], strict=True):
                 if r < 0:
                     continue
                 layer, away = warped(int(r)), float(far[p, r])
-                if old >= 0 and share > 0:
-                    layer = layer + share * (warped(int(old)) - layer)
-                    away += float(share * (far[p, old] - far[p, r]))
+                if old >= 0 and weight > 0:
+                    layer = layer + weight * (warped(int(old)) - layer)
+                    away += float(weight * (far[p, old] - far[p, r]))
                 if mask is not None:
                     layer = layer * mask[..., None]
-                _lay_over(canvas, layer, columns.start, rows.start, away)
+                _composite(canvas, layer, columns.start, rows.start, away)
 
     @cached_property
     def _control_points(self) -> torch.Tensor:
         return self.track.control_point_tensor()
 
-    def _control_points_before(
-        self, wanted: NDArray[np.int64], control_points: torch.Tensor, scale: tuple[float, float],
+    def _reference_control_points(
+        self, chosen: NDArray[np.int64], control_points: torch.Tensor, scale: tuple[float, float],
         shift: tuple[float, float],
     ) -> dict[int, torch.Tensor]:  # fmt: skip
-        """[1, K, 3] where the handles were in each of the references, -1 left out."""
-        numbers = wanted[wanted >= 0].tolist()
+        """[1, K, 3] control points in each of the references; -1 is skipped."""
+        numbers = chosen[chosen >= 0].tolist()
         before = self._control_points[numbers].clone()
         before[..., :2] = before[..., :2] * torch.tensor(scale) + torch.tensor(shift)
-        drawn = twicing(control_points, before, background_weight=BACKGROUND_WEIGHT)
-        return {number: drawn[i : i + 1] for i, number in enumerate(numbers)}
+        moved = twicing(control_points, before, background_weight=BACKGROUND_WEIGHT)
+        return {number: moved[i : i + 1] for i, number in enumerate(numbers)}
 
-    def _dense(
+    def _remap(
         self, reference: int, control_points: torch.Tensor, before: torch.Tensor,
         scale: tuple[float, float], shift: tuple[float, float], rows: slice, columns: slice,
     ) -> NDArray[Any]:  # fmt: skip
-        """[h, w, 4] a box of a reference moved by its control points, colours times alpha.
+        """[h, w, 4] a box of a reference warped by its control points, premultiplied by alpha.
 
         Args:
-            handles, before: [1, K, 3] where they are and were, in pixels of the picture.
+            control_points, before: [1, K, 3] in the frame and in the reference, in pixels of the
+                frame.
         """
         corner = torch.tensor((columns.start, rows.start, 0.0))
         zoom, offset = np.asarray(scale, np.float32), np.asarray(shift, np.float32)
-        # The field is smooth: at a size at which the narrowest handle is a few pixels wide it is
-        # the same, in a fraction of the time.
+        # The motion field is smooth: a coarse grid, on which the narrowest control point is still
+        # a few pixels wide, gives the same field in a fraction of the time.
         size = (rows.stop - rows.start, columns.stop - columns.start)
         shrink = _coarseness(control_points)
         small = (-(-size[0] // shrink), -(-size[1] // shrink))
@@ -372,55 +377,59 @@ class References:
             self._premultiplied(reference), across, down, cv2.INTER_CUBIC,
             borderMode=cv2.BORDER_REPLICATE,
         )  # fmt: skip
-        # Bicubic interpolation, which blurs less, overshoots.
+        # Clamp the overshoot of bicubic interpolation.
         np.minimum(moved[..., :3], moved[..., 3:], out=moved[..., :3])
         layer = moved.astype(np.float32)
         layer[..., 3] *= np.float32(1 / 255)
         return layer
 
     def _premultiplied(self, reference: int) -> NDArray[np.uint8]:
-        """[H, W, 4] RGB times alpha, and alpha; alpha is 255 where the whole frame counts."""
+        """[H, W, 4] premultiplied RGB and alpha; alpha is 255 everywhere if `whole`."""
         key = ("premultiplied", reference)
-        if key not in self._made:
+        if key not in self._cache:
             alpha = self.masks[reference][..., None]
             alpha = np.full_like(alpha, 255) if self.whole else alpha
             shown = np.rint(self.pictures[reference] * (alpha / np.float32(255)))
-            self._made[key] = np.concatenate([shown.astype(np.uint8), alpha], axis=-1)
-        found: NDArray[np.uint8] = self._made[key]
+            self._cache[key] = np.concatenate([shown.astype(np.uint8), alpha], axis=-1)
+        found: NDArray[np.uint8] = self._cache[key]
         return found
 
     # ------------------------------------------------------------ bodies
 
-    def _move_parts(
-        self, found: NDArray[np.float32], shown: _Shown, points: NDArray[np.float32],
+    def _composite_parts(
+        self, found: NDArray[np.float32], choice: _FrameChoice, points: NDArray[np.float32],
         body: float, scale: float,
     ) -> None:  # fmt: skip
-        """Composite parts, warped to their points, over the canvas, from back to front."""
-        used, before, fading, far = shown
-        # What fades out comes first: the layer of its successor is blended with it.
+        """Composite parts, warped to their points, onto the canvases from back to front."""
+        used, before, fading, far = choice
+        # The reference that fades out comes first; its successor's layer is blended with it.
         both = np.stack([np.where(fading > 0, before, -1), used], axis=-1)
         parts, slots, order = np.nonzero((both >= 0) & (used >= 0)[..., None])
         references = both[parts, slots, order]
-        matrices, good = self._rig.transforms(
+        matrices, valid = self._rig.transforms(
             parts, self._points[references], points, scale=scale,
             growth=body / self._sizes[references],
         )  # fmt: skip
         size = (found.shape[2], found.shape[3])
-        leaving: dict[int, _Layer] = {}
-        for p, k, new, r, matrix, fits in zip(
-            parts.tolist(), slots.tolist(), order.tolist(), references.tolist(), matrices, good,
+        outgoing: dict[int, _Layer] = {}
+        for p, k, new, r, matrix, fitted in zip(
+            parts.tolist(), slots.tolist(), order.tolist(), references.tolist(), matrices, valid,
             strict=True,
         ):  # fmt: skip
-            layer = _moved(self._cut_out(p, r), matrix, size, float(far[p, r])) if fits else None
+            layer = (
+                _warp_patch(self._part_patch(p, r), matrix, size, float(far[p, r]))
+                if fitted
+                else None
+            )
             if not new:
                 if layer is not None:
-                    leaving[k] = layer
+                    outgoing[k] = layer
                 continue
-            old = leaving.pop(k, None)
+            old = outgoing.pop(k, None)
             if old is not None:
-                layer = _faded(old, layer, float(fading[p, k]))
+                layer = _cross_fade(old, layer, float(fading[p, k]))
             if layer is not None:
-                _lay_over(found[k], *layer)
+                _composite(found[k], *layer)
 
     @cached_property
     def _rig(self) -> Rig:
@@ -434,41 +443,41 @@ class References:
     def _sizes(self) -> NDArray[np.float32]:
         return self.track.body_size()
 
-    def _cut_out(self, part: int, reference: int) -> _Patch:
+    def _part_patch(self, part: int, reference: int) -> _Patch:
         key = ("parts", reference)
-        if key not in self._made:
+        if key not in self._cache:
             size = float(self._sizes[reference])
             own = regions(self.parts, self._points[reference], size, self.size)
             alphas = own * (self.masks[reference].astype(np.float32) / 255)
             picture = self.pictures[reference].astype(np.float32)
-            self._made[key] = [_patch(picture, alpha) for alpha in alphas]
-        found: _Patch = self._made[key][part]
+            self._cache[key] = [_patch(picture, alpha) for alpha in alphas]
+        found: _Patch = self._cache[key][part]
         return found
 
 
-# A part [h, w, 4] of a reference, colours times alpha; its left and top.
+# A part [h, w, 4] of a reference, premultiplied; its left and top.
 _Patch = tuple[NDArray[np.float32], int, int]
 
 
 def _patch(picture: NDArray[np.float32], alpha: NDArray[np.float32]) -> _Patch:
-    """What `alpha` [H, W] shows of a picture, with a rim of nothing: its edge fades out."""
+    """A picture cut out by `alpha` [H, W], with a transparent border for a soft edge."""
     rows, columns = np.flatnonzero(alpha.any(axis=1)), np.flatnonzero(alpha.any(axis=0))
     if not len(rows):
         return np.empty((0, 0, 4), np.float32), 0, 0
     box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    shown = alpha[box][..., None]
-    patch = np.concatenate([picture[box] * shown, shown], axis=-1)
+    opacity = alpha[box][..., None]
+    patch = np.concatenate([picture[box] * opacity, opacity], axis=-1)
     return np.pad(patch, ((1, 1), (1, 1), (0, 0))), int(columns[0]) - 1, int(rows[0]) - 1
 
 
-# A layer [h, w, 4], colours times alpha; its left, its top, its distance.
+# A layer [h, w, 4], premultiplied; its left, top and distance.
 _Layer = tuple[NDArray[np.float32], int, int, float]
 
 
-def _moved(
+def _warp_patch(
     cut: _Patch, matrix: NDArray[np.float64], size: tuple[int, int], far: float
 ) -> _Layer | None:
-    """A part where it lies in a picture of `size` (H, W); None: outside."""
+    """A part warped into a picture of `size` (H, W); None if it is outside."""
     patch, left, top = cut
     if not patch.size:
         return None
@@ -487,60 +496,60 @@ def _moved(
     return layer, x0, y0, far
 
 
-def _faded(old: _Layer, new: _Layer | None, share: float) -> _Layer:
-    """`share` of one layer and the rest of another, over the box of both."""
+def _cross_fade(old: _Layer, new: _Layer | None, share: float) -> _Layer:
+    """Blend of two layers over the union of their boxes; `share` is the weight of `old`."""
     weighted = [(old, share)] if new is None else [(old, share), (new, 1 - share)]
     left = min(x for (_, x, _, _), _ in weighted)
     top = min(y for (_, _, y, _), _ in weighted)
     right = max(x + layer.shape[1] for (layer, x, _, _), _ in weighted)
     bottom = max(y + layer.shape[0] for (layer, _, y, _), _ in weighted)
-    both = np.zeros((bottom - top, right - left, 4), np.float32)
+    blended = np.zeros((bottom - top, right - left, 4), np.float32)
     for (layer, x, y, _), weight in weighted:
-        both[y - top : y - top + layer.shape[0], x - left : x - left + layer.shape[1]] += (
+        blended[y - top : y - top + layer.shape[0], x - left : x - left + layer.shape[1]] += (
             np.float32(weight) * layer
         )
-    far = sum(weight * away for (_, _, _, away), weight in weighted)
-    return both, left, top, far / sum(weight for _, weight in weighted)
+    distance = sum(weight * layer_distance for (_, _, _, layer_distance), weight in weighted)
+    return blended, left, top, distance / sum(weight for _, weight in weighted)
 
 
 def _range(
     a: float, b: float, shift: float, box: tuple[int, int, int, int], length: int
 ) -> tuple[int, int]:
-    """First pixel and end of where `a x + b y + shift` is over a box, within a side."""
+    """First pixel and end of the range of `a x + b y + shift` over a box, clipped to a side."""
     left, right, top, bottom = box
     low = min(a * left, a * right) + min(b * top, b * bottom) + shift
     high = max(a * left, a * right) + max(b * top, b * bottom) + shift
     return max(int(low) - 1, 0), min(int(high) + 2, length)
 
 
-def _lay_over(
+def _composite(
     canvas: NDArray[np.float32], layer: NDArray[np.float32], x: int, y: int, far: float
 ) -> None:
-    """Put a layer [h, w, 4], colours times alpha, over a canvas [5, H, W] at (x, y)."""
-    place = canvas[:, y : y + layer.shape[0], x : x + layer.shape[1]]
+    """Composite a premultiplied layer [h, w, 4] onto a canvas [5, H, W] at (x, y)."""
+    target_box = canvas[:, y : y + layer.shape[0], x : x + layer.shape[1]]
     planes = cv2.split(layer)
-    place *= 1 - planes[3]
-    for target, plane in zip(place, planes, strict=False):
-        target += plane
-    place[4] += far * planes[3]
+    target_box *= 1 - planes[3]
+    for channel, plane in zip(target_box, planes, strict=False):
+        channel += plane
+    target_box[4] += far * planes[3]
 
 
 def _coarseness(control_points: torch.Tensor) -> int:
-    """By which factor the field of handles [1, K, 3] may be coarser than the picture: 1 to 4."""
+    """Downscale factor of the motion field of control points [1, K, 3]: 1 to 4."""
     radii = control_points[..., 2]
     narrowest = float(radii[radii > 0].min()) if bool((radii > 0).any()) else 0.0
     return min(max(int(narrowest / NARROWEST_POINT), 1), 4)
 
 
 def _centred(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    """An affine map of continuous coordinates as OpenCV's: pixel centres are whole numbers."""
+    """Convert an affine map to OpenCV's coordinates, where pixel centres are integers."""
     moved = matrix.copy()
     moved[:, 2] += matrix[:, :2] @ (0.5, 0.5) - 0.5
     return moved
 
 
 def _poses(track: Track) -> list[NDArray[np.float32]]:
-    """For each part [T, n, 2] its points and those it is compared by, centred, in body sizes."""
+    """For each part [T, n, 2] its `fit` and `compare` points, centred, in body sizes."""
     points, size = track.part_points(), track.body_size()
     found = []
     for part in track.parts:
@@ -553,22 +562,23 @@ def _poses(track: Track) -> list[NDArray[np.float32]]:
     return found
 
 
-def _apart(now: NDArray[np.float32], known: NDArray[np.float32]) -> NDArray[np.float32]:
+def _pose_distance(
+    now: NDArray[np.float32], references: NDArray[np.float32]
+) -> NDArray[np.float32]:
     """[R] mean distance of points [n, 2] from those of R references [R, n, 2]."""
-    shown = np.isfinite(now[:, 0])
-    if not shown.any():
-        return np.full(len(known), np.float32(MISSING))
-    away = np.linalg.norm(known[:, shown] - now[shown], axis=-1)
-    mean: NDArray[np.float32] = np.nan_to_num(away, nan=MISSING).mean(axis=1)
+    visible = np.isfinite(now[:, 0])
+    if not visible.any():
+        return np.full(len(references), np.float32(MISSING))
+    distances = np.linalg.norm(references[:, visible] - now[visible], axis=-1)
+    mean: NDArray[np.float32] = np.nan_to_num(distances, nan=MISSING).mean(axis=1)
     return mean
 
 
 class Chooser:
-    """Which reference each part of each candidate is from, frame after frame.
+    """Chooses the reference of each part of each candidate, frame by frame.
 
-    A reference that is in use stays until another is clearly nearer, keeps its candidate, and
-    fades into its successor: choices neither flicker nor pop. The choice for a frame follows from
-    the frames before it.
+    A reference in use stays until another is clearly nearer, keeps its candidate and fades into
+    its successor, so that choices neither flicker nor pop. Choices depend on the previous frames.
     """
 
     def __init__(self, references: References, count: int, *, banned: Any = ()) -> None:
@@ -580,13 +590,13 @@ class Chooser:
         self.age = np.zeros(shape, np.int64)  # frames since it changed
 
     def __call__(self, track: Track) -> Choice:
-        """The choice for T frames, that follow those of the call before."""
+        """The choice for T frames, which must follow those of the previous call."""
         distances = self.references.distances(track)
         used = np.empty((len(track), *self.last.shape), np.int64)
         before, fading = used.copy(), np.empty(used.shape, np.float32)
         costs = distances + np.float32(CROWDED) * self.references.crowded
-        for t, away in enumerate(costs):
-            now = np.stack([self._next(*row) for row in zip(self.last, away, strict=True)])
+        for t, cost in enumerate(costs):
+            now = np.stack([self._next(*row) for row in zip(self.last, cost, strict=True)])
             changed = now != self.last
             self.before = np.where(changed, self.last, self.before)
             self.age = np.where(changed, 1, self.age + 1)
@@ -595,17 +605,17 @@ class Chooser:
             fading[t] = np.where(self.before >= 0, np.maximum(1 - self.age / FADE, 0), 0)
         return Choice(used, before, fading, distances)
 
-    def _next(self, last: NDArray[np.int64], away: NDArray[np.float32]) -> NDArray[np.int64]:
-        favoured = away.copy()
+    def _next(self, last: NDArray[np.int64], cost: NDArray[np.float32]) -> NDArray[np.int64]:
+        favoured = cost.copy()
         favoured[last[last >= 0]] *= KEEP
         best = self.usable[np.argsort(favoured[self.usable], kind="stable")[: self.count]].tolist()
-        found = [r if r in best else -1 for r in last.tolist()]
-        fresh = [r for r in best if r not in found]
-        return np.array([r if r >= 0 or not fresh else fresh.pop(0) for r in found])
+        kept = [r if r in best else -1 for r in last.tolist()]
+        new = [r for r in best if r not in kept]
+        return np.array([r if r >= 0 or not new else new.pop(0) for r in kept])
 
 
 def join(tracks: Sequence[Track]) -> Track:
-    """Single frames of one signal, one after another."""
+    """Concatenate single-frame tracks of one signal."""
     first = tracks[0]
     timed = {
         name: np.concatenate([getattr(track, name) for track in tracks])
@@ -616,14 +626,14 @@ def join(tracks: Sequence[Track]) -> Track:
 
 
 def as_condition(warped: NDArray[np.float32]) -> torch.Tensor:
-    """[K, 5, H, W] of `References.candidates` as that of `Condition`, its RGB in [-1, 1]."""
+    """Convert [K, 5, H, W] of `References.candidates` for a `Condition`: RGB in [-1, 1]."""
     found = torch.from_numpy(warped)
     found[:, :3].mul_(1 / 127.5).sub_(1).mul_(found[:, 3:4] > VISIBLE)
     return found
 
 
 def reference_signal(signals: Sequence[str]) -> str | None:
-    """The first of a model's signals that a picture can be cut into parts by."""
+    """The first of a model's signals that defines parts."""
     return next((name for name in signals if name in COUNTS), None)
 
 
@@ -631,24 +641,26 @@ def reference_signal(signals: Sequence[str]) -> str | None:
 
 
 def farthest_points(poses: Sequence[NDArray[np.float32]], count: int, first: int = 0) -> list[int]:
-    """Indices of `count` frames that together cover all poses: each next is farthest from all.
+    """Indices of `count` frames that cover the poses (farthest point sampling).
 
     Args:
-        poses: for each part [T, n, 2], of `_poses`.
+        poses: for each part [T, n, 2], from `_poses`.
+        count: number of indices; fewer if T is smaller.
+        first: the index to start from.
     """
     found = [first]
     least = np.full(len(poses[0]), np.inf, np.float32)
     while len(found) < min(count, len(least)):
         newest = found[-1]
-        away = np.mean([_apart(part[newest], part) for part in poses], axis=0)
-        least = np.minimum(least, away)
+        distance = np.mean([_pose_distance(part[newest], part) for part in poses], axis=0)
+        least = np.minimum(least, distance)
         least[found] = -1
         found.append(int(least.argmax()))
     return found
 
 
 def sharpness(picture: NDArray[np.uint8], mask: NDArray[np.uint8]) -> float:
-    """Mean absolute Laplacian on the person: low where a frame is blurred by motion."""
+    """Mean absolute Laplacian on the person: low in frames with motion blur."""
     grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
     edges = np.abs(cv2.Laplacian(grey, cv2.CV_32F))
     inner = cv2.erode(mask, np.ones((3, 3))) > 127
@@ -665,41 +677,41 @@ def gather(
     count: int,
     whole: bool,
 ) -> References | None:
-    """References out of frames `start` to `stop` (excluded), as rendering sees them.
+    """Choose references from frames `start` to `stop` (excluded) and place them.
 
-    The sharpest frames in which the whole signal was detected are looked at first, and of those
-    the ones that together cover the poses are taken. Memory does not grow with the clip.
+    Sharp frames with complete detections are preferred; among them, frames that cover the poses
+    are chosen. Memory does not grow with the clip.
 
     Args:
-        whole: whether a candidate shows the background of its reference, where no plate is.
+        whole: whether candidates include the background; true without a background plate.
 
     Returns:
-        None where the signal has no parts, or no frame shows it.
+        None if the signal has no parts or no frame shows it.
     """
-    looked_at = np.unique(np.linspace(start, stop - 1, LOOKED_AT).astype(int))
-    rows = [placement.track(store.track(signal, int(t), int(t) + 1)) for t in looked_at]
+    sampled = np.unique(np.linspace(start, stop - 1, LOOKED_AT).astype(int))
+    rows = [placement.track(store.track(signal, int(t), int(t) + 1)) for t in sampled]
     track = join(rows)
     if not track.parts:
         return None
     points, size = track.part_points(), track.body_size()
-    shown = np.isfinite(points).all(axis=-1).mean(axis=1) * np.isfinite(size)
+    completeness = np.isfinite(points).all(axis=-1).mean(axis=1) * np.isfinite(size)
     masked = "segmentation" in store.signals and "person" in _classes(store)
-    usable = np.flatnonzero(shown > 0)
+    usable = np.flatnonzero(completeness > 0)
     if not len(usable):
         return None
-    # All else equal a frame that shows every point and is not blurred.
-    sharp = np.array([_sharpness(store, int(looked_at[i]), placement, masked) for i in usable])
-    good = (sharp >= np.quantile(sharp, 1 - SHARPEST)) & (
-        shown[usable] >= np.quantile(shown[usable], 0.3)
+    # Prefer frames that are sharp and show every point.
+    sharp = np.array([_sharpness(store, int(sampled[i]), placement, masked) for i in usable])
+    preferred = (sharp >= np.quantile(sharp, 1 - SHARPEST)) & (
+        completeness[usable] >= np.quantile(completeness[usable], 0.3)
     )
-    kept = usable[good] if good.sum() >= count else usable
-    best = int(np.argmax(shown[kept]))
-    chosen = farthest_points(_poses(join([rows[i] for i in kept])), count, best)
-    frames = np.sort(looked_at[kept[chosen]])
+    pool = usable[preferred] if preferred.sum() >= count else usable
+    best = int(np.argmax(completeness[pool]))
+    chosen = farthest_points(_poses(join([rows[i] for i in pool])), count, best)
+    frames = np.sort(sampled[pool[chosen]])
     pictures = np.stack([_picture(store, int(t), placement) for t in frames])
     masks = np.stack([_mask(store, int(t), placement, masked) for t in frames])
-    points_of = join([placement.track(store.track(signal, int(t), int(t) + 1)) for t in frames])
-    return References(pictures, masks, points_of, frames.astype(np.int64), whole)
+    chosen_track = join([placement.track(store.track(signal, int(t), int(t) + 1)) for t in frames])
+    return References(pictures, masks, chosen_track, frames.astype(np.int64), whole)
 
 
 def _classes(store: ClipStore) -> list[str]:
@@ -712,7 +724,7 @@ def _picture(store: ClipStore, frame: int, placement: Placement) -> NDArray[np.u
 
 
 def _mask(store: ClipStore, frame: int, placement: Placement, masked: bool) -> NDArray[np.uint8]:
-    """[H, W] 255 on the person; everywhere where the clip has no mask."""
+    """[H, W] 255 on the person; 255 everywhere if the clip has no mask."""
     if not masked:
         return np.full(placement.size, 255, np.uint8)
     track = store.track("segmentation", frame, frame + 1)
@@ -733,7 +745,7 @@ def picture_name(clip: int, index: int) -> str:
 
 
 def write_pictures(folder: Path, clip: int, references: References) -> None:
-    """References as ordinary pictures: RGBA, opaque on the person. Raises `OSError`."""
+    """Write references as RGBA pictures, opaque on the person. Raises `OSError`."""
     folder.mkdir(exist_ok=True)
     for index in range(len(references)):
         path = folder / picture_name(clip, index)
@@ -741,8 +753,8 @@ def write_pictures(folder: Path, clip: int, references: References) -> None:
 
 
 def write_picture(path: Path, picture: NDArray[np.uint8], mask: NDArray[np.uint8]) -> None:
-    both = np.concatenate([picture, mask[..., None]], axis=-1)
-    Image.fromarray(both, "RGBA").save(path, format="PNG")
+    rgba = np.concatenate([picture, mask[..., None]], axis=-1)
+    Image.fromarray(rgba, "RGBA").save(path, format="PNG")
 
 
 def _signal_of(track: Track) -> str:
@@ -753,25 +765,25 @@ def read_references(
     folder: Path, clip: int, arrays: dict[str, NDArray[Any]], *, signal: str,
     size: tuple[int, int], whole: bool,
 ) -> References | None:  # fmt: skip
-    """The references of a clip whose pictures are in `folder`; None where none are left.
+    """The references of a clip whose pictures are in `folder`; None if none are left.
 
-    Pictures that were removed are passed over. Raises `ValueError`, which names what is wrong: a
-    picture that is damaged or of another size than (H, W), arrays that do not fit the signal.
+    Removed pictures are skipped. Raises `ValueError` for a picture that is damaged or not of
+    `size` (H, W), and for arrays that do not match the signal.
     """
     layout = load_signal(signal).layout  # type: ignore[attr-defined]
     frames = arrays.get("frames")
     if frames is None or frames.dtype != np.int64 or frames.ndim != 1 or not len(frames):
-        raise ValueError("frames must be int64 numbers")
+        raise ValueError("frames must be a non-empty int64 array [R]")
     for name, (kind, shape) in layout.items():
         values = arrays.get(name)
         if values is None or values.dtype != kind or values.shape != (len(frames), *shape):
             raise ValueError(f"{name} must be {kind} {[len(frames), *shape]}")
         check_values(name, values)
-    there = [i for i in range(len(frames)) if (folder / picture_name(clip, i)).exists()]
-    if not there:
+    existing = [i for i in range(len(frames)) if (folder / picture_name(clip, i)).exists()]
+    if not existing:
         return None
     pictures, masks = [], []
-    for index in there:
+    for index in existing:
         path = folder / picture_name(clip, index)
         try:
             with Image.open(path, formats=["PNG"]) as image:
@@ -780,11 +792,11 @@ def read_references(
                         f"{path.name} is {image.mode} of {image.width}x{image.height}, expected"
                         f" RGBA of {size[1]}x{size[0]}"
                     )
-                both = np.asarray(image)
+                rgba = np.asarray(image)
         except (OSError, SyntaxError, Image.DecompressionBombError) as error:
             raise ValueError(f"{path.name} cannot be read ({error})") from error
-        pictures.append(both[..., :3])
-        masks.append(both[..., 3])
-    kept = {name: arrays[name][there] for name in layout}
-    track = TRACKS[signal](**kept, width=size[1], height=size[0])
-    return References(np.stack(pictures), np.stack(masks), track, frames[there], whole)
+        pictures.append(rgba[..., :3])
+        masks.append(rgba[..., 3])
+    chosen = {name: arrays[name][existing] for name in layout}
+    track = TRACKS[signal](**chosen, width=size[1], height=size[0])
+    return References(np.stack(pictures), np.stack(masks), track, frames[existing], whole)

@@ -1,15 +1,15 @@
-"""The clip store: one folder a clip, readable with a player, numpy and a text editor.
+"""The clip store: one folder per clip, readable with a player, numpy and a text editor.
 
     data/dance/
-      clip.json           what the clip is and where it came from
+      clip.json           properties of the clip, its source and its signals
       frames.mp4          upright, constant frame rate, H.264, groups of 8, no B-frames
-      audio.*             the footage's own audio stream
+      audio.*             the footage's audio stream, copied
       pose.npz face.npz   points and scores
       segmentation.mkv    label ids, lossless (instances.mkv: instance ids)
       flow.mkv            u above v above occlusion, lossless
       preview.mp4         each frame beside its signals
 
-clip.json is written last and replaced in one step: what it lists is whole.
+clip.json is written last and replaced atomically: the files that it lists are complete.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 CLIP_FILE = "clip.json"
-LARGE = 1 << 30  # bytes whose comparison with hashes is worth a progress bar
+LARGE = 1 << 30  # bytes; verifying more than this shows a progress bar
 
 
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -86,7 +86,7 @@ class SourceRecord(Record):
     frames: Count
     duration: Annotated[float, Field(ge=0)]
     audio: Plain | None
-    notes: tuple[str, ...] = ()  # what was repaired or decided when it was read
+    notes: tuple[str, ...] = ()  # repairs and decisions made while reading it
 
 
 class FramesRecord(Record):
@@ -94,19 +94,19 @@ class FramesRecord(Record):
     height: Side
     fps: Rate
     count: Frames
-    start: float  # seconds of the source at which frame 0 stands
+    start: float  # time of frame 0 in the source, in seconds
     box: tuple[int, int, int, int]  # x, y, width, height in upright source pixels
-    shots: tuple[int, ...]  # the first frame of each shot; 0 is always one
-    lost: tuple[int, ...]  # frames that the footage had not, held over from the one before
+    shots: tuple[int, ...]  # the first frame of each shot; always includes 0
+    lost: tuple[int, ...]  # frames missing in the footage, repeated from the previous one
     settings: Plain
     file: FileRecord
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        """Shots begin at 0 and follow one another within the clip, as do lost frames."""
+        """Shots start at 0; shots and lost frames increase and lie within the clip."""
         inside = all(0 <= frame < self.count for frame in (*self.shots, *self.lost))
         if self.shots[:1] != (0,) or not _increasing(self.shots) or not inside:
-            raise ValueError(f"shots and lost frames must increase, from 0 to {self.count}")
+            raise ValueError(f"shots and lost frames must increase and lie below {self.count}")
         if min(self.box[:2]) < 0 or min(self.box[2:]) < 1 or max(self.box) > MOST_SIDE:
             raise ValueError("the box must lie within the source")
         return self
@@ -115,16 +115,16 @@ class FramesRecord(Record):
 class AudioRecord(Record):
     name: FileName
     codec: str
-    offset: float  # seconds of the first sample after frame 0
+    offset: float  # time of the first sample relative to frame 0, in seconds
     file: FileRecord
 
 
 class SignalRecord(Record):
-    spec: Plain  # what a reader must know, e.g. classes
+    spec: Plain  # needed for reading, e.g. classes
     backend: str
     version: str
     settings: Plain
-    coverage: Share  # of frames that have the signal
+    coverage: Share  # fraction of frames with the signal
     measured: Plain = {}  # e.g. jitter before and after
     warnings: tuple[str, ...] = ()
     files: dict[FileName, FileRecord]
@@ -141,13 +141,13 @@ class ClipRecord(Record):
     @model_validator(mode="after")
     def _specs(self) -> Self:
         for name, signal in self.signals.items():
-            if name in signal_names():  # else it is of a package that is not installed
+            if name in signal_names():  # otherwise its package is not installed
                 load_signal(name).check_spec(signal.spec)
         return self
 
     @property
     def files(self) -> dict[str, FileRecord]:
-        """Every file that the record vouches for."""
+        """Every file of the store, by name."""
         found = {"frames.mp4": self.frames.file}
         if self.audio:
             found[self.audio.name] = self.audio.file
@@ -163,10 +163,10 @@ def read_record(folder: Path) -> ClipRecord:
         kind = "has no clip.json" if folder.is_dir() else "does not exist"
         raise StoreNotFound(
             f"{folder} is not a clip store: it {kind}",
-            hint="make one with: v2v preprocess VIDEO --signal pose",
+            hint="create one with: v2v preprocess VIDEO --signal pose",
         )
     return records.read_record(
-        path, ClipRecord, StoreDamaged, hint="undo the edit, or make the store again with"
+        path, ClipRecord, StoreDamaged, hint="undo the edit, or rebuild the store with"
         " --overwrite", check=lambda data: _check_schema(folder, data),
     )  # fmt: skip
 
@@ -175,7 +175,7 @@ def _check_schema(folder: Path, data: dict[str, Any]) -> None:
     if "schema_version" not in data:
         raise StoreDamaged(
             f"{folder / CLIP_FILE}: schema_version: field required",
-            hint="make the store again with --overwrite",
+            hint="rebuild the store with --overwrite",
         )
     version = data["schema_version"]
     if version != SCHEMA or not isinstance(version, int):
@@ -183,7 +183,7 @@ def _check_schema(folder: Path, data: dict[str, Any]) -> None:
         raise StoreSchemaError(
             f"{folder} was written by {'a newer' if newer else 'another'} version of v2v (schema"
             f" {records.shown(version)}, this one reads {SCHEMA})",
-            hint="update v2v, or make the store again with --overwrite",
+            hint="update v2v, or rebuild the store with --overwrite",
         )
 
 
@@ -195,7 +195,7 @@ def write_record(folder: Path, record: ClipRecord) -> None:
     path = folder / CLIP_FILE
     partial = folder / f".{CLIP_FILE}.partial"
     content = record.model_dump(mode="json")
-    if not record.source.notes:  # most footage needs none
+    if not record.source.notes:  # most footage has none
         del content["source"]["notes"]
     with writing(path):
         with open(partial, "w", encoding="utf-8") as file:
@@ -217,8 +217,8 @@ def file_record(path: Path) -> FileRecord:
 class Window:
     """T consecutive frames and their signals as tensors.
 
-    `frames` is float32 [T, 3, H, W], RGB in [-1, 1]; each of `signals` is float32 [T, C, H, W] as
-    its `Track.tensor` says; `tracks` holds the same signals as points, labels and flow.
+    `frames` is float32 [T, 3, H, W], RGB in [-1, 1]; each of `signals` is float32 [T, C, H, W] from
+    its `Track.tensor`; `tracks` contains the same signals as points, labels and flow.
     """
 
     start: int
@@ -232,17 +232,17 @@ class Window:
 
 
 class ClipStore:
-    """A finished or growing clip store, for reading. Opening one per worker process is cheap."""
+    """Reads a complete or growing clip store. Opening one per worker process is cheap."""
 
     def __init__(self, folder: Path, record: ClipRecord) -> None:
         self.folder = folder
         self.record = record
         self._reader: Any = None
-        self._checked: set[str] = set()  # the parts whose shape was compared with the record
+        self._checked: set[str] = set()  # parts whose shape was checked
 
     @classmethod
     def open(cls, path: str | Path) -> ClipStore:
-        """Open and check a store: the record, and the presence and size of every file.
+        """Open a store and check its record and the presence and size of every file.
 
         Raises `StoreNotFound`, `StoreSchemaError`, `StoreDamaged`.
         """
@@ -256,21 +256,21 @@ class ClipStore:
         self, signals: Iterable[str] | None = None, *, report: Reporter | None = None,
         again: bool = True,
     ) -> None:  # fmt: skip
-        """Compare files with their hashes. Raises `StoreDamaged`.
+        """Verify files against their hashes. Raises `StoreDamaged`.
 
-        SHA-256 takes about a second for a gigabyte, so what training and rendering are about to
-        read is compared each time; a large file that did not change since is not read `again`.
+        SHA-256 takes about a second per gigabyte, so training and rendering verify the files that
+        they are about to read each time, except large files that are unchanged since the last time.
 
         Args:
-            signals: whose files, beside frames and sound; by default all.
-            again: whether to read files that were compared before and did not change since.
+            signals: whose files to verify besides frames and audio; by default all.
+            again: whether to reread large files that were verified before and are unchanged.
         """
         files = self.record.files
         if signals is not None:
             unused = set(self.record.signals) - set(signals)
             for name in unused:
-                for unread in self.record.signals[name].files:
-                    files.pop(unread, None)
+                for file_name in self.record.signals[name].files:
+                    files.pop(file_name, None)
         report = report or Silent()
         large = sum(file.bytes for file in files.values()) > LARGE
         if large:
@@ -279,7 +279,9 @@ class ClipStore:
             path = self.folder / name
             _check_file(path, file)
             if (again or not verified.known(path, file.sha256)) and file_record(path) != file:
-                raise StoreDamaged(f"{path} is not the file that was written", hint=_REMAKE)
+                raise StoreDamaged(
+                    f"{path} was changed: its SHA-256 differs from clip.json", hint=_REMAKE
+                )
             verified.remember(path, file.sha256)
             if large:
                 report.advance("verify")
@@ -303,7 +305,7 @@ class ClipStore:
         for name, signal in self.record.signals.items():
             lines.append(
                 f"  {name:<13} {signal.spec.get('shape', '')} by {signal.backend},"
-                f" on {signal.coverage:.1%} of the frames"
+                f" in {signal.coverage:.1%} of the frames"
             )
         return "\n".join(lines)
 
@@ -318,7 +320,7 @@ class ClipStore:
 
     @property
     def shots(self) -> list[tuple[int, int]]:
-        """First frame and end (excluded) of each shot; windows should not cross them."""
+        """First frame and end (exclusive) of each shot; windows should not cross shots."""
         starts = [*self.record.frames.shots, len(self)]
         return list(zip(starts, starts[1:], strict=False))
 
@@ -327,7 +329,7 @@ class ClipStore:
         return self.folder / self.record.audio.name if self.record.audio else None
 
     def frames(self, start: int = 0, stop: int | None = None) -> NDArray[np.uint8]:
-        """Frames `start` to `stop`, RGB uint8 [T, H, W, 3]. Raises `StoreDamaged`."""
+        """Read frames `start` to `stop`, RGB uint8 [T, H, W, 3]. Raises `StoreDamaged`."""
         start, stop = self._range(start, stop)
         path = self.check_frames()
         if self._reader is None:
@@ -336,12 +338,12 @@ class ClipStore:
             return read_range(path, start, stop)
         try:
             frames: NDArray[np.uint8] = self._reader.get_batch(range(start, stop)).asnumpy()
-        except Exception as error:  # decord has no errors of its own kind
+        except Exception as error:  # decord has no exception class of its own
             raise _undecodable(path, error) from error
         return frames
 
     def check_frames(self) -> Path:
-        """frames.mp4, once its header was compared with the record. Raises `StoreDamaged`."""
+        """Return frames.mp4 after checking its header against the record. Raises `StoreDamaged`."""
         path, frames = self.folder / "frames.mp4", self.record.frames
         if "frames" not in self._checked:
             check_stored(path, width=frames.width, height=frames.height, frames=frames.count)
@@ -349,7 +351,7 @@ class ClipStore:
         return path
 
     def track(self, signal: str, start: int = 0, stop: int | None = None) -> Track:
-        """Frames `start` to `stop` of a signal.
+        """Read frames `start` to `stop` of a signal.
 
         Raises `SignalMissing`, `UnknownName`, `StoreDamaged`.
         """
@@ -362,7 +364,7 @@ class ClipStore:
         )  # fmt: skip
 
     def check_signal(self, signal: str) -> None:
-        """Compare the headers of a signal's files with the record, once.
+        """Check the headers of a signal's files against the record, once.
 
         Raises `SignalMissing`, `UnknownName`, `StoreDamaged`.
         """
@@ -389,12 +391,12 @@ class ClipStore:
         signals: list[str] | None = None,
         size: int | tuple[int, int] | None = None,
     ) -> Window:
-        """`length` frames from `start` with their signals, as tensors.
+        """Read `length` frames from `start` with their signals, as tensors.
 
         Args:
-            signals: which; by default all that the store has. Those that pictures are not rendered
-                from (`camera`) are in `tracks` alone.
-            size: (height, width), or both in one number; by default as stored.
+            signals: by default all of the store. Signals that are not rendered from (`camera`)
+                are only in `tracks`.
+            size: (height, width), or one number for both; by default as stored.
         """
         frames = self.frames(start, start + length)
         height, width = (size, size) if isinstance(size, int) else (size or frames.shape[1:3])
@@ -418,13 +420,13 @@ class ClipStore:
         if not 0 <= start < stop <= len(self):
             raise UsageError(
                 f"frames {start} to {stop} of {self.folder} do not exist",
-                hint=f"the clip has frames 0 to {len(self)}, the end excluded",
+                hint=f"the range must lie within 0 to {len(self)}, end excluded",
             )
         return start, stop
 
 
 def frames_to_tensor(frames: NDArray[np.uint8], height: int, width: int) -> torch.Tensor:
-    """uint8 [T, H, W, 3] to float32 [T, 3, height, width] in [-1, 1]."""
+    """Convert uint8 [T, H, W, 3] to float32 [T, 3, height, width] in [-1, 1]."""
     import torch
 
     tensor = torch.from_numpy(frames).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
@@ -436,14 +438,14 @@ def frames_to_tensor(frames: NDArray[np.uint8], height: int, width: int) -> torc
 
 
 def _open_reader(path: Path) -> Any:
-    """A decord reader; False where it cannot read this width."""
+    """Open a decord reader; False if decord misreads this width."""
     import decord
 
     try:
-        # One thread a reader: parallelism is in the workers.
+        # One thread per reader: the workers run in parallel.
         reader = decord.VideoReader(str(path.resolve()), num_threads=1)
-        # Decord counts channels by the bytes of a row, and takes padding (at widths of 96 and
-        # 144, for example) for a fourth: such clips are read by PyAV.
+        # Decord derives the channels from the bytes of a row and counts padding (e.g. at widths of
+        # 96 and 144) as a fourth: PyAV reads such clips.
         return reader if reader[0].shape[2] == 3 else False
     except Exception as error:
         raise _undecodable(path, error) from error
@@ -463,5 +465,5 @@ def _check_file(path: Path, file: FileRecord) -> None:
     size = path.stat().st_size
     if size != file.bytes:
         raise StoreDamaged(
-            f"{path} has {size} bytes, clip.json says {file.bytes}: it was changed", hint=_REMAKE
+            f"{path} was changed: it has {size} bytes instead of {file.bytes}", hint=_REMAKE
         )

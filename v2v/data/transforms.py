@@ -1,8 +1,8 @@
-"""What training does to clips so that a few minutes of footage go further.
+"""Data augmentation of training windows.
 
-One `Placement` says which part of the stored frames a window shows, how large and whether
-mirrored. It is drawn once a window and applied to everything that has a place in the picture:
-frames, points, label maps, flow, boxes, plate. Colour is changed alike over a window.
+A `Placement` is a window's crop of the stored frames, its scale and whether it is mirrored. It is
+sampled once per window and applied to everything with image coordinates: frames, points, label
+maps, flow, boxes and background plate. The colour change is constant over a window.
 
 Coordinates are those of `Track`: continuous, the picture spans [0, width] x [0, height].
 """
@@ -29,48 +29,46 @@ Pictures = NDArray[np.uint8]
 
 def _zoom(value: tuple[float, float]) -> tuple[float, float]:
     if not 1 <= value[0] <= value[1] <= 4:
-        # Nothing is known outside the stored frame, so a picture never shrinks into it.
-        raise ValueError("give two numbers from 1 to 4, the smaller first, such as [1, 1.2]")
+        # No zoom below 1: there are no pixels outside the stored frame.
+        raise ValueError("expected two numbers from 1 to 4, the smaller first, such as [1, 1.2]")
     return value
 
 
 class PastCorruption(Config):
-    """What is put on the past frames that the generator is fed, against drift."""
+    """Corruption of the past frames fed to the generator, so that it learns to resist drift."""
 
-    noise: Unit  # largest standard deviation, of a range of 2
+    noise: Unit  # largest standard deviation, for values in [-1, 1]
     blur: Annotated[float, Field(ge=0, le=8)]  # standard deviation in pixels at 512
     colour: Unit
 
 
 class AugmentationSettings(Config):
-    """How strongly training windows are varied. All at 0, and scale at [1, 1]: not at all."""
+    """Strength of the augmentation. All at 0 and scale at [1, 1] disable it."""
 
-    crop_probability: (
-        Unit  # probability that a window is zoomed and shifted; else it is shown whole
-    )
-    flip: Unit | None  # probability of mirroring; None, until `open_windows` has settled it: never
+    crop_probability: Unit  # probability that a window is zoomed and shifted
+    flip: Unit | None  # probability of mirroring; None: no mirroring unless `open_windows` sets it
     scale: Annotated[tuple[float, float], AfterValidator(_zoom)]  # zoom, log-uniform
-    shift: Unit  # share of the room that zoom and aspect leave; 0 stays in the middle
+    shift: Unit  # fraction of the possible shift that is used; 0 keeps the crop centred
     colour: Unit  # brightness, contrast, saturation, hue
-    drop: Unit  # probability, for each frame and limb group, that it is missing
+    drop: Unit  # probability that a limb group is missing in a frame
     jitter: Annotated[float, Field(ge=0, le=32)]  # standard deviation in pixels at 512
-    reference_drop: Unit  # probability, for each candidate and window, that it is missing
+    reference_drop: Unit  # probability that a candidate is missing in a window
     past: PastCorruption
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Which part of a clip's frames is shown, and how.
+    """A crop of a clip's frames, resized and optionally mirrored.
 
-    The box holds whole pixels, so that one `cv2.resize` of a view both crops and scales, and
-    filters well when it shrinks. The rest follows the box exactly, rounding and all.
+    The box has integer coordinates, so that a single `cv2.resize` of a view crops, scales and
+    antialiases. All other mappings follow the rounded box exactly.
     """
 
     source: tuple[int, int]  # (height, width) of the stored frames
-    size: tuple[int, int]  # (height, width) shown
+    size: tuple[int, int]  # (height, width) of the result
     box: tuple[int, int, int, int]  # x, y, width, height in stored pixels, multiples of `downscale`
     flip: bool = False  # mirrored left to right, after cropping
-    downscale: int = 1  # pictures are taken from a copy that is smaller by this whole factor
+    downscale: int = 1  # pictures are first downscaled by this integer factor
 
     def __post_init__(self) -> None:
         x, y, width, height = self.box
@@ -80,7 +78,7 @@ class Placement:
 
     @classmethod
     def plain(cls, source: tuple[int, int], size: tuple[int, int], *, downscale: int = 1) -> Self:
-        """As much as fits of the middle of the frames: what rendering sees."""
+        """The largest centred crop, without augmentation: what rendering uses."""
         return cls(source, size, _box(source, size, downscale), downscale=downscale)
 
     @classmethod
@@ -93,10 +91,10 @@ class Placement:
         *,
         downscale: int = 1,
     ) -> Self:
-        """One drawn at random; takes five numbers from `generator` whatever the settings."""
-        placed, flip, zoom, x, y = generator.random(5)
+        """A random placement; draws five numbers from `generator` for any settings."""
+        crop, flip, zoom, x, y = generator.random(5)
         flipped = bool(flip < (augmentation.flip or 0))
-        if placed >= augmentation.crop_probability:
+        if crop >= augmentation.crop_probability:
             return cls(source, size, _box(source, size, downscale), flipped, downscale)
         low, high = augmentation.scale
         # Log-uniform: a step from 1 to 1.1 is as likely as one from 1.1 to 1.21.
@@ -108,29 +106,33 @@ class Placement:
 
     @property
     def scale(self) -> tuple[float, float]:
-        """Pixels shown for each stored pixel, across and down."""
+        """Result pixels per stored pixel, horizontally and vertically."""
         return self.size[1] / self.box[2], self.size[0] / self.box[3]
 
     @property
     def matrix(self) -> NDArray[np.float64]:
-        """[3, 3] from stored pixels to those shown."""
-        across, down = self.scale
-        shown = np.array(
-            [[across, 0, -across * self.box[0]], [0, down, -down * self.box[1]], [0, 0, 1.0]]
+        """[3, 3] from stored pixels to result pixels."""
+        scale_x, scale_y = self.scale
+        matrix = np.array(
+            [
+                [scale_x, 0, -scale_x * self.box[0]],
+                [0, scale_y, -scale_y * self.box[1]],
+                [0, 0, 1.0],
+            ]
         )
         if self.flip:
-            shown = np.array([[-1.0, 0, self.size[1]], [0, 1, 0], [0, 0, 1]]) @ shown
-        return shown
+            matrix = np.array([[-1.0, 0, self.size[1]], [0, 1, 0], [0, 0, 1]]) @ matrix
+        return matrix
 
     def points(self, points: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Where stored pixels [..., 2] are shown. Names of sides are not exchanged here."""
+        """Map points [..., 2] from stored to result pixels. Does not swap left and right names."""
         moved = (points - np.array(self.box[:2], np.float32)) * np.array(self.scale, np.float32)
         if self.flip:
             moved[..., 0] = self.size[1] - moved[..., 0]
         return cast(NDArray[np.float32], moved.astype(np.float32))
 
     def picture(self, picture: Pictures) -> Pictures:
-        """One picture [height, width, ...] of the stored size, or shrunk by `downscale` already."""
+        """Place a picture [h, w, ...] of the stored size or already shrunk by `downscale`."""
         if picture.shape[:2] == self.source:
             picture = shrink(picture[None], self.downscale)[0]
         x, y, width, height = (side // self.downscale for side in self.box)
@@ -142,7 +144,7 @@ class Placement:
         return np.ascontiguousarray(part[:, ::-1] if self.flip else part)
 
     def track(self, track: Track) -> Track:
-        """A signal, placed as the frames are. Label maps may be shrunk by `downscale` already."""
+        """Place a signal like the frames. Label maps may already be shrunk by `downscale`."""
         if isinstance(track, FlowTrack):
             flow, occlusion = self.flow(track.flow, track.occlusion)
             return FlowTrack(flow, occlusion, self.size[1], self.size[0])
@@ -156,43 +158,43 @@ class Placement:
     def flow(
         self, flow: NDArray[np.float32], occlusion: NDArray[np.float32]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Flow on any grid over the stored frames, as flow of the frames shown.
+        """Convert flow on any grid over the stored frames to flow of the placed frames.
 
         Args:
             flow: [T, 2, h, w] in pixels of its grid.
             occlusion: [T, 1, h, w] in [0, 1].
 
         Returns:
-            [T, 2, H, W] in pixels shown and [T, 1, H, W]; also occluded where it leaves what is
-            shown, for the past frame ends there too.
+            [T, 2, H, W] in result pixels and [T, 1, H, W]; also occluded where the flow leaves the
+            crop, since the previous frame is cropped too.
         """
         count, _, rows, columns = flow.shape
         height, width = self.size
         planes = np.concatenate([flow, occlusion], axis=1).reshape(-1, rows, columns)
-        grid = columns / self.source[1], rows / self.source[0]  # grid pixels a stored pixel
+        grid = columns / self.source[1], rows / self.source[0]  # grid pixels per stored pixel
         finer = [max(int(g / s), 1) for g, s in zip(grid, self.scale, strict=True)]
-        if max(finer) > 1:  # bilinear alone would skip pixels of a much finer grid
+        if max(finer) > 1:  # bilinear sampling alone would skip pixels of a much finer grid
             small = max(columns // finer[0], 1), max(rows // finer[1], 1)
             planes = np.stack(
                 [cv2.resize(plane, small, interpolation=cv2.INTER_AREA) for plane in planes]
             )
-        # Where each pixel shown lies in the stored frame, which spans [-1, 1].
+        # Position of each result pixel in the stored frame, which spans [-1, 1].
         x = (np.arange(width) + 0.5) / self.scale[0] + self.box[0]
         y = (np.arange(height) + 0.5) / self.scale[1] + self.box[1]
-        places = np.empty((1, height, width, 2), np.float32)
-        places[..., 0] = (x[::-1] if self.flip else x) * (2 / self.source[1]) - 1
-        places[..., 1] = (y * (2 / self.source[0]) - 1)[:, None]
-        # Not cv2.warpAffine: it takes four times as long and knows 1/32 of a pixel only.
+        positions = np.empty((1, height, width, 2), np.float32)
+        positions[..., 0] = (x[::-1] if self.flip else x) * (2 / self.source[1]) - 1
+        positions[..., 1] = (y * (2 / self.source[0]) - 1)[:, None]
+        # cv2.warpAffine takes four times as long and is precise only to 1/32 pixel.
         placed = F.grid_sample(
-            torch.from_numpy(planes)[None], torch.from_numpy(places),
+            torch.from_numpy(planes)[None], torch.from_numpy(positions),
             padding_mode="border", align_corners=False,
         ).numpy().reshape(count, 3, height, width)  # fmt: skip
         placed[:, 0] *= (-1 if self.flip else 1) * self.scale[0] / grid[0]
         placed[:, 1] *= self.scale[1] / grid[1]
-        # Half a pixel of grace, as in `v2v.warp.occlusion`.
-        left = placed[:, 0] + (np.arange(width, dtype=np.float32) - (width - 1) / 2)
-        above = placed[:, 1] + (np.arange(height, dtype=np.float32) - (height - 1) / 2)[:, None]
-        placed[:, 2][(np.abs(left) > width / 2) | (np.abs(above) > height / 2)] = 1
+        # With a tolerance of half a pixel, as in `v2v.warp.occlusion`.
+        offset_x = placed[:, 0] + (np.arange(width, dtype=np.float32) - (width - 1) / 2)
+        offset_y = placed[:, 1] + (np.arange(height, dtype=np.float32) - (height - 1) / 2)[:, None]
+        placed[:, 2][(np.abs(offset_x) > width / 2) | (np.abs(offset_y) > height / 2)] = 1
         return placed[:, :2], placed[:, 2:]
 
 
@@ -200,10 +202,10 @@ def _box(
     source: tuple[int, int], size: tuple[int, int], downscale: int,
     *, zoom: float = 1.0, x: float = 0.5, y: float = 0.5,
 ) -> tuple[int, int, int, int]:  # fmt: skip
-    """The part of `source` of the shape of `size`, at a place `x`, `y` in [0, 1] of the room."""
+    """A box in `source` with the aspect of `size`; `x`, `y` in [0, 1] position it in the slack."""
     rows, columns = source[0] // downscale, source[1] // downscale
     per_pixel = min(rows / size[0], columns / size[1]) / zoom
-    # Shrinking and growing alike end on whole pixels of the copy that is sampled.
+    # The box has integer coordinates in the downscaled copy.
     height = min(max(round(size[0] * per_pixel), 1), rows)
     width = min(max(round(size[1] * per_pixel), 1), columns)
     left, top = round(x * (columns - width)), round(y * (rows - height))
@@ -211,12 +213,12 @@ def _box(
 
 
 def downscale_of(source: tuple[int, int], size: tuple[int, int], zoom: float = 1.0) -> int:
-    """The whole factor by which pictures may be shrunk and still be shown at `size`, zoomed."""
+    """Largest integer factor to shrink by before a zoomed view at `size` has to be upscaled."""
     return max(int(min(source[0] / size[0], source[1] / size[1]) / zoom), 1)
 
 
 def shrink(pictures: Pictures, downscale: int) -> Pictures:
-    """Pictures [T, h, w, ...] smaller by a whole factor; what does not fill a block is cut off."""
+    """Shrink pictures [T, h, w, ...] by an integer factor; incomplete blocks are cut off."""
     if downscale == 1:
         return pictures
     height, width = pictures.shape[1] // downscale, pictures.shape[2] // downscale
@@ -231,38 +233,40 @@ def shrink(pictures: Pictures, downscale: int) -> Pictures:
 
 
 def colour_matrix(strength: float | Tensor, draws: Tensor) -> Tensor:
-    """A change of hue, saturation, contrast and brightness, for RGB in [-1, 1].
+    """An affine change of hue, saturation, contrast and brightness, for RGB in [-1, 1].
 
     Args:
-        strength: one number or [B]; 0 is the identity, 1 garish: saturation and contrast change by
-            up to a half, brightness by up to a quarter of the range, hue by up to 34 degrees.
+        strength: one number or [B]; 0 is the identity. At 1 saturation and contrast change by up
+            to a half, brightness by up to a quarter of the range, hue by up to 34 degrees.
         draws: [4] or [B, 4] numbers in [-1, 1].
 
     Returns:
         [3, 4] or [B, 3, 4]: `matrix[:, :3] @ rgb + matrix[:, 3]`.
     """
 
-    def wide(numbers: Tensor) -> Tensor:
+    def expand(numbers: Tensor) -> Tensor:
         return numbers[..., None, None]
 
     strength = torch.as_tensor(strength, device=draws.device)[..., None]
     turn, saturation, contrast, brightness = (strength * draws).unbind(-1)
     identity = torch.eye(3, device=draws.device, dtype=draws.dtype)
-    around = draws.new_tensor([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / 3**0.5  # the axis of greys
-    cosine, sine = wide(torch.cos(0.6 * turn)), wide(torch.sin(0.6 * turn))
+    around = (
+        draws.new_tensor([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / 3**0.5
+    )  # rotation about the grey axis
+    cosine, sine = expand(torch.cos(0.6 * turn)), expand(torch.sin(0.6 * turn))
     hue = cosine * identity + (1 - cosine) / 3 + sine * around
     grey = draws.new_tensor([0.299, 0.587, 0.114]).expand(3, 3)
-    vivid = grey + wide(1 + 0.5 * saturation) * (identity - grey)
-    # All of them keep greys grey, so the order matters little and black and white stay neutral.
-    colour = wide(1 + 0.5 * contrast) * (vivid @ hue)
-    shift = wide(0.5 * brightness).expand(*colour.shape[:-1], 1)
+    vivid = grey + expand(1 + 0.5 * saturation) * (identity - grey)
+    # Each of them keeps greys grey, so their order matters little.
+    colour = expand(1 + 0.5 * contrast) * (vivid @ hue)
+    shift = expand(0.5 * brightness).expand(*colour.shape[:-1], 1)
     return torch.cat([colour, shift], dim=-1).float()
 
 
 def recolour(picture: Pictures, matrix: Tensor) -> Pictures:
-    """`colour_matrix` [3, 4] applied to a uint8 picture [H, W, 3]."""
+    """Apply a `colour_matrix` [3, 4] to a uint8 picture [H, W, 3]."""
     shift = 127.5 * (1 + matrix[:, 3:] - matrix[:, :3].sum(1, keepdim=True))
-    # In bytes: rgb = byte / 127.5 - 1 on both sides.
+    # For bytes: substitute rgb = byte / 127.5 - 1 on both sides.
     return cast(Pictures, cv2.transform(picture, torch.cat([matrix[:, :3], shift], 1).numpy()))
 
 
@@ -278,14 +282,14 @@ def corrupt_past(
     generator: torch.Generator,
     valid: Tensor | None = None,
 ) -> Tensor:
-    """Past frames as a drifting generator would have left them.
+    """Corrupt past frames the way a drifting generator does.
 
-    In training the past is fresher than it will be after minutes of rendering; a generator that
-    has only seen clean pasts amplifies every flaw of its own.
+    In training the past frames are cleaner than after minutes of rendering; a generator that has
+    only seen clean past frames amplifies its own errors.
 
-    Every clip of the batch gets its own strength of each kind, from none to the given one. Blur
-    and colour are the same over its past frames, as drift is; noise is fresh in each, half of it
-    fine and half in blotches of 8 pixels.
+    Every clip of the batch gets its own strength of each corruption, from 0 to the given one. Blur
+    and colour are constant over its past frames, like drift; noise is independent in each frame,
+    half of it fine and half in blotches of 8 pixels.
 
     Args:
         frames: [B, P, 3, H, W] in [-1, 1].
@@ -293,15 +297,15 @@ def corrupt_past(
         blur: standard deviation of the kernel in pixels of a frame whose shorter side is 512.
         colour: `strength` of `colour_matrix`.
         generator: on any device; the same state gives the same result.
-        known: [B, P] 1 where there is a past frame; others stay as they are.
+        valid: [B, P] 1 where there is a past frame; others are left unchanged.
 
     Returns:
         [B, P, 3, H, W] in [-1, 1]; `frames` itself where all strengths are 0.
     """
-    assert frames.ndim == 5 and frames.shape[2] == 3, f"[B,P,3,H,W] wanted, not {frames.shape}"
+    assert frames.ndim == 5 and frames.shape[2] == 3, f"expected [B,P,3,H,W], not {frames.shape}"
     if noise == blur == colour == 0:
         return frames
-    # In fp32 even where training is not: bf16 has 8 bits, and would add noise of its own.
+    # In fp32 under autocast too: bf16 has 8 bits of precision and would add noise.
     with torch.autocast(frames.device.type, enabled=False):
         changed = _corrupted(frames.float(), noise, blur, colour, generator).to(frames.dtype)
     if valid is not None:
@@ -321,7 +325,7 @@ def _corrupted(
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, device=source).to(frames.device)
 
-    # All of these first: one kind's setting does not change what another draws.
+    # Draw all of these first, so that one setting does not change the draws of another.
     amounts, colours = uniform(3, batch), 2 * uniform(batch, 4) - 1
     changed = frames
     if blur:
@@ -329,7 +333,7 @@ def _corrupted(
         amount = amounts[0].to(frames.device)[:, None, None, None, None]
         changed = torch.lerp(changed, _blurred(changed, sigma), amount)
     if colour:
-        # On the device throughout: waiting for numbers from a GPU would stall its queue.
+        # Stay on the device: waiting for values from a GPU would stall its queue.
         matrices = colour_matrix(colour * amounts[1], colours).to(frames.device)
         changed = torch.einsum("bij,bpjhw->bpihw", matrices[:, :, :3], changed)
         changed = changed + matrices[:, None, :, 3, None, None]
@@ -345,10 +349,10 @@ def _corrupted(
 
 
 def _blurred(frames: Tensor, sigma: float) -> Tensor:
-    """Gaussian blur, the border repeated."""
+    """Gaussian blur with replicated borders."""
     radius = max(min(round(3 * sigma), *(side - 1 for side in frames.shape[-2:])), 1)
-    at = torch.arange(-radius, radius + 1, device=frames.device, dtype=torch.float32)
-    kernel = torch.exp(-at.square() / (2 * max(sigma, 1e-3) ** 2))
+    offsets = torch.arange(-radius, radius + 1, device=frames.device, dtype=torch.float32)
+    kernel = torch.exp(-offsets.square() / (2 * max(sigma, 1e-3) ** 2))
     kernel = kernel / kernel.sum()
     planes = frames.reshape(-1, 1, *frames.shape[-2:])
     planes = F.pad(planes, (radius,) * 4, mode="replicate")

@@ -1,8 +1,9 @@
-"""Which large files were compared with their hashes already, and did not change since.
+"""Caches which large files were verified against their hashes and are unchanged since.
 
-The user's cache holds an empty file for each: its name is the hash of the path, the inode, the
-size, both times and the content's SHA-256. Whoever writes to the file changes its time, and with
-that the name. Files below `SMALL` are compared each time: that takes less than reading them.
+The user's cache contains an empty marker file for each: its name is the hash of the path, the
+inode, the size, the modification and status change times and the content's SHA-256. Writing to the
+file changes its time and so the marker's name. Files below `SMALL` are always verified, because
+hashing takes less time than reading them.
 """
 
 from __future__ import annotations
@@ -23,26 +24,27 @@ def cache_folder() -> Path:
 
 
 def known(path: Path, digest: str) -> bool:
-    """Whether the content of `path` had this SHA-256 and the file did not change since."""
-    with suppress(OSError, RuntimeError):  # no cache is no reason to stop, nor is no home
-        return path.stat().st_size >= SMALL and _mark(path, digest).is_file()
+    """Whether `path` was verified to have this SHA-256 and is unchanged since."""
+    # The cache is optional, and there may be no home directory.
+    with suppress(OSError, RuntimeError):
+        return path.stat().st_size >= SMALL and _marker(path, digest).is_file()
     return False
 
 
 def remember(path: Path, digest: str) -> None:
-    """Note that the content of `path` has this SHA-256."""
+    """Record that the content of `path` has this SHA-256."""
     with suppress(OSError, RuntimeError):
         if path.stat().st_size < SMALL:
             return
-        mark = _mark(path, digest)
-        mark.parent.mkdir(parents=True, exist_ok=True)
-        mark.touch()
-        for old in mark.parent.iterdir():
+        marker = _marker(path, digest)
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        marker.touch()
+        for old in marker.parent.iterdir():
             if old.stat().st_mtime < time.time() - KEPT:
                 old.unlink(missing_ok=True)
 
 
-def _mark(path: Path, digest: str) -> Path:
+def _marker(path: Path, digest: str) -> Path:
     stat = path.stat()
     facts = (str(path.resolve()), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
     text = repr((*facts, stat.st_ctime_ns, digest))

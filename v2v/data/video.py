@@ -1,7 +1,7 @@
-"""Read any footage as upright frames at a constant rate; write video that any player opens.
+"""Reads footage as upright frames at a constant rate, and writes video.
 
-Foreign footage is read by PyAV only: it honours timestamps, display rotation, edit lists and
-pixel shapes. What is written is H.264 (frames, previews) or FFV1 (label maps, flow).
+Only PyAV reads foreign footage: it respects timestamps, display rotation, edit lists and pixel
+aspect ratios. Stores contain H.264 (frames, previews) and FFV1 (label maps, flow).
 """
 
 from __future__ import annotations
@@ -45,23 +45,23 @@ from v2v.errors import (
 from v2v.images import read_animation, read_picture
 
 BT709, SMPTE170M = 1, 6  # ITU-T H.273 matrix coefficients
-MOST_FRAMES = 1 << 22  # of a clip: 39 hours at 30 a second
-# Threads of decoders, by frames and by slices. What libav makes of damage depends on their number:
-# left to itself it takes as many as the machine has cores, and machines would differ.
+MOST_FRAMES = 1 << 22  # per clip: 39 hours at 30 frames per second
+# Decoder threads, by frames and by slices. How libav decodes damaged data depends on their number.
+# By default it uses one per core, so results would differ between machines.
 FRAME_THREADS, SLICE_THREADS = 4, 2
-GOP = 8  # a random window then decodes at most 7 frames it does not need
+GOP = 8  # so a random window decodes at most 7 unneeded frames
 
 Array = NDArray[Any]
 
 
-# ---------------------------------------------------------------- which frame stands where
+# ---------------------------------------------------------------- frame plan
 
 
 @dataclass(frozen=True)
 class FramePlan:
-    """The source frame that stands at each place of the constant-rate clip.
+    """Maps each frame of the constant-rate clip to a source frame.
 
-    `sources[k]` is the ordinal (in order of presentation) of the source frame shown at
+    `sources[k]` is the ordinal (in presentation order) of the source frame shown at
     `start + k / rate` seconds. Ordinals never decrease; they repeat where the footage pauses.
     """
 
@@ -80,10 +80,11 @@ def plan_frames(
     start: float | None = None,
     end: float | None = None,
 ) -> FramePlan:
-    """Lay the footage's frames on a constant-rate grid.
+    """Resample the footage's frames to a constant rate.
 
-    Footage of constant rate keeps every frame exactly once. Where the rate varies or changes, a
-    frame moves to its nearest place and stays until the next one, as ffmpeg's `fps` filter does.
+    At the footage's own constant rate, every frame is kept exactly once. If the rate varies or
+    changes, each frame moves to the nearest position and is repeated until the next one, as in
+    ffmpeg's `fps` filter.
 
     Args:
         fps: frames per second of the clip; by default the footage's own.
@@ -91,56 +92,58 @@ def plan_frames(
     """
     rate = probe.rate if fps is None else fps
     if fps is not None and not SLOWEST <= fps <= FASTEST:
-        raise UsageError(f"--fps {float(fps):g} is out of range", hint="0.1 to 1000 are accepted")
+        raise UsageError(
+            f"--fps {float(fps):g} is out of range", hint="give 0.1 to 1000 frames per second"
+        )
     if probe.images:
-        # Images have no rate of their own: this is it, and none is dropped or doubled.
+        # Images have no rate of their own: use this one, without dropping or repeating any.
         probe = replace(probe, rate=rate, time_base=1 / rate)
     begin = 0.0 if start is None else start
     stop = probe.duration if end is None else min(end, probe.duration)
     if begin < 0 or (end is not None and end <= begin):
         raise UsageError(
             f"the range from {begin:g} s to {stop:g} s is empty",
-            hint="--start and --end are seconds from the beginning, --end after --start",
+            hint="--start must be at least 0 and --end greater than --start (seconds)",
         )
     if begin >= probe.duration:
         raise UsageError(
-            f"--start {begin:g} lies behind the end of {probe.path} ({probe.duration:.2f} s)",
+            f"--start {begin:g} is beyond the end of {probe.path} ({probe.duration:.2f} s)",
             hint=f"give a --start below {probe.duration:.2f}",
         )
     times = probe.times
     kept = np.flatnonzero((times >= begin - 1e-6) & (times < stop - 1e-6))
     if not len(kept):
         raise UsageError(
-            f"no frame of {probe.path} lies between {begin:g} s and {stop:g} s",
-            hint="widen the range",
+            f"{probe.path} has no frame between {begin:g} s and {stop:g} s",
+            hint="widen the range of --start and --end",
         )
     if not probe.variable_rate and rate == probe.rate:
         return FramePlan(rate, float(times[kept[0]]), kept)
-    # In whole numbers: a rate that is a half multiple puts frames exactly between two places.
-    places_a_tick = probe.time_base * rate
-    ticks, per = (probe.pts[kept] - probe.pts[kept[0]]), places_a_tick.denominator
-    places = (2 * places_a_tick.numerator * ticks + per) // (2 * per)
+    # Integer arithmetic: at half-multiple rates, frames lie exactly between two positions.
+    positions_per_tick = probe.time_base * rate
+    ticks, denominator = (probe.pts[kept] - probe.pts[kept[0]]), positions_per_tick.denominator
+    positions = (2 * positions_per_tick.numerator * ticks + denominator) // (2 * denominator)
     count = max(int(np.floor((stop - times[kept[0]]) * float(rate) + 0.5)), 1)
     if count > MOST_FRAMES:
         raise UsageError(
-            f"{probe.path} would become {count:,} frames: {stop - times[kept[0]]:,.0f} s at"
-            f" {float(rate):g} frames a second",
-            hint=f"at most {MOST_FRAMES:,} are possible: give a range with --start and --end, or a"
-            " lower --fps",
+            f"{probe.path} would have {count:,} frames: {stop - times[kept[0]]:,.0f} s at"
+            f" {float(rate):g} frames per second",
+            hint=f"the limit is {MOST_FRAMES:,}: give a range with --start and --end, or a lower"
+            " --fps",
         )
-    newest = np.searchsorted(places, np.arange(count), side="right") - 1
+    newest = np.searchsorted(positions, np.arange(count), side="right") - 1
     return FramePlan(rate, float(times[kept[0]]), kept[np.maximum(newest, 0)])
 
 
-# ---------------------------------------------------------------- what part of the picture
+# ---------------------------------------------------------------- crop and size
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """From the upright source picture to the stored frame: crop a box, then scale it.
+    """Crop box and size that map an upright source frame to the stored frame.
 
-    `box` is x, y, width, height in upright source pixels; `width`, `height` are the stored
-    frame's. The same box and size apply to imported label maps.
+    `box` is x, y, width, height in upright source pixels; `width` and `height` are the size of the
+    stored frame. Imported label maps use the same box and size.
     """
 
     box: tuple[int, int, int, int]
@@ -158,41 +161,39 @@ def plan_geometry(
     size: int | tuple[int, int] | None = None,
     box: tuple[int, int, int, int] | None = None,
 ) -> Geometry:
-    """Choose the crop and the stored size; both are even, as 4:2:0 video needs.
+    """Choose the crop and the stored size; both are even, as required by 4:2:0 video.
 
     Args:
-        size: None keeps the size; a number is the shorter side; (width, height) is exact, the
-            picture scaled to cover it and cut evenly on both sides.
-        box: x, y, width, height in upright source pixels; None is the whole picture.
+        size: None keeps the size; a number is the shorter side; (width, height) is exact: the
+            frame is scaled to cover it and centre-cropped.
+        box: x, y, width, height in upright source pixels; None is the whole frame.
 
-    Raises `UsageError` for a size that is odd or out of range, and where fewer than 16x16 source
-    pixels would be left to show.
+    Raises `UsageError` for a size that is odd or out of range, and if fewer than 16x16 source
+    pixels would remain.
     """
     x, y, w, h = box or (0, 0, probe.upright_width, probe.upright_height)
     if w < 16 or h < 16:
-        raise UsageError(
-            f"{probe.path} is {w}x{h} pixels, too small to work with", hint="16x16 is the least"
-        )
+        raise UsageError(f"{probe.path} is too small: {w}x{h} pixels", hint="the minimum is 16x16")
     x, y, w, h = x - x % 2, y - y % 2, w - w % 2, h - h % 2
     if size is None:
         return Geometry((x, y, w, h), w, h)
     if isinstance(size, int):
         if not 16 <= size <= 8192:
-            raise UsageError(f"--size {size} is out of range", hint="16 to 8192 are accepted")
+            raise UsageError(f"--size {size} is out of range", hint="give 16 to 8192")
         factor = size / min(w, h)
         return Geometry((x, y, w, h), _even(w * factor), _even(h * factor))
     width, height = size
     if width % 2 or height % 2 or min(size) < 16 or max(size) > 8192:
         raise UsageError(
-            f"--size {width}x{height} is not possible", hint="even numbers from 16 to 8192"
+            f"--size {width}x{height} is invalid", hint="give even numbers from 16 to 8192"
         )
     cover = max(width / w, height / h)
     inner_w, inner_h = min(_even(width / cover), w), min(_even(height / cover), h)
     if inner_w < 16 or inner_h < 16:
         raise UsageError(
-            f"--size {width}x{height} is another shape than {w}x{h}: it would leave"
-            f" {inner_w}x{inner_h} pixels to show",
-            hint="choose a size closer to the picture's shape; 16x16 pixels is the least",
+            f"--size {width}x{height} has another aspect ratio than {w}x{h}: only"
+            f" {inner_w}x{inner_h} pixels would remain",
+            hint="choose a size closer to that aspect ratio; the minimum is 16x16 pixels",
         )
     x += (w - inner_w) // 4 * 2
     y += (h - inner_h) // 4 * 2
@@ -206,12 +207,12 @@ def _even(value: float) -> int:
 # ---------------------------------------------------------------- reading foreign footage
 
 
-Numbered = tuple[int, av.VideoFrame]  # a frame and its place in order of presentation
+Numbered = tuple[int, av.VideoFrame]  # (ordinal in presentation order, frame)
 
 
 @dataclass(frozen=True)
 class PlacedFrame:
-    """A frame at its place in the clip; `lost` where the footage had none that is sound."""
+    """A frame and its index in the clip; `lost` if the footage has no intact frame for it."""
 
     index: int
     frame: av.VideoFrame
@@ -221,18 +222,18 @@ class PlacedFrame:
 def read_upright(
     probe: Probe, plan: FramePlan, geometry: Geometry, *, first: int = 0
 ) -> Iterator[PlacedFrame]:
-    """Decode the footage once, in order, from place `first` on: yuv420p, upright, final size.
+    """Decode the footage once, in order, from index `first`: yuv420p, upright, final size.
 
-    A frame that cannot be decoded is replaced by the one before it, so that sound and picture
-    stay together, and is marked lost.
+    A frame that cannot be decoded is replaced by the previous one, to keep audio and video in
+    sync, and is marked as lost.
 
-    Raises `BrokenStream` where nothing that was planned can be decoded.
+    Raises `BrokenStream` if none of the planned frames can be decoded.
     """
     wanted = plan.sources[first:]
     if not len(wanted):
         return
-    shape = _Upright(probe, geometry)
-    # One frame earlier: it helps to deinterlace the first.
+    to_upright = _UprightFilter(probe, geometry)
+    # Start one frame earlier, to deinterlace the first.
     frames = _progressive(_decode(probe, max(int(wanted[0]) - 1, 0)))
     current: av.VideoFrame | None = None
     current_ordinal = -1
@@ -241,17 +242,17 @@ def read_upright(
         while ahead is not None and ahead[0] < ordinal:
             ahead = next(frames, None)  # dropped by a lower rate
         if ahead is not None and ahead[0] == ordinal:
-            with suppress(av.FFmpegError):  # damaged so that no filter takes it: lost as well
-                current, current_ordinal = shape(ahead[1]), ordinal
+            with suppress(av.FFmpegError):  # too damaged for the filters: lost as well
+                current, current_ordinal = to_upright(ahead[1]), ordinal
             ahead = next(frames, None)
         if current is None:
             if ahead is None:
                 raise BrokenStream(
-                    f"nothing of {probe.path} can be decoded from frame {ordinal} on",
-                    hint="the file is damaged or cut off; export it again, or use --end",
+                    f"no frame of {probe.path} can be decoded from frame {ordinal} on",
+                    hint="the file is damaged or truncated; export it again, or use --end",
                 )
             try:
-                current = shape(ahead[1])  # the beginning is lost: show the first sound frame
+                current = to_upright(ahead[1])  # the start is lost: repeat the first intact frame
             except av.FFmpegError as error:
                 raise BrokenStream(
                     f"frame {ahead[0]} of {probe.path} cannot be converted ({error.strerror})",
@@ -261,10 +262,10 @@ def read_upright(
 
 
 def _progressive(frames: Iterator[Numbered]) -> Iterator[Numbered]:
-    """The same frames, interlaced ones made whole: each from its own fields and its neighbours'.
+    """Deinterlace frames, each from its own and its neighbours' fields.
 
-    yadif asks for the next frame too, so frames come out one behind. Footage that is not interlaced
-    passes through untouched.
+    yadif also needs the next frame, so its output is delayed by one. Progressive footage passes
+    through unchanged.
     """
     previous: Numbered | None = None
     for number, frame in frames:
@@ -277,11 +278,11 @@ def _progressive(frames: Iterator[Numbered]) -> Iterator[Numbered]:
 
 
 def _deinterlaced(frames: Iterator[Numbered], previous: Numbered | None) -> Iterator[Numbered]:
-    """`frames` through yadif, which leaves progressive ones among them as they are."""
+    """Filter `frames` with yadif, which keeps progressive ones among them unchanged."""
     graph: Graph | None = None
     key: tuple[Any, ...] = ()
-    waiting: list[int] = []
-    if previous is not None:  # known already, but the first needs it
+    pending: list[int] = []
+    if previous is not None:  # already returned, but the first frame needs it
         frames = chain([previous], frames)
 
     def finished(graph: Graph, *, end: bool = False) -> Iterator[Numbered]:
@@ -289,12 +290,12 @@ def _deinterlaced(frames: Iterator[Numbered], previous: Numbered | None) -> Iter
             graph.vpush(None)
         while True:
             try:
-                made = graph.vpull()
+                deinterlaced = graph.vpull()
             except (av.BlockingIOError, av.EOFError):
                 return
-            number = waiting.pop(0)
+            number = pending.pop(0)
             if previous is None or number != previous[0]:
-                yield number, made
+                yield number, deinterlaced
 
     for number, frame in frames:
         shape = (frame.format.name, frame.width, frame.height)
@@ -302,8 +303,8 @@ def _deinterlaced(frames: Iterator[Numbered], previous: Numbered | None) -> Iter
             if graph is not None:
                 yield from finished(graph, end=True)
             graph, key = _filters(frame, [("yadif", "deint=interlaced")]), shape
-        frame.pts = number  # the filter needs rising times; nobody else reads them
-        waiting.append(number)
+        frame.pts = number  # only the filter reads pts; they must increase
+        pending.append(number)
         graph.vpush(frame)
         yield from finished(graph)
     if graph is not None:
@@ -311,7 +312,7 @@ def _deinterlaced(frames: Iterator[Numbered], previous: Numbered | None) -> Iter
 
 
 def _decode(probe: Probe, first: int) -> Iterator[Numbered]:
-    """(ordinal, frame) in order of presentation, from ordinal `first` on, sound frames only."""
+    """Yield the intact frames as (ordinal, frame) in presentation order, from `first`."""
     if probe.images:
         yield from _decode_images(probe, first)
         return
@@ -319,18 +320,18 @@ def _decode(probe: Probe, first: int) -> Iterator[Numbered]:
         yield from _decode_animation(probe, first)
         return
     following = first
-    with suppress(av.FFmpegError):  # a damaged frame; frame threads do not recover from it
-        for ordinal, frame in _decode_from(probe, first, careful=False):
+    with suppress(av.FFmpegError):  # frame threads do not recover from a damaged frame
+        for ordinal, frame in _decode_from(probe, first, skip_damaged=False):
             if ordinal > following == first > 0:
-                break  # the seek landed too late: this container's index lies
+                break  # the seek landed too late: the container's index is wrong
             yield ordinal, frame
             following = ordinal + 1
         else:
             if following > first:
                 return
-    # Go on without frame threads, from a frame known to be sound so that a late seek shows.
+    # Continue without frame threads, from a frame known to be intact to detect a late seek.
     for entry in (following - 1, 0) if following > first else (0,):
-        frames = _decode_from(probe, entry, careful=True)
+        frames = _decode_from(probe, entry, skip_damaged=True)
         found = next(frames, None)
         if entry and (found is None or found[0] != entry):
             continue
@@ -340,25 +341,28 @@ def _decode(probe: Probe, first: int) -> Iterator[Numbered]:
         return
 
 
-def _decode_from(probe: Probe, first: int, *, careful: bool) -> Iterator[Numbered]:
-    """(ordinal, frame) from `first` on; damaged frames raise, or are left out where `careful`."""
+def _decode_from(probe: Probe, first: int, *, skip_damaged: bool) -> Iterator[Numbered]:
+    """Yield (ordinal, frame) from `first`; damaged frames raise, or are skipped."""
     with open_media(probe.path) as container:
         video = picture_stream(container)
         if video is None:
-            raise BrokenStream(f"{probe.path} has no picture any more", hint="it was changed")
+            raise BrokenStream(
+                f"{probe.path} has no video stream any more",
+                hint="the file was changed; start again",
+            )
         decoder = decoder_of(video)
-        decoder.thread_type = "SLICE" if careful else "AUTO"
-        decoder.thread_count = SLICE_THREADS if careful else FRAME_THREADS
+        decoder.thread_type = "SLICE" if skip_damaged else "AUTO"
+        decoder.thread_count = SLICE_THREADS if skip_damaged else FRAME_THREADS
         if probe.codec in ("h264", "hevc"):
-            # These decoders paint damaged frames over and say nothing unless told to.
+            # By default these decoders conceal damaged frames silently.
             decoder.options = {"err_detect": "explode"}
         if first and probe.timestamps_known and probe.stamps is None:
             container.seek(int(probe.pts[first]), stream=video)
-        # A frame's pts is the number of its packet. Only B-frames are shown before that place, and
-        # at most by `delay`; so a number that is ahead of the count tells of lost packets.
+        # A frame's pts is the number of its packet. Only B-frames are shown before that position,
+        # by at most `delay`, so a number ahead of the count indicates lost packets.
         delay = 2 if probe.codec in ("h264", "hevc") else 1
         count = 0
-        for frame in _frames(container, video, decoder, probe, careful):
+        for frame in _frames(container, video, decoder, probe, skip_damaged):
             if not probe.timestamps_known:
                 if probe.numbered and frame.pts is not None:
                     early = frame.pict_type == av.video.frame.PictureType.B
@@ -375,9 +379,9 @@ def _decode_from(probe: Probe, first: int, *, careful: bool) -> Iterator[Numbere
 
 
 def _frames(
-    container: Any, video: Any, decoder: Any, probe: Probe, careful: bool
+    container: Any, video: Any, decoder: Any, probe: Probe, skip_damaged: bool
 ) -> Iterator[av.VideoFrame]:
-    """Decoded frames; their pts are those that `probe` knows, or the numbers of their packets."""
+    """Decode frames; their pts are those of `probe`, or their packets' numbers."""
     number = -1
     for packet in packets_of(container, video):
         if packet.size:
@@ -390,7 +394,7 @@ def _frames(
         try:
             yield from decoder.decode(packet)
         except av.FFmpegError:
-            if not careful:
+            if not skip_damaged:
                 raise
 
 
@@ -404,22 +408,22 @@ def _decode_images(probe: Probe, first: int) -> Iterator[tuple[int, av.VideoFram
         if rgb.shape[:2] != (probe.upright_height, probe.upright_width):
             height, width = rgb.shape[:2]
             raise BrokenStream(
-                f"{file} is {width}x{height} pixels, the first image"
+                f"{file} is {width}x{height} pixels, but the first image is"
                 f" {probe.upright_width}x{probe.upright_height}",
-                hint="all images of a clip must have one size",
+                hint="all images of a clip must have the same size",
             )
         yield ordinal, av.VideoFrame.from_ndarray(rgb, format="rgb24")
 
 
 def _decode_animation(probe: Probe, first: int) -> Iterator[tuple[int, av.VideoFrame]]:
-    """Its frames build on one another: all are decoded, from the beginning."""
+    """Decode all frames from the start, because each depends on the previous ones."""
     for ordinal, rgb in enumerate(read_animation(probe.path)):
         if ordinal >= first:
             yield ordinal, av.VideoFrame.from_ndarray(rgb, format="rgb24")
 
 
-class _Upright:
-    """A libavfilter chain from a decoded frame to the stored one."""
+class _UprightFilter:
+    """A libavfilter chain that converts decoded frames to stored ones."""
 
     def __init__(self, probe: Probe, geometry: Geometry) -> None:
         self.probe = probe
@@ -430,7 +434,7 @@ class _Upright:
     def __call__(self, frame: av.VideoFrame) -> av.VideoFrame:
         transparent = has_alpha(frame)
         key = (frame.format.name, frame.width, frame.height, transparent)
-        if key != self.key:  # also where the footage changes its size midway
+        if key != self.key:  # the size may change midway
             self.key = key
             self.graph = self._build(frame, transparent)
         if self.graph is None:
@@ -441,25 +445,27 @@ class _Upright:
     def _build(self, frame: av.VideoFrame, transparent: bool) -> Graph | None:
         probe, geometry = self.probe, self.geometry
         steps: list[tuple[str, str]] = []
-        if transparent:  # what lies beneath is anything: black instead
+        if transparent:  # composite over black: the colour of transparent pixels is arbitrary
             steps += [("format", "gbrap"), ("premultiply", "inplace=1"), ("format", "gbrp")]
-        steps += _turn(probe.orientation)
+        steps += _orientation_filters(probe.orientation)
         upright = (probe.upright_width, probe.upright_height)
-        turned = (frame.width, frame.height)
+        rotated = (frame.width, frame.height)
         if probe.orientation[0] == 0:
-            turned = turned[::-1]
-        if turned != upright:  # oblong pixels
+            rotated = rotated[::-1]
+        if rotated != upright:  # non-square pixels
             steps.append(("scale", f"{upright[0]}:{upright[1]}:flags=bicubic"))
         x, y, w, h = geometry.box
         if (x, y, w, h) != (0, 0, *upright):
             steps.append(("crop", f"{w}:{h}:{x}:{y}:exact=1"))
         resized = (geometry.width, geometry.height) != (w, h)
-        plain = frame.format.name == "yuv420p" and not probe.full_range and not probe.wide_gamut
-        if not resized and plain:
+        unconverted = (
+            frame.format.name == "yuv420p" and not probe.full_range and not probe.wide_gamut
+        )
+        if not resized and unconverted:
             return _filters(frame, steps) if steps else None
         options = f"{geometry.width}:{geometry.height}:flags=bicubic+accurate_rnd:out_range=tv"
         if probe.hdr or probe.wide_gamut:
-            if probe.transfer == 2:  # unspecified: the usual one
+            if probe.transfer == 2:  # unspecified: assume BT.709
                 steps.append(("setparams", "color_trc=bt709"))
             options += ":out_color_matrix=bt709:out_primaries=bt709:out_transfer=bt709"
         elif probe.matrix == 0 or transparent:
@@ -469,9 +475,9 @@ class _Upright:
 
 
 def _filters(frame: av.VideoFrame, steps: list[tuple[str, str]]) -> Graph:
-    """A chain of libavfilter's filters (name, options) for frames like this one."""
+    """Build a chain of libavfilter filters (name, options) for the format of `frame`."""
     graph = Graph()
-    # `Graph.add_buffer` leaves the colours out, and filters would then take them for others.
+    # `Graph.add_buffer` omits the colour tags, so filters would misinterpret the colours.
     nodes: list[FilterContext] = [
         graph.add(
             "buffer", video_size=f"{frame.width}x{frame.height}", pix_fmt=frame.format.name,
@@ -485,10 +491,10 @@ def _filters(frame: av.VideoFrame, steps: list[tuple[str, str]]) -> Graph:
     return graph
 
 
-def _turn(orientation: tuple[int, int, int, int]) -> Iterator[tuple[str, str]]:
+def _orientation_filters(orientation: tuple[int, int, int, int]) -> Iterator[tuple[str, str]]:
     a, b, c, d = orientation
     if a == 0:
-        # The four transpositions, by where the display matrix sends x (b) and y (c).
+        # The four transpositions, by the signs of b and c in the display matrix.
         kind = {(1, 1): "cclock_flip", (1, -1): "clock", (-1, 1): "cclock", (-1, -1): "clock_flip"}
         yield "transpose", kind[(b, c)]
         return
@@ -499,10 +505,10 @@ def _turn(orientation: tuple[int, int, int, int]) -> Iterator[tuple[str, str]]:
 
 
 def stored_matrix(probe: Probe) -> int:
-    """The matrix coefficients that the stored frames are tagged with.
+    """Return the matrix coefficients with which stored frames are tagged.
 
-    Stored frames keep the footage's own matrix, so nothing is converted twice. Untagged footage
-    is read as SMPTE 170M, as ffmpeg does.
+    Stored frames keep the footage's own matrix, to avoid a second conversion. Untagged footage is
+    read as SMPTE 170M, as in ffmpeg.
     """
     if probe.hdr or probe.wide_gamut or probe.matrix == 0:
         return BT709
@@ -516,12 +522,12 @@ def _stream(
     container: Any, encoder: str, pixel_format: str, *, width: int, height: int, rate: Fraction,
     matrix: int | None,
 ) -> Any:  # fmt: skip
-    """A video stream with colour tags written, where `matrix` says which."""
+    """Add a video stream, with colour tags if `matrix` is given."""
     stream = container.add_stream(encoder, rate=rate)
     stream.width, stream.height, stream.pix_fmt = width, height, pixel_format
     context = stream.codec_context
     context.time_base = 1 / rate
-    # The output of encoders depends on their number of threads: fix it, or machines would differ.
+    # Encoder output depends on the number of threads: fix it for equal output on all machines.
     context.thread_count = 2
     if matrix is not None:
         context.colorspace = matrix
@@ -534,7 +540,7 @@ def h264_stream(
     container: Any, *, width: int, height: int, rate: Fraction, crf: float, preset: str,
     matrix: int = BT709, gop: int = GOP,
 ) -> Any:  # fmt: skip
-    """An H.264 stream with closed groups of `gop` frames, no B-frames, colour tags written."""
+    """Add an H.264 stream with closed groups of `gop` frames, no B-frames, and colour tags."""
     stream = _stream(
         container, "libx264", "yuv420p", width=width, height=height, rate=rate, matrix=matrix
     )
@@ -546,10 +552,10 @@ def h264_stream(
 
 
 class RoundTripEncoder:
-    """Encode a segment of frames to a file and hand back each frame as a reader will see it.
+    """Encodes a segment of frames to a file and returns each frame as decoded from it.
 
-    Signals are extracted from the frames as stored, not as filmed: so they are the same whether
-    extracted now or later from the finished store.
+    Signals are extracted from the encoded frames, not from the source, so that they do not change
+    when extracted later from the complete store.
     """
 
     def __init__(
@@ -564,7 +570,7 @@ class RoundTripEncoder:
             self.container, width=width, height=height, rate=rate, crf=crf, preset=preset,
             matrix=matrix,
         )  # fmt: skip
-        self.echo: Any = None
+        self.decoder: Any = None
         self.count = 0
 
     def encode(self, frame: av.VideoFrame) -> Iterator[av.VideoFrame]:
@@ -574,27 +580,27 @@ class RoundTripEncoder:
         yield from self._pass(self.stream.encode(frame))
 
     def close(self) -> Iterator[av.VideoFrame]:
-        """Flush; the frames still under way come out, then the file is whole."""
+        """Flush: return the remaining frames and complete the file."""
         yield from self._pass(self.stream.encode(None))
-        if self.echo is not None:
-            yield from self.echo.decode(None)
+        if self.decoder is not None:
+            yield from self.decoder.decode(None)
         with writing(self.path):
             self.container.close()
             _flush_to_disk(self.path)
 
     def _pass(self, packets: Iterable[Any]) -> Iterator[av.VideoFrame]:
         for packet in packets:
-            if self.echo is None:
-                self.echo = av.CodecContext.create("h264", "r")
-                self.echo.extradata = self.stream.codec_context.extradata
-                self.echo.thread_type = "SLICE"  # frame threads would hold frames back
-            yield from self.echo.decode(packet)
+            if self.decoder is None:
+                self.decoder = av.CodecContext.create("h264", "r")
+                self.decoder.extradata = self.stream.codec_context.extradata
+                self.decoder.thread_type = "SLICE"  # frame threads would delay frames
+            yield from self.decoder.decode(packet)
             with writing(self.path):
                 self.container.mux(packet)
 
 
 class MapWriter:
-    """Write 8- or 16-bit grey images without loss (FFV1 in Matroska)."""
+    """Writes 8-bit or 16-bit grey images losslessly (FFV1 in Matroska)."""
 
     def __init__(
         self, path: Path, *, width: int, height: int, rate: Fraction, bits: Literal[8, 16]
@@ -603,7 +609,7 @@ class MapWriter:
         self.rate = rate
         self.format = {8: "gray", 16: "gray16le"}[bits]
         with writing(path):
-            # Matroska stamps a random id into every file otherwise.
+            # Without bitexact, Matroska files contain a random id.
             options = {"fflags": "+bitexact"}
             self.container = create_media(path, format="matroska", options=options)
         self.stream = self.container.add_stream("ffv1", rate=rate)
@@ -630,15 +636,15 @@ class MapWriter:
 
 @dataclass(frozen=True)
 class Codec:
-    """How rendered video is compressed, and which files hold it."""
+    """Compression settings and file types for rendered video."""
 
     encoder: str
     pixel_format: str
     container: str  # of segments
-    suffixes: tuple[str, ...]  # of files that may hold it
-    options: dict[str, str]  # no B-frames and nothing hidden: packets are joined one a frame
-    tag: str | None = None  # what players of mp4 know it by
-    crf: tuple[float, float] | None = None  # from best to worst; None: without loss
+    suffixes: tuple[str, ...]  # of supported files
+    options: dict[str, str]  # no B-frames or hidden frames: each packet is one frame
+    tag: str | None = None  # the codec tag that mp4 players expect
+    crf: tuple[float, float] | None = None  # from best to worst; None: lossless
 
 
 CODECS = {
@@ -684,10 +690,10 @@ def _rendered_stream(
 
 @dataclass(frozen=True)
 class Sound:
-    """What is heard over a video: a part of a file's first audio stream that can be decoded.
+    """The audio of a video: a range of a file's first decodable audio stream.
 
-    `start` is the moment of the file, in seconds, that the video's first frame stands at; `jumps`
-    are those of the file's clock (`v2v.data.timing.Timeline`).
+    `start` is the time in the file, in seconds, of the video's first frame; `jumps` are those of
+    the file's clock (`v2v.data.timing.Timeline`).
     """
 
     path: Path
@@ -696,13 +702,13 @@ class Sound:
 
 
 class VideoWriter:
-    """Write RGB frames as a video, under its name only once it is whole.
+    """Writes RGB frames as a video file, which appears only once it is complete.
 
     Args:
-        codec: of `CODECS`; the default plays everywhere.
-        preset: how much time H.264 and HEVC take to compress well, as x264 calls it.
-        container: as ffmpeg calls it; by default the one of the codec's segments.
-        audio_offset: time in the video, in seconds, at which `audio` begins.
+        codec: a key of `CODECS`; all players support the default.
+        preset: x264 or x265 preset: trades encoding time for compression.
+        container: ffmpeg's format name; by default that of the codec's segments.
+        audio_offset: time in the video, in seconds, at which `audio` starts.
     """
 
     def __init__(
@@ -724,11 +730,11 @@ class VideoWriter:
                 self.container, self.codec, width=width, height=height, rate=rate, crf=crf,
                 preset=preset,
             )  # fmt: skip
-            self.sound = _Sounding(Sound(audio, -audio_offset), self.container) if audio else None
+            self.sound = _AudioMuxer(Sound(audio, -audio_offset), self.container) if audio else None
         except BaseException:
-            self._abandon()
+            self._discard()
             raise
-        self.convert = VideoReformatter()  # kept: setting one up costs as much as a frame
+        self.convert = VideoReformatter()  # reused: creating one takes as long as a frame
         self.count = 0
 
     def write(self, rgb: Array) -> None:
@@ -746,7 +752,7 @@ class VideoWriter:
         with writing(self.path):
             self.container.mux(self.stream.encode(frame))
             if self.sound:
-                self.sound.until(self.count / float(self.rate))
+                self.sound.write_until(self.count / float(self.rate))
 
     def close(self) -> None:
         try:
@@ -758,11 +764,11 @@ class VideoWriter:
                 _flush_to_disk(self.partial)
                 os.replace(self.partial, self.path)
         except BaseException:
-            self._abandon()
+            self._discard()
             raise
 
-    def _abandon(self) -> None:
-        """Leave no half-written file."""
+    def _discard(self) -> None:
+        """Remove the incomplete file."""
         with suppress(OSError, av.FFmpegError):
             self.container.close()
         self.partial.unlink(missing_ok=True)
@@ -774,11 +780,11 @@ class VideoWriter:
         if kind is None:
             self.close()
         else:
-            self._abandon()
+            self._discard()
 
 
 def _container_options(container: str) -> dict[str, str]:
-    # Matroska stamps a random id into every file otherwise.
+    # Without bitexact, Matroska files contain a random id.
     if container in ("mp4", "mov"):
         return {"movflags": "+faststart"}
     return {"fflags": "+bitexact"}
@@ -788,12 +794,12 @@ def concatenate(
     parts: list[Path], target: Path, *, container: str, rate: Fraction,
     sound: Sound | None = None, tags: dict[str, str] | None = None, tag: str | None = None,
 ) -> None:  # fmt: skip
-    """Join segments of one codec and one setting by copying their packets.
+    """Join segments with the same codec and settings by copying their packets.
 
     Args:
-        sound: put beside them, cut to their length.
+        sound: audio to add, trimmed to their length.
         tags: metadata of the file, e.g. `comment`.
-        tag: the codec's name in mp4, where it has several.
+        tag: the codec tag in mp4, for codecs with several.
     """
     partial = target.with_name(f".{target.name}.partial")
     try:
@@ -813,7 +819,7 @@ def _join(
     parts: list[Path], out: Any, rate: Fraction, sound: Sound | None, tag: str | None
 ) -> None:
     stream: Any = None
-    heard: _Sounding | None = None
+    audio: _AudioMuxer | None = None
     offset = 0
     for part in parts:
         with open_media(part) as source:
@@ -823,29 +829,29 @@ def _join(
                 stream.time_base = 1 / rate
                 if tag:
                     stream.codec_context.codec_tag = tag
-                # Streams are known before the first packet.
-                heard = _Sounding(sound, out) if sound else None
-            stream.codec_context.framerate = rate  # few frames tell it not
+                # All streams must be added before the first packet.
+                audio = _AudioMuxer(sound, out) if sound else None
+            stream.codec_context.framerate = rate  # not inferred from short clips
             count = 0
             for packet in source.demux(video):
                 if packet.size == 0:
                     continue
-                # Segments have no B-frames: their packets are in order, one a frame.
+                # Segments have no B-frames: packets are in order, one per frame.
                 packet.stream = stream
                 packet.time_base = 1 / rate
                 packet.pts = packet.dts = offset + count
                 packet.duration = 1
                 out.mux(packet)
                 count += 1
-                if heard:
-                    heard.until((offset + count) / float(rate))
+                if audio:
+                    audio.write_until((offset + count) / float(rate))
             offset += count
-    if heard:
-        heard.close()
+    if audio:
+        audio.close()
 
 
 def read_tags(path: Path) -> dict[str, str]:
-    """Metadata of a media file, keys in lower case. Raises as `probe` does."""
+    """Read the metadata of a media file, keys in lower case. Raises the errors of `probe`."""
     with open_media(path) as container:
         return {key.lower(): value for key, value in container.metadata.items()}
 
@@ -863,17 +869,21 @@ def copy_audio(
 ) -> tuple[Path, float] | None:
     """Copy the audio stream that `audio` describes, without re-encoding, to `folder/audio.*`.
 
-    Only packets that begin between `start` and `end` (seconds of the source's picture time) are
-    kept. Returns the file and the time of its first sample relative to `start`, or None where
-    the range is silent or the codec fits into no container.
+    Only packets that start between `start` and `end` (seconds of the source's video time) are
+    kept. Returns the file and the time of its first sample relative to `start`, or None if the
+    range has no audio or no container supports the codec.
     """
     codec = audio.codec
-    homes = [AUDIO_CONTAINERS.get(codec, ("mka", "matroska")), ("mka", "matroska"), ("nut", "nut")]
+    candidates = [
+        AUDIO_CONTAINERS.get(codec, ("mka", "matroska")),
+        ("mka", "matroska"),
+        ("nut", "nut"),
+    ]
     if codec.startswith("adpcm_") or (codec.startswith("pcm_") and codec.endswith("le")):
-        homes.insert(0, ("wav", "wav"))
+        candidates.insert(0, ("wav", "wav"))
     sound = Sound(source, start, audio.jumps)
-    for suffix, container in homes:
-        # It cannot hold this codec, or not with such a header.
+    for suffix, container in candidates:
+        # The container does not support this codec or its header.
         with suppress(ValueError, NotImplementedError, av.error.PatchWelcomeError):
             return _copy_audio(sound, folder / f"audio.{suffix}", container, end)
     return None
@@ -885,16 +895,16 @@ def _copy_audio(
     partial = target.with_name(f".{target.name}.partial")
     try:
         with writing(target):
-            # Matroska and Ogg stamp a random id into every file otherwise.
+            # Without bitexact, Matroska and Ogg files contain a random id.
             options = {"fflags": "+bitexact"}
             with create_media(partial, format=container, options=options) as out:
                 copy = _AudioCopy(sound, out)
-                taken = [_mux(out, packet) for packet in copy.packets(end, from_zero=True)]
-            offset = copy.began
+                written = [_mux(out, packet) for packet in copy.packets(end, from_zero=True)]
+            offset = copy.first_time
             if offset is None:
                 return None
-            if not any(taken):
-                raise ValueError(f"{container} takes none of the packets")
+            if not any(written):
+                raise ValueError(f"{container} accepts none of the packets")
             _flush_to_disk(partial)
             os.replace(partial, target)
         return target, offset
@@ -903,12 +913,12 @@ def _copy_audio(
 
 
 def _mux(out: Any, packet: Any) -> bool:
-    """Write a packet, unless it is too damaged for the container, as AAC without its header."""
-    out.start_encoding()  # a container whose own header fails takes nothing after it
+    """Write a packet; returns False if it is too damaged, e.g. AAC without its header."""
+    out.start_encoding()  # raises if the container's header fails, as no packet can follow
     try:
         out.mux(packet)
     except av.FFmpegError as error:
-        if isinstance(error, OSError):  # not of the packet, but of the disk
+        if isinstance(error, OSError):  # an error of the disk, not of the packet
             raise
         return False
     return True
@@ -919,20 +929,20 @@ class _AudioCopy:
 
     def __init__(self, sound: Sound, out: Any) -> None:
         self.sound = sound
-        self.began: float | None = None  # of the first packet, from the start asked for
+        self.first_time: float | None = None  # of the first packet, relative to the start
         with open_media(sound.path) as container:
             self.stream = out.add_stream_from_template(sound_stream(container))
 
     def packets(self, end: float = float("inf"), *, from_zero: bool = False) -> Iterator[Any]:
-        """What begins between the sound's start and `end` (seconds).
+        """Yield the packets that start between the sound's start and `end` (seconds).
 
         Args:
-            from_zero: whether the first packet comes to stand at 0, or the sound's start does.
+            from_zero: whether time 0 is the first packet instead of the sound's start.
         """
         start, clock = self.sound.start, ContinuousClock(self.sound.jumps)
         latest: int | None = None
         with open_media(self.sound.path) as container:
-            origin = 0.0  # the picture's first moment on the container's clock
+            origin = 0.0  # start of the video on the container's clock
             if (video := picture_stream(container)) is not None:
                 origin = float((video.start_time or 0) * (video.time_base or 0))
             for packet in packets_of(container, sound_stream(container)):
@@ -942,12 +952,12 @@ class _AudioCopy:
                 if time < start - 1e-6 or time >= end:
                     continue
                 packet.pts -= round(clock.skipped / packet.time_base)
-                if self.began is None:
-                    self.began, shift = time - start, packet.pts
+                if self.first_time is None:
+                    self.first_time, shift = time - start, packet.pts
                     if not from_zero:
-                        shift -= round(self.began / packet.time_base)
+                        shift -= round(self.first_time / packet.time_base)
                 packet.stream = self.stream
-                # No container takes times that go back, as repeated ones and those at jumps do.
+                # Containers reject times that do not increase, as repeats and jumps do not.
                 latest = (
                     packet.pts - shift if latest is None else max(packet.pts - shift, latest + 1)
                 )
@@ -956,7 +966,7 @@ class _AudioCopy:
 
 
 class _AudioEncode:
-    """Encodes a file's audio stream as what the container's players know."""
+    """Encodes a file's audio stream with a codec that the container's players support."""
 
     def __init__(self, sound: Sound, out: Any) -> None:
         self.sound = sound
@@ -965,44 +975,44 @@ class _AudioEncode:
             return
         with open_media(sound.path) as container:
             stream = sound_stream(container)
-            given = stream.codec_context.sample_rate if stream is not None else 0
-        self.stream = out.add_stream("aac", rate=_rate_of_aac(given), layout="stereo")
+            sample_rate = stream.codec_context.sample_rate if stream is not None else 0
+        self.stream = out.add_stream("aac", rate=_aac_rate(sample_rate), layout="stereo")
 
     def packets(self) -> Iterator[Any]:
-        """What is heard from the sound's start on, which comes to stand at 0."""
-        context, ends = self.stream.codec_context, 0  # samples
-        before = round(self.sound.start * context.sample_rate)
+        """Yield the encoded packets; time 0 is the sound's start."""
+        context, end = self.stream.codec_context, 0  # samples
+        offset = round(self.sound.start * context.sample_rate)
         with open_media(self.sound.path) as container:
-            for piece in _resampled(self._from_start(_heard(container)), context):
-                # Damaged sound has frames without a time, and times that go back.
-                at = ends if piece.pts is None else piece.pts - before
-                piece.pts = max(at, ends)
-                ends = piece.pts + piece.samples
-                yield from self.stream.encode(piece)
+            for chunk in _resampled(self._from_start(_decoded_audio(container)), context):
+                # Damaged audio has frames without times, and times that decrease.
+                start = end if chunk.pts is None else chunk.pts - offset
+                chunk.pts = max(start, end)
+                end = chunk.pts + chunk.samples
+                yield from self.stream.encode(chunk)
         yield from self.stream.encode(None)
 
     def _from_start(self, frames: Iterable[Any]) -> Iterator[Any]:
-        """Frames that begin at the sound's start or later, on a clock without jumps."""
-        clock, begun = ContinuousClock(self.sound.jumps), False
+        """Yield the frames from the sound's start on, with times on a continuous clock."""
+        clock, started = ContinuousClock(self.sound.jumps), False
         for frame in frames:
             if frame.pts is not None:
                 if clock(frame.time) < self.sound.start:
                     continue
                 frame.pts -= round(clock.skipped / frame.time_base)
-                begun = True
-            if begun:  # otherwise it is not known when the frame is heard
+                started = True
+            if started:  # before, the frame's time is unknown
                 yield frame
 
 
 def _resampled(frames: Iterable[Any], context: Any) -> Iterator[Any]:
-    """Stereo pieces as the encoder takes them; the frames may change their rate and channels."""
-    convert, known = None, None
+    """Convert frames to stereo for the encoder; their rate and channels may change."""
+    convert, previous = None, None
     for frame in chain(frames, [None]):
         kind = frame and (frame.format.name, frame.layout.name, frame.sample_rate)
-        if kind != known:
+        if kind != previous:
             if convert is not None:
                 yield from convert.resample(None)
-            convert, known = _resampler(context), kind
+            convert, previous = _resampler(context), kind
         if convert is not None and frame is not None:
             yield from convert.resample(frame)
 
@@ -1014,51 +1024,51 @@ def _resampler(context: Any) -> av.AudioResampler:
     )  # fmt: skip
 
 
-def _rate_of_aac(given: int) -> int:
-    """The sampling rate nearest above `given` that AAC has, at most 48 kHz."""
+def _aac_rate(sample_rate: int) -> int:
+    """Return the lowest AAC sampling rate of at least `sample_rate`, at most 48 kHz."""
     rates = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
-    return next((rate for rate in rates if rate >= given), rates[-1])
+    return next((rate for rate in rates if rate >= sample_rate), rates[-1])
 
 
-def _heard(container: Any) -> Iterator[Any]:
-    """The frames of its sound, without those that are damaged."""
+def _decoded_audio(container: Any) -> Iterator[Any]:
+    """Decode the audio frames, skipping damaged ones."""
     for packet in packets_of(container, sound_stream(container)):
         with suppress(av.FFmpegError):
             yield from packet.decode()
 
 
-class _Sounding:
-    """Puts sound beside a video as it grows, so that players find both in one place."""
+class _AudioMuxer:
+    """Interleaves audio with a video as it is written, as players require."""
 
     def __init__(self, sound: Sound, out: Any) -> None:
         self.out = out
-        heard = _sound(sound, out).packets()
-        self.packets = cast(Generator[Any, None, None], heard)
-        self.waiting: Any = None
+        packets = _audio_source(sound, out).packets()
+        self.packets = cast(Generator[Any, None, None], packets)
+        self.pending: Any = None
 
-    def until(self, seconds: float) -> None:
-        """Write what begins before this moment of the video."""
+    def write_until(self, seconds: float) -> None:
+        """Write the packets that start before this time of the video."""
         while True:
-            if self.waiting is None:
-                self.waiting = next(self.packets, None)
-            packet = self.waiting
+            if self.pending is None:
+                self.pending = next(self.packets, None)
+            packet = self.pending
             if packet is None or float((packet.pts or 0) * packet.time_base) >= seconds:
                 return
             _mux(self.out, packet)
-            self.waiting = None
+            self.pending = None
 
     def close(self) -> None:
         self.packets.close()
 
 
-def _sound(sound: Sound, out: Any) -> _AudioCopy | _AudioEncode:
-    known = ("opus", "vorbis") if out.format.name == "webm" else ("aac", "mp3")
+def _audio_source(sound: Sound, out: Any) -> _AudioCopy | _AudioEncode:
+    supported = ("opus", "vorbis") if out.format.name == "webm" else ("aac", "mp3")
     with open_media(sound.path) as container:
         stream = sound_stream(container)
         if stream is None:
-            raise NotAVideo(f"{sound.path} has no sound that can be decoded", hint=None)
-        plays = stream.codec_context.codec.canonical_name in known
-    return _AudioCopy(sound, out) if plays else _AudioEncode(sound, out)
+            raise NotAVideo(f"{sound.path} has no decodable audio stream", hint=None)
+        copyable = stream.codec_context.codec.canonical_name in supported
+    return _AudioCopy(sound, out) if copyable else _AudioEncode(sound, out)
 
 
 def _flush_to_disk(path: Path) -> None:
@@ -1070,7 +1080,7 @@ def _flush_to_disk(path: Path) -> None:
 
 
 class PixelReader:
-    """Decoded frames to arrays, `rgb24` as [H, W, 3]; keeps the converter, costly to set up."""
+    """Converts decoded frames to arrays, `rgb24` as [H, W, 3]; reuses the costly converter."""
 
     def __init__(self, pixel_format: str = "rgb24") -> None:
         self.pixel_format = pixel_format
@@ -1080,17 +1090,17 @@ class PixelReader:
         return self.convert.reformat(frame, format=self.pixel_format).to_ndarray()
 
 
-STORED = {".mp4": "mp4", ".mkv": "matroska"}  # containers of what v2v writes
-_UNREADABLE = "restore the file, or make it again with --overwrite"
+STORED = {".mp4": "mp4", ".mkv": "matroska"}  # containers of the files that v2v writes
+_UNREADABLE = "restore the file, or rebuild it with --overwrite"
 
 
 def read_stored(
     path: Path, *, first: int = 0, count: int | None = None, pixel_format: str = "rgb24"
 ) -> Iterator[Array]:
-    """Frames of a file that `v2v` wrote, in order from frame `first` on: `count`, or all.
+    """Yield `count` frames (default: all) from `first` of a file that `v2v` wrote, in order.
 
-    Its frames stand at 0, 1, 2, ... of the constant rate, so a seek is exact. Raises
-    `StoreDamaged` where it cannot be read or has fewer frames.
+    Frames lie at multiples of 1 / rate, so seeking is exact. Raises `StoreDamaged` if the file
+    cannot be read or has fewer frames.
     """
     pixels = PixelReader(pixel_format)
     found = 0
@@ -1099,30 +1109,29 @@ def read_stored(
         yield pixels(frame)
     if count is not None and found < count:
         raise StoreDamaged(
-            f"{path} ends after frame {first + found}: frames {first} to {first + count} were"
-            " expected",
+            f"{path} ends after frame {first + found}: expected frames {first} to {first + count}",
             hint=_UNREADABLE,
         )
 
 
 def read_range(path: Path, start: int, stop: int, *, pixel_format: str = "rgb24") -> Array:
-    """Frames `start` to `stop` (excluded) of a file that `v2v` wrote, stacked along time.
+    """Read frames `start` to `stop` (exclusive) of a file that `v2v` wrote, stacked along time.
 
-    Raises `StoreDamaged` where it cannot be read, has fewer frames, or frames of several sizes.
+    Raises `StoreDamaged` if it cannot be read, has fewer frames, or its frame size changes.
     """
     frames = list(read_stored(path, first=start, count=stop - start, pixel_format=pixel_format))
     if any(frame.shape != frames[0].shape for frame in frames):
-        raise StoreDamaged(f"{path} changes its size on the way", hint=_UNREADABLE)
+        raise StoreDamaged(f"{path} has frames of different sizes", hint=_UNREADABLE)
     return np.stack(frames)
 
 
 def stored_frames(path: Path, *, first: int = 0) -> Iterator[av.VideoFrame]:
-    """As `read_stored`, in the pixel format of the file."""
+    """Yield all frames from `first` like `read_stored`, in the file's pixel format."""
     with _open_stored(path) as (container, video):
         video.thread_type = "AUTO"
         rate, clock = _clock(path, video)
         if first:
-            # Half a frame ahead, for containers whose clock rounds (Matroska: milliseconds).
+            # Add half a frame, as some containers round times (Matroska: to milliseconds).
             container.seek(int((first + Fraction(1, 2)) / rate / clock), stream=video)
         for frame in container.decode(video):
             if round((frame.pts or 0) * clock * rate) >= first:
@@ -1130,27 +1139,27 @@ def stored_frames(path: Path, *, first: int = 0) -> Iterator[av.VideoFrame]:
 
 
 def check_stored(path: Path, *, width: int, height: int, frames: int) -> None:
-    """Compare the header of a file that `v2v` wrote with its record; nothing is decoded.
+    """Check the header of a file that `v2v` wrote against its record, without decoding.
 
-    Raises `StoreDamaged` where the file is not a video, or one of another size or length.
+    Raises `StoreDamaged` if the file is not a video, or has another size or length.
     """
     with _open_stored(path) as (container, video):
         rate, clock = _clock(path, video)
         found = video.frames
-        if not found:  # Matroska says how long it lasts instead
+        if not found:  # Matroska states the duration instead
             seconds = video.duration * clock if video.duration else container.duration or 0
             seconds = seconds if video.duration else Fraction(int(seconds), av.time_base)
             found = round(seconds * rate)
         if (video.width, video.height, found) != (width, height, frames):
             raise StoreDamaged(
-                f"{path} is another video than its record describes: {found} frames of"
+                f"{path} does not match its record: it has {found} frames of"
                 f" {video.width}x{video.height} instead of {frames} of {width}x{height}",
                 hint=_UNREADABLE,
             )
 
 
 def _clock(path: Path, video: Any) -> tuple[Fraction, Fraction]:
-    """Frames per second and seconds of a tick."""
+    """Return frames per second and seconds per tick."""
     if not video.average_rate or not video.time_base:
         raise StoreDamaged(f"{path} has no frame rate", hint=_UNREADABLE)
     return video.average_rate, video.time_base
@@ -1158,9 +1167,9 @@ def _clock(path: Path, video: Any) -> tuple[Fraction, Fraction]:
 
 @contextmanager
 def _open_stored(path: Path) -> Iterator[tuple[Any, Any]]:
-    """The container and its video stream: a local file, in a container that `v2v` writes.
+    """Open a local video file that `v2v` wrote: its container and video stream.
 
-    Raises `StoreDamaged` for all else, also while frames are decoded.
+    Raises `StoreDamaged` for all errors, also those of decoding inside the `with` block.
     """
     if not path.is_file():
         what = "a folder" if path.is_dir() else "not a file" if path.is_symlink() else "missing"
@@ -1168,7 +1177,7 @@ def _open_stored(path: Path) -> Iterator[tuple[Any, Any]]:
     try:
         with open_media(path, format=STORED.get(path.suffix)) as container:
             if not container.streams.video:
-                raise StoreDamaged(f"{path} has no picture", hint=_UNREADABLE)
+                raise StoreDamaged(f"{path} has no video stream", hint=_UNREADABLE)
             yield container, container.streams.video[0]
     except (MediaError, av.FFmpegError, OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)

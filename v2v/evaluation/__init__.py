@@ -1,1 +1,1 @@
-"""Evaluation: how near rendered video comes to the real one, and how steady it is."""
+"""Evaluation: how close rendered video is to real video, and how temporally stable it is."""

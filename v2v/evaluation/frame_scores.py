@@ -1,4 +1,4 @@
-"""Measure videos against the real one, side by side, in pieces: memory does not grow with them."""
+"""Measure videos against the real one in chunks: memory does not grow with their length."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from v2v.evaluation.registry import (
     Picture,
 )
 
-CHUNK = VIDEO_CLIP  # frames measured together: one clip of a video network
-TRUTH = ""  # the real video's own course: what it has of the measures that need no other
-OWN = ("warping_error", "frame_difference")
+CHUNK = VIDEO_CLIP  # frames per chunk: one clip of the video network
+TRUTH = ""  # key of the real video's own scores in the measures that need no reference
+OWN = ("warping_error", "frame_difference")  # the measures that need no reference
 
 FrameScores = dict[str, Values]  # measure -> [T]
 
 
 @dataclass(frozen=True)
 class Video:
-    """A video to measure, and what detectors found on it."""
+    """A video to measure, with its detections."""
 
     pictures: Iterator[Picture]
     found: Mapping[str, NDArray[Any]] = field(default_factory=dict)  # detector -> [T, ...]
@@ -39,17 +39,17 @@ class Video:
 
 @dataclass(frozen=True)
 class Tools:
-    """Networks to measure with; what is not here cannot be measured."""
+    """Networks for measuring; measures whose network is missing are skipped."""
 
     distance: Distance | None = None  # LPIPS
     features: Mapping[str, Callable[[Tensor], NDArray[np.float64]]] = field(default_factory=dict)
-    person: int | None = None  # which of the labels that detectors find is a person's
-    region: NDArray[np.bool_] | None = None  # [H, W] what is measured; None: all
+    person: int | None = None  # label id of the person class; None: not detected
+    region: NDArray[np.bool_] | None = None  # [H, W] the measured region; None: all pixels
 
     def can_read(self, name: str, detectors: Collection[str], height: int, width: int) -> bool:
-        """Whether a reading can be taken of frames of this size, on which these have looked."""
+        """Whether a frame statistic is available for this frame size and these detectors."""
 
-        def there(need: str) -> bool:
+        def available(need: str) -> bool:
             number, _, unit = need.partition(" ")
             if unit == "pixels":
                 return min(height, width) >= int(number)
@@ -57,12 +57,12 @@ class Tools:
                 return self.person is not None
             return self.distance is not None if need == "lpips" else need in detectors
 
-        return all(there(need) for need in FRAME_STATISTICS[name].needs)
+        return all(available(need) for need in FRAME_STATISTICS[name].needs)
 
 
 @dataclass
 class FeatureStatistics:
-    """The features of a video's frames, by set measure."""
+    """Feature statistics of a video, by set measure."""
 
     sets: dict[str, Gaussian] = field(default_factory=dict)
 
@@ -71,8 +71,8 @@ class FeatureStatistics:
             self.sets.setdefault(name, Gaussian()).add(values)
 
 
-class _Pieces:
-    """A video that is read piece by piece."""
+class _ChunkReader:
+    """Reads a video chunk by chunk."""
 
     def __init__(self, video: Video, tools: Tools) -> None:
         self.video = video
@@ -81,7 +81,7 @@ class _Pieces:
         self.last: Picture | None = None
 
     def next(self, steady: NDArray[np.bool_]) -> FrameChunk | None:
-        """The next frames, as many as `steady` at most; None where there are none."""
+        """The next chunk of at most `len(steady)` frames; None at the end of the video."""
         new = list(islice(self.video.pictures, len(steady)))
         if not new:
             return None
@@ -105,38 +105,40 @@ def measure(
     sets_until: int | None = None,
     advance: Callable[[int], None] = lambda frames: None,
 ) -> dict[str, FrameScores]:
-    """Every measure that the tools allow, of every output, frame by frame.
+    """Compute all available per-frame measures of every output.
 
     Args:
-        real: `count` frames.
-        outputs: videos of the same moments; one may end earlier, none may be longer or empty.
-        cuts: frames before which a new shot begins: nothing is measured across.
-        sets: where features are gathered for the set measures, of the real video and of each
-            output, from the first `sets_until` frames.
-        advance: is told how many frames have been done.
+        real: the real video of `count` frames.
+        outputs: videos of the same frames; they may be shorter, but not longer or empty.
+        cuts: first frames of new shots; temporal measures do not cross them.
+        sets: feature statistics of the real video and of each output, which are updated from
+            the first `sets_until` frames for the set measures.
+        advance: called with the number of frames processed.
 
     Returns:
-        The course of every output, and under `TRUTH` the real video's own.
+        The per-frame scores of every output, and of the real video itself under `TRUTH`.
     """
-    videos = {name: _Pieces(video, tools) for name, video in outputs.items()}
-    truth = _Pieces(real, tools)
+    videos = {name: _ChunkReader(video, tools) for name, video in outputs.items()}
+    truth = _ChunkReader(real, tools)
     statistics: dict[str, dict[str, list[Values]]] = {name: {} for name in (TRUTH, *videos)}
     steady = np.ones(count, np.bool_)
     steady[[0, *(cut for cut in cuts if 0 <= cut < count)]] = False
     for first in range(0, count, CHUNK):
         expected = steady[first : first + CHUNK]
-        seen = truth.next(expected)
-        assert seen is not None and len(seen.new) == len(expected), "the real video is short"
+        reference = truth.next(expected)
+        assert reference is not None and len(reference.new) == len(expected), (
+            "the real video is shorter than `count`"
+        )
         if sets and first < (count if sets_until is None else sets_until):
-            sets[0].add(_features(tools, seen))
-        for key, values in _read(ChunkPair(seen, seen), tools, OWN).items():
+            sets[0].add(_features(tools, reference))
+        for key, values in _read(ChunkPair(reference, reference), tools, OWN).items():
             statistics[TRUTH].setdefault(key, []).append(values)
         for name, video in videos.items():
             chunk = video.next(expected)
             if chunk is None:
                 continue
-            seen_by = _same_length(seen, chunk)
-            pair = ChunkPair(_within_region(chunk, seen_by), seen_by)
+            matching = _same_length(reference, chunk)
+            pair = ChunkPair(_within_region(chunk, matching), matching)
             for key, values in _read(pair, tools).items():
                 statistics[name].setdefault(key, []).append(values)
             if sets and first < (count if sets_until is None else sets_until):
@@ -145,23 +147,23 @@ def measure(
     return {name: _frame_scores(found) for name, found in statistics.items()}
 
 
-def _same_length(seen: FrameChunk, chunk: FrameChunk) -> FrameChunk:
-    """As much of the real frames as an output that ends has."""
+def _same_length(reference: FrameChunk, chunk: FrameChunk) -> FrameChunk:
+    """Truncate the real frames to the length of an output that ends early."""
     count = len(chunk.pictures)
-    if len(seen.pictures) == count:
-        return seen
-    found = {name: values[: len(chunk.new)] for name, values in seen.found.items()}
-    return replace(seen, pictures=seen.pictures[:count], steady=chunk.steady, found=found)
+    if len(reference.pictures) == count:
+        return reference
+    found = {name: values[: len(chunk.new)] for name, values in reference.found.items()}
+    return replace(reference, pictures=reference.pictures[:count], steady=chunk.steady, found=found)
 
 
-def _within_region(chunk: FrameChunk, seen: FrameChunk) -> FrameChunk:
-    """An output that is the real video wherever nothing is to be measured."""
+def _within_region(chunk: FrameChunk, reference: FrameChunk) -> FrameChunk:
+    """Replace an output by the real video outside the measured region."""
     if chunk.region is None:
         return chunk
     region = chunk.region[..., None]
     pictures = [
         np.where(region, ours, real)
-        for ours, real in zip(chunk.pictures, seen.pictures, strict=True)
+        for ours, real in zip(chunk.pictures, reference.pictures, strict=True)
     ]
     return replace(chunk, pictures=pictures)
 
@@ -176,7 +178,7 @@ def _read(
         if not tools.can_read(name, pair.real.found, height, width):
             continue
         if statistic.temporal and len(pair.real.frames) < 2:
-            found[name] = np.full(len(pair.real.new), np.nan)  # a first frame has no neighbour
+            found[name] = np.full(len(pair.real.new), np.nan)  # the first frame has no predecessor
         else:
             found[name] = statistic.take(pair)
     return found

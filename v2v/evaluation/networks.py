@@ -1,6 +1,6 @@
-"""Measures by trained networks: LPIPS, FID, FVD. Without their weights there is no number.
+"""Measures by pretrained networks: LPIPS, FID, FVD. Without weights they are unavailable.
 
-Weights are looked for where torch keeps them (`TORCH_HOME`) and never fetched unasked.
+Weights are searched in torch's cache (`TORCH_HOME`) and never downloaded automatically.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from torch import Tensor
 from v2v.errors import MissingLibrary, WeightsUnavailable
 from v2v.weights import load_state, torchvision_models, weights_folder
 
-VIDEO_CLIP = 16  # frames that a video network sees at once
+VIDEO_CLIP = 16  # frames per clip of the video network
 KINETICS = ((0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989))  # torchvision's R3D-18
-SIDE = 112  # pixels, that it was trained with
+SIDE = 112  # pixels, R3D-18's training resolution
 
 
 @dataclass(frozen=True)
 class File:
-    """Weights on the web. `name` carries the start of the SHA-256."""
+    """A downloadable weights file. `name` contains the start of its SHA-256."""
 
     network: str
     name: str
     url: str
 
     def find(self) -> Path:
-        """Raises `WeightsUnavailable`, which says where the file belongs and how to fetch it."""
+        """The verified local path. Raises `WeightsUnavailable` with the download command."""
         path = weights_folder() / self.name
         if not path.is_file():
             raise WeightsUnavailable(
-                f"the weights of {self.network} are not on this machine; they belong at {path}",
-                hint=f"fetch them once: curl -L --create-dirs -o {path} {self.url}",
+                f"the weights of {self.network} are not on this machine; expected at {path}",
+                hint=f"download them once: curl -L --create-dirs -o {path} {self.url}",
             )
         with open(path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -46,7 +46,7 @@ class File:
         if not digest.startswith(expected):
             raise WeightsUnavailable(
                 f"{path} is damaged: its SHA-256 begins with {digest[:8]}, not {expected}",
-                hint="delete it and fetch it again",
+                hint="delete it and download it again",
             )
         return path
 
@@ -64,7 +64,7 @@ INCEPTION = File(
 class Lpips:
     """Learned perceptual distance (Zhang et al. 2018, arXiv 1801.03924), version 0.1, AlexNet.
 
-    Not VGG: models are trained on VGG's features and would be measured by what taught them.
+    AlexNet, not VGG: the models' perceptual loss uses VGG, which would bias the measure.
     Raises `WeightsUnavailable`.
     """
 
@@ -73,19 +73,19 @@ class Lpips:
         torchvision_models()
         from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
-        # Its linear layers come with torchmetrics; torchvision finds AlexNet in torch's folder.
+        # torchmetrics ships the linear layers; torchvision loads AlexNet from torch's cache.
         self.network = LearnedPerceptualImagePatchSimilarity(net_type="alex").net.to(device).eval()
         self.device = device
 
     @torch.no_grad()
     def __call__(self, one: Tensor, other: Tensor) -> Tensor:
-        """[T] of frames [T, 3, H, W] in [-1, 1]."""
+        """[T] distances of frames [T, 3, H, W] in [-1, 1]."""
         values: Tensor = self.network(one.to(self.device), other.to(self.device))
         return values.reshape(len(one)).cpu()
 
 
 class Inception:
-    """Features of single frames for FID (Heusel et al. 2017), as torch-fidelity ported them.
+    """Features of single frames for FID (Heusel et al. 2017), in torch-fidelity's port.
 
     Raises `WeightsUnavailable`, `MissingLibrary`.
     """
@@ -93,7 +93,7 @@ class Inception:
     def __init__(self, device: str = "cpu") -> None:
         if find_spec("torch_fidelity") is None:
             raise MissingLibrary(
-                "FID's Inception network comes with torch-fidelity, which is not installed",
+                "FID needs the Inception network of torch-fidelity, which is not installed",
                 hint="pip install torch-fidelity",
             )
         path = INCEPTION.find()
@@ -108,14 +108,14 @@ class Inception:
 
     @torch.no_grad()
     def __call__(self, frames: Tensor) -> NDArray[np.float64]:
-        """[T, 2048] of frames [T, 3, H, W] in [-1, 1]."""
+        """[T, 2048] features of frames [T, 3, H, W] in [-1, 1]."""
         pixels = frames.add(1).mul(127.5).round().clamp(0, 255).byte()
         features: Tensor = self.network(pixels.to(self.device))
         return features.reshape(len(frames), -1).double().cpu().numpy()
 
 
 class VideoResNet:
-    """Features of clips of 16 frames, by torchvision's R3D-18 (Tran et al. 2018).
+    """Features of 16-frame clips by torchvision's R3D-18 (Tran et al. 2018).
 
     Raises `WeightsUnavailable`.
     """
@@ -133,7 +133,7 @@ class VideoResNet:
 
     @torch.no_grad()
     def __call__(self, frames: Tensor) -> NDArray[np.float64]:
-        """[1, 512] of 16 frames [16, 3, H, W] in [-1, 1]; of fewer [0, 512]."""
+        """[1, 512] features of 16 frames [16, 3, H, W] in [-1, 1]; [0, 512] for fewer frames."""
         if len(frames) < VIDEO_CLIP:
             return np.empty((0, 512))
         resized = torch.nn.functional.interpolate(
@@ -147,14 +147,14 @@ class VideoResNet:
 
 @dataclass
 class Gaussian:
-    """Mean and covariance of features, gathered as they come: it does not grow."""
+    """Running mean and covariance of features, in constant memory."""
 
     count: int = 0
     total: Any = field(default=0.0, repr=False)
     outer: Any = field(default=0.0, repr=False)
 
     def add(self, features: NDArray[np.float64]) -> None:
-        """[n, d] features."""
+        """Add features [n, d]."""
         self.count += len(features)
         self.total = self.total + features.sum(axis=0)
         self.outer = self.outer + features.T @ features
@@ -170,12 +170,12 @@ class Gaussian:
 
 
 def frechet(one: Gaussian, other: Gaussian) -> float:
-    """Fréchet distance of two Gaussians (Dowson and Landau 1982); NaN below two samples each."""
+    """Fréchet distance of two Gaussians (Dowson and Landau 1982); NaN for fewer than 2 samples."""
     if min(one.count, other.count) < 2:
         return float("nan")
-    # The trace of the product's square root is the sum of the roots of its eigenvalues.
+    # The trace of a matrix square root is the sum of the square roots of the eigenvalues.
     eigenvalues = np.linalg.eigvals(one.covariance @ other.covariance)
     root = np.sqrt(np.maximum(eigenvalues.real, 0)).sum()
-    apart = float(((one.mean - other.mean) ** 2).sum())
+    between = float(((one.mean - other.mean) ** 2).sum())
     spread = float(np.trace(one.covariance) + np.trace(other.covariance) - 2 * root)
-    return apart + max(spread, 0.0)
+    return between + max(spread, 0.0)

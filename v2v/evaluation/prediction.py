@@ -1,6 +1,6 @@
-"""How near predicted signals come to the true ones, and what guesses without learning come to.
+"""Errors of predicted signals, and baselines without learning.
 
-T frames, N points. A prediction that does not beat both `copy_last` and `constant_velocity` has
+T frames, N points. A predictor that does not beat both `copy_last` and `constant_velocity` has
 learned nothing.
 """
 
@@ -22,15 +22,15 @@ from v2v.signals.segmentation import VOID, LabelTrack
 
 Floats = NDArray[np.float32]
 TrackT = TypeVar("TrackT", bound=Track)
-HORIZONS = (1, 5, 10, 30)  # frames ahead that errors are told of
-MAX_STARTS = 12  # places that an error is the mean of, a stretch of footage
+HORIZONS = (1, 5, 10, 30)  # prediction horizons in frames
+MAX_STARTS = 12  # start frames per shot that errors are averaged over
 
 
-# ---------------------------------------------------------------- guesses without learning
+# ---------------------------------------------------------------- baselines without learning
 
 
 def copy_last(past: TrackT, frames: int) -> TrackT:
-    """The last frame, held."""
+    """Repeat the last frame."""
     known(past, 1)
     if isinstance(past, PoseTrack | FaceTrack):
         last = past.points[-1:]
@@ -41,10 +41,10 @@ def copy_last(past: TrackT, frames: int) -> TrackT:
 
 
 def constant_velocity(past: TrackT, frames: int) -> TrackT:
-    """The last step, taken again and again.
+    """Repeat the last motion.
 
-    Of points: each one's own; a point that only the last frame shows stays. Of label maps: the
-    optical flow (DIS) between the last two drawings, followed back once a frame.
+    Points: each repeats its last displacement; a point without one stays. Label maps: warped in
+    every frame by the optical flow (DIS) between the last two rendered maps.
     """
     known(past, 2)
     if isinstance(past, PoseTrack | FaceTrack):
@@ -54,21 +54,21 @@ def constant_velocity(past: TrackT, frames: int) -> TrackT:
         return cast(TrackT, moved_points(past, last + ahead * step))
     labels = _labels(past)
     before, last = (cv2.cvtColor(p, cv2.COLOR_RGB2GRAY) for p in labels[-2:].draw())
-    dis: Any = cv2  # its stubs lack DIS
+    dis: Any = cv2  # OpenCV's type stubs lack DIS
     finder = dis.DISOpticalFlow_create(dis.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    if min(last.shape) < 16:  # DIS has no room for its patches
+    if min(last.shape) < 16:  # too small for the patches of DIS
         return copy_last(past, frames)
     flow = np.asarray(finder.calc(last, before, None), np.float32)
-    trail = LabelPropagator(labels[-1:])
-    steps = [trail.step(np.ascontiguousarray(flow.transpose(2, 0, 1))) for _ in range(frames)]
+    propagator = LabelPropagator(labels[-1:])
+    steps = [propagator.step(np.ascontiguousarray(flow.transpose(2, 0, 1))) for _ in range(frames)]
     return cast(TrackT, joined(steps))
 
 
 def known(past: Track, least: int) -> None:
-    """Raises `TooFewFrames` where the past has not so many frames."""
+    """Raises `TooFewFrames` if the past has fewer than `least` frames."""
     if len(past) < least:
         raise TooFewFrames(
-            f"a past of {len(past)} frames says too little of what comes next: {least} are needed",
+            f"{len(past)} past frames are too few for a prediction: {least} are needed",
             hint="give longer footage",
         )
 
@@ -76,11 +76,11 @@ def known(past: Track, least: int) -> None:
 def moved_points(
     past: PoseTrack | FaceTrack, places: Floats, depth: Floats | None = None
 ) -> PoseTrack | FaceTrack:
-    """The frames after `past` whose points are at `places` [T, N, 2].
+    """The track of the frames after `past`, with points at `places` [T, N, 2].
 
-    Scores, and what is missing, are those of the last frame; no point was seen, so all count as
-    bridged. Of faces, head pose is measured on the new points, in the axes of the last frame's;
-    without `depth` [T, N] theirs is the last.
+    Scores and missing points are those of the last frame; all points are marked as filled, because
+    none was detected. The head pose of faces is measured on the new points, aligned with the last
+    frame's axes; without `depth` [T, N] the last frame's depth is kept.
     """
     count = len(places)
     scores = np.repeat(past.points[-1:, :, 2:], count, axis=0)
@@ -90,8 +90,8 @@ def moved_points(
         return replace(past, points=points, filled=np.isfinite(points[..., 0]))
     if depth is None:
         depth = np.repeat(past.depth[-1:], count, axis=0)
-    # What `head_pose` finds to be straight ahead hangs on all frames it is shown: the last known
-    # frame is shown as well, and all are turned so that it faces where the track says.
+    # The frontal direction of `head_pose` depends on all its frames: include the last known frame
+    # and rotate all so that its pose matches the track.
     head = head_pose(
         np.concatenate([past.points[-1:], points]), np.concatenate([past.depth[-1:], depth])
     )
@@ -105,10 +105,10 @@ def moved_points(
 
 
 class LabelPropagator:
-    """Label maps that move on: for each pixel, which map it came from and where in that map.
+    """Propagates label maps: records for each pixel its source map and its position there.
 
-    Each frame is fetched from the map it was first seen in, at once. Fetching it from the frame
-    before would lose a thin pole after a few frames, and half a pixel a frame would be no motion.
+    Every frame samples the source maps directly. Sampling the previous frame would lose thin
+    objects after a few frames, and would round motion of half a pixel per frame to zero.
     """
 
     def __init__(self, last: LabelTrack) -> None:
@@ -118,18 +118,18 @@ class LabelPropagator:
         height, width = last.height, last.width
         self._grid = np.mgrid[:height, :width].astype(np.float32)[::-1]  # x, y
         self.source = np.zeros((height, width), np.int32)  # which map
-        # Where in it, seen from here: what whole pixels have brought, and what is left over. The
-        # rest is carried on, or borders would stand still under half a pixel a frame.
+        # Position in it, relative to this pixel: accumulated displacement and sub-pixel remainder.
+        # Without the remainder, borders would not move at less than half a pixel per frame.
         self.offset = np.zeros((2, height, width), np.float32)
         self.carry = np.zeros((2, height, width), np.float32)
 
     def step(
         self,
         flow: Floats,  # [2, H, W] backward, pixels
-        made_up: NDArray[np.uint8] | None = None,  # [H, W] labels that are not copied
-        where: NDArray[np.bool_] | None = None,  # [H, W] those
+        made_up: NDArray[np.uint8] | None = None,  # [H, W] synthesised labels
+        where: NDArray[np.bool_] | None = None,  # [H, W] where to use them
     ) -> LabelTrack:
-        """The next frame."""
+        """Advance by one frame and return it."""
         here = self._grid + flow
         here += self.carry[:, *_nearest(here)]
         row, column = _nearest(here)
@@ -142,7 +142,7 @@ class LabelPropagator:
             offset, carry = np.where(where, 0, offset), np.where(where, 0, carry)
             self.maps.append(made_up)
             if self.instances is not None:
-                # A new thing has no number: as Cityscapes writes it, its class alone.
+                # New objects have no instance number: as in Cityscapes, the class id alone.
                 self.instances.append(made_up.astype(np.uint16))
         self.source = source.astype(np.int32)
         self.offset, self.carry = offset.astype(np.float32), carry.astype(np.float32)
@@ -159,14 +159,14 @@ class LabelPropagator:
 
 
 def _nearest(place: Floats) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Row and column of the pixels nearest to x, y [2, H, W], within the picture."""
+    """Row and column of the pixels nearest to x, y [2, H, W], clamped to the frame."""
     height, width = place.shape[1:]
     column, row = np.floor(place + 0.5).astype(np.intp)
     return np.clip(row, 0, height - 1), np.clip(column, 0, width - 1)
 
 
 def joined(parts: list[LabelTrack]) -> LabelTrack:
-    """One track of several."""
+    """Concatenate tracks over time."""
     instances = [p.instances for p in parts if p.instances is not None]
     return replace(
         parts[0],
@@ -192,10 +192,10 @@ def _labels(track: Track) -> LabelTrack:
 
 
 def track_error(predicted: Track, true: Track) -> Floats:
-    """[T] how far off each frame is: 0 where it is right, NaN where there is nothing to compare.
+    """[T] error of each frame: 0 if correct, NaN if there is nothing to compare.
 
-    Pose: mean distance of the points that the truth shows, over the length of its torso. Face:
-    the same over the distance between the outer eye corners. Labels: share of wrong pixels.
+    Pose: mean distance of the points visible in the truth, over its torso's length. Face: the
+    same over the distance of the outer eye corners. Labels: fraction of wrong pixels.
     """
     assert type(predicted) is type(true) and len(predicted) == len(true)
     predicted = predicted.scaled(true.width, true.height)
@@ -208,11 +208,11 @@ def track_error(predicted: Track, true: Track) -> Floats:
     truth, guess = _labels(true).labels, _labels(predicted).labels
     counted = truth != VOID
     wrong = ((truth != guess) & counted).sum(axis=(1, 2))
-    return _over(wrong, counted.sum(axis=(1, 2)))
+    return _ratio(wrong, counted.sum(axis=(1, 2)))
 
 
 def label_iou(predicted: LabelTrack, true: LabelTrack) -> Floats:
-    """[T] intersection over union, the mean over the classes that either frame has."""
+    """[T] mean intersection over union, over the classes present in either frame."""
     predicted = predicted.scaled(true.width, true.height)
     scores = []
     for guess, truth in zip(predicted.labels, true.labels, strict=True):
@@ -234,12 +234,12 @@ def _distance(
 ) -> Floats:
     unit = np.linalg.norm(ends[:, 0] - ends[:, 1], axis=1)
     with np.errstate(invalid="ignore"):
-        seen = true.points[..., 2] >= (MIN_SCORE if isinstance(true, PoseTrack) else 0)
-    apart = np.linalg.norm(predicted.points[..., :2] - true.points[..., :2], axis=2)
-    seen &= np.isfinite(apart)
-    middle = float(np.median(unit[np.isfinite(unit)])) if np.isfinite(unit).any() else np.nan
-    distance = np.where(seen, np.nan_to_num(apart), 0).sum(axis=1)
-    return _over(distance, seen.sum(axis=1)) / np.float32(max(middle, 1e-6))
+        visible = true.points[..., 2] >= (MIN_SCORE if isinstance(true, PoseTrack) else 0)
+    distance = np.linalg.norm(predicted.points[..., :2] - true.points[..., :2], axis=2)
+    visible &= np.isfinite(distance)
+    median = float(np.median(unit[np.isfinite(unit)])) if np.isfinite(unit).any() else np.nan
+    total = np.where(visible, np.nan_to_num(distance), 0).sum(axis=1)
+    return _ratio(total, visible.sum(axis=1)) / np.float32(max(median, 1e-6))
 
 
 def _overlap(
@@ -248,7 +248,7 @@ def _overlap(
     return a & b, a | b
 
 
-def _over(total: NDArray[Any], count: NDArray[Any]) -> Floats:
+def _ratio(total: NDArray[Any], count: NDArray[Any]) -> Floats:
     ratio = np.full(len(count), np.nan, np.float32)
     some = count > 0
     ratio[some] = total[some] / count[some]
@@ -266,16 +266,16 @@ def compare(
     least: int = 3,
     horizons: tuple[int, ...] = HORIZONS,
 ) -> dict[str, dict[int, float]]:
-    """Mean errors so many frames ahead, of each method, from several places of each shot.
+    """Mean prediction errors of each method at several horizons, from several starts per shot.
 
     Args:
-        methods: name -> (past, frames) -> the frames after it.
-        shots: footage that is continuous.
-        targets: for each, its first frame that counts; those before are past only.
-        least: frames of past that are needed.
+        methods: name -> predictor (past, frames) -> the following frames.
+        shots: continuous footage.
+        targets: for each shot, the first frame to predict; earlier frames are past only.
+        least: minimum number of past frames.
 
     Returns:
-        {method: {frames ahead: error}}, without the horizons that no shot is long enough for.
+        {method: {horizon: error}}, without horizons longer than every shot.
     """
     found: dict[str, dict[int, list[float]]] = {name: {} for name in methods}
     for shot, target in zip(shots, targets, strict=True):

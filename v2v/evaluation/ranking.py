@@ -1,9 +1,9 @@
-"""Which of several videos is the best, and why: no single measure decides.
+"""Rank several videos by all measures together; no single measure decides.
 
-Each measure has a video that wins it without being good: a blurred one is near in every pixel, a
-frozen one never flickers. So measures are weighed by what they see (picture, motion, subject), each
-group alike, and a video with a fault that everybody would notice (frozen, blurred,
-noisy) comes after all without one, whatever its numbers. Warping error ranks nothing.
+Every measure can be won by a bad video: a blurred one has a small pixel error, a frozen one does
+not flicker. Measures are therefore grouped (picture, motion, subject) with equal weight per group,
+and a video with an obvious fault (frozen, blurred, noisy) ranks below all without one, whatever its
+scores. Warping error does not count.
 """
 
 from __future__ import annotations
@@ -18,32 +18,35 @@ from v2v.evaluation.measures import Values
 from v2v.evaluation.registry import BY_NAME, MEASURES
 from v2v.evaluation.statistics import Summary, interval
 
-FROZEN = 0.4  # of the real video's frame difference: less than this is frozen
-SHAKING = 2.5  # of it: more than this is noise or flicker
-BLURRED = 0.6  # of the real video's sharpness
-NOISY = 1.7
+# Thresholds relative to the real video: of its frame difference, and of its sharpness.
+FROZEN = 0.4  # below: frozen
+SHAKING = 2.5  # above: noise or flicker
+BLURRED = 0.6  # below: blurred
+NOISY = 1.7  # above: noisy
 
-MethodSummary = Mapping[str, Summary]  # measure -> what it came to
+MethodSummary = Mapping[str, Summary]  # measure -> summary
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a row stands."""
+    """A method's place in the ranking."""
 
     method: str
     faults: tuple[str, ...]
-    rank: float  # mean over the groups of measures; 1 is the best in all
-    groups: dict[str, float]  # the mean rank in each
+    rank: float  # mean over the groups of measures; 1: best in all
+    groups: dict[str, float]  # mean rank in each group
 
 
 def faults(method: MethodSummary, real: MethodSummary) -> tuple[str, ...]:
-    """What everybody would notice, in words."""
+    """Describe the obvious faults of a video."""
     found = []
-    moves, truly = (_mean(side, "frame_difference") for side in (method, real))
-    if truly > 0 and moves / truly < FROZEN:
-        found.append(f"frozen: it moves {moves / truly:.0%} as much as the real video")
-    if truly > 0 and moves / truly > SHAKING:
-        found.append(f"unsteady: it changes {moves / truly:.1f} times as much as the real video")
+    change, expected = (_mean(side, "frame_difference") for side in (method, real))
+    if expected > 0 and change / expected < FROZEN:
+        found.append(f"frozen: it moves {change / expected:.0%} as much as the real video")
+    if expected > 0 and change / expected > SHAKING:
+        found.append(
+            f"unsteady: it changes {change / expected:.1f} times as much as the real video"
+        )
     sharp = _mean(method, "sharpness")
     if sharp < BLURRED:
         found.append(f"blurred: {sharp:.0%} of the real video's sharpness")
@@ -53,7 +56,7 @@ def faults(method: MethodSummary, real: MethodSummary) -> tuple[str, ...]:
 
 
 def order(methods: Mapping[str, MethodSummary], real: MethodSummary) -> list[Place]:
-    """The rows from the best to the worst."""
+    """Rank the methods from best to worst."""
     groups: dict[str, list[dict[str, float]]] = {}
     for name, measure in BY_NAME.items():
         if measure.family is None or not any(name in method for method in methods.values()):
@@ -76,15 +79,18 @@ def order(methods: Mapping[str, MethodSummary], real: MethodSummary) -> list[Pla
 def compare(
     one: Sequence[FrameScores], other: Sequence[FrameScores], counts: Sequence[int], *, block: int
 ) -> tuple[list[str], list[str], list[str]]:
-    """Ranked measures in which one video is better, worse, or not told apart from another.
+    """Measures in which one video is better, worse, or not significantly different from another.
 
-    Frame by frame: both show the same moments, so what is hard in them is hard for both. Not told
-    apart: the 95 % interval of the mean difference holds 0.
+    The comparison is paired by frame, because hard frames are hard for both. A difference is not
+    significant if the 95 % interval of its mean contains 0.
 
     Args:
-        one, other: their courses on each clip.
-        counts: frames of each clip that count.
-        block: as in `summary`.
+        one, other: per-frame scores of the two videos on each clip.
+        counts: number of measured frames of each clip.
+        block: see `summary`.
+
+    Returns:
+        Names of the measures: better, worse, not significantly different.
     """
     better: list[str] = []
     worse: list[str] = []
@@ -100,7 +106,7 @@ def compare(
         known = [bool(np.isfinite(np.concatenate(side)).any()) for side in (ours, theirs)]
         if not any(known):
             continue
-        if not all(known):  # what one of them has nothing of, such as a mouth that moves
+        if not all(known):  # undefined for one of them, such as a mouth that never moves
             (better if known[0] else worse).append(name)
             continue
         shorter = [min(len(a), len(b)) for a, b in zip(ours, theirs, strict=True)]
@@ -128,7 +134,7 @@ def _mean(method: MethodSummary, measure: str) -> float:
 
 
 def _cost(value: float, measure: str) -> float:
-    """Lower is better; what could not be measured is the worst."""
+    """A cost, lower is better; infinite if the value is undefined."""
     if np.isnan(value):
         return float("inf")
     better = BY_NAME[measure].better
@@ -138,7 +144,7 @@ def _cost(value: float, measure: str) -> float:
 
 
 def _ranks(costs: Mapping[str, float]) -> dict[str, float]:
-    """1 for the least cost; equal ones share the mean of their places."""
+    """1 for the lowest cost; ties get their mean rank."""
     ordered: Sequence[float] = sorted(costs.values())
     return {
         method: float(np.mean([i + 1 for i, value in enumerate(ordered) if value == cost]))

@@ -1,13 +1,13 @@
-"""All measures of `v2v evaluate` in one place: what each is called, what it needs, how it is taken.
+"""The registry of all measures of `v2v evaluate`: their names, requirements and functions.
 
-A measure gives a value a frame, aligned with the frames: what lies between two frames belongs to
-the later one, and is NaN where there is none before it or a cut lies between. Its curve, mean,
-confidence interval and drift all come from these values (`statistics`).
+A measure gives one value per frame: a value between two frames belongs to the later one, and is
+NaN if there is no previous frame or a cut lies between. Curve, mean, confidence interval and drift
+are derived from these values (`statistics`).
 
-Some values can be told only when a whole video has been seen (a median torso, a correlation), yet
-frames are not kept. So a measure is two functions: a reading of some consecutive frames, a few
-numbers a frame, and the values that the statistics of a whole video come to. Measures of one
-detector share a reading.
+Some values depend on the whole video (a median torso, a correlation), but frames are not kept. A
+measure therefore consists of two functions: a frame statistic, which reduces a chunk of frames to
+a few numbers per frame, and a function from the statistics of the whole video to the values.
+Measures of one detector share a frame statistic.
 """
 
 from __future__ import annotations
@@ -26,31 +26,31 @@ from v2v.evaluation import measures
 from v2v.evaluation.measures import Motion, Values
 
 Picture = NDArray[np.uint8]  # RGB [H, W, 3]
-Better = Literal["higher", "lower", "one", "real"]  # the last: the real video's own value
-MOST_DECIBELS = 100.0  # what equal frames count as, so that there is a mean
+Better = Literal["higher", "lower", "one", "real"]  # real: the real video's own value is best
+MOST_DECIBELS = 100.0  # PSNR assigned to identical frames, to keep the mean finite
 
 
 class Distance(Protocol):
-    """A network that compares pictures."""
+    """A network that measures perceptual distance."""
 
     def __call__(self, one: Tensor, other: Tensor) -> Tensor:
-        """[T] of frames [T, 3, H, W] in [-1, 1]."""
+        """[T] distances of frames [T, 3, H, W] in [-1, 1]."""
 
 
 @dataclass
 class FrameChunk:
-    """Some consecutive frames of one video, and what has been found on them.
+    """Consecutive frames of one video with their detections.
 
-    The frame before the first new one comes along where there is one.
+    Includes the frame before the first new one, if there is one.
     """
 
     pictures: list[Picture]
-    before: bool  # whether pictures[0] is the one before
-    steady: NDArray[np.bool_]  # [T] false where a cut lies before a new frame, or nothing
+    before: bool  # whether pictures[0] is the frame before the first new one
+    steady: NDArray[np.bool_]  # [T] false for new frames after a cut and for the first frame
     distance: Distance | None = None
     found: dict[str, NDArray[Any]] = field(default_factory=dict)  # detector -> [T, ...]
-    person: int | None = None  # which of the labels is a person's
-    region: NDArray[np.bool_] | None = None  # [H, W] what counts; None: all
+    person: int | None = None  # label id of the person class
+    region: NDArray[np.bool_] | None = None  # [H, W] the measured region; None: all pixels
 
     @cached_property
     def frames(self) -> Tensor:
@@ -60,12 +60,12 @@ class FrameChunk:
 
     @property
     def new(self) -> Tensor:
-        """[T, 3, H, W] without the frame before."""
+        """[T, 3, H, W] without the frame before the first new one."""
         return self.frames[1:] if self.before else self.frames
 
     @property
     def counted(self) -> Tensor:
-        """[T, H, W] bool, the pixels that count."""
+        """[T, H, W] bool, the measured pixels."""
         new = self.new
         if self.region is None:
             return torch.ones(len(new), *new.shape[-2:], dtype=torch.bool)
@@ -77,12 +77,12 @@ class FrameChunk:
 
     @cached_property
     def steps(self) -> Tensor:
-        """Perceptual distance of each frame to the one before it."""
+        """Perceptual distance of each frame to the previous one."""
         assert self.distance is not None
         return self.distance(self.frames[1:], self.frames[:-1])
 
     def between(self, values: Tensor | Values) -> Values:
-        """[T] values between neighbours, each at its later frame."""
+        """[T] values between neighbouring frames, assigned to the later one."""
         array = np.asarray(values, np.float64)
         whole = array if self.before else np.concatenate([[np.nan], array])
         return np.where(self.steady, whole, np.nan)
@@ -90,7 +90,7 @@ class FrameChunk:
 
 @dataclass(frozen=True)
 class ChunkPair:
-    """The same moments of an output and of the real video."""
+    """The same frames of an output and of the real video."""
 
     output: FrameChunk
     real: FrameChunk
@@ -126,24 +126,24 @@ def _labels(pair: ChunkPair) -> Values:
 
 
 def _person(pair: ChunkPair) -> Values:
-    """[T, 3] PSNR and sharpness where the real frame shows a person, and PSNR where it does not."""
-    shows = torch.from_numpy(pair.real.found["labels"] == pair.real.person)
-    where, rest = shows & pair.real.counted, ~shows & pair.real.counted
+    """[T, 3] PSNR and sharpness inside the real frame's person mask, and PSNR outside it."""
+    person = torch.from_numpy(pair.real.found["labels"] == pair.real.person)
+    where, rest = person & pair.real.counted, ~person & pair.real.counted
     ours, real = pair.output.new, pair.real.new
-    error, behind = (
+    inside, outside = (
         measures.psnr_within(ours, real, w).clamp(max=MOST_DECIBELS) for w in (where, rest)
     )
     sharp = measures.sharpness(ours, real, where)
-    return torch.stack([error, sharp, behind], dim=1).double().numpy()
+    return torch.stack([inside, sharp, outside], dim=1).double().numpy()
 
 
 @dataclass(frozen=True)
 class FrameStatistic:
-    """A few numbers a frame: [T] or [T, k]."""
+    """A few numbers per frame: [T] or [T, k]."""
 
     take: Callable[[ChunkPair], Values]
-    needs: tuple[str, ...] = ()  # of NEEDS
-    temporal: bool = False  # between two frames: an own course needs two of them
+    needs: tuple[str, ...] = ()  # requirements, from NEEDS
+    temporal: bool = False  # compares two frames, so it is undefined for a single one
 
 
 FRAME_STATISTICS: Mapping[str, FrameStatistic] = {
@@ -190,24 +190,24 @@ NEEDS = ("12 pixels", "16 pixels", "161 pixels", "lpips", "pose", "face", "label
 # ---------------------------------------------------------------- measures
 
 
-def _same(statistics: Values) -> Values:
+def _identity(statistics: Values) -> Values:
     return statistics
 
 
 @dataclass(frozen=True)
 class Measure:
-    """One measure. `about` says in a sentence what it sees, and what it does not."""
+    """One measure. `about` describes in a sentence what it detects and what it misses."""
 
     name: str
     title: str
     better: Better
     about: str
-    family: str | None = None  # what it is weighed with in the order of rows; None: it is not
+    family: str | None = None  # group in the ranking; None: not ranked
     unit: str = ""
-    statistic: str = ""  # of READINGS; by default the one of its name
-    values: Callable[[Values], Values] = _same  # of the statistics of a whole video
+    statistic: str = ""  # key of FRAME_STATISTICS; defaults to the measure's name
+    values: Callable[[Values], Values] = _identity  # from the statistics of a whole video to values
     digits: int = 3
-    factor: float = 1.0  # that it is told with
+    factor: float = 1.0  # display factor
 
     @property
     def source(self) -> str:
@@ -219,14 +219,14 @@ class Measure:
 
 @dataclass(frozen=True)
 class SetMeasure:
-    """A distance between all frames or clips of two videos: one number, without a curve."""
+    """A distance between the sets of frames or clips of two videos: one number, no curve."""
 
     name: str
     title: str
     about: str
     family: str
-    enough: int  # samples below which it is biased
-    samples: str  # what they are
+    enough: int  # minimum number of samples for an unbiased value
+    samples: str  # noun for the samples
     better: Better = "lower"
     unit: str = ""
     digits: int = 1
@@ -243,66 +243,66 @@ def _format(value: float | None, digits: int, factor: float) -> str:
 PICTURE, MOTION, SUBJECT = "picture", "motion", "subject"
 
 MEASURES: tuple[Measure, ...] = (
-    Measure("psnr", "PSNR", "higher", "error of the pixels; equal frames count as 100", PICTURE,
+    Measure("psnr", "PSNR", "higher", "pixel error; identical frames count as 100", PICTURE,
             unit="dB", digits=2),
     Measure("ssim", "SSIM", "higher", "structure in windows of 11 pixels", PICTURE),
     Measure("ms_ssim", "MS-SSIM", "higher", "structure at five scales", PICTURE),
-    Measure("lpips", "LPIPS", "lower", "difference as AlexNet's features see it (torchmetrics)",
+    Measure("lpips", "LPIPS", "lower", "perceptual distance in AlexNet's features (torchmetrics)",
             PICTURE),
-    Measure("vmaf", "VMAF", "higher", "what viewers of television would say (Netflix, by ffmpeg);"
-            " it was made for larger pictures", PICTURE, unit="of 100", digits=1),
-    Measure("sharpness", "sharpness", "one", "gradient (root mean square) over the real frame's:"
-            " below 1 is blurred, above 1 noisy", PICTURE),
-    Measure("person_psnr", "PSNR of the person", "higher", "error of the pixels where the real"
-            " frame shows a person: a still background does not count", PICTURE, statistic="person",
+    Measure("vmaf", "VMAF", "higher", "perceived quality of television (Netflix, by ffmpeg);"
+            " designed for larger frames", PICTURE, unit="of 100", digits=1),
+    Measure("sharpness", "sharpness", "one", "RMS gradient relative to the real frame's: below 1"
+            " is blurred, above 1 noisy", PICTURE),
+    Measure("person_psnr", "PSNR of the person", "higher", "pixel error where the real frame"
+            " shows a person, without the static background", PICTURE, statistic="person",
             unit="dB", digits=2, values=lambda r: r[:, 0]),
-    Measure("person_sharpness", "sharpness of the person", "one", "sharpness, there alone",
+    Measure("person_sharpness", "sharpness of the person", "one", "sharpness in the person mask",
             PICTURE, statistic="person", values=lambda r: r[:, 1]),
-    Measure("background_psnr", "PSNR of the background", "higher", "error of the pixels where the"
-            " real frame shows no person", PICTURE, statistic="person", unit="dB", digits=2,
+    Measure("background_psnr", "PSNR of the background", "higher", "pixel error where the real"
+            " frame shows no person", PICTURE, statistic="person", unit="dB", digits=2,
             values=lambda r: r[:, 2]),
-    Measure("tof", "tOF", "lower", "difference of the flows of output and real video; a frozen"
-            " one has all of the real motion", MOTION, unit="px"),
-    Measure("tlp", "tLP", "lower", "difference of the perceptual steps from frame to frame; sees"
-            " freezing", MOTION, factor=1000, unit="× 1000", digits=2),
-    Measure("flicker", "flicker", "lower", "how much the error changes from frame to frame; a"
-            " frozen video has the real one's frame difference", MOTION, factor=1000,
+    Measure("tof", "tOF", "lower", "difference between the flows of output and real video;"
+            " for a frozen video it equals the real motion", MOTION, unit="px"),
+    Measure("tlp", "tLP", "lower", "difference between the perceptual distances from frame to"
+            " frame; detects freezing", MOTION, factor=1000, unit="× 1000", digits=2),
+    Measure("flicker", "flicker", "lower", "change of the error from frame to frame; for a"
+            " frozen video it equals the real one's frame difference", MOTION, factor=1000,
             unit="× 1000", digits=2),
-    Measure("warping_error", "warping error", "real", "difference to the frame before, moved as"
-            " the real video moves; blurred and frozen videos win it, so it ranks nothing: read it"
-            " beside the floor and tOF", factor=1000, unit="× 1000"),
+    Measure("warping_error", "warping error", "real", "difference to the previous frame, warped"
+            " by the real flow; blurred and frozen videos score low, so it is not ranked: compare"
+            " it with the real video's value and tOF", factor=1000, unit="× 1000"),
     Measure("frame_difference", "frame difference", "real", "mean change from frame to frame: 0 is"
-            " frozen; it should be the real video's", factor=1000, unit="× 1000", digits=2),
-    Measure("pose_error", "pose distance", "lower", "keypoints found again, over the torso's"
-            " length, where somebody was found", SUBJECT, statistic="pose", unit="torsos",
+            " frozen; it should equal the real video's", factor=1000, unit="× 1000", digits=2),
+    Measure("pose_error", "pose distance", "lower", "distance of detected keypoints in torso"
+            " lengths, where a person is detected", SUBJECT, statistic="pose", unit="torsos",
             values=lambda r: measures.pose_error_of(r).distance),
-    Measure("pck", "PCK@0.1", "higher", "share of keypoints within a tenth of the torso", SUBJECT,
+    Measure("pck", "PCK@0.1", "higher", "fraction of keypoints within 0.1 torso lengths", SUBJECT,
             statistic="pose", values=lambda r: measures.pose_error_of(r).correct),
-    Measure("pose_missed", "nobody found", "lower", "share of frames in which the detector finds"
-            " nobody, though it does in the real ones", SUBJECT, statistic="pose", unit="%",
+    Measure("pose_missed", "nobody found", "lower", "fraction of frames in which the detector finds"
+            " a person in the real frame only", SUBJECT, statistic="pose", unit="%",
             factor=100, digits=1, values=lambda r: measures.pose_error_of(r).missed),
-    Measure("face_error", "face NME", "lower", "mesh found again, over the distance of the eyes,"
-            " where a face was found", SUBJECT, statistic="face", unit="eye distances",
+    Measure("face_error", "face NME", "lower", "error of the detected mesh in eye distances,"
+            " where a face is detected", SUBJECT, statistic="face", unit="eye distances",
             values=lambda r: measures.face_error_of(r).distance),
-    Measure("eyes", "eyes r", "higher", "correlation of how far the eyes are open", SUBJECT,
+    Measure("eyes", "eyes r", "higher", "correlation of the openness of the eyes", SUBJECT,
             statistic="face", values=lambda r: measures.face_error_of(r).eyes),
-    Measure("mouth", "mouth r", "higher", "correlation of how far the mouth is open", SUBJECT,
+    Measure("mouth", "mouth r", "higher", "correlation of the openness of the mouth", SUBJECT,
             statistic="face", values=lambda r: measures.face_error_of(r).mouth),
-    Measure("face_missed", "no face found", "lower", "share of frames in which the detector finds"
-            " no face, though it does in the real ones", SUBJECT, statistic="face", unit="%",
+    Measure("face_missed", "no face found", "lower", "fraction of frames in which the detector"
+            " finds a face in the real frame only", SUBJECT, statistic="face", unit="%",
             factor=100, digits=1, values=lambda r: measures.face_error_of(r).missed),
-    Measure("label_accuracy", "pixel accuracy", "higher", "labels of output and real frames by"
-            " one segmenter", SUBJECT, statistic="labels", values=lambda r: r[:, 0]),
-    Measure("label_iou", "mean IoU", "higher", "the same labels: intersection over union,"
-            " mean of the classes that a frame has", SUBJECT, statistic="labels",
+    Measure("label_accuracy", "pixel accuracy", "higher", "agreement of output and real labels from"
+            " the same segmenter", SUBJECT, statistic="labels", values=lambda r: r[:, 0]),
+    Measure("label_iou", "mean IoU", "higher", "intersection over union of the same labels,"
+            " mean over the classes present", SUBJECT, statistic="labels",
             values=lambda r: r[:, 1]),
 )  # fmt: skip
 
 SET_MEASURES: tuple[SetMeasure, ...] = (
     SetMeasure("fid", "FID", "Fréchet distance of Inception features of single frames", PICTURE,
                2048, "frames"),
-    SetMeasure("fvd", "FVD (R3D-18)", "Fréchet distance of video features, of torchvision's R3D-18"
-               " (Kinetics-400) on clips of 16 frames: it compares with no FVD by I3D", MOTION,
+    SetMeasure("fvd", "FVD (R3D-18)", "Fréchet distance of features of torchvision's R3D-18"
+               " (Kinetics-400) on 16-frame clips; not comparable with FVD by I3D", MOTION,
                2048, "clips"),
 )  # fmt: skip
 

@@ -1,9 +1,9 @@
-"""From values a frame to what is told: means, how sure they are, and how they drift.
+"""Summarise per-frame values: means, confidence intervals and drift.
 
-Frames of a video are not independent: what is wrong in one is wrong in the next. Resampling them
-one by one would give intervals far too narrow, so blocks of neighbours are drawn (the moving-block
-bootstrap, Künsch 1989). Between clips there is more to vary than within one: where there are
-several, the interval over clips is the one to believe.
+Frames of a video are not independent: errors persist from frame to frame. Resampling single frames
+would make the intervals far too narrow, so blocks of neighbours are drawn (moving-block bootstrap,
+Künsch 1989). Clips vary more than the frames of one clip: with several clips, rely on the interval
+over clips.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from numpy.typing import NDArray
 
 from v2v.evaluation.measures import Values, average
 
-DRAWS = 1000
+DRAWS = 1000  # bootstrap samples
 COVERAGE = 0.95
 SEED = 0  # the same values give the same interval
-FEWEST = 10  # values below which a drift says nothing
+FEWEST = 10  # minimum number of values for a drift
 
 
 @dataclass(frozen=True)
 class Summary:
-    """One measure of one row. None: it cannot be told."""
+    """One measure of one method. None: undefined."""
 
     mean: float | None
-    low: float | None = None  # of the 95 % interval over frames, in blocks
+    low: float | None = None  # lower bound of the 95 % interval over frames, by block bootstrap
     high: float | None = None
-    frames: int = 0  # that have a value
-    clips: tuple[float | None, ...] = ()  # mean of each
-    clips_low: float | None = None  # of the 95 % interval over clips, where there are several
+    frames: int = 0  # number of defined values
+    clips: tuple[float | None, ...] = ()  # mean of each clip
+    clips_low: float | None = None  # lower bound of the 95 % interval over clips, if several
     clips_high: float | None = None
     drift: float | None = None  # see `drift`
 
@@ -46,11 +46,11 @@ def summary(
     block: int,
     longer: Sequence[tuple[Values, NDArray[np.int64]]] = (),
 ) -> Summary:
-    """What the values [T] of some clips come to.
+    """Summarise the values [T] of some clips.
 
     Args:
-        block: neighbouring frames that are drawn together; about a second.
-        longer: the same of longer free running, and which frame each is, to tell the drift from.
+        block: length of a bootstrap block in frames; about a second.
+        longer: values of longer rendering and the frame number of each, to measure drift.
     """
     means = [average(values) for values in clips]
     every = np.concatenate([np.asarray(values, np.float64) for values in clips])
@@ -68,18 +68,18 @@ def summary(
 
 
 def interval(clips: Sequence[Values], block: int) -> tuple[float | None, float | None]:
-    """95 % interval of the mean over frames, by blocks that never cross from clip to clip."""
+    """95 % interval of the mean over frames, from blocks that lie within one clip."""
     sums, counts = np.zeros(DRAWS), np.zeros(DRAWS)
     random = np.random.default_rng(SEED)
     for values in clips:
         length = len(values)
         if not length:
             continue
-        # At least five blocks, where a clip has the frames for them.
+        # At least five blocks per clip, if it has enough frames.
         size = max(min(block, length // 5), 1)
-        there = ~np.isnan(values)
-        total = np.concatenate([[0.0], np.cumsum(np.where(there, values, 0.0))])
-        number = np.concatenate([[0], np.cumsum(there)])
+        defined = ~np.isnan(values)
+        total = np.concatenate([[0.0], np.cumsum(np.where(defined, values, 0.0))])
+        number = np.concatenate([[0], np.cumsum(defined)])
         starts = random.integers(0, length - size + 1, (DRAWS, -(-length // size)))
         sums += (total[starts + size] - total[starts]).sum(axis=1)
         counts += (number[starts + size] - number[starts]).sum(axis=1)
@@ -88,10 +88,10 @@ def interval(clips: Sequence[Values], block: int) -> tuple[float | None, float |
 
 
 def _interval_of_clips(means: Sequence[float]) -> tuple[float | None, float | None]:
-    there = np.asarray([mean for mean in means if not np.isnan(mean)])
-    if len(there) < 2:
+    defined = np.asarray([mean for mean in means if not np.isnan(mean)])
+    if len(defined) < 2:
         return None, None
-    drawn = np.random.default_rng(SEED).choice(there, (DRAWS, len(there))).mean(axis=1)
+    drawn = np.random.default_rng(SEED).choice(defined, (DRAWS, len(defined))).mean(axis=1)
     return _quantiles(drawn)
 
 
@@ -102,21 +102,21 @@ def _quantiles(drawn: Values) -> tuple[float | None, float | None]:
 
 
 def drift(values: Values, order: NDArray[np.int64] | None = None) -> float:
-    """Mean of the last fifth of the frames over the mean earlier on: 1 is steady.
+    """Ratio of the mean over the last fifth of the frames to an earlier mean: 1 means no drift.
 
-    Earlier on: the second fifth, for the first is where a model that starts from nothing settles.
-    Where frames come again, `order` [T] says which each is, and the last fifth is held against
-    the first showing of the same frames after the first fifth, the way that they are run over
-    included where that has been: else the drift would be told from what happens in them, and
-    forth and back are other motions. NaN below ten values.
+    The earlier mean is over the second fifth, because a model without initial frames settles
+    during the first. If frames repeat, `order` [T] gives their numbers, and the last fifth is
+    compared with the first rendering of the same frames after the first fifth, so that content
+    does not count as drift; in the same playback direction if possible, because motion differs
+    forwards and backwards. NaN for fewer than ten values.
     """
     count, fifth = len(values), len(values) // 5
     if fifth < FEWEST // 5:
         return float("nan")
     early, late = np.arange(fifth, 2 * fifth), np.arange(count - fifth, count)
     if order is not None:
-        way = np.sign(np.diff(order, prepend=order[0]))
-        moments = list(zip(order.tolist(), way.tolist(), strict=True))
+        direction = np.sign(np.diff(order, prepend=order[0]))
+        moments = list(zip(order.tolist(), direction.tolist(), strict=True))
         for keys in (moments, order.tolist()):
             shown: dict[Any, int] = {}
             for place in range(fifth, count - fifth):
@@ -130,5 +130,5 @@ def drift(values: Values, order: NDArray[np.int64] | None = None) -> float:
 
 
 def known(value: float) -> float | None:
-    """JSON knows no NaN and no infinity."""
+    """The value, or None for NaN and infinity, which JSON cannot represent."""
     return float(value) if np.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""VMAF (Netflix), where the ffmpeg that is here has it."""
+"""VMAF (Netflix), if the installed ffmpeg supports it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from v2v.evaluation.measures import Values
 
 @cache
 def ffmpeg_with_vmaf() -> str:
-    """The ffmpeg to call. Raises `MissingLibrary` where it was built without libvmaf."""
+    """Path of an ffmpeg with libvmaf. Raises `MissingLibrary` if there is none."""
     import imageio_ffmpeg
 
     try:
@@ -30,16 +30,16 @@ def ffmpeg_with_vmaf() -> str:
     return binary
 
 
-_HINT = "name an ffmpeg that has it: IMAGEIO_FFMPEG_EXE=/path/to/ffmpeg"
+_HINT = "set IMAGEIO_FFMPEG_EXE=/path/to/ffmpeg to an ffmpeg with libvmaf"
 
 
 def vmaf(output: Path, real: Path, work: Path) -> Values:
-    """[T] VMAF of the frames that both videos have, 0 to 100 (equal frames: about 97 and more).
+    """[T] VMAF of the frames common to both videos, 0 to 100 (identical frames: about 97 or more).
 
     Args:
-        work: a folder to write the log into; without one of its own ffmpeg would escape paths.
+        work: folder for the log; ffmpeg runs in it, so that the log's path needs no escaping.
 
-    Raises `MissingLibrary` where there is no libvmaf or it refuses the videos.
+    Raises `MissingLibrary` if libvmaf is missing or rejects the videos.
     """
     log = work / "vmaf.json"
     log.unlink(missing_ok=True)
@@ -55,7 +55,7 @@ def vmaf(output: Path, real: Path, work: Path) -> Values:
     done = subprocess.run(command, cwd=work, capture_output=True, text=True)
     if done.returncode or not log.is_file():
         lines = done.stderr.strip().splitlines() or ["no reason given"]
-        raise MissingLibrary(f"libvmaf refuses the videos: {lines[-1]}", hint=None)
+        raise MissingLibrary(f"libvmaf rejects the videos: {lines[-1]}", hint=None)
     frames = json.loads(log.read_text("utf-8"))["frames"]
     log.unlink()
     return np.asarray([frame["metrics"]["vmaf"] for frame in frames], np.float64)

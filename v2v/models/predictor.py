@@ -195,7 +195,7 @@ class PointState(Tensors):
     low: Tensor  # [B, S] no state leaves these bounds, however long the rollout
     high: Tensor  # [B, S]
 
-    def after(self, state: Tensor) -> PointState:
+    def push(self, state: Tensor) -> PointState:
         """The past once `state` [B, S] has come to pass."""
         return replace(self, past=torch.cat([self.past[:, 1:], state[:, None]], dim=1))
 
@@ -275,7 +275,7 @@ class PointPredictor(nn.Module):
             + 2 * torch.tanh(added / 2) * self.velocity_scale
         )
         following = torch.minimum(torch.maximum(newest + step, state.low), state.high)
-        return following, state.after(following)
+        return following, state.push(following)
 
     def rollout(self, state: PointState, frames: int) -> Tensor:
         """[B, frames, S], each from the ones before."""
@@ -297,7 +297,7 @@ class LabelState(Tensors):
 
     maps: Tensor  # [B, 3, K, H, W] shares of each channel, one-hot where they are known
 
-    def after(self, following: Tensor) -> LabelState:
+    def push(self, following: Tensor) -> LabelState:
         """The past once the map [B, K, H, W] has come to pass."""
         return LabelState(torch.cat([self.maps[:, 1:], following[:, None]], dim=1))
 
@@ -364,7 +364,7 @@ class LabelPredictor(nn.Module):
         occlusion = torch.sigmoid(rest[:, :1] - self.RESERVE)
         made_up = F.pad(torch.softmax(rest[:, 1:-1], dim=1), (0, 0, 0, 0, 0, 1))
         output = compose_map(maps[:, -1], flow, occlusion, made_up)
-        return output, state.after(output.following)
+        return output, state.push(output.following)
 
 
 def compose_map(last: Tensor, flow: Tensor, occlusion: Tensor, made_up: Tensor) -> LabelOutput:

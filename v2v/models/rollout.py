@@ -41,11 +41,11 @@ def rollout(
     """
     for condition in conditions:
         if state is None:
-            state = GeneratorState.nothing(condition, PAST)
+            state = GeneratorState.empty(condition, PAST)
         seen = state if corrupt is None else state.with_frames(corrupt(state.frames))
         if recompute:
             output = checkpoint(generator, condition, seen, use_reentrant=False)
         else:
             output = generator(condition, seen)
-        state = state.after(condition, output.frame)
+        state = state.push(condition, output.frame)
         yield output, state

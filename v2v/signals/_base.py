@@ -27,17 +27,17 @@ ENTRY_POINTS = "v2v.signals"
 
 
 class Track(ABC):
-    """A stretch of one signal, T frames of it, in the pixels of a frame of `width` x `height`.
+    """T consecutive frames of one signal, in pixels of frames of `width` x `height`.
 
-    Coordinates are continuous: the frame spans [0, width] x [0, height] and the centre of its
-    first pixel is (0.5, 0.5). So scaling multiplies, and a flip is x -> width - x.
+    Coordinates are continuous: the frame spans [0, width] x [0, height] and the centre of the
+    first pixel is (0.5, 0.5). Scaling is a multiplication, a flip is x -> width - x.
     """
 
     width: int
     height: int
-    transparent: ClassVar[bool] = True  # black in its drawing is nothing, not a colour
-    regions: ClassVar[tuple[str, ...]] = ()  # what `boxes` finds
-    parts: ClassVar[tuple[Part, ...]] = ()  # that a picture is cut into, from back to front
+    transparent: ClassVar[bool] = True  # black in its drawing is transparent
+    regions: ClassVar[tuple[str, ...]] = ()  # names of the `boxes`
+    parts: ClassVar[tuple[Part, ...]] = ()  # parts to cut pictures into, from back to front
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -47,11 +47,11 @@ class Track(ABC):
 
     @abstractmethod
     def scaled(self, width: int, height: int) -> Self:
-        """The same signal for frames resized to `width` x `height`, each axis by its own factor."""
+        """The same signal for frames resized to `width` x `height`; the axes scale separately."""
 
     @abstractmethod
     def cropped(self, x: int, y: int, width: int, height: int) -> Self:
-        """The same signal for frames cut to a box."""
+        """The same signal for frames cropped to a box."""
 
     @abstractmethod
     def flipped(self) -> Self:
@@ -59,77 +59,77 @@ class Track(ABC):
 
     @abstractmethod
     def draw(self, height: int | None = None, width: int | None = None) -> NDArray[np.uint8]:
-        """Pictures for people, RGB uint8 [T, height, width, 3]; by default at the frame's size."""
+        """A visualisation, RGB uint8 [T, height, width, 3]; by default at the frame size."""
 
     @abstractmethod
     def tensor(self, height: int | None = None, width: int | None = None) -> torch.Tensor:
-        """The condition a network sees, float32 [T, C, height, width]."""
+        """The condition for a network, float32 [T, C, height, width]."""
 
     def present(self) -> NDArray[np.bool_]:
-        """[T] true where the frame has the signal at all."""
+        """[T] true where the frame has the signal."""
         return np.ones(len(self), np.bool_)
 
     def boxes(self) -> NDArray[np.float32]:
-        """Squares around `regions`, [T, regions, 4] x0, y0, x1, y1; NaN where not seen."""
+        """Square boxes of the `regions`, [T, regions, 4] x0, y0, x1, y1; NaN if not detected."""
         return np.full((len(self), len(self.regions), 4), np.nan, np.float32)
 
     def control_points(self) -> NDArray[np.float32]:
-        """Points that carry the picture around them when they move; here none.
+        """Control points of the dense motion, [T, N, 3]; none by default.
 
-        [T, N, 3] x, y and radius (standard deviation of how far around) in pixels; NaN where not
-        seen. N is the same for all tracks of a signal. See `v2v.warp.dense_motion`.
+        x, y and radius (standard deviation of their influence) in pixels; NaN if not detected. N
+        is the same for all tracks of a signal. See `v2v.warp.dense_motion`.
         """
         return np.empty((len(self), 0, 3), np.float32)
 
     def control_point_tensor(self) -> torch.Tensor:
-        """`control_points`, float32 [T, N, 3]; all 0 where not seen."""
+        """`control_points` as float32 [T, N, 3]; all 0 if not detected."""
         import torch
 
         found = torch.from_numpy(self.control_points())
         return torch.where(found.isfinite().all(dim=-1, keepdim=True), found, 0.0)
 
     def part_points(self) -> NDArray[np.float32]:
-        """[T, N, 2] x, y of the points of `parts` in pixels; NaN where not seen. Here none."""
+        """[T, N, 2] x, y of the points of `parts` in pixels; NaN if missing. None by default."""
         return np.empty((len(self), 0, 2), np.float32)
 
     def body_size(self) -> NDArray[np.float32]:
-        """[T] pixels that radii of `parts` are given in; NaN where unknown."""
+        """[T] body size in pixels, the unit of the radii of `parts`; NaN if unknown."""
         return np.full(len(self), np.nan, np.float32)
 
     def dropped(self, generator: np.random.Generator, probability: float) -> Self:
-        """Parts lost at random, as detectors lose them; here nothing that could be."""
+        """Drop parts at random, as detectors do; unchanged by default."""
         return self
 
     def jittered(self, generator: np.random.Generator, sigma: float) -> Self:
-        """Points off by `sigma` pixels (standard deviation), as detectors are; here no points."""
+        """Add noise of `sigma` pixels (standard deviation) to points; unchanged by default."""
         return self
 
 
 class Signal(ABC):
-    """One kind of signal: its name, its file in the clip store, and how to read it."""
+    """One kind of signal: its name, its files in the clip store, and how to read them."""
 
     name: ClassVar[str]
-    files: ClassVar[tuple[str, ...]]  # written by the extractor; the first is always there
+    files: ClassVar[tuple[str, ...]]  # written by the extractor; the first always exists
     rendered_from: ClassVar[bool] = True  # whether it can be a condition of a network
 
     def check_spec(self, spec: dict[str, Any]) -> None:  # noqa: B027 - not every signal has one
-        """Raise `ValueError` where `spec` lacks what `read` and `channels` take from it."""
+        """Raise `ValueError` if `spec` lacks entries that `read` or `channels` need."""
 
     def check_files(  # noqa: B027
         self, folder: Path, spec: dict[str, Any], *, frames: int, width: int, height: int
     ) -> None:
-        """Raise `StoreDamaged` where the files' headers do not fit a clip of so many frames.
+        """Raise `StoreDamaged` if the files' headers do not match the clip's frames and size.
 
-        Called once for a store, before `read`.
+        Called once per store, before `read`.
         """
 
     @abstractmethod
     def read(
         self, folder: Path, spec: dict[str, Any], start: int, stop: int, *, width: int, height: int
     ) -> Track:
-        """Frames `start` to `stop` from a clip store whose frames are `width` x `height`.
+        """Frames `start` to `stop` from a clip store with frames of `width` x `height`.
 
-        `spec` is what the extractor wrote about the signal into clip.json.
+        `spec` is the description of the signal that the extractor wrote into clip.json.
         """
 
     @abstractmethod
@@ -144,7 +144,7 @@ def _entry_points() -> dict[str, Any]:
 
 @cache
 def signal_names() -> tuple[str, ...]:
-    """All known signals: our own, then those of installed packages."""
+    """All known signals: built-in ones, then those of installed packages."""
     import v2v.signals as package
 
     own = [m.name for m in iter_modules(package.__path__) if not m.name.startswith("_")]
@@ -154,7 +154,7 @@ def signal_names() -> tuple[str, ...]:
 
 
 def load_signal(name: str) -> Signal:
-    """The signal of that name. Raises `UnknownName`, which lists the valid ones."""
+    """The signal called `name`. Raises `UnknownName`, which lists the valid names."""
     if name not in signal_names():
         raise UnknownName.among("signal", name, (*signal_names(), "all"))
     module = import_own_or_installed("v2v.signals", name, _entry_points())
@@ -163,20 +163,20 @@ def load_signal(name: str) -> Signal:
 
 
 def import_own_or_installed(package: str, name: str, entries: dict[str, Any]) -> Any:
-    """Our own module of that name; an installed package's where we have none."""
+    """The built-in module called `name`, or else that of an installed package."""
     if find_spec(f"{package}.{name}") is not None:
         return import_module(f"{package}.{name}")
     return entries[name].load()
 
 
-Kind = tuple[str, tuple[int, ...]]  # dtype, and the shape after the frames
-Layout = dict[str, Kind]  # of each array of a signal; `points` are x, y, score
+Kind = tuple[str, tuple[int, ...]]  # dtype, and the shape without the frame axis
+Layout = dict[str, Kind]  # by array name; `points` are x, y, score
 
 
 def check_arrays(path: Path, layout: Layout, frames: int) -> None:
-    """Compare the arrays' headers in an npz file with their layout; no content is read.
+    """Check the headers of the arrays in an npz file against a layout, without reading data.
 
-    Raises `StoreDamaged` for other names, dtypes, shapes or numbers of frames.
+    Raises `StoreDamaged` for missing names and for wrong dtypes, shapes or numbers of frames.
     """
     with _reading(path) as archive:
         for name in layout:
@@ -188,26 +188,26 @@ def check_arrays(path: Path, layout: Layout, frames: int) -> None:
 def read_arrays(
     path: Path, layout: Layout | Sequence[str], start: int, stop: int
 ) -> dict[str, NDArray[Any]]:
-    """Rows `start` to `stop` of arrays in an npz file, without reading the others.
+    """Read rows `start` to `stop` of arrays in an npz file, and no other rows.
 
     Args:
-        layout: the arrays' names, and what they must be where that is known.
+        layout: the arrays' names, with their dtypes and shapes if known.
 
-    Raises `StoreDamaged` where the file is not what it should be: another layout, infinity, or a
-    score that is not from 0 to 1. NaN is what is missing.
+    Raises `StoreDamaged` for an unreadable file, another layout, infinite values, or scores outside
+    [0, 1]. NaN marks missing values and is valid.
     """
     kinds = layout if isinstance(layout, dict) else dict.fromkeys(layout)
     with _reading(path) as archive:
         arrays = {name: np.array(archive(name, kind)[start:stop]) for name, kind in kinds.items()}
         for name, values in arrays.items():
             if len(values) != stop - start:
-                raise ValueError(f"{name} has no frames {start} to {stop}")
+                raise ValueError(f"{name} does not have frames {start} to {stop}")
             check_values(name, values)
         return arrays
 
 
 def check_values(name: str, values: NDArray[Any]) -> None:
-    """Raise `ValueError` for infinity, and for scores of `points` that are not from 0 to 1."""
+    """Raise `ValueError` for infinite values and for scores of `points` outside [0, 1]."""
     if values.dtype.kind != "f":
         return
     if np.isinf(values).any():
@@ -215,12 +215,12 @@ def check_values(name: str, values: NDArray[Any]) -> None:
     if name == "points":
         with np.errstate(invalid="ignore"):
             if ((values[..., 2] < 0) | (values[..., 2] > 1)).any():
-                raise ValueError(f"{name} has scores that are not from 0 to 1")
+                raise ValueError(f"{name} has scores outside [0, 1]")
 
 
 @contextmanager
 def _reading(path: Path) -> Iterator[Callable[[str, Kind | None], NDArray[Any]]]:
-    """An npz file as a function from a name and what it must be to the mapped array."""
+    """Open an npz file; yields a function that maps an array by name and checks its kind."""
     try:
         with open(path, "rb") as file, ZipFile(file) as archive:
 
@@ -247,19 +247,19 @@ def _reading(path: Path) -> Iterator[Callable[[str, Kind | None], NDArray[Any]]]
 
 
 def _mapped(path: Path, file: BinaryIO, member: ZipInfo) -> NDArray[Any]:
-    """An array of an npz file as a memory map; numpy itself maps npy files only.
+    """An array of an npz file as a memory map; numpy itself only maps npy files.
 
-    Members are stored as they are: a local header of 30 bytes, a name, an extra field, the npy.
+    An uncompressed member is a local header of 30 bytes, a name, an extra field and the npy data.
     """
     if member.compress_type != ZIP_STORED:
-        raise ValueError(f"{member.filename} is compressed")
+        raise ValueError(f"{member.filename} is compressed, expected an uncompressed array")
     file.seek(member.header_offset + 26)
     name_length, extra_length = struct.unpack("<HH", file.read(4))
     file.seek(member.header_offset + 30 + name_length + extra_length)
     version = np.lib.format.read_magic(file)  # type: ignore[no-untyped-call]
     if version != (1, 0):
-        raise ValueError(f"{member.filename} has an unknown version {version}")
+        raise ValueError(f"{member.filename} has npy version {version}, expected (1, 0)")
     shape, _, dtype = np.lib.format.read_array_header_1_0(file)  # type: ignore[no-untyped-call]
     if dtype.hasobject:
-        raise ValueError(f"{member.filename} holds objects")
+        raise ValueError(f"{member.filename} contains Python objects, which are not accepted")
     return np.memmap(path, dtype, "r", file.tell(), shape)

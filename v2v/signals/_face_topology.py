@@ -1,7 +1,6 @@
-"""Which point of the 478-point face mesh is the mirror image of which.
+"""Pairs of mirrored points of the 478-point face mesh.
 
-Found by reflecting a mean mesh and matching its points; a point that is in no pair lies on the
-middle line.
+Found by reflecting a mean mesh and matching its points; points without a pair lie on the midline.
 """
 
 PAIRS = (  # fmt: skip

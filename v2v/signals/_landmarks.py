@@ -1,4 +1,4 @@
-"""What point signals share: geometry on [T, N, 3] arrays of x, y, score, and fine line drawing."""
+"""Helpers for point signals: geometry on [T, N, 3] arrays of x, y, score, and line drawing."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def moved(points: Landmarks, x: float, y: float) -> Landmarks:
 
 
 def flipped(points: Landmarks, width: int, order: Sequence[int]) -> Landmarks:
-    """Mirror left to right; `order[i]` is the point that i becomes (its other-side twin)."""
+    """Mirror left to right; `order[i]` is the mirror image of point i."""
     mirrored = points[:, order].copy()
     mirrored[..., 0] = width - mirrored[..., 0]
     return mirrored
 
 
-KNOT = 8  # frames over which a jitter changes from one draw to the next
+KNOT = 8  # frames between two random draws of jitter
 
 
 def jitter(
@@ -36,24 +36,24 @@ def jitter(
 ) -> NDArray[np.float32]:
     """Offsets [count, groups, 2] of `sigma` pixels (standard deviation) that drift slowly.
 
-    A detector that is off in one frame is off in the next. Fresh offsets in every frame would
-    shake the signal over frames that do not shake, and teach a generator to ignore small motion.
+    Errors of a detector are correlated over time. Independent offsets would shake the signal over
+    still frames and teach the generator to ignore small motion.
     """
     knots = generator.standard_normal((2 + (count - 1) // KNOT, groups, 2))
-    index, part = np.divmod(np.arange(count), KNOT)
-    share = (part / KNOT)[:, None, None]
-    offsets = (1 - share) * knots[index] + share * knots[index + 1]
-    # A blend of two draws is smaller than either: bring every frame to the same spread.
-    offsets *= sigma / np.sqrt((1 - share) ** 2 + share**2)
+    index, phase = np.divmod(np.arange(count), KNOT)
+    weight = (phase / KNOT)[:, None, None]
+    offsets = (1 - weight) * knots[index] + weight * knots[index + 1]
+    # Blending two draws reduces the variance: give every frame the same standard deviation.
+    offsets *= sigma / np.sqrt((1 - weight) ** 2 + weight**2)
     drifting: NDArray[np.float32] = offsets.astype(np.float32)
     return drifting
 
 
 def squares(points: Landmarks, *, least: int, min_score: float, grow: float) -> NDArray[np.float32]:
-    """[T, 4] squares around points [T, N, 3]; NaN where fewer than `least` of them are seen.
+    """[T, 4] squares around points [T, N, 3]; NaN if fewer than `least` of them are detected.
 
     Args:
-        grow: the square's side over the larger extent of the points.
+        grow: ratio of the square's side to the larger extent of the points.
     """
     with np.errstate(invalid="ignore"):
         seen = points[..., 2] >= min_score
@@ -66,13 +66,13 @@ def squares(points: Landmarks, *, least: int, min_score: float, grow: float) -> 
     return boxes
 
 
-ControlPoint = tuple[dict[int, float], float]  # weights of the points that it lies between; radius
+ControlPoint = tuple[dict[int, float], float]  # weights of its landmarks; radius
 
 
 def control_point_matrix(
     control_points: Sequence[ControlPoint], points: int
 ) -> NDArray[np.float32]:
-    """[N, points + 1] weights of each handle, and last its radius in units of a size."""
+    """[N, points + 1] weights of each control point; the last column is its relative radius."""
     matrix = np.zeros((len(control_points), points + 1), np.float32)
     for row, (weights, radius) in zip(matrix, control_points, strict=True):
         row[list(weights)] = list(weights.values())
@@ -84,12 +84,13 @@ def control_points(
     points: Landmarks, seen: NDArray[np.bool_], size: NDArray[np.float32],
     matrix: NDArray[np.float32],
 ) -> NDArray[np.float32]:  # fmt: skip
-    """[T, N, 3] x, y, radius; NaN where a point that a handle hangs on is not seen.
+    """[T, N, 3] x, y, radius; NaN if a landmark with a non-zero weight is not detected.
 
     Args:
-        points: [T, P, 3], `seen` [T, P] of them.
-        size: [T] in pixels, NaN where unknown: radii are in units of it.
-        matrix: of `control_point_matrix`.
+        points: [T, P, 3] landmarks.
+        seen: [T, P] true where they are detected.
+        size: [T] the unit of the radii in pixels; NaN if unknown.
+        matrix: from `control_point_matrix`.
     """
     weights, radius = matrix[:, :-1], matrix[:, -1]
     seen = seen & np.isfinite(points[..., :2]).all(axis=-1)
@@ -102,7 +103,7 @@ def control_points(
 
 
 def fixed_point(points: NDArray[np.float32]) -> NDArray[np.int32]:
-    """Continuous pixel coordinates [..., 2] as cv2's, whose pixel centres are whole numbers."""
+    """Convert coordinates [..., 2] to cv2's fixed point, where pixel centres are integers."""
     limited = np.clip(points - 0.5, -16000, 16000)  # cv2 overflows far outside the picture
     fixed: NDArray[np.int32] = np.round(limited * (1 << SHIFT)).astype(np.int32)
     return fixed
@@ -114,9 +115,9 @@ _UNIT = (np.arange(256, dtype=np.float32) / np.float32(127.5) - 1)[None]
 def planes(
     pictures: NDArray[np.uint8], out: NDArray[np.float32] | None = None
 ) -> NDArray[np.float32]:
-    """RGB uint8 [T, H, W, C] as float32 [T, C, H, W] in [-1, 1], written to `out` where given.
+    """Convert uint8 [T, H, W, C] to float32 [T, C, H, W] in [-1, 1], written to `out` if given.
 
-    To the bit what dividing by 127.5 and subtracting 1 gives, at a third of the time.
+    Bit-identical to dividing by 127.5 and subtracting 1, in a third of the time.
     """
     count, height, width, channels = pictures.shape
     if out is None:

@@ -1,8 +1,8 @@
-"""Parts of a body or face: which pixels of a picture belong to each, and how each moves.
+"""Parts of a body or face: their regions in a picture and their motion.
 
-A reference frame is cut into parts as a paper puppet is: every part has a region around its bones
-within the person's mask, and moves from one pose to another by an affine transform of its own
-points. Regions overlap a little where parts meet, so that no gap opens at a joint.
+A reference frame is cut into parts like a paper puppet: every part has a region around its bones,
+within the person mask, and is warped from one pose to another by an affine transform fitted to its
+points. Neighbouring regions overlap slightly, so that no gap opens at a joint.
 """
 
 from __future__ import annotations
@@ -14,55 +14,55 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-Points = NDArray[np.float32]  # [N, 2] x, y in pixels; NaN where not seen
+Points = NDArray[np.float32]  # [N, 2] x, y in pixels; NaN if missing
 
-OVERLAP = 0.5  # of a part's radius: how far parts reach into one another
-EDGE = 0.4  # of a part's radius: the width of a region's soft rim
-STIFF = 1e-2  # keeps affine transforms near a similarity where the points lie almost in a line
-# How far a part may be squeezed and stretched, beside how much larger the body is: who turns aside
-# has hips as wide as deep, and not a line.
+OVERLAP = 0.5  # overlap of neighbouring parts, in radii of the part
+EDGE = 0.4  # width of a region's soft edge, in radii of the part
+STIFF = 1e-2  # keeps affine transforms close to a similarity if the points are almost collinear
+# Limits of a part's scale, relative to the growth of the body: hips seen from the side
+# show their depth and do not shrink to a line.
 NARROWEST, WIDEST = 0.6, 1.6
-# Degrees by which a head may turn in the picture beside its neck: its points have full weight up to
-# the first and none beyond the second. From behind they are a mirror image.
+# Degrees of in-plane rotation of a head relative to its neck: its points have full weight up to the
+# first and none beyond the second. Seen from behind, they are a mirror image.
 FULL_WEIGHT, NO_WEIGHT = 60.0, 120.0
-SHORT_NECK = 0.3  # of its length in the reference: a shorter one has no reliable direction
+SHORT_NECK = 0.3  # of its length in the reference: the direction of a shorter neck is unreliable
 
 
 @dataclass(frozen=True)
 class Part:
-    """A rigid piece of a puppet; points are indices into the signal's `part_points`."""
+    """A part of a body or face; points are indices into the signal's `part_points`."""
 
     name: str
-    fit: tuple[int, ...]  # what its transform is fitted to
-    bones: tuple[tuple[int, int], ...]  # its region lies around these segments
-    radius: float  # of the region, in body sizes: distances are measured in it
-    reach: float = 2.2  # radii beyond which nothing belongs to it
-    compare: tuple[int, ...] = ()  # poses of these points (and `fit`) say which reference fits
+    fit: tuple[int, ...]  # points that its transform is fitted to
+    bones: tuple[tuple[int, int], ...]  # segments that its region surrounds
+    radius: float  # of the region, in body sizes; the unit of distances from the bones
+    reach: float = 2.2  # largest distance of its pixels from the bones, in radii
+    compare: tuple[int, ...] = ()  # more points, besides `fit`, to compare poses by
     motion: Literal["bone", "similarity", "affine", "dense"] = "similarity"
-    base: tuple[int, ...] = ()  # what it sits on, which tells where it has its top
-    under: bool = False  # lies under its neighbours: takes nothing from them, and closes gaps
-    group: str = ""  # parts of a group come from one reference: cloth that hangs over several
+    base: tuple[int, ...] = ()  # points that it sits on; they define its upright direction
+    under: bool = False  # lies under its neighbours: takes no pixels from them and closes gaps
+    group: str = ""  # parts of a group use the same reference, e.g. cloth that covers several
 
 
 def regions(
     parts: tuple[Part, ...], points: Points, size: float, shape: tuple[int, int]
 ) -> NDArray[np.float32]:
-    """[P, H, W] in [0, 1]: how far each pixel belongs to each part.
+    """[P, H, W] in [0, 1]: soft masks of the parts.
 
-    A pixel belongs to the part whose bones are nearest in units of its radius, and to those that
-    are nearly as near.
+    A pixel belongs to the part whose bones are nearest, in radii of the part, and to parts that
+    are almost as near.
 
     Args:
-        points: [N, 2] in pixels of `shape` (H, W); bones with a missing end are passed over.
-        size: of the body, in pixels.
+        points: [N, 2] in pixels of `shape` (H, W); bones with a missing end are skipped.
+        size: body size in pixels.
     """
-    away = np.stack([_distance(part, points, size, shape) for part in parts])
+    distances = np.stack([_distance(part, points, size, shape) for part in parts])
     under = np.array([part.under for part in parts])
-    nearest = away[~under].min(axis=0)
+    nearest = distances[~under].min(axis=0)
     reach = np.asarray([part.reach for part in parts], np.float32)[:, None, None]
-    own = np.clip((nearest + OVERLAP - away) / OVERLAP, 0, 1)
+    own = np.clip((nearest + OVERLAP - distances) / OVERLAP, 0, 1)
     own[under] = 1
-    found: NDArray[np.float32] = own * np.clip((reach - away) / EDGE, 0, 1)
+    found: NDArray[np.float32] = own * np.clip((reach - distances) / EDGE, 0, 1)
     return found
 
 
@@ -77,28 +77,32 @@ def _distance(
         start, along = points[first], points[last] - points[first]
         if not np.isfinite(along).all() or not np.isfinite(start).all():
             continue
-        share = ((x - start[0]) * along[0] + (y - start[1]) * along[1]) / max(along @ along, 1e-6)
-        share = np.clip(share, 0, 1)
-        gap = (x - start[0] - share * along[0]) ** 2 + (y - start[1] - share * along[1]) ** 2
-        least = np.minimum(least, gap)
-    away: NDArray[np.float32] = np.sqrt(least) / np.float32(part.radius * size)
-    return away
+        along_fraction = ((x - start[0]) * along[0] + (y - start[1]) * along[1]) / max(
+            along @ along, 1e-6
+        )
+        along_fraction = np.clip(along_fraction, 0, 1)
+        squared = (x - start[0] - along_fraction * along[0]) ** 2 + (
+            y - start[1] - along_fraction * along[1]
+        ) ** 2
+        least = np.minimum(least, squared)
+    distance: NDArray[np.float32] = np.sqrt(least) / np.float32(part.radius * size)
+    return distance
 
 
 def hull_mask(points: Points, rim: float, shape: tuple[int, int]) -> NDArray[np.float32]:
-    """[H, W] in [0, 1]: the convex hull of points [N, 2], `rim` pixels wider, with a soft edge."""
+    """[H, W] in [0, 1]: convex hull of points [N, 2], dilated by `rim` pixels, with a soft edge."""
     hull = cv2.convexHull(points.astype(np.float32))[:, 0]
     middle = hull.mean(axis=0)
-    away = np.linalg.norm(hull - middle, axis=1, keepdims=True)
-    wider = middle + (hull - middle) * (1 + rim / np.maximum(away, 1))
+    distance = np.linalg.norm(hull - middle, axis=1, keepdims=True)
+    wider = middle + (hull - middle) * (1 + rim / np.maximum(distance, 1))
     canvas = np.zeros(shape, np.float32)
-    places = np.round((wider - 0.5) * 16).astype(np.int32)
-    cv2.fillConvexPoly(canvas, places, (1.0,), cv2.LINE_8, 4)
+    corners = np.round((wider - 0.5) * 16).astype(np.int32)
+    cv2.fillConvexPoly(canvas, corners, (1.0,), cv2.LINE_8, 4)
     return np.asarray(cv2.GaussianBlur(canvas, (0, 0), max(rim / 2, 0.5)), np.float32)
 
 
 class Rig:
-    """The transforms of all parts at once: arrays over the parts, fitted points padded."""
+    """Fits the transforms of all parts at once, in arrays with padded `fit` points."""
 
     def __init__(self, parts: tuple[Part, ...]) -> None:
         most = max(len(part.fit) for part in parts)
@@ -114,22 +118,22 @@ class Rig:
         self, parts: NDArray[np.intp], before: Points, now: Points, *, scale: float = 1.0,
         growth: NDArray[np.float32] | None = None,
     ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:  # fmt: skip
-        """The affine maps that take points of parts from where they were to where they are.
+        """Fit the affine maps that move parts from their references to the target pose.
 
-        Least squares over the points that both have: a similarity (Umeyama 1991, without
-        reflection); along a bone its own scale; affine for what is flat. Neither is squeezed to a
-        line, and what sits on another part stays upright on it.
+        Least squares over the points that both poses have: a similarity (Umeyama 1991, without
+        reflection); a separate scale along a bone; affine for flat parts. The scales are limited
+        (`NARROWEST`, `WIDEST`), and parts with a base stay upright on it.
 
         Args:
-            parts: [M] their numbers.
-            before: [M, N, 2] the points of each one's reference.
-            now: [N, 2].
-            scale: pixels of `now` for each of `before`, for what the points do not tell: how thick
-                a limb is.
-            growth: [M] how large the body is now, over how large it was; NaN: not known.
+            parts: [M] indices of the parts.
+            before: [M, N, 2] the points of each part's reference.
+            now: [N, 2] the points of the target pose.
+            scale: target pixels per reference pixel, for sizes that the points do not determine,
+                such as the thickness of a limb.
+            growth: [M] ratio of body sizes, target to reference; NaN if unknown.
 
         Returns:
-            [M, 2, 3], and [M] false where there are too few points, or they coincide.
+            [M, 2, 3], and [M] false if there are too few points or they coincide.
         """
         fit = self.fit[parts]
         source = np.take_along_axis(before, fit[..., None], axis=1).astype(np.float64)
@@ -170,10 +174,10 @@ class Rig:
 
 
 def _limited(matrix: NDArray[np.float64], growth: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Affine maps [M, 2, 2] that neither squeeze nor stretch beyond what is plausible."""
+    """Limit the scales of affine maps [M, 2, 2] to a plausible range."""
     left, size, right = np.linalg.svd(matrix)
-    # From the side left and right change places within the detector's noise: a part is mirrored
-    # only once it is clearly wide the other way round.
+    # In a side view, detector noise swaps left and right: mirror a part only if it is clearly wide
+    # in the swapped direction.
     thin = size[:, 1] < NARROWEST / 2 * growth
     left[thin & (np.linalg.det(matrix) < 0), :, 1] *= -1
     size = np.clip(size, NARROWEST * growth[:, None], WIDEST * growth[:, None])
@@ -185,17 +189,17 @@ def _upright(
     matrix: NDArray[np.float64], before: NDArray[np.float64], now: NDArray[np.float64],
     growth: float,
 ) -> NDArray[np.float64]:  # fmt: skip
-    """A similarity [2, 2] held to how the way up of what the part sits on turned.
+    """Keep a similarity [2, 2] close to the rotation of the part's upright direction.
 
     Args:
-        before, now: [2] from what it sits on to its middle; NaN: not known.
+        before, now: [2] from the base to the middle of the part; NaN if unknown.
     """
     scale, angle = np.hypot(*matrix[:, 0]), np.arctan2(matrix[1, 0], matrix[0, 0])
     scale = np.clip(scale, NARROWEST * growth, WIDEST * growth)
     if np.isfinite(before + now).all():
         neck_turn = _wrapped(np.arctan2(now[1], now[0]) - np.arctan2(before[1], before[0]))
         tilt = _wrapped(angle - neck_turn)
-        # A neck that bends towards the camera, or hangs, has no reliable direction.
+        # The direction of a neck that bends towards the camera or hangs is unreliable.
         length = np.hypot(*now) / max(growth * np.hypot(*before), 1e-6)
         neck_weight = np.clip((length - SHORT_NECK) / SHORT_NECK, 0, 1) * _weight(neck_turn)
         weight = 1 - neck_weight * (1 - _weight(tilt))
@@ -206,7 +210,7 @@ def _upright(
 
 
 def _wrapped(angle: float) -> float:
-    """The same angle in [-pi, pi)."""
+    """Wrap an angle to [-pi, pi)."""
     return float(np.remainder(angle + np.pi, 2 * np.pi) - np.pi)
 
 
@@ -218,10 +222,12 @@ def _weight(angle: float) -> float:
 def _along(
     before: NDArray[np.float64], now: NDArray[np.float64], scale: float
 ) -> NDArray[np.float64]:
-    """[M, 2, 2] a bone's own scale along it, `scale` across: a foreshortened arm is no thinner."""
-    long, wide = (np.maximum(np.linalg.norm(v, axis=-1), 1e-6) for v in (before, now))
-    a, b = before / long[:, None], now / wide[:, None]
-    factor = np.clip(wide / long, 0.3 * scale, 3 * scale)
+    """[M, 2, 2] scale bones to their new length, and by `scale` across: thickness is kept."""
+    length_before, length_now = (
+        np.maximum(np.linalg.norm(v, axis=-1), 1e-6) for v in (before, now)
+    )
+    a, b = before / length_before[:, None], now / length_now[:, None]
+    factor = np.clip(length_now / length_before, 0.3 * scale, 3 * scale)
     over_a, over_b = (np.stack([-v[:, 1], v[:, 0]], axis=-1) for v in (a, b))
     found: NDArray[np.float64] = factor[:, None, None] * b[:, :, None] * a[:, None]
     found += scale * over_b[:, :, None] * over_a[:, None]

@@ -1,8 +1,8 @@
-"""How the camera moves: for each frame the homography that takes the background to it.
+"""Camera motion: for each frame the homography that maps the background to it.
 
-What is far away, or flat, moves as a homography does when a camera pans, tilts, rolls or zooms.
-Homographies lead from the background's reference frame, the first of its shot, to frame t, in
-stored pixels; the error that remains is the residual. A camera that stands still has the identity.
+Distant or flat backgrounds move by a homography when the camera pans, tilts, rolls or zooms.
+Homographies map the background's reference frame, the first of its shot, to frame t, in stored
+pixels; the remaining error is the residual. A still camera has identity homographies.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
 Matrices = NDArray[np.float64]  # [..., 3, 3]
-GRID = 8  # cells of the longer side of what is drawn
+GRID = 8  # grid cells along the longer side in drawings
 _LINE, _UNKNOWN = (90, 220, 255), (255, 90, 60)
 
 
@@ -32,10 +32,10 @@ class CameraTrack(Track):
 
     Attributes:
         homography: float64 [T, 3, 3], from pixels of the reference frame to pixels of frame t.
-        reference: int64 [T] number of the reference frame in its clip: mosaics of frames with the
-            same one fit together.
-        residual: float32 [T] median distance, in pixels, of points of the background from where the
-            homography puts them; NaN where the camera could not be followed.
+        reference: int64 [T] number of the reference frame in its clip; frames with the same
+            reference share a mosaic.
+        residual: float32 [T] median reprojection error of background points in pixels; NaN where
+            camera tracking failed.
     """
 
     homography: Matrices
@@ -54,7 +54,7 @@ class CameraTrack(Track):
         )  # fmt: skip
 
     def _through(self, change: Matrices, width: int, height: int, factor: float = 1.0) -> Self:
-        """In pixels p' = change p, of the reference frame as of all others."""
+        """Apply the coordinate change p' = `change` p to all frames, including the reference."""
         moved = change @ self.homography @ np.linalg.inv(change)
         return replace(
             self, homography=moved / moved[:, 2:, 2:], width=width, height=height,
@@ -62,9 +62,9 @@ class CameraTrack(Track):
         )  # fmt: skip
 
     def scaled(self, width: int, height: int) -> Self:
-        across, down = width / self.width, height / self.height
-        factor = (across * down) ** 0.5
-        return self._through(np.diag([across, down, 1.0]), width, height, factor)
+        scale_x, scale_y = width / self.width, height / self.height
+        factor = (scale_x * scale_y) ** 0.5
+        return self._through(np.diag([scale_x, scale_y, 1.0]), width, height, factor)
 
     def cropped(self, x: int, y: int, width: int, height: int) -> Self:
         shift = np.array([[1.0, 0, -x], [0, 1, -y], [0, 0, 1]])
@@ -78,27 +78,27 @@ class CameraTrack(Track):
         return np.isfinite(self.residual)
 
     def motion(self) -> NDArray[np.float64]:
-        """[T] pixels that a corner of the frame has moved by since the reference frame, at most."""
+        """[T] largest displacement of a frame corner from the reference frame, in pixels."""
         corners = corners_of(self.width, self.height)
-        gone: NDArray[np.float64] = np.linalg.norm(
+        displacement: NDArray[np.float64] = np.linalg.norm(
             carry(self.homography, corners) - corners, axis=-1
         ).max(axis=-1)
-        return gone
+        return displacement
 
     def central(self, reference: int) -> int:
-        """Of the frames of one background the one whose view is nearest to all others.
+        """The most central frame of one background: the one nearest to the median view.
 
-        Raises `ValueError` where the camera is known in none of them.
+        Raises `ValueError` if camera tracking failed in all of its frames.
         """
         frames = np.flatnonzero((self.reference == reference) & self.present())
         if not len(frames):
-            raise ValueError(f"the camera of background {reference} is never known")
-        ends = carry(np.linalg.inv(self.homography[frames]), corners_of(self.width, self.height))
-        away = np.linalg.norm(ends - np.median(ends, axis=0), axis=-1).sum(axis=-1)
-        return int(frames[away.argmin()])
+            raise ValueError(f"camera tracking failed in all frames of background {reference}")
+        warped = carry(np.linalg.inv(self.homography[frames]), corners_of(self.width, self.height))
+        distance = np.linalg.norm(warped - np.median(warped, axis=0), axis=-1).sum(axis=-1)
+        return int(frames[distance.argmin()])
 
     def steady(self) -> Matrices:
-        """[T, 3, 3] from each frame to the most central one of its background: a camera at rest."""
+        """[T, 3, 3] from each frame to the central one of its background: removes camera motion."""
         found = np.tile(np.eye(3), (len(self), 1, 1))
         for reference in np.unique(self.reference).tolist():
             own = np.flatnonzero(self.reference == reference)
@@ -109,7 +109,7 @@ class CameraTrack(Track):
         return steady
 
     def draw(self, height: int | None = None, width: int | None = None) -> NDArray[np.uint8]:
-        """A grid that is fixed to the background, red where the camera could not be followed."""
+        """A grid fixed to the background, red where camera tracking failed."""
         height, width = height or self.height, width or self.width
         track = self.scaled(width, height)
         canvas = np.zeros((len(self), height, width, 3), np.uint8)
@@ -122,10 +122,10 @@ class CameraTrack(Track):
         lines += [line[:, ::-1] for line in lines]
         for image, matrix, known in zip(canvas, track.homography, self.present(), strict=True):
             for line in lines:
-                ends = carry(matrix, line)
-                near = np.clip(ends, -4 * step * GRID, 4 * step * GRID)
+                warped = carry(matrix, line)
+                clipped = np.clip(warped, -4 * step * GRID, 4 * step * GRID)
                 cv2.polylines(
-                    image, [np.round((near - 0.5) * 16).astype(np.int32)], False,
+                    image, [np.round((clipped - 0.5) * 16).astype(np.int32)], False,
                     _LINE if known else _UNKNOWN, 1, cv2.LINE_AA, 4,
                 )  # fmt: skip
         return canvas
@@ -135,16 +135,16 @@ class CameraTrack(Track):
 
 
 def carry(matrices: Matrices, points: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    """Points [N, 2] through homographies [..., 3, 3]: [..., N, 2]."""
-    ends = np.concatenate([points, np.ones((len(points), 1))], axis=1) @ np.swapaxes(
+    """Apply homographies [..., 3, 3] to points [N, 2]: [..., N, 2]."""
+    moved = np.concatenate([points, np.ones((len(points), 1))], axis=1) @ np.swapaxes(
         matrices, -1, -2
     )
-    found: NDArray[np.float64] = ends[..., :2] / ends[..., 2:]
-    return found
+    result: NDArray[np.float64] = moved[..., :2] / moved[..., 2:]
+    return result
 
 
 def carry_each(matrices: Matrices, points: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Each frame's points [T, N, 2 or more] through its own homography [T, 3, 3]: x and y moved."""
+    """Apply each frame's homography [T, 3, 3] to x and y of its points [T, N, 2 or more]."""
     moved = np.array(points)
     for rows, matrix in zip(moved, matrices, strict=True):
         rows[:, :2] = carry(matrix, rows[:, :2])
@@ -152,7 +152,7 @@ def carry_each(matrices: Matrices, points: NDArray[np.float32]) -> NDArray[np.fl
 
 
 def centred(matrix: Matrices) -> Matrices:
-    """A homography of continuous coordinates as OpenCV's: pixel centres are whole numbers."""
+    """Convert a homography to OpenCV's coordinates, where pixel centres are integers."""
     half = np.array([[1.0, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])
     moved: Matrices = np.linalg.inv(half) @ matrix @ half
     return moved
@@ -164,8 +164,8 @@ def corners_of(width: float, height: float) -> NDArray[np.float64]:
 
 def _not_rendered_from() -> ConfigError:
     return ConfigError(
-        "camera is not a signal that pictures are rendered from: it moves the background",
-        hint="leave it out of the model's signals; where a clip has it, it is used",
+        "the camera signal cannot be a condition of the model: it moves the background plate",
+        hint="remove it from the model's signals; it is used automatically if a clip has it",
     )
 
 

@@ -1,7 +1,7 @@
-"""Face edges: the 478-point mesh with irises, drawn as the curves that face synthesis uses.
+"""Face: the 478-point mesh with irises, drawn as edge curves for face synthesis.
 
 The mesh is that of arXiv 1907.06724 with the irises of arXiv 2006.11341. Left and right are the
-person's own. Head pose and openness are functions of the mesh, used again by re-enactment.
+person's own. Head pose and openness are computed from the mesh; re-enactment uses them too.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ PARTS: dict[str, tuple[tuple[int, ...], bool, Colour]] = {
     "lips_inner": (LIPS_INNER, True, (200, 60, 255)),
 }
 IRISES = {"right": (468, RIGHT_IRIS), "left": (MIRROR[468], _left(RIGHT_IRIS))}
-# Drawn points that are jittered together: an iris stays in its eye, the lips in one another.
-_MOVED_TOGETHER = [
+# Drawn points that are jittered together: an iris stays in its eye, and the lips stay aligned.
+_JITTER_GROUPS = [
     sorted({point for name in names for point in PARTS[name][0]} | set(centres))
     for names, centres in (
         (("oval",), ()),
@@ -77,8 +77,8 @@ _MOVED_TOGETHER = [
     )
 ]
 _INNER = sorted({p for n, (points, _, _) in PARTS.items() if n != "oval" for p in points})
-# Points that move with the skull and little with expression: forehead, temples, eye corners,
-# the nose. Head pose rests on them alone, so speaking does not nod the head.
+# Points that move with the skull and hardly with expression: forehead, temples, eye corners,
+# nose. Head pose is computed from them only, so that speaking does not nod the head.
 RIGID = (
     10, 151, 9, 8, 168, 6, 197, 195, 5, 4, 109, 338, 67, 297, 103, 332, 54, 284, 21, 251,
     162, 389, 127, 356, 234, 454, 33, 263, 133, 362, 98, 327,
@@ -86,11 +86,11 @@ RIGID = (
 
 
 def _control_points() -> list[marks.ControlPoint]:
-    """What is drawn and what is rigid, and around the oval hair and neck."""
+    """The drawn and the rigid points, and points around the oval for hair and neck."""
     inner = sorted({*_INNER, *RIGID} - set(OVAL))
     found: list[marks.ControlPoint] = [({point: 1.0}, 0.12) for point in inner]
     found += [({point: 1.0}, 0.25) for point in OVAL]
-    # The oval again, farther out from the bridge of the nose.
+    # The oval again, extrapolated away from the bridge of the nose.
     found += [({point: 1.5, 168: -0.5}, 0.4) for point in (*OVAL[:9], *OVAL[-8:])]
     found += [({point: 1.5, 168: -0.5}, 0.6) for point in OVAL[9:-8]]
     return found
@@ -98,12 +98,12 @@ def _control_points() -> list[marks.ControlPoint]:
 
 @dataclass(frozen=True)
 class HeadPose:
-    """Where the head is in each of T frames, weak perspective.
+    """Head pose in each of T frames, weak perspective.
 
-    `rotation` [T, 3, 3] takes the head's axes (x to the image's right, y down, z away from the
-    camera, of a face that looks into it) to the camera's; `translation` [T, 2] is the middle of
-    the rigid points in pixels; `scale` [T] is the width between the outer eye corners in pixels,
-    as seen from the front. NaN where there is no face.
+    `rotation` [T, 3, 3] maps the head's axes (for a face that looks into the camera: x to the
+    image's right, y down, z away from the camera) to the camera's; `translation` [T, 2] is the
+    centre of the rigid points in pixels; `scale` [T] is the distance between the outer eye corners
+    in pixels, in a frontal view. NaN without a face.
     """
 
     rotation: NDArray[np.float32]
@@ -127,24 +127,24 @@ def head_pose(points: Landmarks, depth: NDArray[np.float32]) -> HeadPose:
     """Rotation, translation and scale of the head from the mesh.
 
     The rigid points of all frames are aligned to their common mean (generalised Procrustes
-    analysis with the rotation of Kabsch 1976); the axes of that mean shape fix what looking
-    straight ahead is. So a frame's pose does not hang on single points.
+    analysis with the rotation of Kabsch 1976); the axes of the mean shape define the frontal pose.
+    So a frame's pose does not depend on single points.
 
     Args:
         points: [T, 478, 3] x, y in pixels and score.
-        depth: [T, 478] z in pixels, growing away from the camera.
+        depth: [T, 478] z in pixels, increasing away from the camera.
     """
     return rigid_pose(rigid_points(points, depth))
 
 
 def rigid_points(points: Landmarks, depth: NDArray[np.float32]) -> NDArray[np.float32]:
-    """[T, 32, 3] x, y, z in pixels of the points that head pose rests on."""
+    """[T, 32, 3] x, y, z in pixels of the points that head pose is computed from."""
     rigid = list(RIGID)
     return np.concatenate([points[:, rigid, :2], depth[:, rigid, None]], axis=2)
 
 
 def rigid_pose(rigid: NDArray[np.float32]) -> HeadPose:
-    """Head pose from `rigid_points` alone, for clips too long to hold all points of."""
+    """Head pose from `rigid_points`, for clips too long to keep all points in memory."""
     count = len(rigid)
     rotation = np.full((count, 3, 3), np.nan, np.float32)
     translation = np.full((count, 2), np.nan, np.float32)
@@ -171,13 +171,13 @@ def rigid_pose(rigid: NDArray[np.float32]) -> HeadPose:
     return HeadPose(rotation, translation, scale)
 
 
-SAMPLE = 1024  # frames that fix the mean shape, and frames worked on at a time
+SAMPLE = 1024  # frames to compute the mean shape from, and frames processed at a time
 
 
 def _normalised(
     rigid: NDArray[np.float32],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Shapes [T, N, 3] around 0 and of size 1, their centres [T, 3] and sizes [T]."""
+    """Shapes [T, N, 3] centred at 0 with size 1, their centres [T, 3] and sizes [T]."""
     shapes = rigid.astype(np.float64)
     centre = shapes.mean(axis=1)
     shapes -= centre[:, None]
@@ -186,7 +186,7 @@ def _normalised(
 
 
 def _kabsch(reference: NDArray[np.float64], shapes: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Rotations [T, 3, 3] that take `reference` [N, 3] nearest to each of `shapes` [T, N, 3]."""
+    """Rotations [T, 3, 3] that best align `reference` [N, 3] with each of `shapes` [T, N, 3]."""
     u, _, vt = np.linalg.svd(np.einsum("tni,nj->tij", shapes, reference))
     proper = np.ones((len(shapes), 3))
     proper[:, 2] = np.linalg.det(u @ vt)
@@ -201,7 +201,7 @@ def _axes(shape: NDArray[np.float64]) -> NDArray[np.float64]:
     right = np.asarray(right) / np.linalg.norm(np.asarray(right))
     down = at[168] - at[10]  # from the hairline to between the eyes
     down = down - (down @ right) * right
-    # That line leans back on most heads; 10 degrees upright it is what people call straight.
+    # That line leans back on most heads; 10 degrees more upright is a frontal pose.
     down /= np.linalg.norm(down)
     away = np.cross(right, down)
     lean = np.radians(10)
@@ -213,7 +213,7 @@ def _axes(shape: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def eye_openness(points: Landmarks) -> NDArray[np.float32]:
-    """[T, 2] right and left: lid distance over eye width, about 0 closed to 0.35 wide open."""
+    """[T, 2] right, left: lid distance over eye width, about 0 (closed) to 0.35 (wide open)."""
     right = _openness(points, (33, 133), ((159, 145), (158, 153), (160, 144)))
     left = _openness(
         points,
@@ -224,7 +224,7 @@ def eye_openness(points: Landmarks) -> NDArray[np.float32]:
 
 
 def mouth_openness(points: Landmarks) -> NDArray[np.float32]:
-    """[T] distance between the inner lips over their width, 0 closed to about 1."""
+    """[T] distance between the inner lips over their width, from 0 (closed) to about 1."""
     return _openness(points, (78, 308), ((13, 14), (82, 87), (312, 317)))
 
 
@@ -244,7 +244,7 @@ _CONTROL_POINTS = marks.control_point_matrix(_control_points(), POINTS)
 
 
 def _parts() -> tuple[Part, ...]:
-    """The whole head, and over it the eyes and the mouth of frames in which they look alike."""
+    """The whole head, and above it the eyes and the mouth, taken from other frames if better."""
     found = [Part("head", (*RIGID, *OVAL), (), 1.0, motion="dense")]
     for name, lines, radius in (
         ("right_eye", ("right_eye", "right_brow"), 0.12),
@@ -265,11 +265,11 @@ REGIONS = _parts()
 
 @dataclass(frozen=True)
 class FaceTrack(Track):
-    """T frames of a face: the mesh and what was measured from it."""
+    """T frames of a face: the mesh and measures computed from it."""
 
     points: Landmarks  # [T, 478, 3]
     depth: NDArray[np.float32]  # [T, 478] z in pixels
-    filled: NDArray[np.bool_]  # [T] a bridged gap
+    filled: NDArray[np.bool_]  # [T] true where a gap was interpolated
     rotation: NDArray[np.float32]  # [T, 3, 3]
     translation: NDArray[np.float32]  # [T, 2]
     scale: NDArray[np.float32]  # [T]
@@ -328,10 +328,10 @@ class FaceTrack(Track):
         )  # fmt: skip
 
     def jittered(self, generator: np.random.Generator, sigma: float) -> Self:
-        """Points off by `sigma` pixels, each part as a whole: curves stay smooth."""
-        offsets = marks.jitter(generator, len(self), len(_MOVED_TOGETHER), sigma)
+        """Add noise of `sigma` pixels; each part moves as a whole, so that curves stay smooth."""
+        offsets = marks.jitter(generator, len(self), len(_JITTER_GROUPS), sigma)
         points = self.points.copy()
-        for group, indices in enumerate(_MOVED_TOGETHER):
+        for group, indices in enumerate(_JITTER_GROUPS):
             points[:, indices, :2] += offsets[:, group, None]
         return replace(self, points=points)
 
@@ -369,7 +369,7 @@ class FaceTrack(Track):
     ) -> NDArray[np.uint8]:
         """Distance to each part's edge, uint8 [T, height, width, 11] in the order of `PARTS`.
 
-        0 on the edge, growing to 255 at a quarter of the shorter side; all 255 without a face.
+        0 on the edge, 255 from a quarter of the shorter side on; all 255 without a face.
         """
         height, width = height or self.height, width or self.width
         maps = np.full((len(self), height, width, len(PARTS)), 255, np.uint8)
@@ -399,10 +399,10 @@ class FaceTrack(Track):
         distance_maps: bool = False,
         frames: NDArray[np.uint8] | None = None,
     ) -> torch.Tensor:
-        """RGB of the drawing in [-1, 1], float32 [T, 3, height, width].
+        """The drawing, RGB in [-1, 1], float32 [T, 3, height, width].
 
-        `distance_maps` appends their 11 channels; `frames` (uint8 [T, height, width, 3]) appends
-        one of background edges.
+        `distance_maps` appends 11 channels; `frames` (uint8 [T, height, width, 3]) appends one
+        channel of background edges.
         """
         import torch
 
@@ -418,7 +418,7 @@ class FaceTrack(Track):
 def draw_face(canvas: NDArray[np.uint8], points: NDArray[np.float32]) -> None:
     """Draw one face [478, 3] onto `canvas` (RGB uint8 [H, W, 3]), in place.
 
-    Curves are 1 pixel wide at 256 and grow with the shorter side.
+    Curves are 1 pixel wide at 256 and scale with the shorter side.
     """
     if not np.isfinite(points[0, 0]):
         return
@@ -439,12 +439,12 @@ _PART_INDICES = tuple((list(i), closed, colour) for i, closed, colour in PARTS.v
 
 
 def _distances(points: NDArray[np.float32], height: int, width: int) -> NDArray[np.uint8]:
-    places = marks.fixed_point(points[:, :2])
+    pixels = marks.fixed_point(points[:, :2])
     maps = np.empty((height, width, len(PARTS)), np.uint8)
     for i, (indices, closed, _) in enumerate(PARTS.values()):
-        ink = np.full((height, width), 255, np.uint8)
-        cv2.polylines(ink, [places[list(indices)]], closed, (0,), 1, cv2.LINE_8, marks.SHIFT)
-        distance = cv2.distanceTransform(ink, cv2.DIST_L2, 3)
+        canvas = np.full((height, width), 255, np.uint8)
+        cv2.polylines(canvas, [pixels[list(indices)]], closed, (0,), 1, cv2.LINE_8, marks.SHIFT)
+        distance = cv2.distanceTransform(canvas, cv2.DIST_L2, 3)
         maps[..., i] = np.minimum(distance * (255 * 4 / min(height, width)), 255)
     return maps
 

@@ -1,4 +1,4 @@
-"""Optical flow: where each pixel was in the frame before, and whether it was there at all.
+"""Optical flow to the previous frame, and occlusion.
 
 Flow is backward, in pixels, u to the right and v down:
 `frame_t(p) ~ frame_{t-1}(p + flow_t(p))`. It is stored at half size, u above v above occlusion.
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 UNIT = 64  # stored value = round(UNIT * pixels) + ZERO: 1/64 pixel, up to 512 pixels
 ZERO = 32768
-FULL_BRIGHTNESS = 0.02  # of the longer side a frame, in drawings
+FULL_BRIGHTNESS = 0.02  # speed drawn at full brightness, in longer sides per frame
 
 
 def pack(flow: NDArray[np.float32], occlusion: NDArray[np.float32]) -> NDArray[np.uint16]:
@@ -44,8 +44,8 @@ def unpack(images: NDArray[np.uint16]) -> tuple[NDArray[np.float32], NDArray[np.
 class FlowTrack(Track):
     """T frames of backward flow on a grid that may be coarser than the frames.
 
-    `flow` [T, 2, h, w] is in pixels of the grid itself; `occlusion` [T, 1, h, w] is 1 where the
-    pixel cannot be copied from the frame before. The first frame of a shot is all occluded.
+    `flow` [T, 2, h, w] is in pixels of the grid; `occlusion` [T, 1, h, w] is 1 where the pixel
+    cannot be copied from the previous frame. The first frame of a shot is fully occluded.
     """
 
     flow: NDArray[np.float32]
@@ -80,7 +80,7 @@ class FlowTrack(Track):
         return replace(self, flow=flow, occlusion=np.ascontiguousarray(self.occlusion[..., ::-1]))
 
     def tensor(self, height: int | None = None, width: int | None = None) -> torch.Tensor:
-        """u, v in pixels of that size and occlusion, float32 [T, 3, height, width]."""
+        """u, v in pixels of the given size and occlusion, float32 [T, 3, height, width]."""
         import torch
 
         from v2v.warp import resize_flow
@@ -93,9 +93,9 @@ class FlowTrack(Track):
         return torch.cat([flow, occlusion], dim=1)
 
     def draw(self, height: int | None = None, width: int | None = None) -> NDArray[np.uint8]:
-        """The colour wheel: hue is direction, brightness speed; occluded pixels are grey."""
+        """Colour wheel: hue is the direction, brightness the speed; occluded pixels are grey."""
         planes = self.tensor(height, width).numpy()
-        # The same scale for every stretch of every clip: brightness means speed.
+        # A fixed scale, so that brightness means the same speed in all clips.
         fastest = FULL_BRIGHTNESS * max(planes.shape[2:])
         pictures = [draw_flow(p[:2], p[2], fastest=fastest) for p in planes]
         return np.stack(pictures) if pictures else np.zeros((0, *planes.shape[2:], 3), np.uint8)
@@ -104,7 +104,7 @@ class FlowTrack(Track):
 def draw_flow(
     flow: NDArray[np.float32], occlusion: NDArray[np.float32], *, fastest: float
 ) -> NDArray[np.uint8]:
-    """RGB uint8 [h, w, 3] of one field; `fastest` pixels a frame is full brightness."""
+    """RGB uint8 [h, w, 3] of one flow field; full brightness is `fastest` pixels per frame."""
     speed, angle = cv2.cartToPolar(flow[0], flow[1], angleInDegrees=True)
     value = np.clip(speed * (255 / fastest), 0, 255)
     hsv = np.stack([angle / 2, np.full_like(angle, 255), value], axis=-1).astype(np.uint8)
@@ -124,7 +124,9 @@ class Flow(Signal):
             and len(grid) == 2
             and all(type(side) is int and 0 < side < 1 << 16 for side in grid)
         ):
-            raise ValueError("flow needs a grid: its width and height in pixels")
+            raise ValueError(
+                "flow needs a grid: [width, height] in pixels, integers from 1 to 65535"
+            )
 
     def check_files(
         self, folder: Path, spec: dict[str, Any], *, frames: int, width: int, height: int

@@ -1,4 +1,4 @@
-"""Human pose: 33 body points and 21 of each hand, drawn as coloured limbs.
+"""Human pose: 33 body points and 21 points per hand, drawn as coloured limbs.
 
 The body points are BlazePose's (arXiv 2006.10204), the hand points those of MediaPipe Hands
 (arXiv 2006.10214). Left and right are the person's own.
@@ -43,8 +43,8 @@ POINT = {name: i for i, name in enumerate(NAMES)}
 LEFT_HAND, RIGHT_HAND = slice(33, 54), slice(54, 75)
 HEAD = slice(0, 11)
 
-MIN_SCORE = 0.5  # below it a point is a guess: occluded, or outside the picture
-GUESSED = 0.2  # below it not even that
+MIN_SCORE = 0.5  # below it a point is only estimated: occluded or outside the picture
+GUESSED = 0.2  # below it a point is unusable
 
 
 def _twin(name: str) -> str:
@@ -85,7 +85,7 @@ FACE_LINES = (
     (("mouth_right", "mouth_left"), _hue(320)),
 )
 FINGERS = tuple((0, *range(1 + 4 * f, 5 + 4 * f)) for f in range(5))
-LIMB_GROUPS = {  # what is dropped together in training
+LIMB_GROUPS = {  # points that are dropped together in training
     **{
         f"{side}_{part}": tuple(POINT[f"{side}_{name}"] for name in names)
         for side in ("left", "right")
@@ -100,8 +100,8 @@ LIMB_GROUPS = {  # what is dropped together in training
 }
 
 
-def _moved_by() -> NDArray[np.intp]:
-    """[75] which point's offset each one takes, so that no limb comes off its joint."""
+def _jitter_leaders() -> NDArray[np.intp]:
+    """[75] the point whose jitter each point shares, so that limbs stay connected."""
     leader = np.arange(len(NAMES))
     leader[HEAD] = POINT["nose"]
     for side, hand in (("left", LEFT_HAND), ("right", RIGHT_HAND)):
@@ -111,10 +111,11 @@ def _moved_by() -> NDArray[np.intp]:
     return leader
 
 
-_MOVED_BY = _moved_by()
+_JITTER_LEADERS = _jitter_leaders()
 
 
-# Radii of what hangs on the bones, in torso lengths: where flow follows the body best.
+# Number and radius of the control points along each bone; radii in torso lengths, tuned so that
+# the dense motion follows the body best.
 BONES = (
     ("shoulder", "elbow", 6, 0.12), ("elbow", "wrist", 6, 0.10), ("wrist", "index", 3, 0.09),
     ("hip", "knee", 7, 0.16), ("knee", "ankle", 7, 0.13),
@@ -123,22 +124,22 @@ BONES = (
 
 
 def _control_points() -> list[marks.ControlPoint]:
-    """Along the bones, over the torso, on the head and the hands: 157."""
+    """157 points along the bones, over the torso, on the head and the hands."""
     found: list[marks.ControlPoint] = []
     for side in ("left", "right"):
         for start, stop, count, radius in BONES:
-            for share in (np.arange(count) + 0.5) / count:
+            for fraction in (np.arange(count) + 0.5) / count:
                 ends = POINT[f"{side}_{start}"], POINT[f"{side}_{stop}"]
-                found.append(({ends[0]: 1 - share, ends[1]: share}, radius))
+                found.append(({ends[0]: 1 - fraction, ends[1]: fraction}, radius))
     torso = ("left_shoulder", "right_shoulder", "left_hip", "right_hip")
     corners = [POINT[name] for name in torso]
-    for down in np.linspace(0, 1, 7):
-        for across in np.linspace(0, 1, 5):
-            shares = np.outer([1 - down, down], [1 - across, across]).ravel()
-            # Of weight 0 and not there at all are not the same: shoulders are seen without hips.
-            found.append(({c: s for c, s in zip(corners, shares, strict=True) if s}, 0.15))
+    for vertical in np.linspace(0, 1, 7):
+        for horizontal in np.linspace(0, 1, 5):
+            weights = np.outer([1 - vertical, vertical], [1 - horizontal, horizontal]).ravel()
+            # Leave out corners of weight 0: the shoulder row must not need the hips.
+            found.append(({c: s for c, s in zip(corners, weights, strict=True) if s}, 0.15))
     found += [({point: 1.0}, 0.19) for point in range(HEAD.start, HEAD.stop)]
-    # The crown, as far above the ears as the mouth is below.
+    # The crown, as far above the ears as the mouth is below them.
     ears, mouth = ("left_ear", "right_ear"), ("mouth_left", "mouth_right")
     found.append(({**{POINT[e]: 1.0 for e in ears}, **{POINT[m]: -0.5 for m in mouth}}, 0.22))
     found += [({point: 1.0}, 0.05) for point in range(LEFT_HAND.start, RIGHT_HAND.stop)]
@@ -146,9 +147,9 @@ def _control_points() -> list[marks.ControlPoint]:
 
 
 _CONTROL_POINTS = marks.control_point_matrix(_control_points(), len(NAMES))
-# Distances that tell how large the body is, in torso lengths. A foreshortened one tells too
-# little, so the largest counts.
-_MEASURES = tuple(
+# Estimates of the body size: distances with their length in torso lengths. Foreshortening makes an
+# estimate too small, so the largest is used.
+_SIZE_ESTIMATES = tuple(
     (tuple(POINT[n] for n in a), tuple(POINT[n] for n in b), length)
     for a, b, length in (
         (("left_shoulder", "right_shoulder"), ("left_hip", "right_hip"), 1.0),
@@ -158,12 +159,12 @@ _MEASURES = tuple(
 )
 
 
-# Points between the named ones, that regions of parts end at.
-_BETWEEN = marks.control_point_matrix(
+# Points between the named ones, as ends of the regions of parts.
+_INTERPOLATED_POINTS = marks.control_point_matrix(
     [
         *(({POINT[f"{side}_hip"]: 1 - t, POINT[f"{side}_knee"]: t}, 1.0)
           for t in (0.55, 0.7) for side in ("left", "right")),
-        # The crown, as far above the ears as the mouth is below; the neck, below the mouth.
+        # The crown, as far above the ears as the mouth is below them; the neck, below the mouth.
         ({7: 1.0, 8: 1.0, 9: -0.5, 10: -0.5}, 1.0),
         ({7: 0.1, 8: 0.1, 9: 0.1, 10: 0.1, 11: 0.3, 12: 0.3}, 1.0),
         # Between the shoulders.
@@ -177,7 +178,7 @@ _SKIRT_LEFT, _SKIRT_RIGHT, _LEG_LEFT, _LEG_RIGHT, _CROWN, _NECK_POINT, _CHEST = 
 
 
 def _parts() -> tuple[Part, ...]:
-    """From the back to the front: legs, skirt or trousers, neck, torso, head, arms, hands."""
+    """From back to front: legs, skirt or trousers, neck, torso, head, arms, hands."""
     p, sides = POINT, ("left", "right")
     found: list[Part] = []
 
@@ -266,7 +267,7 @@ PARTS = _parts()
 
 @dataclass(frozen=True)
 class PoseTrack(Track):
-    """T frames of pose: `points` [T, 75, 3] and `filled` [T, 75], true where a gap was bridged."""
+    """T frames of pose: `points` [T, 75, 3]; `filled` [T, 75] is true for interpolated gaps."""
 
     points: Landmarks
     filled: NDArray[np.bool_]
@@ -300,7 +301,7 @@ class PoseTrack(Track):
         return replace(self, points=points, filled=self.filled[:, MIRROR])
 
     def dropped(self, generator: np.random.Generator, probability: float = 0.05) -> Self:
-        """Lose each limb, each hand and the face with `probability`, as detectors do."""
+        """Drop each limb, each hand and the face with `probability`, as detectors do."""
         points = self.points.copy()
         for group in LIMB_GROUPS.values():
             lost = generator.random(len(points)) < probability
@@ -308,8 +309,8 @@ class PoseTrack(Track):
         return replace(self, points=points)
 
     def jittered(self, generator: np.random.Generator, sigma: float) -> Self:
-        """Points off by `sigma` pixels; a hand moves with its wrist and the face as one."""
-        offsets = marks.jitter(generator, len(self), len(NAMES), sigma)[:, _MOVED_BY]
+        """Add noise of `sigma` pixels; hands move with their wrists, the face as a whole."""
+        offsets = marks.jitter(generator, len(self), len(NAMES), sigma)[:, _JITTER_LEADERS]
         points = self.points.copy()
         points[..., :2] += offsets
         return replace(self, points=points)
@@ -320,7 +321,7 @@ class PoseTrack(Track):
         return seen
 
     def boxes(self) -> NDArray[np.float32]:
-        # The points of the face lie within the ears, eyes and mouth: hair and chin lie around.
+        # The face points do not include hair and chin, so its box grows more.
         parts = ((HEAD, 6, 1.8), (LEFT_HAND, 21, 1.5), (RIGHT_HAND, 21, 1.5))
         found = [
             marks.squares(self.points[:, part], least=least, min_score=MIN_SCORE, grow=grow)
@@ -337,20 +338,20 @@ class PoseTrack(Track):
     def body_size(self) -> NDArray[np.float32]:
         places, seen = self.points[..., :2], self._seen()
         size = np.full(len(self), np.nan, np.float32)
-        for a, b, length in _MEASURES:
-            there = seen[:, [*a, *b]].all(axis=1)
-            gap = places[there][:, a].mean(axis=1) - places[there][:, b].mean(axis=1)
-            size[there] = np.fmax(size[there], np.linalg.norm(gap, axis=1) / length)
+        for a, b, length in _SIZE_ESTIMATES:
+            visible = seen[:, [*a, *b]].all(axis=1)
+            offset = places[visible][:, a].mean(axis=1) - places[visible][:, b].mean(axis=1)
+            size[visible] = np.fmax(size[visible], np.linalg.norm(offset, axis=1) / length)
         return size
 
     def control_points(self) -> NDArray[np.float32]:
         return marks.control_points(self.points, self._seen(), self.body_size(), _CONTROL_POINTS)
 
     def part_points(self) -> NDArray[np.float32]:
-        # A guess of a point that is hidden still says better how its limb moves than nothing does.
+        # A rough estimate of a hidden point is better for the motion of its limb than no point.
         seen, one = self._seen(GUESSED), np.ones(len(self), np.float32)
         places = np.where(seen[..., None], self.points[..., :2], np.float32(np.nan))
-        between = marks.control_points(self.points, seen, one, _BETWEEN)[..., :2]
+        between = marks.control_points(self.points, seen, one, _INTERPOLATED_POINTS)[..., :2]
         return np.concatenate([places, between], axis=1)
 
     def draw(self, height: int | None = None, width: int | None = None) -> NDArray[np.uint8]:
@@ -362,7 +363,7 @@ class PoseTrack(Track):
         return canvas
 
     def tensor(self, height: int | None = None, width: int | None = None) -> torch.Tensor:
-        """RGB of the drawing in [-1, 1], float32 [T, 3, height, width]."""
+        """The drawing, RGB in [-1, 1], float32 [T, 3, height, width]."""
         import torch
 
         return torch.from_numpy(marks.planes(self.draw(height, width)))
@@ -371,12 +372,12 @@ class PoseTrack(Track):
 def draw_pose(canvas: NDArray[np.uint8], points: NDArray[np.float32]) -> None:
     """Draw one skeleton [75, 3] onto `canvas` (RGB uint8 [H, W, 3]), in place.
 
-    Limbs are 6 pixels wide at 512 and grow with the shorter side; hands and face a third of it.
-    Points that are missing or score below `MIN_SCORE` are left out, with all that hangs on them.
+    Limbs are 6 pixels wide at 512 and scale with the shorter side; lines of hands and face have a
+    third of that width. Lines to points that are missing or score below `MIN_SCORE` are left out.
     """
     size = min(canvas.shape[:2])
     limb = max(round(size * 6 / 512), 1)
-    fine = max(round(size * 2 / 512), 1)
+    thin = max(round(size * 2 / 512), 1)
     with np.errstate(invalid="ignore"):
         seen = points[:, 2] >= MIN_SCORE
     places = marks.fixed_point(np.nan_to_num(points[:, :2]))
@@ -390,11 +391,11 @@ def draw_pose(canvas: NDArray[np.uint8], points: NDArray[np.float32]) -> None:
             marks.polyline(canvas, places[[start, stop]], colour, limb, False)
     for line, colour in _FACE_INDICES:
         if seen[line].all():
-            marks.polyline(canvas, places[line], colour, fine, False)
+            marks.polyline(canvas, places[line], colour, thin, False)
     for hand in (LEFT_HAND, RIGHT_HAND):
         if seen[hand].all():
             for finger, colour in zip(FINGERS, _FINGER_COLOURS[hand.start], strict=True):
-                marks.polyline(canvas, places[hand][list(finger)], colour, fine, False)
+                marks.polyline(canvas, places[hand][list(finger)], colour, thin, False)
     for point in _JOINTS:
         if seen[point]:
             x, y = places[point]

@@ -1,7 +1,7 @@
-"""Segmentation: a class id for every pixel, instance ids where they are known.
+"""Segmentation: a class id for every pixel, and instance ids if available.
 
-Label maps stay uint8 ids everywhere; they become one-hot only as a model's input, with a last
-channel for the boundaries between instances (pix2pixHD, arXiv 1711.11585, section 3.3).
+Label maps are uint8 ids everywhere; only a model's input is one-hot, with a last channel for the
+boundaries between instances (pix2pixHD, arXiv 1711.11585, section 3.3).
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from v2v.signals._base import Signal, Track
 if TYPE_CHECKING:
     import torch
 
-VOID = 255  # no class: never drawn, never a channel
+VOID = 255  # no class: not drawn, no channel
 
-CITYSCAPES: dict[str, tuple[int, int, int]] = {  # name: the data set's colour, in order of its ids
+CITYSCAPES: dict[str, tuple[int, int, int]] = {  # name: colour of the data set, in order of the ids
     "unlabeled": (0, 0, 0), "ego vehicle": (0, 0, 0), "rectification border": (0, 0, 0),
     "out of roi": (0, 0, 0), "static": (0, 0, 0), "dynamic": (111, 74, 0), "ground": (81, 0, 81),
     "road": (128, 64, 128), "sidewalk": (244, 35, 232), "parking": (250, 170, 160),
@@ -35,7 +35,7 @@ CITYSCAPES: dict[str, tuple[int, int, int]] = {  # name: the data set's colour, 
     "caravan": (0, 0, 90), "trailer": (0, 0, 110), "train": (0, 80, 100),
     "motorcycle": (0, 0, 230), "bicycle": (119, 11, 32), "license plate": (0, 0, 142),
 }  # fmt: skip
-# The ids that Cityscapes' train ids 0 to 18 stand for; its train id 255 is void.
+# The ids of Cityscapes' train ids 0 to 18; train id 255 is void.
 CITYSCAPES_TRAIN_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 VOC = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair",
@@ -45,7 +45,7 @@ VOC = (
 
 
 def distinct_colours(count: int) -> list[tuple[int, int, int]]:
-    """Colours far apart from one another; the first is black, for the background."""
+    """Clearly different colours; the first is black, for the background."""
     steps = [(i * 0.618034) % 1.0 for i in range(count)]  # the golden angle never repeats a hue
     hsv = np.array([[[h * 180, 200, 110 + 36 * (i % 5)] for i, h in enumerate(steps)]], np.uint8)
     rgb = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0]
@@ -55,7 +55,7 @@ def distinct_colours(count: int) -> list[tuple[int, int, int]]:
 
 @dataclass(frozen=True)
 class LabelTrack(Track):
-    """T frames of label maps: `labels` uint8 [T, height, width], `VOID` where there is none."""
+    """T frames of label maps: `labels` uint8 [T, height, width], `VOID` for no class."""
 
     labels: NDArray[np.uint8]
     classes: tuple[str, ...]
@@ -135,16 +135,18 @@ class LabelTrack(Track):
         return self._one_hot(len(self.classes))
 
     def _one_hot(self, channels: int) -> torch.Tensor:
-        """One-hot classes in the first of so many channels; the others are not filled."""
+        """One-hot classes in the first of `channels` channels; the rest is uninitialised."""
         import torch
 
         out = np.empty((len(self), channels, self.height, self.width), np.float32)
         for number in range(len(self.classes)):
-            np.equal(self.labels, number, out=out[:, number])  # straight to float, no copy
+            np.equal(
+                self.labels, number, out=out[:, number]
+            )  # writes floats directly, without a copy
         return torch.from_numpy(out)
 
     def tensor(self, height: int | None = None, width: int | None = None) -> torch.Tensor:
-        """One-hot classes and a last channel of boundaries, [T, classes + 1, height, width]."""
+        """One-hot classes and a channel of boundaries, float32 [T, classes + 1, height, width]."""
         import torch
 
         track = self.scaled(width or self.width, height or self.height)
@@ -164,14 +166,14 @@ class Segmentation(Signal):
             and 0 < len(classes) <= VOID
             and all(isinstance(name, str) for name in classes)
         ):
-            raise ValueError(f"segmentation needs classes: 1 to {VOID} names")
+            raise ValueError(f"segmentation needs classes: a list of 1 to {VOID} names")
         if not (
             isinstance(palette, list | tuple)
             and len(palette) == len(classes)
             and all(isinstance(c, list | tuple) and len(c) == 3 for c in palette)
             and all(type(value) is int and 0 <= value < 256 for c in palette for value in c)
         ):
-            raise ValueError("segmentation needs a palette: a colour of 3 bytes for each class")
+            raise ValueError("segmentation needs a palette: one colour of 3 bytes per class")
         if not isinstance(spec.get("instances"), bool):
             raise ValueError("segmentation needs instances: true or false")
 

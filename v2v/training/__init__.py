@@ -1,1 +1,1 @@
-"""Training: the schedule in space and time, the objective, the loop, the run folder."""
+"""Training: schedule of resolution and window length, objective, loop, run folder."""

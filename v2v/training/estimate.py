@@ -1,9 +1,8 @@
-"""`v2v train --dry-run`: what would be trained, and what it costs, without writing anything.
+"""`v2v train --dry-run`: plan a run and estimate its cost without writing anything.
 
-Sizes, parameters and multiply-adds are counted. Time and memory are measured: updates of the last
-stage, which costs the most, are really made, on the machine that would do the rest. That is
-bounded: where an update of the last stage would take too long, an earlier stage is measured, and
-the rest follows from the number of pixels.
+Sizes, parameters and multiply-adds are counted. Time and memory are measured with a few updates of
+the last stage, the most expensive one, on this machine. If one such update would take too long, an
+earlier stage is measured and the result is scaled by the number of pixels.
 """
 
 from __future__ import annotations
@@ -34,25 +33,25 @@ class StageCost:
     stage: Stage
     minutes: float
     updates: int
-    multiply_adds: int  # of the generator, for one frame
-    measured: bool  # whether its time was; else it follows from another stage's
+    multiply_adds: int  # of the generator, per frame
+    measured: bool  # whether its time was measured; otherwise it is scaled from another stage's
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run would be."""
+    """The plan of a run and its estimated cost."""
 
     task: str
     clips: tuple[str, ...]
-    frames: int  # for training, of all clips
+    frames: int  # training frames of all clips
     plan: TrainingPlan
-    parameters: dict[str, int]  # generator, critics
+    parameters: dict[str, int]  # generator, discriminators
     stages: tuple[StageCost, ...]
     device: str
     precision: str
-    gigabytes: float  # peak memory of a window of the measured stage
-    seconds: float  # an update of the last stage
-    trials: int  # updates that were measured
+    gigabytes: float  # peak memory in the measured stage
+    seconds: float  # per update of the last stage
+    trials: int  # measured updates
 
     @property
     def minutes(self) -> float:
@@ -83,13 +82,13 @@ class Estimate:
 
         table = Table(box=None, pad_edge=False, header_style="bold")
         for column in ("stage", "size", "frames x windows", "trained", "updates", "minutes",
-                       "GMACs a frame"):  # fmt: skip
+                       "GMACs per frame"):  # fmt: skip
             table.add_column(column, justify="left" if column == "trained" else "right")
         for number, cost in enumerate(self.stages, 1):
             stage = cost.stage
             table.add_row(
                 str(number), f"{stage.width}x{stage.height}", f"{stage.length} x {stage.batch}",
-                "the new scale" if stage.freeze_lower else "everything", f"{cost.updates}",
+                "new scale" if stage.freeze_lower else "all scales", f"{cost.updates}",
                 f"{cost.minutes:.1f}", f"{cost.multiply_adds / 1e9:.2f}",
             )  # fmt: skip
         console.print(table)
@@ -97,15 +96,15 @@ class Estimate:
         console.print(
             f"{self.task}: {', '.join(self.clips)}; {self.frames} frames to train on\n"
             f"generator {self.plan.generator['name']} ({self.plan.generator['preset']})"
-            f" {generator / 1e6:.2f} M parameters, critics {discriminators / 1e6:.2f} M\n"
-            f"on {self.device} in {self.precision}: {self.seconds:.2f} s an update at full size,"
-            f" peak memory {self.gigabytes:.1f} GB, {self.minutes:.0f} minutes in all",
+            f" {generator / 1e6:.2f} M parameters, discriminators {discriminators / 1e6:.2f} M\n"
+            f"on {self.device} in {self.precision}: {self.seconds:.2f} s per update at full size,"
+            f" peak memory {self.gigabytes:.1f} GB, {self.minutes:.0f} minutes in total",
             highlight=False, soft_wrap=True,
         )  # fmt: skip
         number = next(i for i, cost in enumerate(self.stages, 1) if cost.measured)
-        rest = "; the time of the others follows from their pixels" if self.stages[1:] else ""
+        rest = "; the other stages are scaled by their number of pixels" if self.stages[1:] else ""
         if number < len(self.stages):
-            rest += "; later stages may take more memory"
+            rest += "; later stages may need more memory"
         console.print(
             f"measured: {self.trials} update(s) of stage {number}{rest}",
             highlight=False, soft_wrap=True,
@@ -114,11 +113,11 @@ class Estimate:
             console.print(note, highlight=False, soft_wrap=True)
 
 
-BUDGET = 20.0  # seconds that measuring takes, beside the first update of a stage
+BUDGET = 20.0  # seconds for measuring, besides the first update of a stage
 
 
 class _Deadline:
-    """As `GracefulStop`: asks to leave a window once the time is over."""
+    """Stands in for `GracefulStop`: asks to leave the window once the time is up."""
 
     def __init__(self, seconds: float) -> None:
         self.end = time.monotonic() + seconds
@@ -129,7 +128,7 @@ class _Deadline:
 
 
 class DryRunTrainer:
-    """A run that stands in one of its stages, to be tried; at first in the last and costliest."""
+    """Trains single updates of one stage at a time; starts in the last, most expensive stage."""
 
     def __init__(self, settings: TrainSettings, clips: list[Path]) -> None:
         self.settings = with_budget(settings)
@@ -140,7 +139,7 @@ class DryRunTrainer:
         self.enter(len(self.plan.schedule) - 1)
 
     def enter(self, number: int) -> None:
-        """Stand in a stage; a window that was left is forgotten."""
+        """Switch to a stage and discard an unfinished window."""
         self.number = number
         progress = self.trainer.progress
         progress.stage, progress.frame, self.trainer.left = number, 0, []
@@ -148,75 +147,79 @@ class DryRunTrainer:
         self._batches = self.trainer.batches(self.stage)
 
     def update(self, *, within: float | None = None) -> float:
-        """Seconds of an update, over those of one window. The first ones warm up.
+        """Train on one window and return the mean seconds per update. The first ones warm up.
 
         Args:
-            within: seconds after which the window is left, once an update is made.
+            within: seconds after which the window is left, though not before its first update.
         """
         batch = next(self._batches)
         on_gpu = self.fabric.device.type == "cuda"
         deadline: Any = None if within is None else _Deadline(within)
-        _settle(on_gpu)
+        _synchronise(on_gpu)
         begin, before = time.perf_counter(), self.trainer.progress.step
         self.trainer.window(batch, deadline)
-        _settle(on_gpu)
+        _synchronise(on_gpu)
         self.updates = self.trainer.progress.step - before
         self.trainer.progress.frame, self.trainer.left = 0, []
         return (time.perf_counter() - begin) / self.updates
 
     def measure(self, report: Reporter, budget: float) -> float:
-        """Seconds of an update, in the last stage that can be tried within the budget."""
+        """Measure the seconds per update in the last stage that fits into the budget."""
         begin = time.monotonic()
         last = len(self.plan.schedule) - 1
-        if self.fabric.world_size > 1:  # processes would have to agree on when to leave
+        if self.fabric.world_size > 1:  # the processes would have to leave at the same time
             self._announce(report)
             self.update()  # warms up
             return self.update()
-        if last and self.fabric.device.type == "cpu":  # a GPU is quick at all sizes
+        if last and self.fabric.device.type == "cpu":  # a GPU is fast at every size
             self.enter(0)
             self._announce(report)
             first = self.update(within=0)
             if time.monotonic() - begin > budget / 2:
                 return first
-            first, small = self.update(within=0), self._rendered(self.plan.schedule[0])
+            first, small = self.update(within=0), self._pixels_per_update(self.plan.schedule[0])
             self.enter(
                 max(
                     number
                     for number, stage in enumerate(self.plan.schedule)
                     if number == 0
-                    or first * self._rendered(stage) / small * self._inseparable(stage) < budget / 2
+                    or first
+                    * self._pixels_per_update(stage)
+                    / small
+                    * self._chunks_per_update(stage)
+                    < budget / 2
                 )
             )
         self._announce(report)
-        warming = self.update(within=0)
-        left = budget - (time.monotonic() - begin)
-        return self.update(within=left) if left > warming else warming
+        warm_up = self.update(within=0)
+        remaining = budget - (time.monotonic() - begin)
+        return self.update(within=remaining) if remaining > warm_up else warm_up
 
     def _announce(self, report: Reporter) -> None:
         of = len(self.plan.schedule)
         report.note(f"measuring updates of stage {self.number + 1} of {of}: {self.stage}")
 
-    def _rendered(self, stage: Stage) -> int:
-        """Pixels that an update renders: losses, critics and generator all grow with them."""
+    def _pixels_per_update(self, stage: Stage) -> int:
+        """Pixels rendered per update; generator, discriminators and losses scale with them."""
         chunk = min(self.settings.loop.bptt_steps, stage.length)
         return stage.height * stage.width * stage.batch * chunk
 
-    def _inseparable(self, stage: Stage) -> int:
-        """Chunks of a window that are rendered before it can be left."""
+    def _chunks_per_update(self, stage: Stage) -> int:
+        """Chunks of a window that are rendered before it can be left: those of one update."""
         if self.settings.loop.updates == "chunk":
             return 1
         return -(-stage.length // self.settings.loop.bptt_steps)
 
     def stages(self, seconds: float) -> list[StageCost]:
-        """What every stage costs where an update of this one takes so many seconds."""
+        """The cost of every stage, given the seconds per update of the current one."""
         settings, schedule = self.settings, self.plan.schedule
-        macs = [_macs(self.trainer, stage) for stage in schedule]
+        macs = [_multiply_adds(self.trainer, stage) for stage in schedule]
         ends = [0.0, *(stage.until for stage in schedule)]
         shares = [end - begin for begin, end in pairwise(ends)]
-        most = self._rendered(self.stage)
+        measured = self._pixels_per_update(self.stage)
         costs = []
         for number, (stage, share, count) in enumerate(zip(schedule, shares, macs, strict=True)):
-            update = max(seconds * self._rendered(stage) / most, 0.05 * seconds)
+            update = max(seconds * self._pixels_per_update(stage) / measured, 0.05 * seconds)
             if settings.budget.steps is not None:
                 updates = round(settings.budget.steps * share)
                 minutes = updates * update / 60
@@ -231,9 +234,9 @@ class DryRunTrainer:
 def estimate(
     settings: TrainSettings, clips: list[Path], report: Reporter | None = None
 ) -> Estimate:
-    """Plan a run and try its costliest stage, or the costliest that can be tried in half a minute.
+    """Plan a run and measure its most expensive stage that can be tried in half a minute.
 
-    Raises what training would raise at its start.
+    Raises the errors that training raises at its start.
     """
     report = report or Silent()
     report.note("opening the clips, building the networks")
@@ -241,8 +244,8 @@ def estimate(
     seconds = run.measure(report, BUDGET)
     trials = run.updates
     report.note("counting multiply-adds")
-    costs = run.stages(seconds)  # before the memory is read
-    full = run._rendered(run.plan.schedule[-1]) / run._rendered(run.stage)
+    costs = run.stages(seconds)  # before the peak memory is read
+    full = run._pixels_per_update(run.plan.schedule[-1]) / run._pixels_per_update(run.stage)
     trainer, device = run.trainer, run.fabric.device
     return Estimate(
         task=run.settings.task, clips=tuple(clip.name for clip in run.windows.clips),
@@ -252,12 +255,12 @@ def estimate(
             "discriminators": sum(p.numel() for p in trainer.discriminators.parameters()),
         },
         stages=tuple(costs), device=_device_name(device),
-        precision=str(run.fabric._precision.precision), gigabytes=_peak(device.type == "cuda"),
-        seconds=seconds * full, trials=trials,
+        precision=str(run.fabric._precision.precision),
+        gigabytes=_peak_memory(device.type == "cuda"), seconds=seconds * full, trials=trials,
     )  # fmt: skip
 
 
-def _macs(trainer: Trainer, stage: Stage) -> int:
+def _multiply_adds(trainer: Trainer, stage: Stage) -> int:
     generator: Any = trainer.generator
     if hasattr(generator, "active"):
         generator.active = stage.scale + 1
@@ -276,20 +279,20 @@ def _macs(trainer: Trainer, stage: Stage) -> int:
             1, trainer.windows.candidates, REFERENCE_CHANNELS, *size, device=device
         ),
     )
-    return multiply_adds(generator, condition, GeneratorState.nothing(condition))
+    return multiply_adds(generator, condition, GeneratorState.empty(condition))
 
 
-def _settle(on_gpu: bool) -> None:
+def _synchronise(on_gpu: bool) -> None:
     if on_gpu:
         torch.cuda.synchronize()
 
 
-def _peak(on_gpu: bool) -> float:
+def _peak_memory(on_gpu: bool) -> float:
     if on_gpu:
         return torch.cuda.max_memory_allocated() / 1e9
-    import resource  # not on Windows
+    import resource  # unavailable on Windows
 
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes elsewhere
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, kilobytes elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 

@@ -2,14 +2,14 @@
 
     processes, device, precision     lightning-fabric
     data                             windows of the clips, background plates
-    networks, optimisers             generator, its moving average, critics
+    networks, optimisers             generator, its moving average, discriminators
     resume                           from the newest checkpoint
     loop                             stage, window, log, checkpoint, preview
     finish                           the model
 
-Nothing is random but through the seed and the number of a window, so there is no random state to
-save: a run that was killed goes on from its last checkpoint and passes through the same numbers.
-One that is asked to stop does so after the update at hand, in the middle of a window if need be.
+All randomness derives from the seed and the window number, so there is no random state to save: a
+killed run resumes from its last checkpoint and reproduces the same numbers. A run that is asked to
+stop does so after the current update, in the middle of a window if need be.
 """
 
 from __future__ import annotations
@@ -62,20 +62,20 @@ from v2v.training.settings import Budget, TrainSettings
 from v2v.training.stopping import GracefulStop
 from v2v.types import Batch, GeneratorState
 
-ROLLBACKS = 3  # times that a run that diverged is taken back before it is given up
-ROLLBACK_LR_SCALE = 0.5  # learning rate after each
-CLUSTERED = 64  # training frames that the looks of instances are clustered from
+ROLLBACKS = 3  # times that a diverged run is rolled back before training gives up
+ROLLBACK_LR_SCALE = 0.5  # factor on the learning rates after each rollback
+CLUSTERED = 64  # training frames whose instance features are clustered
 
 
 @dataclass
 class Progress:
-    """Where a run stands; all of it goes into checkpoints."""
+    """The progress of a run; checkpoints store all of it."""
 
     step: int = 0  # updates of the generator
-    window: int = 0  # batches of windows done; with the seed, it decides the next
-    frame: int = 0  # of the window at hand, where the next chunk begins
+    window: int = 0  # finished batches of windows; with the seed, it determines the next one
+    frame: int = 0  # of the current window, where the next chunk begins
     stage: int = 0
-    seconds: float = 0.0  # spent training, over all sittings
+    seconds: float = 0.0  # of training, over all restarts
     lr_scale: float = 1.0  # factor on the learning rates, after rollbacks
     rollbacks: int = 0
     bptt_steps: int = 1  # frames that gradients flow through; lowered when memory runs out
@@ -84,13 +84,13 @@ class Progress:
 
     @classmethod
     def read(cls, saved: dict[str, Any], where: Path) -> tuple[Progress, int]:
-        """From a checkpoint, with how often weights were averaged. Raises `CheckpointInvalid`."""
+        """A checkpoint's progress and number of averaged updates. Raises `CheckpointInvalid`."""
         values = as_progress(SavedProgress, saved, where).model_dump()
         averaged = values.pop("averaged")
         return cls(**values), averaged
 
     def share(self, budget: Budget) -> float:
-        """Of the budget, that is used up."""
+        """The fraction of the budget that is used up."""
         if budget.steps is not None:
             return self.step / budget.steps
         assert budget.minutes is not None
@@ -98,7 +98,7 @@ class Progress:
 
 
 class SavedProgress(Record):
-    """What a checkpoint says of it. Fields that other versions add are passed over."""
+    """`Progress` as a checkpoint stores it. Fields of other versions are ignored."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -117,7 +117,7 @@ class SavedProgress(Record):
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What came of it."""
+    """The outcome of a training run."""
 
     folder: Path
     model: Path
@@ -136,7 +136,7 @@ class TrainingResult:
 
 
 class Unroll(nn.Module):
-    """The generator over a chunk, as one module: one forward for one backward, as DDP wants."""
+    """The generator over a chunk as one module: DDP needs one forward per backward."""
 
     def __init__(self, generator: nn.Module, corruption: PastCorruption) -> None:
         super().__init__()
@@ -147,7 +147,7 @@ class Unroll(nn.Module):
     def forward(
         self, batch: dict[str, Tensor | None], state: dict[str, Tensor] | None, seed: int
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Plain dicts in and out, since Fabric and DDP look for tensors in those only."""
+        """Takes and returns plain dicts: Fabric and DDP find tensors only in those."""
         chunk = Batch(**batch)  # type: ignore[arg-type]
         random = torch.Generator(chunk.frames.device).manual_seed(seed)
 
@@ -177,7 +177,7 @@ class Unroll(nn.Module):
 
 @dataclass(frozen=True)
 class _Step:
-    """What the loader must know of a window."""
+    """What the loader needs to draw a batch of windows."""
 
     step: int
     length: int
@@ -187,19 +187,19 @@ class _Step:
 
 @dataclass
 class History:
-    """The frames of a window before the chunk, for critics and losses that look back."""
+    """The frames of a window before the chunk, for temporal discriminators and losses."""
 
     batch: Batch
-    fake: Tensor | None = None  # [B, t, 3, H, W] without gradient
+    fake: Tensor | None = None  # [B, t, 3, H, W], detached
     state: GeneratorState | None = None
 
-    def carried(self) -> dict[str, Tensor]:
-        """What the next chunk wants of those before."""
+    def to_carry(self) -> dict[str, Tensor]:
+        """The tensors that the next chunk needs."""
         assert self.fake is not None and self.state is not None
         return {"fake": self.fake, **vars(self.state)}
 
     @classmethod
-    def after(cls, batch: Batch, carried: dict[str, Tensor]) -> History:
+    def resume(cls, batch: Batch, carried: dict[str, Tensor]) -> History:
         state = {name: value for name, value in carried.items() if name != "fake"}
         return cls(batch, carried["fake"], GeneratorState(**state))
 
@@ -212,7 +212,7 @@ def train(
     *,
     overwrite: bool = False,
 ) -> TrainingResult:
-    """Train a model from clip stores in a run folder; go on where it was stopped.
+    """Train a model on clip stores in a run folder, or resume a stopped run.
 
     Raises `RunConflict`, `SignalMissing`, `TooFewFrames`, `TrainingDiverged`, `OutOfMemory`,
     `DiskFull` and what opening stores raises; `KeyboardInterrupt` once a stopped run is saved.
@@ -246,14 +246,14 @@ def train(
         if first:
             run.rewind(progress.step)
             if progress.step and progress.share(settings.budget) >= 1:
-                report.note(f"{folder} is trained already; a larger budget takes it further")
+                report.note(f"{folder} is already trained; increase the budget to train it further")
             elif progress.step:
-                report.note(f"going on from step {progress.step}")
+                report.note(f"resuming from step {progress.step}")
 
         # Loop.
-        board = _Board(run, settings, first, progress.step)
-        with GracefulStop() as stopping, board:
-            stopped = _loop(trainer, run, board, stopping, report)
+        log_writer = _LogWriter(run, settings, first, progress.step)
+        with GracefulStop() as stopping, log_writer:
+            stopped = _loop(trainer, run, log_writer, stopping, report)
         fabric.barrier()  # no process leaves before the first has saved
         if stopped:
             raise KeyboardInterrupt
@@ -265,23 +265,27 @@ def train(
         fabric.barrier()
     return TrainingResult(
         folder=folder, model=run.model, steps=trainer.progress.step,
-        minutes=trainer.progress.seconds / 60, losses=board.last, preview=preview,
+        minutes=trainer.progress.seconds / 60, losses=log_writer.last, preview=preview,
         notes=tuple(notes),
     )  # fmt: skip
 
 
 def _loop(
-    trainer: Trainer, run: RunFolder, board: _Board, stopping: GracefulStop, report: Reporter
+    trainer: Trainer,
+    run: RunFolder,
+    log_writer: _LogWriter,
+    stopping: GracefulStop,
+    report: Reporter,
 ) -> bool:
-    """Train until the budget is used up; true where it was stopped before."""
+    """Train until the budget is used up. Returns whether it was stopped earlier."""
     settings, fabric = trainer.settings, trainer.fabric
     output, budget = settings.output, settings.budget
     first = fabric.is_global_zero
     if first and not run.saved():
-        trainer.save(run)  # something to go back to
-    bar = _Bar(report if first else None, trainer)
+        trainer.save(run)  # for rollbacks
+    bar = _ProgressBar(report if first else None, trainer)
     clock = time.monotonic()
-    saved = seen = trainer.progress.seconds
+    saved = previewed = trainer.progress.seconds
 
     stop = False
     while trainer.progress.share(budget) < 1 and not stop:
@@ -290,8 +294,8 @@ def _loop(
         for batch in trainer.batches(stage):
             losses = trainer.window(batch, stopping)
 
-            # The clock, and whether to stop, are the first process's, so that all agree on what
-            # is due: those who do not would wait for one another for ever.
+            # All processes use the clock and the stop flag of the first one: if they disagreed on
+            # what is due, they would deadlock.
             trainer.progress.seconds += time.monotonic() - clock
             clock = time.monotonic()
             stop = stopping.asked
@@ -301,25 +305,25 @@ def _loop(
             bar.advance(losses)
             over = trainer.progress.share(budget) >= 1 or stop
             save_due = over or now - saved > 60 * output.checkpoint_minutes
-            preview_due = not over and now - seen > 60 * output.preview_minutes
+            preview_due = not over and now - previewed > 60 * output.preview_minutes
 
-            # Log; and where there are no numbers any more, go back. What is saved is sound.
-            board.add(losses)
-            keeping = save_due or preview_due
-            if board.due(trainer.progress) or keeping:
-                if not board.finite(fabric) or (keeping and not trainer.finite()):
+            # Log. Roll back from NaN or infinite values, so that only finite weights are saved.
+            log_writer.add(losses)
+            saving = save_due or preview_due
+            if log_writer.due(trainer.progress) or saving:
+                if not log_writer.finite(fabric) or (saving and not trainer.finite()):
                     trainer.roll_back(run, report)
-                    board.rewind(trainer.progress.step)
+                    log_writer.rewind(trainer.progress.step)
                     if stop and first:
-                        trainer.save(run)  # the lower rates
+                        trainer.save(run)  # stores the lower learning rates
                     break
-                board.write(trainer, stage)
+                log_writer.write(trainer, stage)
             if save_due:
                 saved = now
                 if first:
                     trainer.save(run)
             if preview_due:
-                seen = now
+                previewed = now
                 if first:
                     trainer.publish(run)
             if over or trainer.stage_is_over():
@@ -329,8 +333,8 @@ def _loop(
 
 
 def launch(settings: TrainSettings) -> Fabric:
-    """Processes, device and precision; torchrun's own processes are joined."""
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it greets
+    """Set up processes, device and precision; joins processes that torchrun started."""
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # silence its start-up banner
     loop = settings.loop
     device = "auto" if loop.device == "auto" else {"cuda": "gpu"}.get(loop.device, loop.device)
     on_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
@@ -339,10 +343,10 @@ def launch(settings: TrainSettings) -> Fabric:
     precision = "32-true" if loop.precision == "32" else "bf16-mixed"
     if loop.precision == "auto":
         on_gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-        quick = cpu_has_bf16() if on_cpu else on_gpu
-        precision = "bf16-mixed" if quick else "32-true"
+        has_bf16 = cpu_has_bf16() if on_cpu else on_gpu
+        precision = "bf16-mixed" if has_bf16 else "32-true"
     devices, nodes = _processes(loop.devices)
-    # The scales that wait for their turn, and critics of too long a stride, get no gradients.
+    # Inactive scales and temporal discriminators with too long a stride get no gradients.
     strategy = "ddp_find_unused_parameters_true" if devices * nodes > 1 else "auto"
     try:
         fabric = Fabric(
@@ -355,32 +359,32 @@ def launch(settings: TrainSettings) -> Fabric:
             raise
         raise RunConflict(
             f"cannot train on {loop.devices} x {loop.device}: {error}",
-            hint="-s loop.device=cpu or --devices 1 work everywhere",
+            hint="use -s loop.device=cpu or --devices 1, which work everywhere",
         ) from error
     if on_cpu:
-        # One core is left to the loader: threads that wait for one another spin, and where one of
+        # Leave one core to the loader: threads spin while they wait for one another, so if one of
         # them has to wait for its core, convolutions take many times as long.
         torch.set_num_threads(loop.threads or max((cores() - 1) // devices, 1))
     return fabric
 
 
 def _processes(devices: int) -> tuple[int, int]:
-    """Processes on a machine, and machines; under torchrun it has decided both."""
+    """Processes per machine and number of machines; torchrun overrides both."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return devices, 1
-    here = int(os.environ["LOCAL_WORLD_SIZE"])
-    return here, int(os.environ["WORLD_SIZE"]) // here
+    local = int(os.environ["LOCAL_WORLD_SIZE"])
+    return local, int(os.environ["WORLD_SIZE"]) // local
 
 
 def with_budget(settings: TrainSettings) -> TrainSettings:
-    """An hour, where nothing is said."""
+    """The settings, with a budget of one hour if none is given."""
     if settings.budget.steps is None and settings.budget.minutes is None:
         return settings.model_copy(update={"budget": Budget(steps=None, minutes=60)})
     return settings
 
 
 class Trainer:
-    """The networks, their optimisers, and one window's worth of training."""
+    """The networks, their optimisers, and training on one batch of windows."""
 
     def __init__(
         self,
@@ -393,7 +397,7 @@ class Trainer:
         self.fabric, self.settings, self.windows, self.plan = fabric, settings, windows, plan
         self.report = report
         loop = settings.loop
-        torch.manual_seed(loop.seed)  # what the weights start from
+        torch.manual_seed(loop.seed)  # initial weights
         self.generator = build_generator(**plan.generator)
         self.discriminators = Discriminators(
             settings.discriminator, channels=windows.channels,
@@ -406,7 +410,7 @@ class Trainer:
         self.ema = AveragedModel(self.generator, multi_avg_fn=average)
         self.ema.requires_grad_(False).to(fabric.device)
         self.objective = Objective(settings.losses).to(fabric.device)
-        self.left: list[dict[str, Tensor]] = []  # each part's history, of a window left half done
+        self.left: list[dict[str, Tensor]] = []  # history of each part of an unfinished window
         self.progress = Progress(
             bptt_steps=loop.bptt_steps, accumulate=loop.accumulate, recompute=loop.recompute
         )
@@ -419,11 +423,11 @@ class Trainer:
         g_adam = torch.optim.Adam(
             self.generator.parameters(), o.generator_rate, betas=o.betas, fused=True
         )
-        # The loader reads ahead in a thread of its own: it gets readers of its own.
+        # The loader prefetches in its own thread, so previews need readers of their own.
         self.shown = copy.copy(windows)
-        # Without critics an optimiser wants something to hold.
-        learning = list(self.discriminators.parameters()) or [nn.Parameter(torch.zeros(()))]
-        d_adam = torch.optim.Adam(learning, o.discriminator_rate, betas=o.betas, fused=True)
+        # An optimiser needs a parameter, even without discriminators.
+        trainable = list(self.discriminators.parameters()) or [nn.Parameter(torch.zeros(()))]
+        d_adam = torch.optim.Adam(trainable, o.discriminator_rate, betas=o.betas, fused=True)
         self.unroll, self.g_adam = fabric.setup(unroll, g_adam)
         if self.plan.discriminators:
             self.wrapped_discriminators, self.d_adam = fabric.setup(self.discriminators, d_adam)
@@ -443,14 +447,14 @@ class Trainer:
         return stage_at(self.plan.schedule, share) > self.progress.stage
 
     def enter_stage(self) -> Stage:
-        """Move on to the stage of the hour, never back: what has grown does not shrink."""
-        if not self.progress.frame:  # a window that was left ends as it began
+        """Move to the stage that is due, but never back to an earlier one."""
+        if not self.progress.frame:  # an unfinished window keeps its stage
             share = self.progress.share(self.settings.budget)
             self.progress.stage = max(self.progress.stage, stage_at(self.plan.schedule, share))
         return self.apply_stage()
 
     def apply_stage(self) -> Stage:
-        """Have the generator work at the stage's scale, and train what the stage trains."""
+        """Set the generator's active scales and trainable parameters for the stage."""
         stage = self.stage()
         generator: Any = self.generator
         if hasattr(generator, "active"):
@@ -463,7 +467,7 @@ class Trainer:
         return stage
 
     def batches(self, stage: Stage) -> Iterator[Batch]:
-        """The batches of a stage from the present window on, without end."""
+        """The endless batches of a stage, from the current window on."""
         size = (stage.height, stage.width)
         batches = loader(
             self.windows,
@@ -484,11 +488,11 @@ class Trainer:
     # ------------------------------------------------------------ one window
 
     def window(self, batch: Batch, stopping: GracefulStop | None = None) -> dict[str, Tensor]:
-        """Train on a batch of windows, chunk by chunk; the mean losses, without gradient.
+        """Train on a batch of windows, chunk by chunk. Returns the mean losses, detached.
 
-        Gradients flow through `chunk` frames (truncated back-propagation through time); what came
-        before is context. When memory runs out, less of the window is held at once. Where it is
-        asked to stop the window is left after the update at hand, and next time gone on with.
+        Gradients flow through `bptt_steps` frames (truncated back-propagation through time);
+        earlier frames are context. If memory runs out, less of the window is held at once. If
+        `stopping` is set, the window is left after the current update and resumed next time.
         """
         batch = batch.to(self.fabric.device)
         while True:
@@ -508,21 +512,21 @@ class Trainer:
     def _window(self, batch: Batch, stopping: GracefulStop | None) -> dict[str, Tensor]:
         chunk, per_window = self.progress.bptt_steps, self.settings.loop.updates == "window"
         rows = torch.arange(len(batch)).chunk(min(self.progress.accumulate, len(batch)))
-        parts = [History(_rows(batch, some)) for some in rows]
+        parts = [History(_batch_rows(batch, some)) for some in rows]
         if self.left:
             pairs = zip(parts, self.left, strict=True)
-            parts = [History.after(part.batch, carried) for part, carried in pairs]
+            parts = [History.resume(part.batch, carried) for part, carried in pairs]
         starts = range(self.progress.frame, batch.length, chunk)
         self.progress.frame, self.left = 0, []
         scale = 1 / (len(starts) if per_window else 1)
-        # Processes agree on whether to stop between windows only.
+        # Several processes agree on whether to stop only between windows.
         may_leave = self.fabric.world_size == 1 and not per_window
         total: dict[str, Tensor] = {}
-        frames: dict[str, int] = {}  # that each loss is of: long strides look at the last ones only
+        frames: dict[str, int] = {}  # per loss: long temporal strides cover only the last ones
         for start in starts:
             stop = min(start + chunk, batch.length)
             seed = _seed(self.settings.loop.seed, self.progress.window, start)
-            torch.manual_seed(seed + self.fabric.global_rank)  # of what draws by itself: dropout
+            torch.manual_seed(seed + self.fabric.global_rank)  # for global randomness: dropout
             for i, part in enumerate(parts):
                 last = i == len(parts) - 1
                 share = scale * len(part.batch) / len(batch)
@@ -536,16 +540,17 @@ class Trainer:
             if self.progress.step == self.settings.budget.steps:
                 break
             if may_leave and stop < batch.length and stopping is not None and stopping.asked:
-                self.progress.frame, self.left = stop, [part.carried() for part in parts]
+                self.progress.frame, self.left = stop, [part.to_carry() for part in parts]
                 break
         return {name: value / frames[name] for name, value in total.items()}
 
     def _chunk(
         self, part: History, start: int, stop: int, share: float, seed: int, *, sync: bool
     ) -> dict[str, Tensor]:
-        """Forward and backward through frames `start` to `stop`, for critics and generator.
+        """Forward and backward through frames `start` to `stop`, for both networks.
 
-        Both learn from the same rendering, judged by the critics as they are before the update.
+        Generator and discriminators learn from the same rendering, with the discriminators'
+        weights from before the update.
         """
         fabric = self.fabric
         self.unroll.recompute = self.progress.recompute
@@ -558,7 +563,7 @@ class Trainer:
         rendered = Rendered(**stacked)
         part.state = GeneratorState(**past).detach()
 
-        # What the critics see: the chunk, and before it what was rendered already.
+        # Discriminator inputs: the chunk and the frames rendered before it.
         context = min(start, self.discriminators.context)
         seen = part.batch.between(start - context, stop)
         fake = rendered.frame.to(seen.frames.dtype)
@@ -576,15 +581,15 @@ class Trainer:
         flow = flow if flow is None else augmentation.flow(flow)
         real, fake = augmentation.frames(seen.frames), augmentation.frames(fake)
 
-        # Critics.
+        # Discriminators.
         losses: dict[str, Tensor] = {}
         discriminator_outputs: dict[str, DiscriminatorOutput] = {}
-        looking = {"flow": flow, "boxes": boxes, "newest": stop - start}
+        inputs = {"flow": flow, "boxes": boxes, "newest": stop - start}
         if self.plan.discriminators:
             with self._unsynced(self.wrapped_discriminators, sync):
-                judged = self.wrapped_discriminators(signals, real, fake.detach(), **looking)
-                if judged:  # none where all that there are want longer windows
-                    total, parts = self.objective.for_discriminators(judged)
+                d_outputs = self.wrapped_discriminators(signals, real, fake.detach(), **inputs)
+                if d_outputs:  # empty if all of them need longer windows
+                    total, parts = self.objective.for_discriminators(d_outputs)
                     fabric.backward(total * share)
                     losses |= parts
 
@@ -592,8 +597,8 @@ class Trainer:
         with frozen(self.discriminators), self._unsynced(self.unroll, sync):
             if self.plan.discriminators:
                 with fabric.autocast():
-                    discriminator_outputs = self.discriminators(signals, None, fake, **looking)
-                discriminator_outputs = with_real(discriminator_outputs, judged)
+                    discriminator_outputs = self.discriminators(signals, None, fake, **inputs)
+                discriminator_outputs = with_real(discriminator_outputs, d_outputs)
             total, parts = self.objective.for_generator(
                 rendered, chunk, discriminator_outputs=discriminator_outputs,
                 before_real=part.batch.frames[:, start - 1] if start else None,
@@ -607,14 +612,14 @@ class Trainer:
         return {name: value.detach().float() for name, value in losses.items()}
 
     def _unsynced(self, module: Any, sync: bool) -> AbstractContextManager[None]:
-        """Within all but the last part of a batch, processes keep their gradients."""
+        """Synchronise gradients between processes only for the last part of a batch."""
         context: AbstractContextManager[None] = self.fabric.no_backward_sync(
             module, enabled=not sync
         )
         return context
 
     def _update(self) -> None:
-        """One step of both optimisers, and of the moving average."""
+        """One step of both optimisers and of the moving average."""
         o = self.settings.optimiser
         for adam, module, base in (
             (self.d_adam, self.wrapped_discriminators, o.discriminator_rate),
@@ -630,37 +635,37 @@ class Trainer:
         self.progress.step += 1
 
     def _fit_memory(self, batch: int, error: BaseException) -> None:
-        """Hold less at once: fewer windows side by side, then fewer frames, then recompute."""
+        """Hold less at once: split the batch, then fewer frames, then recompute."""
         p = self.progress
         for adam in (self.g_adam, self.d_adam):
             adam.zero_grad(set_to_none=True)
-        if self.fabric.world_size > 1:  # the others do not know, and would wait
+        if self.fabric.world_size > 1:  # the other processes would not know, and deadlock
             raise OutOfMemory(
-                "the memory does not hold this training",
-                hint="-s loop.recompute=true, -s loop.accumulate=2, -s loop.bptt_steps=1 or a"
+                "not enough memory for this training",
+                hint="use -s loop.recompute=true, -s loop.accumulate=2, -s loop.bptt_steps=1 or a"
                 " smaller --size",
             ) from error
         if p.accumulate < batch:
             p.accumulate = min(2 * p.accumulate, batch)
-            said = f"batches are cut into {p.accumulate} parts"
+            change = f"batches are split into {p.accumulate} parts"
         elif p.bptt_steps > 1:
             p.bptt_steps //= 2
-            said = f"gradients flow through {p.bptt_steps} frame(s)"
+            change = f"gradients flow through {p.bptt_steps} frame(s)"
         elif not p.recompute:
             p.recompute = True
-            said = "activations are computed again in the backward pass"
+            change = "activations are recomputed in the backward pass"
         else:
             raise OutOfMemory(
-                "the memory does not hold a single frame of this training",
+                "not enough memory to train on a single frame",
                 hint="train smaller: --size 128, -s generator.preset=mobile,"
                 " -s discriminator.width=16",
             ) from error
-        self.report.note(f"out of memory: {said} from here on")
+        self.report.note(f"out of memory: {change} from now on")
 
     # ------------------------------------------------------------ keeping
 
     def finite(self) -> bool:
-        """Whether all weights are numbers: a gradient may be none where the losses still were."""
+        """Whether all weights are finite: a gradient can overflow although the loss is finite."""
         modules = (self.generator, self.ema.module, self.discriminators)
         weights = [p.detach() for module in modules for p in module.parameters()]
         norms = torch.stack(torch._foreach_norm(weights))  # type: ignore[arg-type]
@@ -679,12 +684,12 @@ class Trainer:
         run.save(Checkpoint(progress, modules, optimisers), keep=self.settings.output.keep)
 
     def restore(self, checkpoint: Checkpoint, where: Path) -> None:
-        """Go on where a checkpoint stands. Raises `CheckpointInvalid`."""
+        """Resume from a checkpoint. Raises `CheckpointInvalid`."""
         self.progress, averaged = Progress.read(checkpoint.progress, where)
         if self.progress.stage >= len(self.plan.schedule):
             raise CheckpointInvalid(
-                f"{where}: progress.stage is {self.progress.stage}, the run has"
-                f" {len(self.plan.schedule)}",
+                f"{where}: progress.stage is {self.progress.stage}, but the run has"
+                f" {len(self.plan.schedule)} stage(s)",
                 hint=DAMAGED,
             )
         self.ema.n_averaged.fill_(averaged)
@@ -698,16 +703,16 @@ class Trainer:
         load_optimiser(self.d_adam, checkpoint.optimisers.get("d"), where)
         self.left = [
             {k: v.to(self.fabric.device) for k, v in part.items()}
-            for part in self._left(checkpoint, where)
+            for part in self._unfinished_window(checkpoint, where)
         ]
         if not self.left:
             self.progress.frame, self.left = 0, []
         self.apply_stage()
 
-    def _left(self, checkpoint: Checkpoint, where: Path) -> list[dict[str, Tensor]]:
-        """Each part's history of a window that was left half done. Raises `CheckpointInvalid`."""
+    def _unfinished_window(self, checkpoint: Checkpoint, where: Path) -> list[dict[str, Tensor]]:
+        """The history of each part of an unfinished window. Raises `CheckpointInvalid`."""
         parts = [n for n in checkpoint.modules if n.startswith("window.")]
-        if not parts or self.fabric.world_size > 1:  # several processes have other shares
+        if not parts or self.fabric.world_size > 1:  # several processes hold different parts
             return []
         stage = self.stage()
         batch = stage.batch // self.fabric.world_size
@@ -721,23 +726,26 @@ class Trainer:
                 fits = False
             if not fits or len(parts) != len(rows) or self.progress.frame >= stage.length:
                 raise CheckpointInvalid(
-                    f"{where}: the window that was left half done is not one of this run's",
+                    f"{where}: the unfinished window does not fit this run",
                     hint=DAMAGED,
                 )
         return found
 
     def roll_back(self, run: RunFolder, report: Reporter) -> None:
-        """Go on from the last good checkpoint, slower. Raises `TrainingDiverged` in the end."""
+        """Restore the last good checkpoint and lower the learning rates.
+
+        Raises `TrainingDiverged` after `ROLLBACKS` rollbacks.
+        """
         rollbacks, lr_scale = (
             self.progress.rollbacks + 1,
             self.progress.lr_scale * ROLLBACK_LR_SCALE,
         )
         if rollbacks > ROLLBACKS:
             raise TrainingDiverged(
-                f"the losses became NaN or infinite {rollbacks} times, at last at step"
+                f"the losses became NaN or infinite {rollbacks} times, last at step"
                 f" {self.progress.step}; the last good checkpoint is {run.saved()[-1]}",
-                hint="train with lower rates: -s optimiser.generator_rate=1e-4"
-                " -s optimiser.discriminator_rate=1e-4, or -s loop.precision=32",
+                hint="lower the learning rates: -s optimiser.generator_rate=1e-4"
+                " -s optimiser.discriminator_rate=1e-4, or use -s loop.precision=32",
             )
         seconds = self.progress.seconds
         self.fabric.barrier()
@@ -749,18 +757,18 @@ class Trainer:
         self.progress.rollbacks, self.progress.lr_scale = rollbacks, lr_scale
         self.progress.seconds = seconds
         report.note(
-            f"the losses were no numbers any more: back to step {self.progress.step}, with"
-            f" {lr_scale:g} of the learning rates"
+            f"the losses became NaN or infinite: restored step {self.progress.step}, with"
+            f" the learning rates scaled by {lr_scale:g}"
         )
 
     def publish(self, run: RunFolder) -> Path | None:
-        """Write the model as it is now, and a preview of what it renders."""
+        """Write the current model and a preview of it."""
         clusters = self._clusters()
         save_model(run.model, self._model(clusters))
         return self._preview(run, clusters)
 
-    def _model(self, looks: Clusters | None) -> Model:
-        """The model as it is now: the moving average of the generator."""
+    def _model(self, features: Clusters | None) -> Model:
+        """The current model: the moving average of the generator."""
         record = describe_model(
             self.settings, self.windows, self.plan,
             active=getattr(self.generator, "active", None),
@@ -770,12 +778,13 @@ class Trainer:
             },
         )  # fmt: skip
         clusters = {
-            f"clusters.{kind}": torch.from_numpy(centres) for kind, centres in (looks or {}).items()
+            f"clusters.{kind}": torch.from_numpy(centres)
+            for kind, centres in (features or {}).items()
         }
         statistics = {**self.plan.statistics, **clusters}
-        smaller = self.plan.height // record.height
+        downscale = self.plan.height // record.height
         background_plates = {
-            clip: torch.nn.functional.avg_pool2d(background_plate, smaller)
+            clip: torch.nn.functional.avg_pool2d(background_plate, downscale)
             for clip, background_plate in self.plan.background_plates.items()
         }
         references = {
@@ -793,27 +802,27 @@ class Trainer:
 
     @torch.no_grad()
     def _clusters(self) -> Clusters | None:
-        """The looks that the instances of the training footage have, for models that pick one."""
+        """Clusters of the instance features of the training footage, for models that use them."""
         encoder = getattr(self.ema.module, "encoder", None)
         if not isinstance(encoder, FeatureEncoder):
             return None
         stage = self.stage()
         size = (stage.height, stage.width)
-        drawn = range(0, CLUSTERED, 8)
-        batches = (self.shown.batch(range(n, n + 8), 1, size) for n in drawn)
+        starts = range(0, CLUSTERED, 8)
+        batches = (self.shown.batch(range(n, n + 8), 1, size) for n in starts)
         return cluster_features(encoder, (b.to(self.fabric.device) for b in batches))
 
-    def _preview(self, run: RunFolder, looks: Clusters | None) -> Path | None:
+    def _preview(self, run: RunFolder, features: Clusters | None) -> Path | None:
         stage = self.stage()
         return write_preview(
             self.ema.module, self.shown, run.previews / f"{self.progress.step:08d}.mp4",
             size=(stage.height, stage.width), seconds=self.settings.output.preview_seconds,
-            device=self.fabric.device, clusters=looks,
+            device=self.fabric.device, clusters=features,
         )  # fmt: skip
 
 
 def _moving_average(decay: float) -> Callable[..., None]:
-    """Exponential moving average that follows closely at first (as TensorFlow's does)."""
+    """Exponential moving average with a lower decay at first (as in TensorFlow)."""
 
     @torch.no_grad()
     def average(averaged: Any, current: Any, updates: Tensor | int) -> None:
@@ -823,7 +832,7 @@ def _moving_average(decay: float) -> Callable[..., None]:
     return average
 
 
-def _rows(batch: Batch, rows: Tensor) -> Batch:
+def _batch_rows(batch: Batch, rows: Tensor) -> Batch:
     if len(rows) == len(batch):
         return batch
     start, stop = int(rows[0]), int(rows[-1]) + 1
@@ -831,7 +840,7 @@ def _rows(batch: Batch, rows: Tensor) -> Batch:
 
 
 def _seed(*numbers: int) -> int:
-    """One seed out of several numbers."""
+    """Derive one seed from several numbers."""
     import numpy as np
 
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 2
@@ -846,8 +855,8 @@ def _is_out_of_memory(error: BaseException) -> bool:
 # ---------------------------------------------------------------- around the loop
 
 
-class _Board:
-    """The log and TensorBoard: means over the updates since the last entry."""
+class _LogWriter:
+    """Writes the log and TensorBoard: means over the updates since the last entry."""
 
     def __init__(self, run: RunFolder, settings: TrainSettings, enabled: bool, step: int) -> None:
         self.run, self.every, self.enabled = run, settings.output.log_every, enabled
@@ -857,7 +866,7 @@ class _Board:
         self._writer: Any = None
         self.rewind(step)
 
-    def __enter__(self) -> _Board:
+    def __enter__(self) -> _LogWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -873,7 +882,7 @@ class _Board:
         return progress.step >= self._next
 
     def finite(self, fabric: Fabric) -> bool:
-        """Whether all losses since the last entry are numbers, in every process."""
+        """Whether all losses since the last entry are finite, in every process."""
         sums = torch.stack(list(self._sums.values())).sum() if self._sums else torch.zeros(())
         bad = (~torch.isfinite(sums)).float()
         if fabric.world_size > 1:
@@ -881,7 +890,7 @@ class _Board:
         return not bool(bad.item())
 
     def rewind(self, step: int) -> None:
-        """Forget what has not been written; go on from `step`."""
+        """Discard unwritten losses and continue from `step`."""
         self._sums, self._counts = {}, {}
         self._next = (step // self.every + 1) * self.every
         if self._writer is not None:
@@ -917,8 +926,8 @@ class _Board:
         self._writer.flush()
 
 
-class _Bar:
-    """One bar over the whole run; it counts what the budget is in: updates or seconds."""
+class _ProgressBar:
+    """A progress bar over the whole run, in the unit of the budget: updates or seconds."""
 
     def __init__(self, report: Reporter | None, trainer: Trainer) -> None:
         self.report, self.trainer = report, trainer

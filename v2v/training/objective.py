@@ -1,8 +1,8 @@
-"""What is minimised: the losses of generator and critics, weighted by name.
+"""The training objective: weighted losses of the generator and the discriminators.
 
-Weights live here and in the settings; the losses themselves are pure functions in `v2v.losses`.
-Nothing is computed twice: features of real frames, the critics' and the perceptual network's, are
-taken once a step; see `v2v.models.discriminators` on the order of the two steps.
+The weights are applied here; the losses themselves are pure functions in `v2v.losses`. Features of
+real frames, of the discriminators and of the perceptual network, are computed once per step; see
+`v2v.models.discriminators` on the order of the two steps.
 
 Shapes: B clips, k frames of a chunk, H height, W width.
 """
@@ -26,7 +26,7 @@ CROPS = ("face", "hands")
 
 @dataclass(frozen=True)
 class Rendered:
-    """A chunk as the generator rendered it; see `GeneratorOutput`. Tensors are [B, k, ...]."""
+    """The generator's output for a chunk; see `GeneratorOutput`. Tensors are [B, k, ...]."""
 
     frame: Tensor
     synthesised: Tensor | None = None
@@ -35,11 +35,11 @@ class Rendered:
     flow: Tensor | None = None
     occlusion: Tensor | None = None
     matte: Tensor | None = None
-    auxiliary: Tensor | None = None  # []
+    auxiliary: Tensor | None = None  # scalar, []
 
 
 class Objective(nn.Module):
-    """The weighted losses of a chunk, and each by its name for the log."""
+    """The weighted loss of a chunk, and each of its terms by name for the log."""
 
     def __init__(self, settings: LossSettings) -> None:
         super().__init__()
@@ -52,11 +52,13 @@ class Objective(nn.Module):
     def for_discriminators(
         self, discriminator_outputs: Mapping[str, DiscriminatorOutput]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Every discriminator learns at full rate: weights are for what the generator makes of
-        them."""
+        """The sum of the discriminator losses, and each by name.
+
+        It is unweighted: the weights apply to the generator's loss only.
+        """
         parts = {}
         for name, output in discriminator_outputs.items():
-            assert output.real is not None, f"{name} has not judged the real frames"
+            assert output.real is not None, f"{name} has no output for the real frames"
             parts[f"discriminator/{name}"] = losses.discriminator_loss(
                 output.real.logits, output.fake.logits, self.settings.adversarial
             )
@@ -71,14 +73,14 @@ class Objective(nn.Module):
         before_fake: Tensor | None,
         discriminator_outputs: Mapping[str, DiscriminatorOutput],
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Everything that the generator answers for, in one chunk.
+        """The weighted generator loss of one chunk, and each of its terms by name.
 
         Args:
-            rendered: by the generator, with gradient.
+            rendered: the generator's output, with gradient.
             chunk: the same frames of the batch.
-            before_real, before_fake: [B, 3, H, W] the frame before the chunk; None where the
-                window begins with it.
-            judgements: of the fake half, with the real one beside it.
+            before_real, before_fake: [B, 3, H, W] the frame before the chunk; None if the window
+                begins with the chunk.
+            discriminator_outputs: for the fake frames, and for the real ones beside them.
         """
         s = self.settings
         weighted: dict[str, tuple[float, Tensor]] = {}
@@ -95,13 +97,15 @@ class Objective(nn.Module):
         if rendered.flow is not None:
             self._motion(weighted, rendered, chunk, before_real, before_fake)
         if rendered.matte is not None and chunk.foreground is not None:
-            foreground, known = chunk.foreground.flatten(0, 1), None
+            foreground, valid_mask = chunk.foreground.flatten(0, 1), None
             if chunk.background_plate is not None:
-                # Where the plate only guesses, the losses of images say whether it is shown.
-                seen = chunk.background_plate[:, :, 3:].expand_as(chunk.foreground).flatten(0, 1)
-                known = torch.maximum(seen, foreground)
+                # Where the plate is unknown, only the image losses decide whether it is visible.
+                plate_mask = (
+                    chunk.background_plate[:, :, 3:].expand_as(chunk.foreground).flatten(0, 1)
+                )
+                valid_mask = torch.maximum(plate_mask, foreground)
             weighted["matte"] = (
-                s.matte, losses.matte_loss(rendered.matte.flatten(0, 1), foreground, known)
+                s.matte, losses.matte_loss(rendered.matte.flatten(0, 1), foreground, valid_mask)
             )  # fmt: skip
         if rendered.auxiliary is not None:
             weighted["auxiliary"] = (s.auxiliary, rendered.auxiliary)
@@ -113,26 +117,26 @@ class Objective(nn.Module):
     def _images(
         self, weighted: dict[str, tuple[float, Tensor]], rendered: Rendered, real: Tensor
     ) -> None:
-        """How far the pictures are from the real ones."""
+        """Add the image losses: L1 and perceptual."""
         s = self.settings
         real = real.flatten(0, 1)
         real_features = self.perceptual.features(real) if s.perceptual_weight else None
-        pictures = {"": (1.0, rendered.frame)}
+        images = {"": (1.0, rendered.frame)}
         if rendered.synthesised is not None and rendered.occlusion is not None:
-            # What the past covers would not be trained, and is needed where it ends.
-            pictures["synthesised/"] = (s.synthesised, rendered.synthesised)
+            # Regions covered by the past would get no gradient, but are needed when it ends.
+            images["synthesised/"] = (s.synthesised, rendered.synthesised)
         if rendered.synthesis_only is not None:
-            # References cover the synthesised picture, which would then receive little gradient.
-            pictures["synthesis_only/"] = (s.synthesis_only, rendered.synthesis_only)
-        for prefix, (share, picture) in pictures.items():
+            # References cover the synthesised frame, which would then get little gradient.
+            images["synthesis_only/"] = (s.synthesis_only, rendered.synthesis_only)
+        for prefix, (share, image) in images.items():
             if not share:
                 continue
-            picture = picture.flatten(0, 1)
+            image = image.flatten(0, 1)
             if s.l1:
-                weighted[f"{prefix}l1"] = (share * s.l1, (picture.float() - real).abs().mean())
+                weighted[f"{prefix}l1"] = (share * s.l1, (image.float() - real).abs().mean())
             if real_features is not None:
                 weighted[f"{prefix}perceptual"] = (
-                    share * s.perceptual_weight, self.perceptual(picture, real_features)
+                    share * s.perceptual_weight, self.perceptual(image, real_features)
                 )  # fmt: skip
 
     def _motion(
@@ -143,7 +147,7 @@ class Objective(nn.Module):
         before_real: Tensor | None,
         before_fake: Tensor | None,
     ) -> None:
-        """Flow, occlusion and steadiness, wherever there is a frame before."""
+        """Add the flow, warp and occlusion losses of frames that have a previous frame."""
         s = self.settings
         if before_real is None:  # the first frame of a window has no past
             if chunk.length < 2:
@@ -158,27 +162,27 @@ class Objective(nn.Module):
             rendered = Rendered(**cut)
         assert before_fake is not None and rendered.flow is not None
         real = chunk.frames.flatten(0, 1)
-        real_before = _shifted(before_real, chunk.frames)
-        fake_before = _shifted(before_fake, rendered.frame).detach()
+        real_before = _previous_frames(before_real, chunk.frames)
+        fake_before = _previous_frames(before_fake, rendered.frame).detach()
         flow = rendered.flow.flatten(0, 1)
 
-        reference = seen = None
+        reference = visible = None
         if chunk.flow is not None and chunk.occlusion is not None:
-            reference, seen = chunk.flow.flatten(0, 1), 1 - chunk.occlusion.flatten(0, 1)
-            weighted["flow"] = (s.flow, losses.flow_loss(flow, reference, seen))
-            # Where the reference flow does not explain the real frames it is wrong itself.
-            explained = losses.confidence(real, warp(real_before, reference)) * seen
+            reference, visible = chunk.flow.flatten(0, 1), 1 - chunk.occlusion.flatten(0, 1)
+            weighted["flow"] = (s.flow, losses.flow_loss(flow, reference, visible))
+            # The reference flow is wrong where it does not explain the real frames.
+            explained = losses.confidence(real, warp(real_before, reference)) * visible
             weighted["warp_generated"] = (
                 s.warp_generated,
                 losses.warp_loss(fake_before, reference, rendered.frame.flatten(0, 1), explained),
             )
-        weighted["warp_real"] = (s.warp_real, losses.warp_loss(real_before, flow, real, seen))
+        weighted["warp_real"] = (s.warp_real, losses.warp_loss(real_before, flow, real, visible))
         if rendered.occlusion is not None:
-            # What is moved is what was generated: where that is wrong it is to be made anew.
+            # The warped frame is generated: where it is wrong, the pixels must be synthesised.
             assert rendered.synthesised is not None and rendered.warped is not None
             copied, shown = rendered.warped.detach().flatten(0, 1), None
             if rendered.matte is not None and chunk.background_plate is not None:
-                # As it would be seen: before the plate, which neither of the two has a part in.
+                # Compare the composite: where the plate shows, neither frame contributes.
                 shown = rendered.matte.detach().flatten(0, 1)
                 background_plate = (
                     chunk.background_plate[:, :, :3].expand_as(chunk.frames).flatten(0, 1)
@@ -190,6 +194,6 @@ class Objective(nn.Module):
             )  # fmt: skip
 
 
-def _shifted(before: Tensor, frames: Tensor) -> Tensor:
-    """[B * k, 3, H, W] the frame before each of `frames` [B, k, 3, H, W]."""
+def _previous_frames(before: Tensor, frames: Tensor) -> Tensor:
+    """The frame before each of `frames` [B, k, 3, H, W], as [B * k, 3, H, W]."""
     return torch.cat([before[:, None], frames[:, :-1]], dim=1).flatten(0, 1)

@@ -1,7 +1,7 @@
-"""`v2v plot`: the curves of one or several runs as a picture.
+"""`v2v plot`: draw the training curves of one or several runs.
 
-One run: its losses by what they are about, with the stages' borders. Several runs: a small panel
-for each loss that any of them has, so that they can be compared.
+One run: its losses in groups, with the beginning of each stage. Several runs: a small panel for
+each loss of any run, for comparison.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ if TYPE_CHECKING:
 
 FORMATS = (".png", ".svg", ".pdf")
 MOTION = ("flow", "warp_real", "warp_generated", "occlusion", "matte", "auxiliary")
-TOTAL = "the generator's losses, weighted, in all"
+TOTAL = "generator: total weighted loss"
 GROUPS: tuple[tuple[str, Callable[[str], bool]], ...] = (  # title, and which losses it shows
     (TOTAL, lambda name: name == "total"),
-    ("pictures", lambda name: name.split("/")[-1] in ("l1", "perceptual")),
+    ("image losses", lambda name: name.split("/")[-1] in ("l1", "perceptual")),
     ("feature matching", lambda name: name.startswith("matching/")),
     ("discriminators", lambda name: name.startswith(("discriminator/", "critic/"))),
-    ("generator against critics", lambda name: name.startswith("adversarial/")),
+    ("generator: adversarial", lambda name: name.startswith("adversarial/")),
     ("flow, occlusion, matte", lambda name: name in MOTION),
 )
 RATE = "learning rate"
-SMOOTHING = 0.02  # of the curve's length: the time constant of the thick line
+SMOOTHING = 0.02  # time constant of the thick line, as a fraction of the curve's length
 SIZE = (4.6, 3.0)  # of a panel, in inches
 
 
 @dataclass(frozen=True)
 class StageSpan:
-    """One stage of a run: from where, and what it trained."""
+    """One stage of a run: where it begins, and its size and window length."""
 
     begin: float
     label: str
@@ -46,7 +46,7 @@ class StageSpan:
 
 @dataclass(frozen=True)
 class Curves:
-    """The log of a run, as series over updates or minutes."""
+    """The log of a run as series over updates or minutes."""
 
     name: str
     series: dict[str, tuple[list[float], list[float]]]  # loss -> places, values
@@ -55,10 +55,10 @@ class Curves:
 
 
 def read_curves(folder: Path, *, minutes: bool = False) -> Curves:
-    """A run's curves.
+    """Read the curves of a run.
 
-    Raises `UsageError` where the folder is no run or has logged nothing, `RunConflict` where its
-    log is damaged.
+    Raises `UsageError` if the folder is not a run or its log is empty, `RunConflict` if its log is
+    damaged.
     """
     path = folder / "log.jsonl"
     if not path.is_file():
@@ -72,7 +72,7 @@ def read_curves(folder: Path, *, minutes: bool = False) -> Curves:
         before, at = at, float(entry.minutes if minutes else entry.step)
         if entry.stage != last_stage:
             width, height = entry.size
-            # It began somewhere after the last entry of the stage before.
+            # It began at some point after the last entry of the previous stage.
             stages.append(StageSpan(before, f"{width}x{height} x{entry.length}"))
             last_stage = entry.stage
         for name, value in {**entry.losses, RATE: entry.rate}.items():
@@ -81,23 +81,23 @@ def read_curves(folder: Path, *, minutes: bool = False) -> Curves:
             values.append(value)
     if not series:
         raise UsageError(
-            f"{path} is empty: nothing was logged yet",
-            hint="wait for the run's first updates; output.log_every says how often it logs",
+            f"{path} is empty: nothing is logged yet",
+            hint="wait for the run's first updates; output.log_every sets how often it logs",
         )
     return Curves(folder.name, series, tuple(stages), at)
 
 
 def smoothed(places: Sequence[float], values: Sequence[float], constant: float) -> list[float]:
-    """A running mean that forgets with the time constant `constant`, in the unit of `places`.
+    """An exponential running mean with time constant `constant`, in the unit of `places`.
 
-    Debiased as in Adam (arXiv 1412.6980), so it starts at the first value and not at 0. Values
-    that are no numbers leave it as it is.
+    Debiased as in Adam (arXiv 1412.6980), so it starts at the first value and not at 0. NaN and
+    infinite values are skipped.
     """
     mean = weight = 0.0
     out: list[float] = []
     steps = [0.0, *(b - a for a, b in pairwise(places))]
     for step, value in zip(steps, values, strict=True):
-        # An entry stands for what was trained since the last one.
+        # An entry covers the training since the previous one.
         keep = math.exp(-step / constant) if step > 0 and constant > 0 else 0.5
         if math.isfinite(value):
             mean = keep * mean + (1 - keep) * value
@@ -107,25 +107,25 @@ def smoothed(places: Sequence[float], values: Sequence[float], constant: float) 
 
 
 def plot(folders: Sequence[Path], path: Path, *, minutes: bool = False) -> Path:
-    """Draw the curves of runs into a picture, whose kind its name says: .png, .svg or .pdf.
+    """Draw the curves of runs into an image file: .png, .svg or .pdf.
 
     Args:
-        minutes: over minutes of training instead of updates.
+        minutes: draw over minutes of training instead of updates.
 
-    Raises `UsageError` (no run, an empty log, an unknown kind of picture), `NotWritable`,
+    Raises `UsageError` (not a run, an empty log, an unknown image format), `NotWritable`,
     `DiskFull`.
     """
     if not folders:
         raise UsageError("no run to plot", hint="name one or more run folders, such as runs/b")
     if path.suffix.lower() not in FORMATS:
         raise UsageError(
-            f"{path} is no kind of picture that can be drawn",
-            hint=f"name it {' or '.join(FORMATS)}",
+            f"{path} has no supported image format",
+            hint=f"use a name that ends in {' or '.join(FORMATS)}",
         )
-    runs = _named([read_curves(folder, minutes=minutes) for folder in folders], folders)
+    runs = _with_unique_names([read_curves(folder, minutes=minutes) for folder in folders], folders)
     panels = _by_group(runs[0]) if len(runs) == 1 else _by_loss(runs)
 
-    # The object interface, never pyplot: no display and no global state.
+    # The object interface instead of pyplot: it needs no display and has no global state.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -149,8 +149,8 @@ Line = tuple[str, tuple[list[float], list[float]]]  # label; places, values
 Panel = tuple[str, list[Line]]
 
 
-def _named(runs: list[Curves], folders: Sequence[Path]) -> list[Curves]:
-    """Runs of one name in two places are told apart by their paths."""
+def _with_unique_names(runs: list[Curves], folders: Sequence[Path]) -> list[Curves]:
+    """The runs, named by their paths if two of them have the same name."""
     names = [run.name for run in runs]
     if len(set(names)) == len(names):
         return runs
@@ -161,25 +161,25 @@ def _named(runs: list[Curves], folders: Sequence[Path]) -> list[Curves]:
 
 
 def _by_group(run: Curves) -> list[Panel]:
-    """The losses of one run, by what they are about."""
+    """Panels for the losses of one run, by group."""
     left = {name: series for name, series in run.series.items() if name != RATE}
     panels: list[Panel] = []
     for title, belongs in GROUPS:
         chosen = [name for name in left if belongs(name)]
-        prefix = "" if title == "pictures" else "/"
+        prefix = "" if title == "image losses" else "/"
         lines = [(n.split(prefix)[-1] if prefix else n, left.pop(n)) for n in chosen]
         if lines:
             panels.append((title, lines))
-    if left:  # a loss that is newer than this list
+    if left:  # losses that GROUPS does not list
         panels.append(("other", list(left.items())))
     panels.append((RATE, [(RATE, run.series[RATE])]))
     return panels
 
 
 def _by_loss(runs: Sequence[Curves]) -> list[Panel]:
-    """A panel for each loss of any run; within it, a line for each run that has it."""
+    """One panel for each loss of any run, with a line for each run that has it."""
     names = list(dict.fromkeys(name for run in runs for name in run.series if name != RATE))
-    # As the groups of one run stand; what belongs to none comes last.
+    # In the order of the groups; losses without a group come last.
     names.sort(key=lambda name: next((i for i, (_, of) in enumerate(GROUPS) if of(name)), 9))
     return [
         (name, [(run.name, run.series[name]) for run in runs if name in run.series])
@@ -227,7 +227,7 @@ def _draw(
 
 
 def _mark_stages(axes: Axes, run: Curves, *, colour: str, named: bool) -> None:
-    """A dotted line where a stage begins; beside it the size and the length of its windows."""
+    """Draw a dotted line where a stage begins, beside it its size and window length."""
     for stage in run.stages:
         if stage.begin > 0:
             axes.axvline(stage.begin, color=colour, linestyle=":", linewidth=0.8)

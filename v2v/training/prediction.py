@@ -1,15 +1,15 @@
-"""Training what predicts the next signals, for `v2v train --task predict`.
+"""Train predictors of future signals, for `v2v train --task predict`.
 
-`train_predictor` reads from top to bottom. The two kinds of signal bring a task each: its network,
-the loss of a step and a score. A score is the error over that of holding the last frame, so 1 is
-as good as doing nothing, and the untrained network is among those that the best is chosen from.
+`train_predictor` reads from top to bottom. Each of the two kinds of signal has a task: its network,
+the loss of a step and a score. The score is the error relative to copying the last frame, so 1
+means no gain. The untrained network is among the candidates for the best one.
 
-Footage: shots of the part that the model was trained on. Its last fifth is for validation.
+Footage: the shots of the part that the model was trained on. Its last fifth is for validation.
 
-    trained on | validation | held out, never seen
+    training | validation | held out, never seen
 
-Nothing is random but through the seed and the number of a step: a stopped run goes on from its
-checkpoint and passes through the same numbers.
+All randomness derives from the seed and the step number: a stopped run resumes from its checkpoint
+and reproduces the same numbers.
 """
 
 from __future__ import annotations
@@ -89,9 +89,9 @@ Weight = Annotated[float, Field(ge=0, le=1e6)]
 LearningRate = Annotated[float, Field(gt=0, le=1)]
 Lengths = Annotated[tuple[Annotated[int, Field(ge=1, le=1024)], ...], Field(min_length=1)]
 Part = Annotated[float, Field(ge=0, lt=1)]
-PIECE = 64  # label maps that are read together
-MAX_VALIDATED = 24  # windows that a score is the mean of, about
-MEASURED = 150  # frames of a shot that errors are measured on
+PIECE = 64  # label maps read at a time
+MAX_VALIDATED = 24  # approximate number of windows per score
+MEASURED = 150  # frames per shot that errors are measured on
 
 
 class PointSettings(Config):
@@ -138,12 +138,12 @@ class PredictSettings(Config):
     budget: Budget
 
 
-OPERATIONAL = {"budget", "checkpoint_seconds", "device"}  # what a resumed run may change
+OPERATIONAL = {"budget", "checkpoint_seconds", "device"}  # settings that a resumed run may change
 
 
 @dataclass(frozen=True)
 class PredictorResult:
-    """What came of it. Errors as `v2v.evaluation.prediction.track_error` measures them."""
+    """The outcome of a training. Errors are those of `v2v.evaluation.prediction.track_error`."""
 
     folder: Path
     signal: str
@@ -156,13 +156,13 @@ class PredictorResult:
     def __repr__(self) -> str:
         lines = [
             f"{self.folder}: predicts {self.signal}, {self.steps} updates in"
-            f" {self.minutes:.1f} min, the best after {self.best}"
+            f" {self.minutes:.1f} min, best after {self.best}"
         ]
         ahead = sorted({a for errors in self.errors.values() for a in errors})
         lines.append(f"{'frames ahead':<20}" + "".join(f"{a:>8}" for a in ahead))
         for method, errors in self.errors.items():
-            shown = [f"{errors[a]:8.3f}" if a in errors else " " * 8 for a in ahead]
-            lines.append(f"{method.replace('_', ' '):<20}" + "".join(shown))
+            cells = [f"{errors[a]:8.3f}" if a in errors else " " * 8 for a in ahead]
+            lines.append(f"{method.replace('_', ' '):<20}" + "".join(cells))
         return "\n".join(lines)
 
     def as_json(self) -> dict[str, Any]:
@@ -181,37 +181,37 @@ def train_predictor(
     *,
     overwrite: bool = False,
 ) -> PredictorResult:
-    """Train what continues the signals of a run's model; go on where it was stopped.
+    """Train a predictor for the signal of a run's model, or resume a stopped training.
 
     The predictor is written to the run's folder, beside the model. Raises `CheckpointInvalid` (no
-    model there), `SignalMissing`, `TooFewFrames`, `StoreConflict`, `RunConflict` (a predictor of
-    other settings is there), what opening stores raises, `DiskFull`, `NotWritable`;
-    `KeyboardInterrupt` once a stopped run is saved.
+    model), `SignalMissing`, `TooFewFrames`, `StoreConflict`, `RunConflict` (a predictor with other
+    settings exists), the errors of opening stores, `DiskFull`, `NotWritable`; `KeyboardInterrupt`
+    once a stopped run is saved.
     """
-    # What is to be predicted, and from which footage.
+    # Signal and footage.
     model = load_model(run).record
     signal = _signal(model)
     stores = [ClipStore.open(clip) for clip in clips]
     spans = _spans(stores, model, signal, settings)
 
     with RunFolder(run):
-        # What is there already.
+        # Existing predictor and checkpoint.
         folder, saved = run / "predictor", run / "predictor.checkpoint"
         signature = _signature(settings, stores, signal)
         if overwrite:
             remove_at_once(saved)
         elif (folder / PREDICTOR_FILE).is_file() and not saved.exists():
-            return _there_already(folder, signature, report)
+            return _finished_result(folder, signature, report)
 
         # Networks, optimisers, resume.
-        torch.manual_seed(settings.seed)  # what the weights start from
+        torch.manual_seed(settings.seed)  # initial weights
         task = (LabelTask if signal == "segmentation" else PointTask)(
             settings, model, stores, spans
         )
         trainer = _Trainer(settings, task, signature)
         if (saved / CHECKPOINT_FILE).is_file():
             trainer.restore(saved)
-            report.note(f"going on from step {trainer.step}")
+            report.note(f"resuming from step {trainer.step}")
 
         # Train.
         with GracefulStop() as stopping:
@@ -227,19 +227,19 @@ def train_predictor(
             "predictor": predictor.extend, "copy_last": copy_last,
             "constant_velocity": constant_velocity,
         }  # fmt: skip
-        errors = compare(methods, *_validated(spans, model))
+        errors = compare(methods, *_validation_tracks(spans, model))
         training = {
             "steps": trainer.step, "best": trainer.best_step, "score": trainer.best_score,
             "minutes": round(trainer.seconds / 60, 3), "signature": signature,
             "settings": settings.model_dump(mode="json"),
         }  # fmt: skip
         record = predictor.record.model_copy(
-            update={"training": training, "errors": errors, "clips": _uses(stores, spans)}
+            update={"training": training, "errors": errors, "clips": _clip_uses(stores, spans)}
         )
         predictor = replace(predictor, record=record)
         predictor.save(folder)
         remove_at_once(saved)
-    return _outcome(folder, record)
+    return _result(folder, record)
 
 
 # ---------------------------------------------------------------- footage
@@ -247,20 +247,20 @@ def train_predictor(
 
 @dataclass(frozen=True)
 class Span:
-    """A shot, or the part of it that is trained on."""
+    """A shot, or the part of it in the training footage."""
 
     store: ClipStore
     start: int
     stop: int
-    target: int  # from here on frames are for validation; they may be equal to `stop`
+    target: int  # first validation frame; `stop` if there is none
 
 
 def _signal(model: ModelRecord) -> str:
     names = [use.name for use in model.signals]
     if len(names) != 1 or names[0] not in SIGNALS:
         raise UsageError(
-            f"the model is driven by {' and '.join(names)}: that cannot be predicted",
-            hint=f"frames are predicted for models that are driven by one of {', '.join(SIGNALS)}",
+            f"the model is driven by {' and '.join(names)}, which cannot be predicted",
+            hint=f"use a model that is driven by one of {', '.join(SIGNALS)}",
         )
     return names[0]
 
@@ -268,7 +268,7 @@ def _signal(model: ModelRecord) -> str:
 def _spans(
     stores: list[ClipStore], model: ModelRecord, signal: str, settings: PredictSettings
 ) -> list[Span]:
-    """The shots of the training footage, with the end of each clip set apart for validation."""
+    """The shots of the training footage; the end of each clip is for validation."""
     if not stores:
         raise UsageError("no clip to train on", hint="name one or more clip stores")
     known = {use.sha256: use.trained for use in model.clips}
@@ -283,8 +283,8 @@ def _spans(
         classes = model.signals[0].spec.get("classes")
         if record.spec.get("classes") != classes:
             raise StoreConflict(
-                f"the classes of {signal} in {store.folder} are not those of the model",
-                hint="make both with the same backend and classes, with --overwrite",
+                f"the classes of {signal} in {store.folder} differ from the model's",
+                hint="preprocess both with the same backend and classes, with --overwrite",
             )
         own = known.get(store.record.source.sha256)
         begin, end = trained_part(len(store), settings.hold_out)
@@ -299,21 +299,21 @@ def _spans(
     checked = any(s.stop > max(s.target, s.start + LEAST) for s in spans)
     if trained <= LEAST or not checked:
         raise TooFewFrames(
-            f"too few frames: {LEAST + 1} in a row are needed to learn from and another after"
-            f" {LEAST} to check on; the longest shot for training has"
+            f"too few frames: training needs {LEAST + 1} in a row, and validation one more after"
+            f" {LEAST}; the longest training shot has"
             f" {max((s.stop - s.start for s in spans), default=0)}",
             hint="use longer footage, or hold out less (-s hold_out=0.05)",
         )
     return spans
 
 
-def _validated(spans: list[Span], model: ModelRecord) -> tuple[list[Track], list[int]]:
-    """The footage that errors are measured on, and where in each shot it begins to count."""
+def _validation_tracks(spans: list[Span], model: ModelRecord) -> tuple[list[Track], list[int]]:
+    """The tracks that errors are measured on, and the first validation frame in each."""
     tracks, targets = [], []
     for span in spans:
         start, stop = max(span.start, span.target - MEMORY), min(span.stop, span.target + MEASURED)
         track = span.store.track(model.signals[0].name, start, stop)
-        # Of large label maps the errors are the same shares at the model's size.
+        # Errors are fractions of pixels: they hardly change at the model's size.
         tracks.append(
             track.scaled(model.width, model.height) if isinstance(track, LabelTrack) else track
         )
@@ -321,7 +321,7 @@ def _validated(spans: list[Span], model: ModelRecord) -> tuple[list[Track], list
     return tracks, targets
 
 
-def _uses(stores: list[ClipStore], spans: list[Span]) -> tuple[ClipUse, ...]:
+def _clip_uses(stores: list[ClipStore], spans: list[Span]) -> tuple[ClipUse, ...]:
     uses = []
     for store in stores:
         own = [span for span in spans if span.store is store]
@@ -349,11 +349,11 @@ def _uses(stores: list[ClipStore], spans: list[Span]) -> tuple[ClipUse, ...]:
 
 
 class Task(ABC):
-    """What a kind of signal is trained by."""
+    """How to train a predictor of one kind of signal."""
 
     network: nn.Module
-    lengths: tuple[int, ...]  # frames of a rollout, from the beginning to the end of training
-    steps: int  # where no budget is given
+    lengths: tuple[int, ...]  # rollout lengths in frames, from the start to the end of training
+    steps: int  # if no budget is given
     rate: float
     weight_decay: float
 
@@ -362,25 +362,25 @@ class Task(ABC):
 
     @abstractmethod
     def score(self) -> float:
-        """Error on the validation part over that of holding the last frame."""
+        """Validation error relative to copying the last frame."""
 
     @abstractmethod
     def predictor(self, record: PredictorRecord) -> Predictor: ...
 
 
 class SavedPredictorProgress(Record):
-    """What a checkpoint says of where the training stands."""
+    """The training progress as a checkpoint stores it."""
 
     step: Steps
     seconds: Duration
     best_step: Steps
-    best_score: float | None  # None: never a number so far
+    best_score: float | None  # None: not finite so far
     since: Steps
     signature: Plain
 
 
 class _Trainer:
-    """The loop; all that must survive a stop is in its checkpoint."""
+    """The training loop; its checkpoint holds all state that must survive a stop."""
 
     def __init__(self, settings: PredictSettings, task: Task, signature: dict[str, Any]) -> None:
         self.settings, self.task, self.signature = settings, task, signature
@@ -390,17 +390,17 @@ class _Trainer:
         self.step, self.seconds = 0, 0.0
         self.best = copy.deepcopy(task.network.state_dict())
         self.best_step, self.best_score = 0, math.inf
-        self.since = 0  # evaluations without a gain
+        self.since = 0  # evaluations without improvement
 
     def share(self) -> float:
-        """Of the budget, that is used up."""
+        """The fraction of the budget that is used up."""
         budget = self.settings.budget
         if budget.minutes is not None:
             return self.seconds / 60 / budget.minutes
         return self.step / (budget.steps or self.task.steps)
 
     def loop(self, saved: Path, stopping: GracefulStop, report: Reporter) -> bool:
-        """Train until the budget is used up or nothing is gained; true where it was stopped."""
+        """Train until the budget is used up or the score stalls. Returns whether it was stopped."""
         if not math.isfinite(self.best_score):
             self.evaluate()
         budget = self.settings.budget
@@ -432,14 +432,14 @@ class _Trainer:
         return False
 
     def update(self) -> int:
-        """One step; the length of its rollouts."""
+        """Train one step. Returns the length of its rollouts."""
         task, share = self.task, min(self.share(), 1.0)
-        # The longest rollouts, which are what is asked for in the end, get the second half.
+        # The longest rollouts are what inference needs, so they get the second half.
         last = len(task.lengths) - 1
         length = task.lengths[min(int(2 * share * last), last)]
         for group in self.adam.param_groups:
             group["lr"] = task.rate * (0.05 + 0.95 * math.cos(math.pi / 2 * share) ** 2)
-        # Dropout draws from torch, windows from numpy: both from the seed and the step alone.
+        # Dropout uses torch, windows use numpy: both depend on the seed and the step alone.
         seeds = np.random.SeedSequence([self.settings.seed, self.step])
         torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0]) >> 2)
         task.network.train()
@@ -472,13 +472,13 @@ class _Trainer:
         save_checkpoint(folder, Checkpoint(progress, modules, {"adam": self.adam.state_dict()}))
 
     def restore(self, folder: Path) -> None:
-        """Raises `RunConflict` where the checkpoint is of other settings, `CheckpointInvalid`."""
+        """Resume. Raises `RunConflict` for a checkpoint of other settings, `CheckpointInvalid`."""
         checkpoint = load_checkpoint(folder)
         progress = as_progress(SavedPredictorProgress, checkpoint.progress, folder)
         if progress.signature != self.signature:
             raise RunConflict(
-                f"{folder} is a stopped training of other settings or clips",
-                hint="give the same, or start anew with --overwrite",
+                f"{folder} is a stopped training with other settings or clips",
+                hint="use the same ones, or start again with --overwrite",
             )
         for name in ("best", "network"):
             weights = renamed_weights(checkpoint.modules.get(name, {}))
@@ -491,36 +491,36 @@ class _Trainer:
 
 
 def _signature(settings: PredictSettings, stores: list[ClipStore], signal: str) -> dict[str, Any]:
-    """What makes two trainings the same."""
+    """The values that identify a training: signal, data and settings."""
     plain = settings.model_dump(mode="json")
     files = [f.sha256 for store in stores for f in store.record.signals[signal].files.values()]
     kept = {k: v for k, v in plain.items() if k not in OPERATIONAL}
     return {"signal": signal, "files": files, **kept}
 
 
-def _there_already(folder: Path, signature: dict[str, Any], report: Reporter) -> PredictorResult:
+def _finished_result(folder: Path, signature: dict[str, Any], report: Reporter) -> PredictorResult:
     record = load_predictor(folder).record
-    _outcome(folder, record)
+    _result(folder, record)
     if record.training.get("signature") != signature:
         raise RunConflict(
             f"{folder} holds a predictor that was trained with other settings or clips",
-            hint="give the same, or train anew with --overwrite",
+            hint="use the same ones, or train again with --overwrite",
         )
-    report.note(f"{folder} is trained already; --overwrite trains it anew")
-    return _outcome(folder, record)
+    report.note(f"{folder} is already trained; use --overwrite to train it again")
+    return _result(folder, record)
 
 
-def _outcome(folder: Path, record: PredictorRecord) -> PredictorResult:
-    said = {name: record.training.get(name) for name in ("steps", "best", "minutes")}
-    training = as_progress(_Made, said, folder / PREDICTOR_FILE)
+def _result(folder: Path, record: PredictorRecord) -> PredictorResult:
+    values = {name: record.training.get(name) for name in ("steps", "best", "minutes")}
+    training = as_progress(_TrainingSummary, values, folder / PREDICTOR_FILE)
     return PredictorResult(
         folder=folder, signal=record.signal, steps=training.steps, best=training.best,
         minutes=training.minutes, errors=record.errors,
     )  # fmt: skip
 
 
-class _Made(Record):
-    """What a predictor's record says of its training."""
+class _TrainingSummary(Record):
+    """The training values in a predictor's record."""
 
     steps: Steps
     best: Steps
@@ -531,7 +531,7 @@ class _Made(Record):
 
 
 class PointTask(Task):
-    """Pose and face: rollouts of states, scored by how far the points are off."""
+    """Pose and face: rollouts of states, scored by the distance of the points."""
 
     def __init__(
         self,
@@ -553,8 +553,8 @@ class PointTask(Task):
         learned = [p for p in learned if np.isfinite(p).any()]
         if not learned:
             raise SignalMissing(
-                f"no frame for training has a {signal}",
-                hint="look at preview.mp4 of the clips; use footage in which it is seen longer",
+                f"no training frame has a {signal}",
+                hint="check preview.mp4 of the clips; use footage that shows it for longer",
             )
         self.code = ShapePCA.fit(
             learned, ANCHORS[signal], components=own.components, variance=own.variance
@@ -565,7 +565,7 @@ class PointTask(Task):
         }  # fmt: skip
         self.network: PointPredictor = PointPredictor(**self.arguments)  # type: ignore[arg-type]
 
-        # All shots in one table; a window is a shot and the frame that it predicts from.
+        # All shots in one table; a window is a shot and its newest known frame.
         states = [self.code.encode(self.code.complete(p))[0] for p in points]
         self.states = torch.from_numpy(np.concatenate(states))
         self.present = torch.from_numpy(np.concatenate([t.present() for t in tracks])).float()
@@ -582,10 +582,10 @@ class PointTask(Task):
         weight = torch.from_numpy(self.code.weight())
         weight[: points[0].shape[2]] /= size
         self.weight = weight
-        self.usual = self._usual(max(self.lengths))
+        self.usual = self._mean_distances(max(self.lengths))
 
     def _starts(self, length: int, *, validating: bool = False) -> NDArray[np.int64]:
-        """[N, 2] shot and newest known frame of the windows with `length` frames after it."""
+        """[N, 2] shot and newest known frame of all windows with `length` frames after it."""
         rows = [np.empty((0, 2), np.int64)]
         for shot, (first, target, stop) in enumerate(
             zip(self.first, self.target, self.stop, strict=True)
@@ -596,8 +596,8 @@ class PointTask(Task):
             rows.append(np.stack([np.full_like(newest, shot), newest], axis=1))
         return np.concatenate(rows)
 
-    def _usual(self, longest: int) -> Tensor:
-        """[L] how far points come from where they were, so many frames ahead."""
+    def _mean_distances(self, longest: int) -> Tensor:
+        """[L] mean distance of the points from their position 1 to L frames earlier."""
         usual = []
         for length in range(1, longest + 1):
             starts = self._starts(length)
@@ -614,9 +614,9 @@ class PointTask(Task):
     def _window(
         self, starts: NDArray[np.int64], length: int, speed: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Past [B, P, S], what follows [B, L, S] and whether it was seen [B, L].
+        """Past [B, P, S], future [B, L, S] and whether the future is visible [B, L].
 
-        At `speed` [B] times the filmed one, between frames where it is not a whole number.
+        `speed` [B] scales the filmed speed; states are then interpolated between frames.
         """
         newest = torch.from_numpy(starts[:, 1])[:, None]
         first = torch.from_numpy(self.first[starts[:, 0]])[:, None]
@@ -640,7 +640,7 @@ class PointTask(Task):
 
     def loss(self, random: np.random.Generator, length: int) -> Tensor:
         starts = self._starts(length)
-        while not len(starts):  # no shot is so long
+        while not len(starts):  # no shot is that long
             length -= 1
             starts = self._starts(length)
         chosen = starts[random.integers(len(starts), size=self.own.batch)]
@@ -651,25 +651,25 @@ class PointTask(Task):
         past, true = past + shift, true + shift
         noise = torch.from_numpy(random.standard_normal(past.shape).astype(np.float32))
         past = past + noise * (self.own.noise * self.network.velocity_scale)
-        rolled = self.network.rollout(self.network.begin(past), length)
-        # Each distance ahead counts the same: what is far is uncertain, and not more important.
-        off = self._distance(rolled, true) / self.usual[:length]
+        predicted = self.network.rollout(self.network.begin(past), length)
+        # Normalised so that every step ahead has equal weight: distant steps are only less certain.
+        off = self._distance(predicted, true) / self.usual[:length]
         return (off * present).sum() / present.sum().clamp(min=1)
 
     def score(self) -> float:
         longest = min(max(self.lengths), len(self.usual))
         starts = self._starts(1, validating=True)
         starts = starts[:: max(len(starts) // MAX_VALIDATED, 1)]
-        room = self.stop[starts[:, 0]] - 1 - starts[:, 1]
-        off = torch.zeros(longest)
-        held = torch.zeros(longest)
-        for (shot, newest), length in zip(starts, np.minimum(room, longest), strict=True):
+        available = self.stop[starts[:, 0]] - 1 - starts[:, 1]
+        errors = torch.zeros(longest)
+        baseline = torch.zeros(longest)
+        for (shot, newest), length in zip(starts, np.minimum(available, longest), strict=True):
             past, true, present = self._window(np.array([[shot, newest]]), int(length))
-            rolled = self.network.rollout(self.network.begin(past), int(length))
-            off[:length] += (self._distance(rolled, true) * present)[0]
-            held[:length] += (self._distance(past[:, -1:], true) * present)[0]
-        shares = off[held > 0] / held[held > 0]
-        return float(shares.mean()) if len(shares) else 1.0
+            predicted = self.network.rollout(self.network.begin(past), int(length))
+            errors[:length] += (self._distance(predicted, true) * present)[0]
+            baseline[:length] += (self._distance(past[:, -1:], true) * present)[0]
+        ratios = errors[baseline > 0] / baseline[baseline > 0]
+        return float(ratios.mean()) if len(ratios) else 1.0
 
     def predictor(self, record: PredictorRecord) -> Predictor:
         record = record.model_copy(update={"network": self.arguments})
@@ -680,7 +680,7 @@ class PointTask(Task):
 
 
 class LabelTask(Task):
-    """Segmentation: rollouts of maps, scored by the share of wrong pixels."""
+    """Segmentation: rollouts of label maps, scored by the fraction of wrong pixels."""
 
     def __init__(
         self,
@@ -716,7 +716,7 @@ class LabelTask(Task):
         balanced = share**-own.balance
         balanced /= (balanced * share).sum()
         self.device = _device(settings.device)
-        # What has no class teaches nothing.
+        # Pixels without a class do not count in the loss.
         self.weights = torch.tensor([*balanced, 0.0], dtype=torch.float32, device=self.device)
         self.arguments = {
             "channels": len(self.channels) + 1, "width": own.width, "embedding": own.embedding,
@@ -724,7 +724,7 @@ class LabelTask(Task):
         self.network: LabelPredictor = LabelPredictor(**self.arguments).to(self.device)
 
     def _starts(self, length: int, *, validating: bool = False) -> NDArray[np.int64]:
-        """[N, 2] shot and newest known frame, counted in the shot."""
+        """[N, 2] shot and newest known frame, counted within the shot."""
         rows = [np.empty((0, 2), np.int64)]
         for shot, span in enumerate(self.spans):
             target = span.target - span.start
@@ -735,11 +735,11 @@ class LabelTask(Task):
         return np.concatenate(rows)
 
     def _window(self, shot: int, newest: int, length: int) -> Tensor:
-        """[3 + L, H, W] channels."""
+        """[3 + L, H, W] channel of each pixel in a window."""
         return self.maps[shot][newest + 1 - PAST_MAPS : newest + 1 + length]
 
     def _flow(self, shot: int, newest: int, length: int) -> Tensor:
-        """[L, 3, H, W] stored flow and occlusion of the frames that are predicted."""
+        """[L, 3, H, W] stored flow and occlusion of the predicted frames."""
         span = self.spans[shot]
         start = span.start + newest + 1
         track = cast(FlowTrack, span.store.track("flow", start, start + length))
@@ -747,7 +747,7 @@ class LabelTask(Task):
 
     def loss(self, random: np.random.Generator, length: int) -> Tensor:
         starts = self._starts(length)
-        while not len(starts):  # no shot is so long
+        while not len(starts):  # no shot is that long
             length -= 1
             starts = self._starts(length)
         chosen = starts[random.integers(len(starts), size=self.own.batch)]
@@ -764,8 +764,8 @@ class LabelTask(Task):
             total = total + F.nll_loss(torch.log(output.following + 1e-3), true, self.weights)
             total = total + self.own.occlusion * output.occlusion.mean()
             if reference is not None:
-                wanted, hidden = reference[:, ahead, :2], reference[:, ahead, 2:]
-                off = (output.flow - wanted).abs().sum(dim=1, keepdim=True) * (1 - hidden)
+                target, hidden = reference[:, ahead, :2], reference[:, ahead, 2:]
+                off = (output.flow - target).abs().sum(dim=1, keepdim=True) * (1 - hidden)
                 total = total + self.own.flow * off.mean()
         return total / length
 
@@ -773,7 +773,7 @@ class LabelTask(Task):
         starts = self._starts(1, validating=True)
         starts = starts[:: max(len(starts) // 6, 1)]
         longest = 10
-        wrong, held = np.zeros(longest), np.zeros(longest)
+        wrong, baseline = np.zeros(longest), np.zeros(longest)
         for shot, newest in starts:
             length = min(longest, len(self.maps[shot]) - 1 - newest)
             window = self._window(shot, newest, length).to(self.device)
@@ -785,9 +785,9 @@ class LabelTask(Task):
                 counted = true < len(self.channels)
                 guess = output.following[0].argmax(dim=0)
                 wrong[ahead] += float(((guess != true) & counted).float().mean())
-                held[ahead] += float(((last != true) & counted).float().mean())
-        shares = wrong[held > 0] / held[held > 0]
-        return float(shares.mean()) if len(shares) else 1.0
+                baseline[ahead] += float(((last != true) & counted).float().mean())
+        ratios = wrong[baseline > 0] / baseline[baseline > 0]
+        return float(ratios.mean()) if len(ratios) else 1.0
 
     def predictor(self, record: PredictorRecord) -> Predictor:
         update = {
@@ -798,7 +798,7 @@ class LabelTask(Task):
 
 
 def _map_size(model: ModelRecord, shorter: int) -> tuple[int, int]:
-    """(height, width) of the maps that the network sees, in the shape of the model's frames."""
+    """(height, width) of the network's maps, with the aspect ratio of the model's frames."""
     factor = min(shorter / min(model.height, model.width), 1.0)
     multiple = LabelPredictor.multiple
     height, width = (

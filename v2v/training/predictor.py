@@ -2,9 +2,9 @@
 
     runs/b/predictor/
       predictor.json           the signal, the network's arguments, provenance, measured errors
-      predictor.safetensors    its weights, and the shape code of points
+      predictor.safetensors    its weights, and the shape PCA of points
 
-It stands beside the model whose signals it continues.
+It is stored beside the model whose signal it continues.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ from v2v.warp import resize_flow
 Floats = NDArray[np.float32]
 PREDICTOR_FILE = "predictor.json"
 WEIGHTS_FILE = "predictor.safetensors"
-LEAST = 3  # frames of past: a velocity, and how it changes
-MEMORY = 64  # frames of the past that gaps are bridged in
-# Points that place and size are measured on: of the body all, of the face what does not speak.
+LEAST = 3  # past frames: the minimum for a velocity and its change
+MEMORY = 64  # past frames in which gaps are bridged
+# Points that position and size are measured on: the whole body; the rigid part of the face.
 ANCHORS = {"pose": list(range(len(BODY))), "face": list(RIGID)}
 SIGNALS = {"pose": PoseTrack, "face": FaceTrack, "segmentation": LabelTrack}
 
@@ -79,17 +79,17 @@ class PredictorRecord(Record):
     signal: str
     network: Plain  # arguments of its class
     classes: tuple[str, ...] = ()  # of label maps
-    channels: tuple[ClassId, ...] = ()  # of each channel but the last
-    size: tuple[MapSide, MapSide] | None = None  # (height, width) of the maps that the network sees
+    channels: tuple[ClassId, ...] = ()  # class of each channel but the last
+    size: tuple[MapSide, MapSide] | None = None  # (height, width) of the network's input maps
     clips: tuple[ClipUse, ...] = ()
     training: Plain = {}  # steps, minutes, settings
-    errors: dict[str, dict[int, float]] = {}  # on the end of the training footage, frames ahead
+    errors: dict[str, dict[int, float]] = {}  # by method, frames ahead; on validation frames
     synthetic: str = "Signals predicted by this are synthetic. Say so where you publish them."
 
 
 @dataclass(frozen=True)
 class Predictor(ABC):
-    """What continues one signal. `load_predictor` reads one, `train_predictor` makes one."""
+    """Continues one signal. `load_predictor` reads a predictor, `train_predictor` trains one."""
 
     record: PredictorRecord
     track: ClassVar[tuple[type[Track], ...]]
@@ -103,21 +103,21 @@ class Predictor(ABC):
         )
 
     def extend(self, past: Track, frames: int) -> Track:
-        """The `frames` frames after `past`, in its size.
+        """Predict the `frames` frames after `past`, at the size of `past`.
 
-        What is missing at its end stays missing: points of which there is nothing to go on from,
-        void pixels as far as they are copied. Raises `TooFewFrames` below 3 frames of past,
-        `UsageError` for another signal or classes, `NothingFound` for a past without points.
+        Points that are missing in its last frame stay missing, and void pixels stay void where
+        they are copied. Raises `TooFewFrames` below 3 frames of past, `UsageError` for another
+        signal or other classes, `NothingFound` for a past without points.
         """
         if not isinstance(past, SIGNALS[self.record.signal]):
             names = {kind: name for name, kind in SIGNALS.items()}
             given = names.get(type(past), type(past).__name__)
             raise UsageError(
                 f"this predictor continues {self.record.signal}, it cannot continue {given}",
-                hint=f"train one on {given}, in the run of a model that is driven by it",
+                hint=f"train one for {given}, in the run of a model that is driven by it",
             )
         if frames < 1:
-            raise UsageError(f"{frames} frames cannot be predicted", hint="ask for 1 or more")
+            raise UsageError(f"cannot predict {frames} frames", hint="use 1 or more")
         known(past, LEAST)
         with torch.inference_mode():
             return self._extend(past, frames)
@@ -132,7 +132,7 @@ class Predictor(ABC):
     def _tensors(self) -> dict[str, Tensor]: ...
 
     def save(self, folder: Path) -> None:
-        """Write the predictor, in the place of one that is there: as a whole or not at all."""
+        """Write the predictor, replacing an existing one atomically."""
         with replacing(folder) as partial:
             save_file(plain(self._tensors()), partial / WEIGHTS_FILE)
             write_json(partial / PREDICTOR_FILE, self.record.model_dump(mode="json"))
@@ -148,24 +148,24 @@ class PointsPredictor(Predictor):
     def _extend(self, past: Track, frames: int) -> Track:
         past = cast(PoseTrack | FaceTrack, past)[-MEMORY:]
         points = normalised(past)
-        shown = np.flatnonzero(np.isfinite(points).all(axis=2).any(axis=1))
-        if not len(shown):
+        visible = np.flatnonzero(np.isfinite(points).all(axis=2).any(axis=1))
+        if not len(visible):
             raise NothingFound(
-                f"none of the last {len(past)} frames has a point to go on from",
-                hint="end the past on a frame in which the person or the face is seen",
+                f"none of the last {len(past)} frames has a point to continue from",
+                hint="end the past with a frame that shows the person or the face",
             )
-        # Where it is lost at the end, it is followed from where it was last seen.
-        lost = len(past) - 1 - int(shown[-1])
+        # If all points are lost at the end, predict from the last frame that has any.
+        lost = len(past) - 1 - int(visible[-1])
         past, points = past[: len(past) - lost], points[: len(past) - lost]
-        states, rest = self.code.encode(self.code.complete(points))
-        begun = self.network.begin(torch.from_numpy(states)[None])
-        rolled = self.network.rollout(begun, frames + lost)[0, lost:].numpy()
-        places = self.code.decode(rolled, rest[-1])
-        places[:, ~np.isfinite(points[-1]).all(axis=1)] = np.nan
+        states, residual = self.code.encode(self.code.complete(points))
+        state = self.network.begin(torch.from_numpy(states)[None])
+        predicted = self.network.rollout(state, frames + lost)[0, lost:].numpy()
+        positions = self.code.decode(predicted, residual[-1])
+        positions[:, ~np.isfinite(points[-1]).all(axis=1)] = np.nan
         unit = min(past.width, past.height)
-        middle = np.array([past.width, past.height], np.float32) / 2
-        depth = places[..., 2] * unit if isinstance(past, FaceTrack) else None
-        return moved_points(past, places[..., :2] * unit + middle, depth)
+        centre = np.array([past.width, past.height], np.float32) / 2
+        depth = positions[..., 2] * unit if isinstance(past, FaceTrack) else None
+        return moved_points(past, positions[..., :2] * unit + centre, depth)
 
     def _module(self) -> torch.nn.Module:
         return self.network
@@ -176,7 +176,7 @@ class PointsPredictor(Predictor):
 
 
 def normalised(track: PoseTrack | FaceTrack) -> Floats:
-    """[T, N, 2 or 3] points around the picture's middle, its shorter side 1; faces with depth."""
+    """Points [T, N, 2 or 3] from the image centre, in shorter sides; faces with depth."""
     unit = np.float32(min(track.width, track.height))
     points = (track.points[..., :2] - np.array([track.width, track.height], np.float32) / 2) / unit
     if isinstance(track, FaceTrack):
@@ -188,8 +188,8 @@ def normalised(track: PoseTrack | FaceTrack) -> Floats:
 class LabelsPredictor(Predictor):
     """Continues segmentation.
 
-    The network looks at small maps and says how they move. The labels themselves are fetched at
-    full size from the last known map, so that nothing wears off from frame to frame.
+    The network predicts the motion of small label maps. The labels are sampled at full size from
+    the last known map, so errors of resampling do not accumulate from frame to frame.
     """
 
     network: LabelPredictor
@@ -198,34 +198,36 @@ class LabelsPredictor(Predictor):
         past = cast(LabelTrack, past)[-PAST_MAPS:]
         if past.classes != self.record.classes:
             raise UsageError(
-                f"this predictor knows {len(self.record.classes)} classes, the label maps have"
-                f" {len(past.classes)}, or others",
-                hint="make them with the backend and the classes of the training footage",
+                f"this predictor has {len(self.record.classes)} classes, but the label maps have"
+                f" {len(past.classes)} or different ones",
+                hint="create them with the backend and the classes of the training footage",
             )
         assert self.record.size is not None
         device = next(self.network.parameters()).device
         channels = self.record.channels
         ids = np.asarray([*channels, VOID], np.uint8)
 
-        def seen(track: LabelTrack) -> Tensor:
+        def encode(track: LabelTrack) -> Tensor:
             maps = channel_maps(track, channels, cast(tuple[int, int], self.record.size))
             return one_hot(torch.from_numpy(maps).to(device), len(ids))[None]
 
-        state = LabelState(seen(past))
-        trail, full = LabelPropagator(past[-1:]), (past.height, past.width)
+        state = LabelState(encode(past))
+        propagator, full = LabelPropagator(past[-1:]), (past.height, past.width)
         parts = []
         for _ in range(frames):
             output, _unused = self.network(state)
             flow = resize_flow(output.flow, full)[0].cpu().numpy()
-            share, best = (output.occlusion * output.made_up).max(dim=1)
-            share = F.interpolate(share[None], full, mode="bilinear", align_corners=False)
+            probability, best = (output.occlusion * output.made_up).max(dim=1)
+            probability = F.interpolate(
+                probability[None], full, mode="bilinear", align_corners=False
+            )
             copied = F.interpolate(1 - output.occlusion, full, mode="bilinear", align_corners=False)
             label = F.interpolate(best[None].float(), full, mode="nearest-exact").long()
-            where = (share > copied)[0, 0].cpu().numpy()
+            where = (probability > copied)[0, 0].cpu().numpy()
             made_up = ids[label[0, 0].cpu().numpy()]
-            parts.append(trail.step(flow, made_up, where))
-            # What it sees next is what came out, sharp, and not its own blurred idea of it.
-            state = state.after(seen(parts[-1])[:, 0])
+            parts.append(propagator.step(flow, made_up, where))
+            # Feed back the sharp labels, not the network's blurred prediction of them.
+            state = state.push(encode(parts[-1])[:, 0])
         return joined(parts)
 
     def _module(self) -> torch.nn.Module:
@@ -238,7 +240,7 @@ class LabelsPredictor(Predictor):
 def channel_maps(
     track: LabelTrack, channels: tuple[int, ...], size: tuple[int, int]
 ) -> NDArray[np.uint8]:
-    """[T, *size] channel of each pixel: where its class stands in `channels`, else their number."""
+    """[T, *size] channel of each pixel: its class's index in `channels`, else `len(channels)`."""
     table = np.full(256, len(channels), np.uint8)
     table[list(channels)] = np.arange(len(channels))
     maps: NDArray[np.uint8] = table[track.scaled(size[1], size[0]).labels]
@@ -265,7 +267,7 @@ def load_predictor(path: str | Path, *, device: torch.device | str = "cpu") -> P
     )  # fmt: skip
     try:
         network = _network(record)
-    except ValueError as error:  # pydantic's own is one
+    except ValueError as error:  # pydantic's ValidationError is one
         reason = explain(error) if isinstance(error, ValidationError) else str(error)
         raise CheckpointInvalid(f"{folder / PREDICTOR_FILE}: {reason}", hint=RETRAIN) from error
     _check_model(folder, record)
@@ -278,55 +280,55 @@ def load_predictor(path: str | Path, *, device: torch.device | str = "cpu") -> P
     if isinstance(network, LabelPredictor):
         if code:
             raise CheckpointInvalid(
-                f"{folder / WEIGHTS_FILE} holds more than weights", hint=RETRAIN
+                f"{folder / WEIGHTS_FILE} contains more than weights", hint=RETRAIN
             )
         return LabelsPredictor(record, network.to(device))
-    problem = _code_problem(record.signal, len(network.damping), code)
+    problem = _shape_pca_problem(record.signal, len(network.damping), code)
     if problem is not None:
         raise CheckpointInvalid(f"{folder / WEIGHTS_FILE}: {problem}", hint=RETRAIN)
     return PointsPredictor(record, network, ShapePCA(**{k: v.numpy() for k, v in code.items()}))
 
 
 def renamed_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights under today's names: earlier versions wrote `pace` for `velocity_scale`."""
+    """Weights under current names: earlier versions wrote `pace` for `velocity_scale`."""
     return {"velocity_scale" if k == "pace" else k: v for k, v in weights.items()}
 
 
 def _network(record: PredictorRecord) -> PointPredictor | LabelPredictor:
-    """The network that a record describes. Raises `ValueError`."""
+    """Build the network that a record describes. Raises `ValueError`."""
     if record.signal not in SIGNALS:
         raise ValueError(f"signal: unknown signal {shown(record.signal)}")
     if record.signal != "segmentation":
         PointArguments.model_validate(record.network, strict=True)
         return PointPredictor(**record.network)
     arguments = LabelArguments.model_validate(record.network, strict=True)
-    # The last channel is what has no class.
+    # The last channel is for pixels without a class.
     if len(set(record.channels)) != len(record.channels) or arguments.channels != 1 + len(
         record.channels
     ):
         raise ValueError("channels: expected a class for each channel of the network but the last")
     if not 0 < len(record.classes) <= VOID or max(record.channels, default=0) >= VOID:
-        raise ValueError("classes: expected the names of the classes of its channels")
+        raise ValueError("classes: expected a name for the class of each channel")
     if record.size is None or any(side % LabelPredictor.multiple for side in record.size):
         raise ValueError(f"size: expected multiples of {LabelPredictor.multiple}")
     return LabelPredictor(**record.network)
 
 
-def _code_problem(signal: str, length: int, code: dict[str, Tensor]) -> str | None:
-    """What is wrong with the tensors of a shape code for states of `length` numbers."""
+def _shape_pca_problem(signal: str, length: int, code: dict[str, Tensor]) -> str | None:
+    """What is wrong with a shape PCA for states of `length` numbers; None if it is valid."""
     points, axes = (len(NAMES), 2) if signal == "pose" else (POINTS, 3)
     if set(code) != {"mean", "basis", "anchors"}:
-        return f"expected the shape code's mean, basis and anchors, found {sorted(code)}"
+        return f"expected the shape PCA's mean, basis and anchors, found {sorted(code)}"
     shape = (length - axes - 1, points * axes)
     if code["mean"].shape != (points, axes) or code["basis"].shape != shape:
-        return f"the shape code is not of {points} points and {shape[0]} components"
+        return f"the shape PCA does not have {points} points and {shape[0]} components"
     anchors = code["anchors"]
     if anchors.dtype != torch.int64 or anchors.ndim != 1 or not len(anchors):
-        return "the shape code has no anchors"
+        return "the shape PCA has no anchors"
     if int(anchors.min()) < 0 or int(anchors.max()) >= points:
-        return f"the shape code's anchors are not from 0 to {points}"
+        return f"the shape PCA's anchors must be at least 0 and below {points}"
     if any(code[name].dtype != torch.float32 for name in ("mean", "basis")):
-        return "the shape code is not in float32"
+        return "the shape PCA is not float32"
     return None
 
 
@@ -334,7 +336,7 @@ RETRAIN = "train the predictor again: v2v train --task predict --overwrite"
 
 
 def _check_model(folder: Path, record: PredictorRecord) -> None:
-    """A predictor continues the signal that the model beside it is driven by."""
+    """Check that the predictor continues the signal that drives the model beside it."""
     path = folder.parent / "model" / MODEL_FILE
     if not path.is_file():
         return

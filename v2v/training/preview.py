@@ -1,4 +1,4 @@
-"""A preview of a model in training: held-out frames, free running from nothing."""
+"""Previews during training: held-out frames, rendered free-running without a past."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CHUNK = 16
 
 
 def held_out(windows: ClipDataset, clip: int = 0) -> tuple[int, int] | None:
-    """The frames to show: those held out, else the last of the clip."""
+    """The frame range to show: the held-out frames, else the last ones; None for an empty clip."""
     own = windows.clips[clip]
     start, stop = own.held_out
     if stop > start:
@@ -44,22 +44,22 @@ def render(
     state: GeneratorState | None = None,
     clusters: Clusters | None = None,
 ) -> Iterator[tuple[Tensor, Batch]]:
-    """Free-running frames [k, 3, H, W] in [-1, 1], and the batch of the same real ones.
+    """Yield free-running frames [k, 3, H, W] in [-1, 1] and the batch of the same real frames.
 
-    The same rollout as in training; memory does not grow with the number of frames. The
-    generator is put back into its mode when the frames are exhausted.
+    Uses the same rollout as training; memory does not grow with the number of frames. The
+    generator's train or eval mode is restored at the end.
 
     Args:
-        state: where to go on; None starts from nothing. `GeneratorState.given` starts from a real
-            frame.
-        clusters: looks to pick from for each instance, of models that want them (pix2pixHD).
+        state: where to continue from; None starts without a past, `GeneratorState.from_frame`
+            from a real frame.
+        clusters: features to pick from for each instance, for models that need them (pix2pixHD).
     """
     mode = generator.training
     generator.eval()
     try:
         for batch in windows.sequence(clip, start, stop, size=size, chunk=CHUNK):
             batch = batch.to(device)
-            conditions = [_dressed(batch.condition(t), clusters) for t in range(batch.length)]
+            conditions = [_with_features(batch.condition(t), clusters) for t in range(batch.length)]
             outputs, states = zip(*rollout(generator, conditions, state), strict=True)
             state = states[-1]
             yield torch.stack([o.frame[0].float().clamp(-1, 1) for o in outputs]), batch
@@ -67,8 +67,8 @@ def render(
         generator.train(mode)
 
 
-def _dressed(condition: Condition, clusters: Clusters | None) -> Condition:
-    """The condition with a look for each instance."""
+def _with_features(condition: Condition, clusters: Clusters | None) -> Condition:
+    """The condition with features picked for each instance."""
     if not clusters:
         return condition
     instances = condition.instances
@@ -87,7 +87,7 @@ def write_preview(
     device: torch.device | str = "cpu",
     clusters: Clusters | None = None,
 ) -> Path | None:
-    """signals | rendered | real, of the first clip's held-out frames; None where there are none."""
+    """Write signals | rendered | real of the first clip's held-out frames; None if it is empty."""
     shown = held_out(windows)
     if shown is None:
         return None
@@ -97,7 +97,7 @@ def write_preview(
     stop = min(stop, start + max(round(seconds * rate), 1))
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    # Small pictures are enlarged, so that a player shows something to look at.
+    # Enlarge small frames, so that they are visible in a player.
     factor = max(round(384 / size[0]), 1)
     width, height = 3 * size[1] * factor, size[0] * factor
     index = start
@@ -105,7 +105,7 @@ def write_preview(
         for frames, batch in render(
             generator, windows, 0, start, stop, size=size, device=device, clusters=clusters
         ):
-            signals = _drawn(store, windows, batch, index)
+            signals = _draw_signals(store, windows, batch, index)
             for panel, frame, real in zip(signals, frames, batch.frames[0], strict=True):
                 row = np.concatenate([panel, pixels(frame), pixels(real)], axis=1)
                 writer.write(row.repeat(factor, axis=0).repeat(factor, axis=1))
@@ -114,20 +114,20 @@ def write_preview(
 
 
 def pixels(frame: Tensor) -> NDArray[np.uint8]:
-    """[3, H, W] in [-1, 1] to RGB uint8 [H, W, 3]."""
+    """Convert [3, H, W] in [-1, 1] to RGB uint8 [H, W, 3]."""
     array = frame.float().add(1).mul(127.5).round().clamp(0, 255).byte()
     return array.permute(1, 2, 0).cpu().numpy()
 
 
-def _drawn(
+def _draw_signals(
     store: ClipStore, windows: ClipDataset, batch: Batch, start: int
 ) -> Iterator[NDArray[np.uint8]]:
-    """Each frame's signals as a person sees them, as rendering placed them."""
+    """Draw the signals of each frame in colour, placed as in rendering."""
     height, width = batch.frames.shape[-2:]
     placement = windows.placement(0, (height, width))
-    pictures = np.zeros((batch.length, height, width, 3), np.uint8)
+    images = np.zeros((batch.length, height, width, 3), np.uint8)
     for name in windows.signals:
         track = store.track(name, start, start + batch.length)
         drawn = placement.track(track).draw(height, width)
-        pictures = np.maximum(pictures, drawn)
-    yield from pictures
+        images = np.maximum(images, drawn)
+    yield from images

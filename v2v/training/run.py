@@ -1,13 +1,13 @@
-"""The run folder: everything of one training run, readable with ordinary tools.
+"""The run folder: all files of one training run, readable with ordinary tools.
 
 runs/b/
-  run.json        what the folder is
+  run.json        marks the folder as a run: format, version, training data
   config.yaml     every setting, resolved
   log.jsonl       a line every few updates: step, minutes, stage, losses
   tensorboard/    the same for TensorBoard
-  checkpoints/    the last few, each a whole
+  checkpoints/    the last few, each complete
   previews/       held-out frames: signals | rendered | real
-  model/          what pipelines load: safetensors and JSON
+  model/          the model that pipelines load: safetensors and JSON
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ from v2v.records import Count, FileName, Record, Side, read_lines, read_record, 
 from v2v.training.settings import OPERATIONAL, TrainSettings
 
 FORMAT = 2
-READABLE = (1, 2)  # where its clips are can be read from either
+READABLE = (1, 2)  # formats whose list of clips can be read
 RUN_FILE = "run.json"
 SETTINGS_FILE = "config.yaml"
-REPLACED = ("model", "predictor", "predictor.checkpoint")  # folders that are replaced as a whole
+REPLACED = ("model", "predictor", "predictor.checkpoint")  # folders that are replaced atomically
 
 
 class RunFolder:
-    """One run on disk. Use as a context: the folder is locked within."""
+    """One run on disk. Use it as a context manager, which locks the folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -65,7 +65,7 @@ class RunFolder:
                 self._tidy()
         except (FileExistsError, NotADirectoryError):
             raise RunConflict(
-                f"{self.folder} cannot be a run's folder: there is a file in its place",
+                f"{self.folder} cannot be a run folder: a file is in its place",
                 hint="choose another --name or --runs",
             ) from None
         return self
@@ -74,7 +74,7 @@ class RunFolder:
         self._lock.release()
 
     def _tidy(self) -> None:
-        """Put back or remove what a killed process left."""
+        """Restore or remove what a killed process left behind."""
         for name in REPLACED:
             settle(self.folder / name)
         for ending in (".partial", ".old"):
@@ -92,26 +92,26 @@ class RunFolder:
     def begin(
         self, settings: TrainSettings, clips: Sequence[Path], files: list[dict[str, str]]
     ) -> None:
-        """Make the folder, or check that it is of the same run.
+        """Create the folder, or check that it belongs to the same run.
 
         Args:
-            clips: the stores, wherever they are now.
-            files: of each store, the hashes of the files that are trained on.
+            clips: the clip stores, at their current paths.
+            files: for each store, the hashes of the files that training reads.
 
         Raises `RunConflict`.
         """
         if not self.exists:
-            strangers = [p.name for p in self.folder.iterdir() if not is_hidden(p)]
-            if strangers:
+            others = [p.name for p in self.folder.iterdir() if not is_hidden(p)]
+            if others:
                 raise RunConflict(
-                    f"{self.folder} is not empty and no run of v2v (it has {strangers[0]})",
+                    f"{self.folder} is neither empty nor a run of v2v (it contains {others[0]})",
                     hint="choose another --name",
                 )
-        elif self.saved():  # a run that never began holds nothing that could be lost
+        elif self.saved():  # without a checkpoint there is nothing to lose
             self._compare(settings, clips, files)
         plain = settings.model_dump(mode="json")
         with writing(self.folder):
-            # First of all the file that says that the folder is a run, in case of a kill.
+            # run.json marks the folder as a run, so it is written first in case of a kill.
             record = {
                 "format": FORMAT, "tool": f"v2v {__version__}", "data": list(map(str, clips)),
                 "files": files,
@@ -126,17 +126,17 @@ class RunFolder:
         record = read_run(self.folder)
         if record.format != FORMAT:
             raise RunConflict(
-                f"{self.folder} was begun by an earlier version of v2v (format {record.format},"
-                f" {record.tool}; this version continues format {FORMAT})",
-                hint="its finished model can be used; to train, choose another --name, or start"
-                " anew with --overwrite",
+                f"{self.folder} was started by an earlier version of v2v (format {record.format},"
+                f" {record.tool}; this version resumes format {FORMAT})",
+                hint="its model can still be used; to train, choose another --name, or start again"
+                " with --overwrite",
             )
         before = read_settings(self.folder / SETTINGS_FILE)
         now = settings.model_dump(mode="json")
         changed = [
-            f"{key}: {_at(before, key)!r} before, {_at(now, key)!r} now"
-            for key in sorted({*_keys(before), *_keys(now)})
-            if _at(before, key) != _at(now, key)
+            f"{key}: {_value_of(before, key)!r} before, {_value_of(now, key)!r} now"
+            for key in sorted({*_dotted_keys(before), *_dotted_keys(now)})
+            if _value_of(before, key) != _value_of(now, key)
             and not any(key == o or key.startswith(o + ".") for o in OPERATIONAL)
         ]
         if not _same_data(record, clips, files):
@@ -144,15 +144,15 @@ class RunFolder:
         if changed:
             more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
             raise RunConflict(
-                f"{self.folder} is a run of other settings: {changed[0]}{more}",
-                hint="choose another --name, give the same settings, or start anew with"
+                f"{self.folder} holds a run with other settings: {changed[0]}{more}",
+                hint="choose another --name, use the same settings, or start again with"
                 " --overwrite",
             )
 
     def clear(self) -> None:
-        """Throw the run away, if it is one; the folder, its lock and `run.json` stay.
+        """Delete the run, if it is one; the folder, its lock and `run.json` stay.
 
-        A kill at any moment leaves a run: the old one, or one that never began.
+        A kill at any moment leaves a run: the old one, or one without checkpoints.
         """
         if not self.exists:
             return
@@ -169,9 +169,9 @@ class RunFolder:
         return sorted(p.parent for p in self.checkpoints.glob(f"[0-9]*/{CHECKPOINT_FILE}"))
 
     def save(self, checkpoint: Checkpoint, *, keep: int) -> Path:
-        """Write a checkpoint, then drop the oldest beyond `keep`.
+        """Write a checkpoint, then delete the oldest ones beyond `keep`.
 
-        Raises `DiskFull`, `NotWritable`; those that were there stay.
+        Raises `DiskFull`, `NotWritable`; existing checkpoints then stay.
         """
         folder = self.checkpoints / f"{checkpoint.progress['step']:08d}"
         save_checkpoint(folder, checkpoint)
@@ -182,12 +182,12 @@ class RunFolder:
         return folder
 
     def latest(self) -> Checkpoint | None:
-        """The newest checkpoint; one that is damaged is an error, not passed over in silence."""
+        """The newest checkpoint, or None. Raises `CheckpointInvalid` if it is damaged."""
         saved = self.saved()
         if not saved:
             if any(self.checkpoints.glob("*.pt")) or any(self.checkpoints.glob("*.pth")):
                 raise CheckpointInvalid(
-                    f"{self.checkpoints} holds torch files: they can run code and are not loaded",
+                    f"{self.checkpoints} has torch files, which can run code and are not loaded",
                     hint="v2v's checkpoints are folders; remove the files",
                 )
             return None
@@ -203,7 +203,7 @@ class RunFolder:
         return (entry for _, entry in read_log(self.log_path))
 
     def rewind(self, step: int) -> None:
-        """Forget what was logged after `step`: it will be trained, and logged, again."""
+        """Remove log entries after `step`: those updates are trained and logged again."""
         if not self.log_path.exists():
             return
         kept = [line for line, entry in read_log(self.log_path) if entry.step <= step]
@@ -216,8 +216,8 @@ class RunRecord(Record):
 
     format: int
     tool: str
-    data: tuple[str, ...]  # the clip stores' folders when the run was last started
-    files: tuple[dict[FileName, str], ...] | None = None  # of each; None: of an earlier v2v
+    data: tuple[str, ...]  # paths of the clip stores at the last start
+    files: tuple[dict[FileName, str], ...] | None = None  # hashes; None in earlier versions
 
 
 class LogEntry(Record):
@@ -233,7 +233,7 @@ class LogEntry(Record):
 
 
 def read_run(folder: Path) -> RunRecord:
-    """run.json of a run folder. Raises `RunConflict`."""
+    """Read run.json of a run folder. Raises `RunConflict`."""
 
     def check(data: dict[str, Any]) -> None:
         if data.get("format") not in READABLE:
@@ -247,7 +247,7 @@ def read_run(folder: Path) -> RunRecord:
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """config.yaml of a run folder, as plain data. Raises `RunConflict`."""
+    """Read config.yaml of a run folder as plain data. Raises `RunConflict`."""
     try:
         return load_yaml(path)
     except ConfigError as error:
@@ -260,9 +260,9 @@ DAMAGED = "restore the file, choose another --name, or train with --overwrite"
 def _same_data(
     record: RunRecord, clips: Sequence[Path], files: Sequence[Mapping[str, str]]
 ) -> bool:
-    """Whether clips are those of the run: their content decides, not where they are.
+    """Whether the clips are those of the run, compared by content and not by path.
 
-    A signal that a store has gained since is no other data.
+    Signals that were added to a store later are ignored.
     """
     if record.files is None:
         return [Path(p).resolve() for p in record.data] == [Path(p).resolve() for p in clips]
@@ -272,11 +272,11 @@ def _same_data(
 
 
 def read_log(path: Path) -> Iterator[tuple[str, LogEntry]]:
-    """The lines of a log and what they say, without a last line that was cut off.
+    """Yield the lines of a log with their entries, except a truncated last line.
 
-    Raises `RunConflict` for a line that is no entry.
+    Raises `RunConflict` for an invalid line.
     """
-    hint = "remove the line: the log is for people, training does not depend on it"
+    hint = "remove the line: training does not depend on the log"
     yield from read_lines(path, LogEntry, RunConflict, hint=hint)
 
 
@@ -286,15 +286,15 @@ def _replace(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-def _keys(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
+def _dotted_keys(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
     for key, value in tree.items():
         if isinstance(value, dict) and value:
-            yield from _keys(value, f"{prefix}{key}.")
+            yield from _dotted_keys(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}"
 
 
-def _at(tree: dict[str, Any], key: str) -> Any:
+def _value_of(tree: dict[str, Any], key: str) -> Any:
     value: Any = tree
     for part in key.split("."):
         value = value.get(part) if isinstance(value, dict) else None

@@ -1,10 +1,10 @@
-"""What is trained when: space and time grow in turn.
+"""The training schedule: resolution and window length grow in turn.
 
-A run is a list of stages, plain data. Within a size, windows double in length: single frames from
-nothing first, then ever longer rollouts from the model's own outputs. Then the size doubles: the
-new scale is trained alone for a while, then all together, and the windows grow again
-(arXiv 1808.06601, section 4). Starting from real past frames instead is a trap: the model learns
-to copy them and freezes once it sees its own.
+A run is a list of stages, plain data. At each size the windows double in length: first single
+frames without a past, then longer and longer rollouts from the model's own outputs. Then the size
+doubles: the new scale is trained alone for a while, then all scales together, and the windows grow
+again (arXiv 1808.06601, section 4). Rollouts do not start from real past frames: the model would
+learn to copy them, and its video would freeze once it sees its own outputs.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ Lengths = Annotated[
 
 class ScheduleSettings(Config):
     lengths: Lengths  # frames of a window, one stage each
-    single_frame_share: Unit  # share of the first size's time that goes to the first length
-    freeze_share: Unit  # share of a later size's time in which its new scale trains alone
+    single_frame_share: Unit  # fraction of the first size's time spent on the first length
+    freeze_share: Unit  # fraction of a later size's time in which only its new scale trains
     scale_time_ratio: Annotated[
         float, Field(gt=0, le=100)
     ]  # time for a size, relative to the size below
@@ -34,24 +34,24 @@ class ScheduleSettings(Config):
     ]  # learning rate of a size, relative to the size below
     frames: Annotated[
         int, Field(ge=1, le=4096)
-    ]  # rendered for one update, over all windows of the batch
+    ]  # rendered per update, over all windows of the batch
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of training with one size and one length of windows."""
+    """A part of training with one frame size and one window length."""
 
-    scale: int  # of the generator, counted from the core
+    scale: int  # of the generator; 0 is the core
     height: int
     width: int
-    length: int  # frames of a window
-    batch: int  # windows side by side, over all processes
+    length: int  # frames per window
+    batch: int  # windows per batch, over all processes
     freeze_lower: bool  # whether only the newest scale is trained
     rate: float  # factor on the learning rates
-    until: float  # share of the whole budget at which the stage ends
+    until: float  # fraction of the budget at which the stage ends
 
     def __str__(self) -> str:
-        freeze_lower = ", new scale alone" if self.freeze_lower else ""
+        freeze_lower = ", new scale only" if self.freeze_lower else ""
         return f"{self.width}x{self.height}, {self.length} frame(s) x {self.batch}{freeze_lower}"
 
     def as_json(self) -> dict[str, Any]:
@@ -61,14 +61,14 @@ class Stage:
 def build_schedule(
     settings: ScheduleSettings, *, height: int, width: int, scales: int, bptt_steps: int
 ) -> tuple[Stage, ...]:
-    """The stages of a run whose frames are `height` x `width` in the end.
+    """Build the stages of a run with final frames of `height` x `width`.
 
     Args:
-        scales: of the generator; each stage below the last size halves the sides.
-        bptt_steps: frames of a window that gradients flow through, i.e. that one update renders.
+        scales: of the generator; the sides double from one scale to the next.
+        bptt_steps: frames of a window that gradients flow through, i.e. rendered per update.
     """
     first, *longer = settings.lengths
-    plan: list[tuple[int, int, bool, float]] = []  # scale, length, alone, weight
+    plan: list[tuple[int, int, bool, float]] = []  # scale, length, freeze_lower, weight
     for scale in range(scales):
         weight = settings.scale_time_ratio**scale
         if scale == 0:
@@ -76,7 +76,7 @@ def build_schedule(
             plan.append((scale, first, False, weight * single_frame_share))
             rest, lengths = weight * (1 - single_frame_share), longer
         else:
-            # The scales below know the past by now: single frames would unlearn it.
+            # The lower scales already use the past: training on single frames would undo that.
             lengths = longer or [first]
             plan.append((scale, lengths[0], True, weight * settings.freeze_share))
             rest = weight * (1 - settings.freeze_share)
@@ -97,5 +97,5 @@ def build_schedule(
 
 
 def stage_at(schedule: tuple[Stage, ...], share: float) -> int:
-    """The index of the stage at a share of the budget."""
+    """The index of the stage at `share`, the used fraction of the budget."""
     return next((i for i, stage in enumerate(schedule) if share < stage.until), len(schedule) - 1)

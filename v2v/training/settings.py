@@ -24,21 +24,21 @@ LearningRate = Annotated[float, Field(gt=0, le=1)]
 
 
 class DataSettings(Config):
-    # What the model is driven by, in the order of its channels.
+    # Signals that drive the model, in the order of its input channels.
     signals: Annotated[tuple[str, ...], Field(min_length=1)]
-    size: Annotated[int, Field(ge=32, le=4096)]  # shorter side of the frames in the end
-    hold_out: Annotated[float, Field(ge=0, le=0.9)]  # share of each clip, at its end
+    size: Annotated[int, Field(ge=32, le=4096)]  # shorter side of the final frames
+    hold_out: Annotated[float, Field(ge=0, le=0.9)]  # fraction of each clip, at its end
     max_stride: Annotated[
         int, Field(ge=1, le=64)
-    ]  # frames skipped at random: faster motion than was filmed
+    ]  # largest random frame stride: faster motion than in the footage
     cache_mb: Annotated[
         int, Field(ge=0, le=16_000_000)
     ]  # decoded frames kept in memory, per process
-    workers: Annotated[int, Field(ge=0, le=256)] | None  # processes that load; None: by the device
+    workers: Annotated[int, Field(ge=0, le=256)] | None  # loader processes; None: chosen by device
 
 
 class AdversarialWeights(Config):
-    """Weight of each discriminator; 0 leaves it out."""
+    """Weight of each discriminator; 0 disables it."""
 
     image: Weight
     temporal_1: Weight
@@ -55,14 +55,14 @@ class LossSettings(Config):
     perceptual: Literal["auto", "vgg", "pyramid"]
     perceptual_weight: Weight
     l1: Weight
-    synthesised: Weight  # of the image losses on the picture before the past is blended in
-    synthesis_only: Weight  # of the image losses on the synthesised picture without references
+    synthesised: Weight  # image losses on the synthesised frame, before the past is blended in
+    synthesis_only: Weight  # image losses on the synthesised frame without references
     flow: Weight  # predicted against reference flow
-    warp_real: Weight  # real frames, moved by the predicted flow
-    warp_generated: Weight  # generated frames, moved by the reference flow
+    warp_real: Weight  # real frames warped by the predicted flow
+    warp_generated: Weight  # generated frames warped by the reference flow
     occlusion: Weight
     matte: Weight
-    auxiliary: Weight  # a loss of the generator's own (SPADE's KL divergence)
+    auxiliary: Weight  # the generator's own loss (SPADE's KL divergence)
 
 
 class OptimiserSettings(Config):
@@ -70,30 +70,30 @@ class OptimiserSettings(Config):
     discriminator_rate: LearningRate
     betas: tuple[Below1, Below1]
     warm_up: Annotated[int, Field(ge=0, le=1_000_000)]  # updates until the full learning rate
-    cool_down: Unit  # share of the budget, at its end, over which the rates fall to a tenth
-    clip: Positive | None  # norm that gradients are cut to
-    ema: Unit  # of the generator's weights, per update
+    cool_down: Unit  # final fraction of the budget, in which the rates fall to a tenth
+    clip: Positive | None  # maximum gradient norm
+    ema: Unit  # decay of the moving average of the generator's weights, per update
 
 
 def _text(value: Any) -> Any:
-    """YAML and the command line read a bare 32 as a number."""
+    """YAML and the command line parse a bare 32 as a number."""
     return str(value) if type(value) is int else value
 
 
 class LoopSettings(Config):
     seed: Annotated[int, Field(ge=0, lt=1 << 62)]
     bptt_steps: Annotated[int, Field(ge=1, le=8)]  # frames that gradients flow through
-    updates: Literal["chunk", "window"]  # an update after each chunk, or one per window
+    updates: Literal["chunk", "window"]  # update after each chunk or once per window
     accumulate: Annotated[
         int, Field(ge=1, le=4096)
-    ]  # parts that a batch is cut into to save memory
-    recompute: bool  # activations in the backward pass: less memory, more time
+    ]  # parts that a batch is split into to save memory
+    recompute: bool  # recompute activations in the backward pass: less memory, more time
     precision: Annotated[Literal["auto", "32", "bf16"], BeforeValidator(_text)]
     compile: bool
     channels_last: bool
     threads: (
         Annotated[int, Field(ge=1, le=1024)] | None
-    )  # of a process on a CPU; None: one core fewer than there are
+    )  # per process on a CPU; None: all cores but one
     device: str  # auto, cpu, cuda, mps
     devices: Annotated[int, Field(ge=1, le=1024)]
 
@@ -107,7 +107,7 @@ class OutputSettings(Config):
 
 
 class Budget(Config):
-    """How long to train; one of the two."""
+    """The training budget, in steps or in minutes."""
 
     steps: Count | None
     minutes: Minutes | None
@@ -115,7 +115,7 @@ class Budget(Config):
     @model_validator(mode="after")
     def _one(self) -> Budget:
         if self.steps is not None and self.minutes is not None:
-            raise ValueError("steps and minutes are both given; one of them is the budget")
+            raise ValueError("steps and minutes are both given; give only one of them")
         return self
 
 
@@ -146,7 +146,7 @@ class TrainSettings(Config):
     }
 
 
-# What may differ when a run is taken up again: how it is run, not what it is.
+# Settings that a resumed run may change: how it runs, not what it trains.
 OPERATIONAL = (
     "budget", "output", "data.workers", "data.cache_mb", "loop.device", "loop.compile",
     "loop.devices", "loop.threads",

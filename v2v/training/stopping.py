@@ -1,4 +1,4 @@
-"""Ending a long computation when asked, at a moment from which it can go on."""
+"""Graceful stop: ends a long computation at a point from which it can resume."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 
 class GracefulStop:
-    """Ctrl-C and SIGTERM end the loop after the work at hand; a second one ends it at once."""
+    """Ctrl-C or SIGTERM ends the loop after the current step; a second one ends it at once."""
 
     def __init__(self) -> None:
         self.asked = False
-        self._before: dict[int, Any] = {}
+        self._previous: dict[int, Any] = {}
 
     def _ask(self, number: int, _: object) -> None:
         if self.asked:
@@ -22,9 +22,9 @@ class GracefulStop:
     def __enter__(self) -> GracefulStop:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._ask)
+                self._previous[number] = signal.signal(number, self._ask)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
