@@ -1,4 +1,4 @@
-"""Records: whatever is written into one, it loads or says what is wrong in one clear error."""
+"""Records: any content either loads or raises one clear error."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from v2v.checkpoint import (
     Model,
     ModelRecord,
     SignalUse,
+    generator_of,
     load_model,
     read_model_record,
     save_model,
@@ -107,7 +108,7 @@ def _predictor(path: Path) -> None:
 
 RECORDS: dict[str, tuple[Any, str, Callable[[Path], Any]]] = {
     "clip": (STORE, "clip.json", lambda path: read_record(path.parent)),
-    "model": (MODEL, "model.json", lambda path: build(read_model_record(path.parent))),
+    "model": (MODEL, "model.json", lambda path: build(path.parent)),
     "predictor": (PREDICTOR, "predictor.json", _predictor),
     "run": (RUN, "run.json", lambda path: read_run(path.parent)),
     "checkpoint": ({"format": 1, "progress": PROGRESS}, "checkpoint.json", _progress),
@@ -120,23 +121,23 @@ HOSTILE = [
 ]  # fmt: skip
 
 
-def build(record: ModelRecord) -> None:
-    """What a record that is accepted asks for must fit into memory."""
+def build(folder: Path) -> None:
+    """The generator of an accepted record must fit into memory."""
     with torch.device("meta"):
-        generator = build_generator(**record.generator)
+        generator = generator_of(read_model_record(folder), folder)
     assert sum(p.numel() for p in generator.parameters()) < 2e9
 
 
-def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+def paths_in(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     if path:
         yield path
     if isinstance(value, dict | list):
         for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from leaves(inner, (*path, key))
+            yield from paths_in(inner, (*path, key))
 
 
 def write(path: Path, data: Any) -> None:
-    """As JSON, of numbers of any length too."""
+    """Write JSON, including integers of any length."""
     import sys
 
     limit = sys.get_int_max_str_digits()
@@ -148,8 +149,8 @@ def write(path: Path, data: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A folder for each record, with the files that are read along with it."""
+def record_paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A folder for each record, with the other files that its reader needs."""
     found = {}
     for name, (_, file, _reader) in RECORDS.items():
         found[name] = tmp_path_factory.mktemp(name) / file
@@ -162,10 +163,10 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("name", RECORDS)
-def test_a_record_that_was_written_is_read(name: str, places: dict[str, Path]) -> None:
+def test_a_valid_record_is_read(name: str, record_paths: dict[str, Path]) -> None:
     data, _, reader = RECORDS[name]
-    write(places[name], data)
-    reader(places[name])
+    write(record_paths[name], data)
+    reader(record_paths[name])
 
 
 @pytest.mark.parametrize("name", RECORDS)
@@ -175,11 +176,11 @@ def test_a_record_that_was_written_is_read(name: str, places: dict[str, Path]) -
 )  # fmt: skip
 @given(data=st.data())
 def test_one_hostile_value_is_one_clear_error(
-    name: str, places: dict[str, Path], data: st.DataObject
+    name: str, record_paths: dict[str, Path], data: st.DataObject
 ) -> None:
     whole, _, reader = RECORDS[name]
     spoiled = copy.deepcopy(whole)
-    *parents, last = data.draw(st.sampled_from(list(leaves(whole))))
+    *parents, last = data.draw(st.sampled_from(list(paths_in(whole))))
     inner = spoiled
     for key in parents:
         inner = inner[key]
@@ -188,12 +189,12 @@ def test_one_hostile_value_is_one_clear_error(
         del inner[last]
     else:
         inner[last] = value
-    write(places[name], spoiled)
+    write(record_paths[name], spoiled)
     try:
-        reader(places[name])
+        reader(record_paths[name])
     except V2VError as error:
         assert error.hint is not None and 10 < len(error.message) < 700
-        assert str(places[name].parent) in error.message
+        assert str(record_paths[name].parent) in error.message
 
 
 TEXTS = {
@@ -204,18 +205,20 @@ TEXTS = {
 
 
 @pytest.mark.parametrize("name", [n for n in RECORDS if n != "log"])
-def test_a_file_that_is_no_record_is_one_clear_error(name: str, places: dict[str, Path]) -> None:
+def test_a_file_that_is_not_a_record_raises_a_clear_error(
+    name: str, record_paths: dict[str, Path]
+) -> None:
     _, _, reader = RECORDS[name]
     raws = [text.encode() for text in TEXTS.values()]
     for raw in [*raws, b"\xff\xfe\x00", json.dumps({}).encode("utf-16")]:
-        places[name].write_bytes(raw + b"\n")
-        with pytest.raises(V2VError, match=places[name].name) as caught:
-            reader(places[name])
+        record_paths[name].write_bytes(raw + b"\n")
+        with pytest.raises(V2VError, match=record_paths[name].name) as caught:
+            reader(record_paths[name])
         assert "Traceback" not in caught.value.message and len(caught.value.message) < 700
 
 
 @pytest.mark.parametrize("kind", ["folder", "loop", "nowhere"])
-def test_something_else_in_a_record_s_place(kind: str, tmp_path: Path) -> None:
+def test_a_folder_or_broken_link_in_place_of_a_record(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "run.json"
     if kind == "folder":
         path.mkdir()
@@ -225,7 +228,7 @@ def test_something_else_in_a_record_s_place(kind: str, tmp_path: Path) -> None:
         read_run(tmp_path)
 
 
-def test_a_log_without_its_last_half_line(tmp_path: Path) -> None:
+def test_a_log_without_its_truncated_last_line(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     whole = json.dumps(LOG)
     path.write_text(f"{whole}\n{whole[:20]}")
@@ -243,16 +246,16 @@ def test_a_log_without_its_last_half_line(tmp_path: Path) -> None:
         ({"fps": "1e9"}, "frames.fps"), ({"height": 2**31}, "frames.height"),
     ],
 )  # fmt: skip
-def test_what_contradicts_the_clip_is_named(
-    changes: dict[str, Any], field: str, places: dict[str, Path]
+def test_values_that_contradict_the_clip_are_named(
+    changes: dict[str, Any], field: str, record_paths: dict[str, Path]
 ) -> None:
-    write(places["clip"], {**STORE, "frames": {**STORE["frames"], **changes}})
+    write(record_paths["clip"], {**STORE, "frames": {**STORE["frames"], **changes}})
     with pytest.raises(StoreDamaged, match=rf"clip\.json: .*{field}"):
-        read_record(places["clip"].parent)
+        read_record(record_paths["clip"].parent)
 
 
 @pytest.mark.parametrize(
-    "changes, said",
+    "changes, expected",
     [
         ({"generator": {**ARGUMENTS, "scales": 10**12}}, "scales"),
         ({"generator": {**ARGUMENTS, "clips": 10**9}}, "clips"),
@@ -267,29 +270,29 @@ def test_what_contradicts_the_clip_is_named(
         ({"training": {"settings": {"augment": {"scale": [1, 9]}}}}, "scale"),
     ],
 )  # fmt: skip
-def test_a_model_that_no_memory_holds_is_named(
-    changes: dict[str, Any], said: str, places: dict[str, Path]
+def test_an_oversized_or_inconsistent_model_is_refused(
+    changes: dict[str, Any], expected: str, record_paths: dict[str, Path]
 ) -> None:
-    write(places["model"], {**MODEL, **changes})
-    with pytest.raises(CheckpointInvalid, match=rf"model\.json: .*{said}"):
-        read_model_record(places["model"].parent)
+    write(record_paths["model"], {**MODEL, **changes})
+    with pytest.raises(CheckpointInvalid, match=rf"model\.json: .*{expected}"):
+        read_model_record(record_paths["model"].parent)
 
 
 # ---------------------------------------------------------------- weights
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model with a plate, poses and a style."""
     torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("made") / "model"
-    traits = {**ARGUMENTS, "background_plate": True, "past": "nothing", "compose": "blend"}
-    record = ModelRecord.model_validate({**MODEL, "generator": traits}, strict=False)
+    folder = tmp_path_factory.mktemp("model_folder") / "model"
+    arguments = {**ARGUMENTS, "background_plate": True, "past": "nothing", "compose": "blend"}
+    record = ModelRecord.model_validate({**MODEL, "generator": arguments}, strict=False)
     points = torch.rand(2, 75, 3)
-    points[0, 3] = torch.nan  # not seen
+    points[0, 3] = torch.nan  # not visible
     statistics = {"0.frames": torch.tensor([0, 7]), "0.pose.points": points}
     save_model(
-        folder, Model(record, build_generator(**traits), {0: torch.rand(4, 64, 96)}, statistics)
+        folder, Model(record, build_generator(**arguments), {0: torch.rand(4, 64, 96)}, statistics)
     )
     load_model(folder)
     return folder
@@ -297,12 +300,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("file", ["generator", "plates"])
-def test_weights_that_are_no_numbers_are_refused(
-    made: Path, file: str, value: float, tmp_path: Path
+def test_nan_and_infinite_weights_are_refused(
+    model_folder: Path, file: str, value: float, tmp_path: Path
 ) -> None:
     from safetensors.torch import load_file, save_file
 
-    folder = Path(shutil.copytree(made, tmp_path / "model"))
+    folder = Path(shutil.copytree(model_folder, tmp_path / "model"))
     path = folder / f"{file}.safetensors"
     tensors = load_file(path)
     tensors[min(tensors)].view(-1)[-1] = value
@@ -329,18 +332,20 @@ STATISTICS: dict[str, dict[str, torch.Tensor]] = {
 
 
 @pytest.mark.parametrize("case", STATISTICS)
-def test_memories_of_another_footage_are_refused(made: Path, case: str, tmp_path: Path) -> None:
+def test_statistics_of_other_footage_are_refused(
+    model_folder: Path, case: str, tmp_path: Path
+) -> None:
     from safetensors.torch import load_file, save_file
 
-    folder = Path(shutil.copytree(made, tmp_path / "model"))
+    folder = Path(shutil.copytree(model_folder, tmp_path / "model"))
     path = folder / "statistics.safetensors"
     save_file({**load_file(path), **STATISTICS[case]}, path)
     with pytest.raises(CheckpointInvalid, match=r"statistics\.safetensors: "):
         load_model(folder)
 
 
-def test_a_model_without_its_plate_is_refused(made: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(made, tmp_path / "model"))
+def test_a_model_without_its_plate_is_refused(model_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(model_folder, tmp_path / "model"))
     (folder / "plates.safetensors").unlink()
     with pytest.raises(CheckpointInvalid, match=r"plates\.safetensors lacks the background"):
         load_model(folder)
@@ -351,10 +356,10 @@ def test_a_model_without_its_plate_is_refused(made: Path, tmp_path: Path) -> Non
 
 def adam(**changes: Any) -> dict[str, Any]:
     layer = torch.nn.Linear(2, 3)
-    made = torch.optim.Adam(layer.parameters(), betas=(0.5, 0.9))
+    optimiser = torch.optim.Adam(layer.parameters(), betas=(0.5, 0.9))
     layer(torch.ones(1, 2)).sum().backward()
-    made.step()
-    state: dict[str, Any] = made.state_dict()
+    optimiser.step()
+    state: dict[str, Any] = optimiser.state_dict()
     state["state"][0].update(changes)
     return state
 
@@ -368,7 +373,7 @@ def adam(**changes: Any) -> dict[str, Any]:
     ],
     ids=range(9),
 )  # fmt: skip
-def test_moments_of_other_weights_are_refused(state: Any, tmp_path: Path) -> None:
+def test_adam_moments_of_other_weights_are_refused(state: Any, tmp_path: Path) -> None:
     from v2v.checkpoint import load_optimiser
 
     own = torch.optim.Adam(torch.nn.Linear(2, 3).parameters(), betas=(0.5, 0.9))
@@ -376,7 +381,7 @@ def test_moments_of_other_weights_are_refused(state: Any, tmp_path: Path) -> Non
         load_optimiser(own, state, tmp_path)
 
 
-def test_moments_are_taken_over_and_settings_are_not(tmp_path: Path) -> None:
+def test_adam_moments_are_loaded_but_settings_are_not(tmp_path: Path) -> None:
     from v2v.checkpoint import load_optimiser
 
     own = torch.optim.Adam(torch.nn.Linear(2, 3).parameters(), betas=(0.5, 0.9))
@@ -388,11 +393,11 @@ def test_moments_are_taken_over_and_settings_are_not(tmp_path: Path) -> None:
     assert torch.equal(own.state[first]["exp_avg"], state["state"][0]["exp_avg"])
 
 
-def test_a_checkpoint_s_place_beyond_the_run(tmp_path: Path) -> None:
+def test_progress_out_of_range_is_refused(tmp_path: Path) -> None:
     for changes in ({"step": -(2**63)}, {"lr_scale": 0.0}, {"bptt_steps": 99}, {"seconds": "1"}):
-        made = Checkpoint({**PROGRESS, **changes}, {}, {})
+        checkpoint = Checkpoint({**PROGRESS, **changes}, {}, {})
         with pytest.raises(CheckpointInvalid, match=rf"progress\.{next(iter(changes))}: "):
-            Progress.read(dict(made.progress), tmp_path)
+            Progress.read(dict(checkpoint.progress), tmp_path)
     assert Progress.read({**PROGRESS, "of a later version": 1}, tmp_path)[0].step == 8
 
 
@@ -407,11 +412,19 @@ def test_a_checkpoint_s_place_beyond_the_run(tmp_path: Path) -> None:
         "\udcff",
     ],
 )  # fmt: skip
-def test_a_name_that_is_no_plain_folder_is_refused(name: str) -> None:
+def test_a_name_that_is_not_a_plain_folder_is_refused(name: str) -> None:
     with pytest.raises(UsageError, match="--name .* cannot name a folder"):
         check_name(name)
 
 
 @pytest.mark.parametrize("name", ["b", "Tänzer 2", "x.", "a:b", "~", "$HOME", "😀", "x" * 200])
-def test_plain_names_are_taken(name: str) -> None:
+def test_plain_names_are_accepted(name: str) -> None:
     assert check_name(name) == name
+
+
+def test_a_generator_of_a_package_that_is_not_installed_is_named(
+    record_paths: dict[str, Path],
+) -> None:
+    write(record_paths["model"], {**MODEL, "generator": {"name": "absent", "channels": 3}})
+    with pytest.raises(CheckpointInvalid, match=r"model\.json: generator: .*'absent'"):
+        build(record_paths["model"].parent)

@@ -1,19 +1,18 @@
-"""Models and training checkpoints on disk: safetensors and JSON, never a stranger's pickle.
+"""Models and training checkpoints on disk: safetensors and JSON, never untrusted pickles.
 
     runs/b/model/
       model.json               what the model is: signals, size, generator, clips, provenance
       generator.safetensors    its weights (the moving average of training)
-      plates.safetensors       the background of each clip, from a camera that stands still
-      backgrounds.safetensors  where the camera moved: mosaics, and how it moved
-      statistics.safetensors   what transfer must know of the training footage, e.g. its poses
+      plates.safetensors       the background plate of each clip, for a static camera
+      backgrounds.safetensors  for moving cameras: mosaics and the camera's motion
+      statistics.safetensors   statistics of the training footage for transfer, e.g. its poses
 
     runs/b/checkpoints/00001200/
-      checkpoint.json          format, step, where the schedule stands
+      checkpoint.json          format, step, position in the schedule
       weights.safetensors      generator, moving average, discriminators
-      optimisers.pt            Adam's moments; read by torch without pickle's powers
+      optimisers.pt            Adam's moments; loaded by torch with weights_only=True
 
-A checkpoint is a folder, written beside its place and moved there as a whole: it is there or it
-is not.
+A checkpoint folder is written under a temporary name and then renamed, so it is complete or absent.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ from v2v.data.references import (
     reference_signal,
     write_pictures,
 )
-from v2v.errors import CheckpointInvalid, writing
+from v2v.errors import CheckpointInvalid, UnknownName, writing
 from v2v.files import partial_of, remove
 from v2v.models import build_generator, check_generator
 from v2v.records import (
@@ -64,20 +63,20 @@ from v2v.signals.camera import Camera, CameraTrack
 FORMAT = 1
 MODEL_FILE = "model.json"
 CHECKPOINT_FILE = "checkpoint.json"
-REFERENCES = "references"  # folder of pictures
+REFERENCES = "references"  # folder of images
 BACKGROUNDS = "backgrounds.safetensors"
-# Arguments of the generator in records of earlier versions -> what they are called now.
+# Arguments of the generator in records of earlier versions -> their current names.
 RENAMED_ARGUMENTS = {"handles": "control_points", "plate": "background_plate"}
 CAMERA_LAYOUT = Camera.layout
-MOST_PIXELS = 1 << 25  # of a model's frames: 7680x4320
+MOST_PIXELS = 1 << 25  # per frame of a model: 7680x4320
 
 
 class SignalUse(Record):
-    """A signal that the model is driven by."""
+    """A signal that drives the model."""
 
     name: str
     channels: Annotated[int, Field(ge=1, le=1024)]
-    spec: Plain  # what a reader must know, e.g. classes
+    spec: Plain  # what its readers need, e.g. classes
 
 
 class ClipUse(Record):
@@ -88,15 +87,15 @@ class ClipUse(Record):
     sha256: str
     fps: Rate
     frames: Frames
-    trained: tuple[Count, Count]  # first frame and end (excluded); the rest was held out
+    trained: tuple[Count, Count]  # first frame and end (exclusive); the rest was held out
     width: Side  # of its stored frames
     height: Side
-    still: bool  # whether there is a plate: the camera stands still, or was followed
+    still: bool  # whether it has a background plate: the camera is static or tracked
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if not self.trained[0] <= self.trained[1] <= self.frames:
-            raise ValueError(f"trained must be a range of the {self.frames} frames")
+            raise ValueError(f"trained must be a range within the {self.frames} frames")
         return self
 
 
@@ -113,7 +112,7 @@ class ModelRecord(Record):
     height: Pixels
     width: Pixels
     generator: Plain  # name and arguments, for `build_generator`
-    active: Annotated[int, Field(ge=1, le=6)] | None  # scales in use, of generators that grow
+    active: Annotated[int, Field(ge=1, le=6)] | None  # active scales, for generators that grow
     clips: tuple[ClipUse, ...]
     training: Plain  # steps, minutes, settings
     synthetic: str = "Frames rendered by this model are synthetic. Say so where you publish them."
@@ -123,13 +122,13 @@ class ModelRecord(Record):
         check_generator(self.generator)
         name, channels = self.generator.get("name"), self.generator.get("channels")
         if not isinstance(name, str):
-            raise ValueError("generator needs a name")
+            raise ValueError("generator.name must be a string")
         total = sum(use.channels for use in self.signals)
         if channels != total:
-            raise ValueError(f"generator takes {channels} channels, the signals have {total}")
+            raise ValueError(f"generator takes {channels} channels, but the signals have {total}")
         scales = self.generator.get("scales")
         if self.active is not None and isinstance(scales, int) and self.active > scales:
-            raise ValueError(f"active is {self.active}, the generator has {scales} scale(s)")
+            raise ValueError(f"active is {self.active}, but the generator has {scales} scale(s)")
         if self.height * self.width > MOST_PIXELS:
             raise ValueError(f"frames of {self.width}x{self.height} are too large")
         for use in self.signals:
@@ -137,13 +136,13 @@ class ModelRecord(Record):
             if not isinstance(classes, list | tuple) or not all(
                 isinstance(name, str) for name in classes
             ):
-                raise ValueError(f"classes of {use.name} must be names")
+                raise ValueError(f"classes of {use.name} must be a list of names")
         _ = self.zoom
         return self
 
     @property
     def zoom(self) -> float:
-        """The largest zoom of its training windows."""
+        """The largest zoom of the training windows."""
         value: Any = self.training
         for key in ("settings", "augment", "scale"):
             value = value.get(key, {}) if isinstance(value, dict) else None
@@ -158,7 +157,7 @@ class ModelRecord(Record):
 
 @dataclass(frozen=True)
 class Model:
-    """A trained model: what `v2v transfer` and the other pipelines render with."""
+    """A trained model, as `v2v transfer` and the other pipelines use it."""
 
     record: ModelRecord
     generator: nn.Module
@@ -167,7 +166,7 @@ class Model:
     )  # clip -> [4, H, W] as in `Condition`
     statistics: dict[str, Tensor] = field(default_factory=dict)  # "0.pose.points" [T, 75, 3], ...
     references: dict[int, References] = field(default_factory=dict)  # by clip
-    backgrounds: dict[int, Backgrounds] = field(default_factory=dict)  # where the camera moved
+    backgrounds: dict[int, Backgrounds] = field(default_factory=dict)  # for moving cameras
 
     def __repr__(self) -> str:
         record = self.record
@@ -180,7 +179,7 @@ class Model:
 
 
 def save_model(folder: Path, model: Model) -> None:
-    """Write a model, in the place of one that is there."""
+    """Write a model, replacing an existing one atomically."""
     with replacing(folder) as partial:
         save_file(plain(model.generator.state_dict()), partial / "generator.safetensors")
         if model.background_plates:
@@ -209,12 +208,7 @@ def load_model(path: str | Path, *, device: torch.device | str = "cpu") -> Model
     if not (folder / MODEL_FILE).is_file() and (folder / "model" / MODEL_FILE).is_file():
         folder = folder / "model"
     record = read_model_record(folder)
-    try:
-        generator = build_generator(**record.generator)
-    except (TypeError, ValueError) as error:  # of an installed package
-        raise CheckpointInvalid(
-            f"{folder / MODEL_FILE}: generator: {_first_line(error)}", hint="train the model again"
-        ) from error
+    generator = generator_of(record, folder)
     if record.active is not None:
         generator.active = record.active  # type: ignore[assignment]
     multiple = getattr(generator, "multiple", 1) if hasattr(generator, "active") else 1
@@ -239,8 +233,24 @@ def load_model(path: str | Path, *, device: torch.device | str = "cpu") -> Model
     )
 
 
+def generator_of(record: ModelRecord, folder: Path) -> nn.Module:
+    """The generator that a record describes, untrained. Raises `CheckpointInvalid`."""
+    file = folder / MODEL_FILE
+    try:
+        return build_generator(**record.generator)
+    except UnknownName as error:  # of a package that is not installed here
+        raise CheckpointInvalid(
+            f"{file}: generator: {error.message}",
+            hint="install the package that provides it, or train the model again",
+        ) from error
+    except (TypeError, ValueError) as error:  # from generators of installed packages
+        raise CheckpointInvalid(
+            f"{file}: generator: {_first_line(error)}", hint="train the model again"
+        ) from error
+
+
 def read_model_record(folder: Path) -> ModelRecord:
-    """model.json of a model folder. Raises `CheckpointInvalid`."""
+    """Read model.json of a model folder. Raises `CheckpointInvalid`."""
 
     def check(data: dict[str, Any]) -> dict[str, Any] | None:
         check_format(folder, data)
@@ -249,12 +259,12 @@ def read_model_record(folder: Path) -> ModelRecord:
             return None
         generator = {RENAMED_ARGUMENTS.get(name, name): v for name, v in generator.items()}
         past = generator.get("past")
-        # It was a flag once; before that it was not recorded, and plates were used differently.
+        # Earlier versions stored a flag; before that, nothing, and plates were used differently.
         if isinstance(past, bool) or (past is None and generator.get("background_plate")):
             raise CheckpointInvalid(
                 f"{folder} was saved by an earlier version of v2v, with an incompatible"
                 " `generator.past`",
-                hint="train it again",
+                hint="train the model again",
             )
         return data | {"generator": generator}
 
@@ -262,9 +272,9 @@ def read_model_record(folder: Path) -> ModelRecord:
 
 
 def _read_background_plates(path: Path, record: ModelRecord) -> dict[int, Tensor]:
-    """The background of each clip. Raises `CheckpointInvalid` where one is missing or odd."""
+    """The plate of each clip. Raises `CheckpointInvalid` if one is missing or invalid."""
     found: dict[int, Tensor] = {}
-    if _is_there(path):
+    if _exists(path):
         for key, background_plate in read_tensors(path).items():
             shape = [4, record.height, record.width]
             if (
@@ -274,7 +284,7 @@ def _read_background_plates(path: Path, record: ModelRecord) -> dict[int, Tensor
             ):
                 raise CheckpointInvalid(
                     f"{path}: {key!r} is {background_plate.dtype}"
-                    f" {list(background_plate.shape)}, expected a clip's"
+                    f" {list(background_plate.shape)}, expected a clip"
                     f" number and float32 {shape}",
                     hint=RESTORE,
                 )
@@ -286,7 +296,7 @@ def _read_background_plates(path: Path, record: ModelRecord) -> dict[int, Tensor
 
 
 def write_backgrounds(path: Path, backgrounds: Mapping[int, Backgrounds]) -> None:
-    """Mosaics, and the camera of each clip's frames, in the model's pixels."""
+    """Write the mosaics and camera tracks of the clips, in the model's pixels."""
     arrays: dict[str, Any] = {}
     for clip, found in backgrounds.items():
         for name in CAMERA_LAYOUT:
@@ -298,8 +308,8 @@ def write_backgrounds(path: Path, backgrounds: Mapping[int, Backgrounds]) -> Non
 
 
 def _read_backgrounds(path: Path, record: ModelRecord) -> dict[int, Backgrounds]:
-    """Of the clips whose camera moved. Raises `CheckpointInvalid`."""
-    if not _is_there(path):
+    """The backgrounds of clips with a moving camera. Raises `CheckpointInvalid`."""
+    if not _exists(path):
         return {}
     tensors = read_tensors(path, missing=True)
     clips = sorted({name.partition(".")[0] for name in tensors})
@@ -312,7 +322,7 @@ def _read_backgrounds(path: Path, record: ModelRecord) -> dict[int, Backgrounds]
         }
         try:
             if not clip.isdecimal() or int(clip) >= len(record.clips):
-                raise ValueError(f"{clip!r} is no clip of the model")
+                raise ValueError(f"{clip!r} is not a clip of the model")
             frames = record.clips[int(clip)].frames
             found[int(clip)] = _background(own, record.height, record.width, frames)
         except ValueError as error:
@@ -321,7 +331,7 @@ def _read_backgrounds(path: Path, record: ModelRecord) -> dict[int, Backgrounds]
 
 
 def _background(arrays: dict[str, Any], height: int, width: int, count: int) -> Backgrounds:
-    """Raises `ValueError` for arrays that are not those of the backgrounds of `count` frames."""
+    """Build the background of `count` frames. Raises `ValueError` for invalid arrays."""
     for name, (kind, shape) in CAMERA_LAYOUT.items():
         values = arrays.get(name)
         if values is None or values.dtype != kind or values.shape != (count, *shape):
@@ -337,11 +347,11 @@ def _background(arrays: dict[str, Any], height: int, width: int, count: int) -> 
         if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 4 or (
             not picture.size
         ):  # fmt: skip
-            raise ValueError(f"{name} must be a picture, uint8 [h, w, 4]")
+            raise ValueError(f"{name} must be an image, uint8 [h, w, 4]")
         if place is None or place.dtype != np.float64 or place.shape != (4,):
             raise ValueError(f"{first}.place must be float64 [4]")
         if not np.isfinite(place).all() or (place[2:] <= 0).any() or not first.isdecimal():
-            raise ValueError(f"{first}.place must be finite, its scale more than 0")
+            raise ValueError(f"{first}.place must be finite, with a scale above 0")
         x, y, across, down = place.tolist()
         mosaics[int(first)] = Mosaic(picture, (x, y), (across, down))
     track = CameraTrack(
@@ -349,18 +359,18 @@ def _background(arrays: dict[str, Any], height: int, width: int, count: int) -> 
     )
     known = set(track.reference[track.present()].tolist())
     if not mosaics or not set(mosaics) <= known:
-        raise ValueError("a mosaic is of no frame")
+        raise ValueError("a mosaic belongs to no frame")
     return Backgrounds({first: mosaics[first] for first in sorted(mosaics)}, track)
 
 
 def _read_references(folder: Path, record: ModelRecord) -> dict[int, References]:
-    """The appearance references of each clip. Raises `CheckpointInvalid` where a clip has none."""
+    """The appearance references of each clip. Raises `CheckpointInvalid` if a clip has none."""
     signal = reference_signal([use.name for use in record.signals])
     if not record.generator.get("references"):
         return {}
     if signal is None:
         raise CheckpointInvalid(
-            f"{folder.parent} has references of no signal it renders from", hint=RESTORE
+            f"{folder.parent} has references, but no signal that uses them", hint=RESTORE
         )
     arrays = read_tensors(folder / "points.safetensors", missing=True)
     found = {}
@@ -378,12 +388,12 @@ def _read_references(folder: Path, record: ModelRecord) -> dict[int, References]
         except ValueError as error:
             raise CheckpointInvalid(
                 f"{folder}: {error}",
-                hint="restore the file, or remove the picture: the model then renders from the"
+                hint="restore the file, or remove the image: the model then renders from the"
                 " others",
             ) from error
         if references is None:
             raise CheckpointInvalid(
-                f"{folder} has no picture of {record.clips[clip].name} left, and the model renders"
+                f"{folder} has no image of {record.clips[clip].name} left, but the model renders"
                 " from them",
                 hint=RESTORE,
             )
@@ -392,8 +402,8 @@ def _read_references(folder: Path, record: ModelRecord) -> dict[int, References]
 
 
 def _read_statistics(path: Path, record: ModelRecord) -> dict[str, Tensor]:
-    """What the model remembers of its footage. Raises `CheckpointInvalid` for anything else."""
-    if not _is_there(path):
+    """The stored statistics of the footage. Raises `CheckpointInvalid` if one is invalid."""
+    if not _exists(path):
         return {}
     found = read_tensors(path, missing=True)
     for key, value in found.items():
@@ -406,35 +416,37 @@ def _read_statistics(path: Path, record: ModelRecord) -> dict[str, Tensor]:
 def _statistic_problem(
     key: str, value: Tensor, found: Mapping[str, Tensor], record: ModelRecord
 ) -> str | None:
-    """What is wrong with a tensor that a model remembers; see `training.prepare`."""
-    whole = not value.is_floating_point() or bool(torch.isfinite(value).all())
+    """What is wrong with a stored statistic, None if it is valid; see `training.prepare`."""
+    finite = not value.is_floating_point() or bool(torch.isfinite(value).all())
     if key.startswith("clusters."):
         if not key.removeprefix("clusters.").isdecimal() or value.ndim != 2 or not len(value):
-            return f"is {list(value.shape)}, expected rows of features of a class"
-        return None if whole else "has values that are not finite"
+            return f"is {list(value.shape)}, expected a class number and rows of features"
+        return None if finite else "has values that are not finite"
     clip, _, name = key.partition(".")
     if not clip.isdecimal() or int(clip) >= len(record.clips):
-        return f"is of no clip; the model has {len(record.clips)}"
+        return f"belongs to no clip; the model has {len(record.clips)}"
     if name == "frames":
         frames = record.clips[int(clip)].frames
         steps = torch.diff(value) if value.ndim == 1 else value
         if value.dtype != torch.int64 or value.ndim != 1 or not len(value):
-            return f"is {value.dtype} {list(value.shape)}, expected numbers of frames"
+            return f"is {value.dtype} {list(value.shape)}, expected int64 frame numbers"
         if value[0] < 0 or value[-1] >= frames or bool((steps <= 0).any()):
-            return f"must increase, from 0 to {frames}"
+            return f"must increase, from 0 to below {frames}"
         return None
     if name == "style":
-        if value.ndim != 3 or value.shape[0] != 3 or value.dtype != torch.float32 or not whole:
-            return f"is {value.dtype} {list(value.shape)}, expected a finite picture [3, H, W]"
+        if value.ndim != 3 or value.shape[0] != 3 or value.dtype != torch.float32 or not finite:
+            return (
+                f"is {value.dtype} {list(value.shape)}, expected a finite float32 image [3, H, W]"
+            )
         return None
     signal, _, kind = name.partition(".")
     if signal not in [use.name for use in record.signals]:
-        return "is of no signal of the model"
+        return "belongs to no signal of the model"
     if kind == "share":
-        if list(value.shape) != [256] or not whole or value.dtype != torch.float32:
-            return f"is {value.dtype} {list(value.shape)}, expected 256 finite shares"
+        if list(value.shape) != [256] or not finite or value.dtype != torch.float32:
+            return f"is {value.dtype} {list(value.shape)}, expected 256 finite float32 fractions"
         if bool((value < 0).any()) or float(value.sum()) <= 0:
-            return "must be shares from 0 to 1, not all 0"
+            return "must be fractions from 0 to 1, not all 0"
         return None
     frames_of = found.get(f"{clip}.frames")
     rows = len(frames_of) if frames_of is not None else len(value)
@@ -451,7 +463,7 @@ def _statistic_problem(
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """All that a run needs to go on as if it had never stopped."""
+    """The complete state of a run, from which it resumes exactly."""
 
     progress: dict[str, Any]  # plain data: step, window, stage, time, learning rate
     modules: Mapping[str, dict[str, Tensor]]  # name -> state dict
@@ -459,14 +471,14 @@ class Checkpoint:
 
 
 class CheckpointRecord(Record):
-    """checkpoint.json. What `progress` holds is validated by whoever goes on from it."""
+    """checkpoint.json. The code that resumes from it validates `progress`."""
 
     format: int
     progress: Plain
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint folder as a whole. Raises `DiskFull`, `NotWritable`."""
+    """Write a checkpoint folder atomically. Raises `DiskFull`, `NotWritable`."""
     with replacing(folder) as partial:
         weights = {
             f"{name}/{key}": value
@@ -486,7 +498,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         lambda data: check_format(folder, data), DAMAGED,
     )  # fmt: skip
     modules: dict[str, dict[str, Tensor]] = {}
-    for key, value in read_tensors(folder / "weights.safetensors").items():
+    for key, value in read_tensors(folder / "weights.safetensors", hint=DAMAGED).items():
         name, _, rest = key.partition("/")
         modules.setdefault(name, {})[rest] = value
     path = folder / "optimisers.pt"
@@ -497,45 +509,46 @@ def load_checkpoint(folder: Path) -> Checkpoint:
             f"{path} is refused: it holds more than tensors and numbers",
             hint="it was not written by v2v; use a checkpoint of your own",
         ) from error
-    except Exception as error:  # torch has many ways to say that a file is damaged
+    except Exception as error:  # torch raises many types of errors for damaged files
         raise CheckpointInvalid(
             f"{path} cannot be read: {_first_line(error)}", hint=DAMAGED
         ) from error
     if not isinstance(optimisers, dict):
-        raise CheckpointInvalid(f"{path} holds no optimisers", hint=DAMAGED)
+        raise CheckpointInvalid(f"{path} contains no optimiser state", hint=DAMAGED)
     return Checkpoint(record.progress, modules, optimisers)
 
 
 def as_progress(model: type[RecordT], progress: dict[str, Any], where: Path) -> RecordT:
-    """What a checkpoint says of where training stands, validated. Raises `CheckpointInvalid`."""
+    """The validated training progress of a checkpoint. Raises `CheckpointInvalid`."""
     try:
         return model.model_validate(progress, strict=True)
     except ValidationError as error:
         raise CheckpointInvalid(f"{where}: progress.{explain(error)}", hint=DAMAGED) from error
 
 
-DAMAGED = "delete this checkpoint's folder; the run goes on from the one before"
+DAMAGED = "delete this checkpoint's folder; the run resumes from the previous one"
 RESTORE = "restore the file, or train the model again"
 
 
-def _is_there(path: Path) -> bool:
-    """Whether there is anything of that name, be it a folder or a link to nowhere."""
+def _exists(path: Path) -> bool:
+    """Whether the path exists, even as a folder or a broken link."""
     return os.path.lexists(path)
 
 
-def read_tensors(path: Path, *, missing: bool = False) -> dict[str, Tensor]:
-    """A safetensors file of finite values.
+def read_tensors(path: Path, *, missing: bool = False, hint: str = RESTORE) -> dict[str, Tensor]:
+    """Read a safetensors file of finite values.
 
     Args:
-        missing: whether NaN may stand for what is missing.
+        missing: whether NaN is accepted, for missing values.
+        hint: what to do about a damaged file.
 
     Raises `CheckpointInvalid`, also for a pickle under any name.
     """
     if not path.is_file():
-        raise CheckpointInvalid(f"{path} is missing", hint=DAMAGED)
+        raise CheckpointInvalid(f"{path} is missing", hint=hint)
     with open(path, "rb") as file:
         head = file.read(9)
-    # Safetensors begin with a length in 8 bytes, any bytes, and a header in JSON.
+    # A safetensors file begins with a length in 8 arbitrary bytes and a JSON header.
     if path.suffix != ".safetensors" or head[8:] != b"{":
         raise CheckpointInvalid(
             f"{path} is refused: it is a pickle or a torch archive, which can run code",
@@ -545,13 +558,13 @@ def read_tensors(path: Path, *, missing: bool = False) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise CheckpointInvalid(
-            f"{path} cannot be read: {_first_line(error)}", hint=DAMAGED
+            f"{path} cannot be read: {_first_line(error)}", hint=hint
         ) from error
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not _finite(tensor, missing):
             raise CheckpointInvalid(
-                f"{path}: {name} has values that are {'' if missing else 'NaN or '}infinite",
-                hint="restore the file, or train again: such a model renders nothing",
+                f"{path}: {name} has {'' if missing else 'NaN or '}infinite values",
+                hint="restore the file, or train again",
             )
     return tensors
 
@@ -561,7 +574,7 @@ def _finite(tensor: Tensor, missing: bool) -> bool:
 
 
 def load_weights(module: nn.Module, state: dict[str, Tensor], where: Path) -> None:
-    """Raises `CheckpointInvalid` where the tensors are not this module's."""
+    """Load a state dict. Raises `CheckpointInvalid` if it does not fit the module."""
     for name, own in module.state_dict().items():
         if name in state and state[name].dtype != own.dtype:
             raise CheckpointInvalid(
@@ -572,23 +585,23 @@ def load_weights(module: nn.Module, state: dict[str, Tensor], where: Path) -> No
     except RuntimeError as error:
         reason = str(error).splitlines()[1:2] or [str(error)]
         raise CheckpointInvalid(
-            f"{where} holds other weights than its description says: {reason[0].strip()}",
-            hint="another version of v2v trained it, or files were mixed up: train it again, or"
-            " restore them",
+            f"{where} has weights that do not match its record: {reason[0].strip()}",
+            hint="another version of v2v wrote it, or its files were mixed up: restore them, or"
+            " train again",
         ) from error
 
 
 def load_optimiser(optimiser: Any, state: object, where: Path) -> None:
-    """Take over the moments of an optimiser, not its settings: those are the run's.
+    """Load the moments of an optimiser but not its settings: the run determines those.
 
-    Raises `CheckpointInvalid` where they do not belong to its parameters, or are not finite.
+    Raises `CheckpointInvalid` if they do not fit its parameters or are not finite.
     """
     inner = getattr(optimiser, "optimizer", optimiser)  # Fabric's wrapper hides it
     settings = [{k: v for k, v in g.items() if k != "params"} for g in inner.param_groups]
     problem: str | None = None
     try:
         inner.load_state_dict(state)
-    except Exception as error:  # torch trusts the structure: any error of plain Python
+    except Exception as error:  # torch does not validate the structure, so any error may occur
         problem = _first_line(error)
     else:
         for group, own in zip(inner.param_groups, settings, strict=True):
@@ -596,14 +609,14 @@ def load_optimiser(optimiser: Any, state: object, where: Path) -> None:
         known = {id(p) for group in inner.param_groups for p in group["params"]}
         for parameter, moments in inner.state.items():
             if id(parameter) not in known or set(moments) != {"step", "exp_avg", "exp_avg_sq"}:
-                problem = "it holds more than Adam's moments"
+                problem = "it contains more than Adam's moments"
                 break
             shapes = ((), parameter.shape, parameter.shape)
             for name, shape in zip(("step", "exp_avg", "exp_avg_sq"), shapes, strict=True):
                 value = moments[name]
                 fits = isinstance(value, Tensor) and value.shape == shape
                 if not fits or not _finite(value, missing=False):
-                    problem = f"{name} is not finite or of another shape"
+                    problem = f"{name} is not finite or has another shape"
     if problem is not None:
         raise CheckpointInvalid(
             f"{where / 'optimisers.pt'} does not fit its networks: {problem}", hint=DAMAGED
@@ -611,12 +624,12 @@ def load_optimiser(optimiser: Any, state: object, where: Path) -> None:
 
 
 def plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """As safetensors wants them: whole, on the CPU, sharing no memory."""
+    """Tensors as safetensors needs them: contiguous, on the CPU, without shared memory."""
     return {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
 
 
-class replacing:  # noqa: N801 - reads as a verb where it is used
-    """`with replacing(folder) as partial`: fill `partial`, which then takes the folder's place."""
+class replacing:  # noqa: N801 - used like a function
+    """`with replacing(folder) as partial`: fill `partial`, which then replaces the folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -655,20 +668,20 @@ def _old(folder: Path) -> Path:
 
 
 def restore_replaced(folder: Path) -> None:
-    """Put back what was there, where a process was killed before it could replace it."""
+    """Restore the old folder if a process was killed before it could replace it."""
     if not folder.exists() and _old(folder).exists():
         os.replace(_old(folder), folder)
 
 
 def settle(folder: Path) -> None:
-    """Put back or remove what a process left that was killed while it replaced the folder."""
+    """Restore or remove what a process killed while replacing the folder left behind."""
     restore_replaced(folder)
     remove(_old(folder))
     remove(partial_of(folder))
 
 
 def _raise_full_disk(folder: Path, error: BaseException) -> None:
-    """safetensors and torch.save report the system's refusals in words of their own."""
+    """Raise `DiskFull` or `NotWritable` for the errors of safetensors and torch.save."""
     import errno
 
     text = str(error).lower()
@@ -694,7 +707,11 @@ def write_json(path: Path, data: dict[str, Any]) -> None:
 def read_saved(
     path: Path, model: type[RecordT], what: str, check: Checked, hint: str
 ) -> RecordT:  # fmt: skip
-    """A record of something trained. Raises `CheckpointInvalid`; `what` it is where it is none."""
+    """Read the record of a model, checkpoint or predictor. Raises `CheckpointInvalid`.
+
+    Args:
+        what: the kind of record, for the error message.
+    """
     if not path.is_file():
         raise CheckpointInvalid(
             f"{path.parent} is not {what}: it has no {path.name}",
@@ -708,8 +725,8 @@ def check_format(folder: Path, data: dict[str, Any]) -> None:
     if version != FORMAT or not isinstance(version, int):
         age = "a newer" if isinstance(version, int) and version > FORMAT else "another"
         raise CheckpointInvalid(
-            f"{folder} was written by {age} version of v2v (format {shown(version)}, this one"
-            f" reads {FORMAT})",
+            f"{folder} was written by {age} version of v2v (format {shown(version)}, this"
+            f" version reads {FORMAT})",
             hint="use the version that wrote it, or train again",
         )
 
