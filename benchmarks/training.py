@@ -1,19 +1,19 @@
-"""What training costs, as ratios within one run: machines differ, and this one may be shared.
+"""Cost of training, as ratios within one run, since machines differ and may be shared.
 
-python benchmarks/training.py                                  all of them, on drawn footage
+python benchmarks/training.py                                  all, on drawn footage
 python benchmarks/training.py loader floor --data data/dance --presets mobile,base --sizes 128,256
 
-loader    frames a second that the loader makes over those that training takes        (goal 3)
-floor     time of an update over its multiply-adds at the speed that this machine's
-          convolutions reach, and at the speed of its matrix products, measured here
-threads   frames a second of training on all cores over those on one
-updates   time of a window with an update after each chunk over that with one update in all
-machine   multiply-adds a second of matrix products and convolutions, float32 and bf16
+loader    frames per second of the loader over those of training                      (goal 3)
+floor     time of an update over that of its multiply-adds at the measured speed of this
+          machine's convolutions, and at that of its matrix products
+threads   frames per second of training on all cores over those on one
+updates   time of a window with an update after each chunk over that with a single update
+machine   multiply-adds per second of matrix products and convolutions, float32 and bf16
 
-Training is what `v2v train` does in the last stage at that size: windows of 20 frames, an update
-after each frame of four of them. A frame of training is one that is rendered, judged and learned
-from; one of the loader is a frame with its signals, flow and masks, made in this one process
-without workers. The loader's goal is for 256 px on 2 cores.
+Training is the last stage of `v2v train` at that size: four windows of 20 frames, an update after
+each frame. A training frame passes through generator, discriminators and backward pass; a loader
+frame comes with its signals, flow and masks, made in this process without workers. The loader's
+goal is for 256 px on 2 cores.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from v2v.runtime import prepare_process
 prepare_process()
 
 import torch
-from shared import drawn, settings_of
+from shared import draw_store, settings_of
 from torch.utils.flop_counter import FlopCounterMode
 
 from v2v.errors import V2VError
@@ -63,11 +63,11 @@ class Case:
 
     def settings(self, *more: str) -> TrainSettings:
         overrides = [f"generator.preset={self.preset}", *self.overrides, *more]
-        return settings_of(self.task, self.size, overrides, budget__steps=1 << 30)
+        return settings_of(self.task, self.size, overrides, budget__steps=10**9)
 
 
 class Bench(DryRunTrainer):
-    """A run that stands in its last stage, and the windows it takes."""
+    """A trainer in its last stage, with its windows."""
 
     def __init__(self, case: Case, *more: str) -> None:
         super().__init__(case.settings(*more), [case.data])
@@ -75,7 +75,7 @@ class Bench(DryRunTrainer):
 
     @property
     def frames(self) -> int:
-        """In one batch of windows."""
+        """Number of frames in a batch of windows."""
         return self.stage.length * self.stage.batch
 
     def load(self) -> Batch:
@@ -101,20 +101,20 @@ def timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def in_turn(*works: Callable[[], object], repeats: int = REPEATS) -> list[list[float]]:
-    """Seconds of each piece of work, `repeats` rounds: a slow minute of the machine hits all."""
+def time_in_turn(*works: Callable[[], object], repeats: int = REPEATS) -> list[list[float]]:
+    """Seconds of each function in `repeats` rounds, so that load on the machine affects all."""
     for work in works:
-        work()  # what is made once is not what is measured
+        work()  # warm-up: excludes one-time set-up
     rounds = [[timed(work) for work in works] for _ in range(repeats)]
     return [list(seconds) for seconds in zip(*rounds, strict=True)]
 
 
 def ratio(above: list[float], below: list[float]) -> float:
-    """The median of the rounds' ratios."""
+    """Median of the ratios per round."""
     return statistics.median(a / b for a, b in zip(above, below, strict=True))
 
 
-def say(name: str, value: float, detail: str) -> None:
+def print_result(name: str, value: float, detail: str) -> None:
     print(f"{name:<44} {value:6.2f}   ({detail})", flush=True)
 
 
@@ -124,11 +124,13 @@ def say(name: str, value: float, detail: str) -> None:
 def run_loader(case: Case) -> None:
     bench = Bench(case)
     batch = bench.load()
-    loads, trains = in_turn(bench.load, lambda: bench.train(batch))
-    made, taken = (bench.frames / statistics.median(seconds) for seconds in (loads, trains))
-    say(
+    loads, trains = time_in_turn(bench.load, lambda: bench.train(batch))
+    loader_rate, training_rate = (
+        bench.frames / statistics.median(seconds) for seconds in (loads, trains)
+    )
+    print_result(
         f"{case}: loader over training", ratio(trains, loads),
-        f"{made:.1f} over {taken:.2f} frames/s",
+        f"{loader_rate:.1f} over {training_rate:.2f} frames/s",
     )  # fmt: skip
 
 
@@ -138,10 +140,10 @@ def run_floor(case: Case) -> None:
     bench.train(batch)
     with FlopCounterMode(display=False) as counter:
         bench.train(batch)
-    work = counter.get_total_flops() / 2 / bench.frames  # multiply-adds a frame
+    work = counter.get_total_flops() / 2 / bench.frames  # multiply-adds per frame
     kind = bench.precision
     generator = sum(p.numel() for p in bench.trainer.generator.parameters())
-    seconds, convolving, multiplying = in_turn(
+    seconds, convolving, multiplying = time_in_turn(
         lambda: bench.train(batch), convolution(kind), product(kind)
     )
     each = [s / bench.frames for s in seconds]
@@ -150,10 +152,10 @@ def run_floor(case: Case) -> None:
     ):  # fmt: skip
         floor = [work * t / (TIMES * amount) for t in times]
         rate = TIMES * amount / statistics.median(times) / 1e9
-        say(
+        print_result(
             f"{case}: an update over its {name}",
             ratio(each, floor),
-            f"{statistics.median(each):.3f} s a frame over {work / 1e9:.1f} GMACs at {rate:.0f}"
+            f"{statistics.median(each):.3f} s per frame over {work / 1e9:.1f} GMACs at {rate:.0f}"
             f" GMAC/s in {str(kind).removeprefix('torch.')}; {generator / 1e6:.1f} M parameters",
         )
 
@@ -161,9 +163,9 @@ def run_floor(case: Case) -> None:
 def run_threads(case: Case) -> None:
     bench = Bench(case)
     batch = bench.load()
-    usual, most = torch.get_num_threads(), os.cpu_count() or 1
-    if most == 1 or torch.cuda.is_available():
-        print(f"{case}: threads do not matter on a GPU or a single core")
+    usual, maximum = torch.get_num_threads(), os.cpu_count() or 1
+    if maximum == 1 or torch.cuda.is_available():
+        print(f"{case}: skipped on a GPU or a single core")
         return
 
     def train(threads: int) -> Callable[[], None]:
@@ -173,22 +175,22 @@ def run_threads(case: Case) -> None:
 
         return work
 
-    one, many = in_turn(train(1), train(most))
+    one, many = time_in_turn(train(1), train(maximum))
     torch.set_num_threads(usual)
     rates = [bench.frames / statistics.median(seconds) for seconds in (many, one)]
-    say(
-        f"{case}: {most} threads over one", ratio(one, many),
-        f"{rates[0]:.2f} over {rates[1]:.2f} frames/s; by itself v2v train takes {usual}",
+    print_result(
+        f"{case}: {maximum} threads over one", ratio(one, many),
+        f"{rates[0]:.2f} over {rates[1]:.2f} frames/s; v2v train uses {usual} by default",
     )  # fmt: skip
 
 
 def run_updates(case: Case) -> None:
-    """The optimisers' share: the same window, with many updates or one."""
+    """The cost of optimiser updates: the same window with many updates or with one."""
     chunk, window = (Bench(case, f"loop.updates={kind}") for kind in ("chunk", "window"))
     batch = chunk.load()
-    each, once = in_turn(lambda: chunk.train(batch), lambda: window.train(batch))
+    each, once = time_in_turn(lambda: chunk.train(batch), lambda: window.train(batch))
     updates = -(-chunk.stage.length // chunk.settings.loop.bptt_steps)
-    say(
+    print_result(
         f"{case}: update per chunk over per window", ratio(each, once),
         f"{statistics.median(each):.2f} s with {updates} updates over {statistics.median(once):.2f}"
         " s with 1",
@@ -199,7 +201,7 @@ def run_updates(case: Case) -> None:
 
 
 SIDE, WIDTH, GRID = 1024, 256, 64
-PRODUCT = SIDE**3  # multiply-adds of one
+PRODUCT = SIDE**3  # multiply-adds
 CONVOLUTION = 9 * WIDTH * WIDTH * GRID * GRID
 
 
@@ -216,7 +218,7 @@ def product(kind: torch.dtype) -> Callable[[], None]:
 
 @cache
 def convolution(kind: torch.dtype) -> Callable[[], None]:
-    """A 3x3 convolution, 256 wide on 64x64, channels last: most of the work is such."""
+    """A 3x3 convolution, 256 channels on 64x64, channels last: typical of the work."""
     x = torch.randn(1, WIDTH, GRID, GRID, device=device()).to(kind)
     x = x.to(memory_format=torch.channels_last)
     layer = torch.nn.Conv2d(WIDTH, WIDTH, 3, padding=1, device=device(), dtype=kind)
@@ -243,9 +245,9 @@ def run_machine(case: Case) -> None:
     for name, make, amount in (
         ("matrix products", product, PRODUCT), ("convolutions", convolution, CONVOLUTION),
     ):  # fmt: skip
-        slow, fast = in_turn(*(make(kind) for kind in kinds), repeats=7)
+        slow, fast = time_in_turn(*(make(kind) for kind in kinds), repeats=7)
         rates = [TIMES * amount / statistics.median(seconds) / 1e9 for seconds in (fast, slow)]
-        say(
+        print_result(
             f"{name}: bf16 over float32", ratio(slow, fast),
             f"{rates[0]:.0f} over {rates[1]:.0f} GMAC/s",
         )  # fmt: skip
@@ -270,10 +272,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("runs", nargs="*", choices=[*RUNS, []], help="which; default all")
-    parser.add_argument("--data", type=Path, help="a clip store instead of drawn footage")
+    parser.add_argument(
+        "runs", nargs="*", choices=[*RUNS, []], help="benchmarks to run (default: all)"
+    )
+    parser.add_argument("--data", type=Path, help="a clip store (default: drawn footage)")
     parser.add_argument("--task", choices=TASKS, default="pose")
-    parser.add_argument("--presets", default="mobile", help="of mobile,base,large")
+    parser.add_argument(
+        "--presets", default="mobile", help="comma-separated, of mobile, base and large"
+    )
     parser.add_argument("--sizes", default="128,256", help="shorter sides (default: 128,256)")
     parser.add_argument("-s", "--set", action="append", default=[], metavar="KEY=VALUE")
     chosen = parser.parse_args()
@@ -288,7 +294,7 @@ def main() -> None:
         data = chosen.data
         if data is None and wanted != ["machine"]:
             print("drawing footage", flush=True)
-            data = drawn(Path(folder), chosen.task, seconds=DRAWN / 30)
+            data = draw_store(Path(folder), chosen.task, seconds=DRAWN / 30)
         for name in wanted:
             every = list(cases(chosen, data))
             for case in every[:1] if name == "machine" else every:
