@@ -1,4 +1,4 @@
-"""Clips to batches: which frames a training step sees, and how they get there.
+"""Sample training windows from clip stores and assemble them into batches.
 
 A window is a clip, a first frame, a stride, a length and a `Placement`:
 
@@ -6,12 +6,12 @@ A window is a clip, a first frame, a stride, a length and a `Placement`:
                           shot 0 |        shot 1           | held out
     length 4, stride 2             .   5   7   9    11
 
-It never crosses a cut, nor into the frames held out. All about it follows from the seed and an
-index, so any process can make any batch, in any order, and a resumed run sees what a straight
-one would have seen.
+A window never crosses a cut or reaches into the held-out frames. It depends only on the seed and
+an index: any process can make any batch in any order, and a resumed run gets the same batches as
+an uninterrupted one.
 
-Stored flow is from frame to frame; over a stride it is composed. The first frame of a window has
-no past: its flow is 0 and all of it is occluded.
+Stored flow is between consecutive frames; for larger strides it is composed. The first frame of a
+window has no past: its flow is 0 and it is fully occluded.
 """
 
 from __future__ import annotations
@@ -76,46 +76,46 @@ EXTRAS = (
     "control_points",
     "references",
 )
-BLOCK = 8  # frames that are cached together: the group length of frames.mp4, decoded in one go
-PIECE = 32  # frames that are read together where nothing is cached
-SMALLEST_BOX = 12  # pixels shown; a discriminator sees nothing in less
-NEAR_SECONDS = 0.5  # a training window sees no reference within this time of it,
-NEAR_SHARE = 0.1  # nor within this share of the footage
-SLOTS = 1 << 20  # indices kept free for the windows of one step
+BLOCK = 8  # frames cached together: the GOP length of frames.mp4, decoded in one go
+PIECE = 32  # frames read together without the cache
+SMALLEST_BOX = 12  # pixels of the model's frame; smaller boxes are useless to a discriminator
+NEAR_SECONDS = 0.5  # a training window uses no reference closer in time than this,
+NEAR_SHARE = 0.1  # nor closer than this fraction of the training frames
+SLOTS = 1 << 20  # indices reserved for the windows of one step
 
-# Independent random numbers for each purpose: turning one variation on leaves the others alone.
+# Each purpose has its own random numbers: enabling one augmentation does not change the others.
 _WHERE, _PLACE, _COLOUR, _STYLE, _SIGNALS, _REFERENCES = range(6)
 
 Size = int | tuple[int, int]  # shorter side, or (height, width)
 
 
 class WindowRequest(Protocol):
-    """What the loader must know of a training step; `training.schedule` plans them."""
+    """What the loader must know about a training step; `training.schedule` plans the steps."""
 
     @property
-    def step(self) -> int: ...  # which, from 0: with the seed, it decides the windows
+    def step(self) -> int: ...  # from 0; determines the windows together with the seed
 
     @property
-    def length(self) -> int: ...  # frames of a window
+    def length(self) -> int: ...  # frames per window
 
     @property
     def size(self) -> Size: ...
 
     @property
-    def batch(self) -> int: ...  # windows, over all processes
+    def batch(self) -> int: ...  # windows across all processes
 
 
 @dataclass(frozen=True)
 class TrainingClip:
-    """One clip store, and which of its frames are for what."""
+    """One clip store and its split into training and held-out frames."""
 
     folder: Path
     source: tuple[int, int]  # (height, width) as stored
     count: int
-    rate: float  # frames a second
+    rate: float  # frames per second
     train: tuple[int, int]  # first frame and end (excluded)
     held_out: tuple[int, int]
-    shots: tuple[tuple[int, int], ...]  # those parts of shots that are for training
+    shots: tuple[tuple[int, int], ...]  # the training frames of each shot
 
     @property
     def name(self) -> str:
@@ -124,20 +124,20 @@ class TrainingClip:
 
 @dataclass(frozen=True)
 class WindowSample:
-    """One window: what is read, and how it is shown."""
+    """One window: which frames are read and how they are placed."""
 
     clip: int
     start: int
     stride: int
     length: int
     placement: Placement
-    index: int | None = None  # whose random numbers vary it; None: unchanged
-    continues: bool = False  # the frame before `start` was seen: flow leads to it
-    chooser: Chooser | None = None  # of references, that has seen the frames before `start`
+    index: int | None = None  # seeds its augmentation; None: no augmentation
+    continues: bool = False  # continues the previous window: the first frame keeps its flow
+    chooser: Chooser | None = None  # chooses references; has processed the frames before `start`
 
     @property
     def stop(self) -> int:
-        """The end (excluded) of the frames that the window spans."""
+        """End (excluded) of the frames that the window spans."""
         return self.start + (self.length - 1) * self.stride + 1
 
     @property
@@ -146,32 +146,32 @@ class WindowSample:
 
 
 class ClipDataset:
-    """Several clips as a source of training windows.
+    """Training windows from several clips.
 
     Args:
         clips: folders of clip stores, or opened ones.
         signals: what the model is conditioned on; their channels are concatenated in this order.
-        seed: of everything random here.
-        augmentation: how windows are varied; None leaves them as they are.
-        extras: what a batch carries besides, as far as the clips have it: of `EXTRAS`.
-        holdout: share of each clip, at its end, that no training window touches.
-        max_stride: windows take every 1st to `max_stride`-th frame, at random.
+        seed: seed of all random choices.
+        augmentation: augmentation of the windows; None disables it.
+        extras: additional parts of a batch, from `EXTRAS`; parts that not all clips have are left
+            out.
+        holdout: fraction held out at the end of each clip.
+        max_stride: each window has a random stride from 1 to `max_stride`.
         multiple: both sides of a frame are divisible by this.
-        cache: mebibytes of decoded frames, flow and label maps kept in memory, by each process.
-        plates: for each clip its background, or None.
-        candidates: warped references for each frame (K), of the `references` that are set later.
+        cache: mebibytes of decoded frames, flow and label maps that each process caches.
+        background_plates: one per clip, or None.
+        candidates: warped references per frame (K), made from the `references` set later.
 
     Attributes:
-        clips: what was opened, in order; `Batch.clip` counts in it.
+        clips: the opened clips in order; `Batch.clip` indexes them.
         channels: C of `Batch.signals`.
         boxes: names of the K boxes of `Batch.boxes`.
-        handles: N of `Batch.control_points`; 0 where no signal has points.
-        references: for each clip real frames of the person, as `placement` shows the clip; empty
-            until they are set.
-        notes: sentences on what the user should know, e.g. that a clip is cropped.
+        control_points: N of `Batch.control_points`; 0 if no signal has points.
+        references: per clip, real frames of the person, placed by `placement`; empty until set.
+        notes: sentences for the user, e.g. that a clip is cropped.
 
-    Raises `UnknownName`, `SignalMissing`, `StoreConflict` (clips that do not go together),
-    `StoreError`, `ConfigError`; those of `ClipStore.open`.
+    Raises `UnknownName`, `SignalMissing`, `StoreConflict` (clips that do not match), `StoreError`,
+    `ConfigError` and the errors of `ClipStore.open`.
     """
 
     def __init__(
@@ -195,9 +195,9 @@ class ClipDataset:
             if extra not in EXTRAS:
                 raise UnknownName.among("part of a batch", extra, EXTRAS)
         if not 0 <= holdout < 1:
-            raise ConfigError(f"holdout cannot be {holdout}: a share from 0 to below 1", hint=None)
+            raise ConfigError(f"holdout cannot be {holdout}: expected 0 <= holdout < 1", hint=None)
         if max_stride < 1:
-            raise ConfigError(f"max_stride cannot be {max_stride}: 1 or more", hint=None)
+            raise ConfigError(f"max_stride cannot be {max_stride}: expected 1 or more", hint=None)
         self.signals = tuple(signals)
         self.seed = seed
         self.augmentation = augmentation
@@ -215,8 +215,8 @@ class ClipDataset:
         )
         if len(self.background_plates) != len(stores):
             raise UsageError(
-                f"{len(self.background_plates)} plates for {len(stores)} clips",
-                hint="give one for each",
+                f"{len(self.background_plates)} background plates for {len(stores)} clips",
+                hint="give one per clip",
             )
         self.candidates = candidates
         self.references: tuple[References, ...] = ()
@@ -225,6 +225,7 @@ class ClipDataset:
         self.boxes = self._box_names()
         self.control_points = self._count_control_points()
         self._backgrounds: dict[tuple[int, tuple[int, int]], Backgrounds] = {}
+        self._shrunk_plates: dict[tuple[int, int], tuple[Pictures, Pictures]] = {}
         self._scaled: dict[tuple[int, tuple[int, int]], References] = {}
         self._tables: dict[tuple[int, int], NDArray[np.int64]] = {}
         self._reader: FrameCache | None = None
@@ -234,7 +235,7 @@ class ClipDataset:
 
     @staticmethod
     def _check_signal(stores: Sequence[ClipStore], name: str) -> int:
-        """Channels of a signal that all clips have, and have alike."""
+        """Channels of a signal, which must be the same in all clips."""
         definition = load_signal(name)
         for store in stores:
             if name not in store.record.signals:
@@ -249,23 +250,23 @@ class ClipDataset:
                 raise StoreConflict(
                     f"{name} has {definition.channels(spec)} channels in {store.folder}, but"
                     f" {channels} in {first[0].folder}",
-                    hint="make both with the same backend and classes, with --overwrite",
+                    hint="extract both with the same backend and classes, using --overwrite",
                 )
             if spec.get("classes") != first[1].get("classes"):
                 raise StoreConflict(
-                    f"the classes of {name} in {store.folder} are not those in {first[0].folder}",
-                    hint="make both with the same backend and classes, with --overwrite",
+                    f"the classes of {name} differ between {store.folder} and {first[0].folder}",
+                    hint="extract both with the same backend and classes, using --overwrite",
                 )
         return channels
 
     def _foreground_classes(self, stores: Sequence[ClipStore]) -> list[NDArray[np.bool_]] | None:
-        """For each clip, [256] true for the class ids that are in the foreground."""
+        """Per clip, [256] true for the class ids of the foreground."""
         if "foreground" not in self.extras or not self._has["segmentation"]:
             return None
         tables = []
         for store in stores:
             classes = tuple(store.record.signals["segmentation"].spec["classes"])
-            # In street scenes all that moves is in front; elsewhere it is the person.
+            # In street scenes the foreground is everything that moves; elsewhere, the person.
             names = _MOVING if classes == tuple(CITYSCAPES) else {"person"}
             table = np.zeros(256, np.bool_)
             table[[i for i, name in enumerate(classes) if name in names]] = True
@@ -286,7 +287,7 @@ class ClipDataset:
 
     @property
     def has_foreground(self) -> bool:
-        """Whether batches say what is in front."""
+        """Whether batches have a foreground mask."""
         return self._foreground is not None
 
     # ------------------------------------------------------------ sizes
@@ -294,22 +295,23 @@ class ClipDataset:
     def frame_size(self, size: Size) -> tuple[int, int]:
         """(height, width) of frames whose shorter side is `size`. Raises `ConfigError`.
 
-        The longer side is the one divisible by `multiple` that keeps most of the picture. A
-        (height, width) is taken as it is: the stages of a run halve a size found here.
+        The longer side is the multiple of `multiple` closest to the clips' aspect ratio. A
+        (height, width) is returned unchanged: the stages of a run halve a size found here.
         """
         if isinstance(size, tuple):
             return size
         if size < 1 or size % self.multiple:
             near = max(round(size / self.multiple), 1) * self.multiple
             raise ConfigError(
-                f"frames of {size} pixels do not fit the model: a multiple of {self.multiple} is"
-                " needed",
-                hint=f"the nearest is {near}",
+                f"frames of {size} pixels do not fit the model: expected a multiple of"
+                f" {self.multiple}",
+                hint=f"the nearest size is {near}",
             )
         stored = min(min(clip.source) for clip in self.clips)
         if size > 2 * stored:
             raise ConfigError(
-                f"frames of {size} pixels cannot be had from clips stored with {stored}",
+                f"frames of {size} pixels are more than twice as large as the clips, stored at"
+                f" {stored}",
                 hint=f"train at {stored // self.multiple * self.multiple or self.multiple}, or run"
                 f" v2v preprocess with --size {size}",
             )
@@ -317,16 +319,16 @@ class ClipDataset:
         return (longer, size) if self._shape < 1 else (size, longer)
 
     def downscale(self, clip: int, size: tuple[int, int]) -> int:
-        """By which whole factor a clip's frames are shrunk before they are placed.
+        """Integer factor by which a clip's frames are downscaled before they are placed.
 
-        The rest is less than a factor of 2 at the strongest zoom, so nothing is lost; large
-        footage takes far less memory and time.
+        Placement then shrinks by less than a factor of 2 at the strongest zoom, so no detail is
+        lost, and large footage takes far less memory and time.
         """
         zoom = self.augmentation.scale[1] if self.augmentation else 1.0
         return downscale_of(self.clips[clip].source, size, zoom)
 
     def placement(self, clip: int, size: Size) -> Placement:
-        """How rendering sees a clip's frames: unvaried."""
+        """The placement of a clip's frames in rendering: no augmentation."""
         shape = self.frame_size(size)
         return Placement.plain(
             self.clips[clip].source, shape, downscale=self.downscale(clip, shape)
@@ -335,10 +337,10 @@ class ClipDataset:
     # ------------------------------------------------------------ drawing
 
     def starts(self, length: int, stride: int) -> NDArray[np.int64]:
-        """[N, 3] clip, first frame and stride of every window there is.
+        """[N, 3] clip, first frame and stride of every possible window.
 
-        A shot too short for `stride` gives windows of the largest stride it has room for; a
-        window in most of whose frames a signal is missing is left out. Raises `StoreError`.
+        A shot too short for `stride` gives windows of the largest stride that fits. Windows that
+        lack a signal in most frames are left out. Raises `StoreError`.
         """
         found = self._tables.get((length, stride))
         if found is not None:
@@ -349,13 +351,13 @@ class ClipDataset:
                 if stop - first < length:
                     continue
                 step = min(stride, (stop - first - 1) // (length - 1)) if length > 1 else 1
-                count = stop - first - (length - 1) * step
-                seen = sum(
-                    present[first + i * step : first + i * step + count].astype(np.int32)
+                possible = stop - first - (length - 1) * step
+                present_count = sum(
+                    present[first + i * step : first + i * step + possible].astype(np.int32)
                     for i in range(length)
                 )
-                good = first + np.flatnonzero(np.asarray(seen) * 2 >= length)
-                rows.append(np.stack(np.broadcast_arrays(number, good, step), axis=1))
+                valid = first + np.flatnonzero(np.asarray(present_count) * 2 >= length)
+                rows.append(np.stack(np.broadcast_arrays(number, valid, step), axis=1))
         table = np.concatenate(rows)
         if not len(table):
             raise self._too_few(length)
@@ -368,7 +370,7 @@ class ClipDataset:
             names = " and ".join(self.signals)
             return SignalMissing(
                 f"no {length} frames in a row have {names} in at least half of them",
-                hint="look at preview.mp4 of the clips; use footage in which it is seen longer",
+                hint="check preview.mp4 of the clips; use footage with longer detections",
             )
         total = sum(clip.count for clip in self.clips)
         train = sum(b - a for clip in self.clips for a, b in clip.shots)
@@ -383,7 +385,7 @@ class ClipDataset:
     def draw(self, index: int, length: int, size: Size) -> WindowSample:
         """Window `index` of `length` frames with a shorter side of `size` pixels.
 
-        A function of the seed and the arguments alone. Every start is as likely as any other.
+        Depends only on the seed and the arguments. All starts are equally likely.
         Raises `StoreError` (too few frames), `SignalMissing`, `ConfigError`.
         """
         shape = self.frame_size(size)
@@ -405,11 +407,11 @@ class ClipDataset:
     # ------------------------------------------------------------ batches
 
     def batch(self, indices: Sequence[int], length: int, size: Size) -> Batch:
-        """The windows `indices`, side by side. Raises as `draw` does, and what reading raises."""
+        """A batch of the windows `indices`. Raises the errors of `draw` and of reading."""
         return self.load([self.draw(index, length, size) for index in indices])
 
     def load(self, draws: Sequence[WindowSample]) -> Batch:
-        """Windows of one length and frame size, side by side."""
+        """A batch of windows of the same length and frame size."""
         length, size = draws[0].length, draws[0].placement.size
         assert all((d.length, d.placement.size) == (length, size) for d in draws), draws
         batch = self._empty(len(draws), length, size)
@@ -421,9 +423,9 @@ class ClipDataset:
         self, clip: int, start: int | None = None, stop: int | None = None, *,
         size: Size, chunk: int = 16,
     ) -> Iterator[Batch]:  # fmt: skip
-        """Frames `start` to `stop` of a clip, unvaried, `chunk` at a time; one window a batch.
+        """Frames `start` to `stop` of a clip in chunks, unaugmented; one window per batch.
 
-        By default those held out. Flow and occlusion run on from chunk to chunk. Raises
+        The default is the held-out frames. Flow and occlusion continue across chunks. Raises
         `UsageError` for frames that do not exist, `ConfigError` for a size that does not fit.
         """
         own = self.clips[clip]
@@ -446,29 +448,29 @@ class ClipDataset:
             yield self.load([draw])
 
     def _empty(self, count: int, length: int, size: tuple[int, int]) -> Batch:
-        def room(name: str, *shape: int, kind: torch.dtype = torch.float32) -> Tensor | None:
+        def allocate(name: str, *shape: int, kind: torch.dtype = torch.float32) -> Tensor | None:
             return torch.empty(count, *shape, dtype=kind) if self._carries(name) else None
 
         return Batch(
             frames=torch.empty(count, length, 3, *size),
             signals=torch.empty(count, length, self.channels, *size),
             clip=torch.empty(count, dtype=torch.int64),
-            flow=room("flow", length, 2, *size),
-            occlusion=room("flow", length, 1, *size),
-            foreground=room("foreground", length, 1, *size),
-            # One for all frames where no camera moves.
-            background_plate=room(
+            flow=allocate("flow", length, 2, *size),
+            occlusion=allocate("flow", length, 1, *size),
+            foreground=allocate("foreground", length, 1, *size),
+            # One for all frames if no camera moves.
+            background_plate=allocate(
                 "background_plate", length if self._camera_moves() else 1, 4, *size
             ),
-            style=room("style", 3, *size),
-            instances=room("instances", length, 1, *size, kind=torch.int64),
-            boxes=room("boxes", length, len(self.boxes), 4),
-            control_points=room("control_points", length, self.control_points, 3),
-            references=room("references", length, self.candidates, REFERENCE_CHANNELS, *size),
+            style=allocate("style", 3, *size),
+            instances=allocate("instances", length, 1, *size, kind=torch.int64),
+            boxes=allocate("boxes", length, len(self.boxes), 4),
+            control_points=allocate("control_points", length, self.control_points, 3),
+            references=allocate("references", length, self.candidates, REFERENCE_CHANNELS, *size),
         )
 
     def _carries(self, name: str) -> bool:
-        """Whether a batch has this part: it was asked for, and every clip has it."""
+        """Whether a batch has this part: it is requested and every clip has it."""
         if name not in self.extras:
             return False
         if name == "flow":
@@ -487,65 +489,67 @@ class ClipDataset:
         return name == "style" or self.control_points > 0
 
     def _fill(self, batch: Batch, number: int, draw: WindowSample) -> None:
-        """Read one window into its place in the batch."""
-        place, read = draw.placement, self._open()
-        varied = self.augmentation if draw.index is not None else None
+        """Read one window into the batch at index `number`."""
+        placement, reader = draw.placement, self._open()
+        augmentation = self.augmentation if draw.index is not None else None
         batch.clip[number] = draw.clip
         colour = None
-        if varied and varied.colour and draw.index is not None:
+        if augmentation and augmentation.colour and draw.index is not None:
             draws = self._random(draw.index, _COLOUR).uniform(-1, 1, 4)
-            colour = colour_matrix(varied.colour, torch.from_numpy(draws))
+            colour = colour_matrix(augmentation.colour, torch.from_numpy(draws))
 
-        def paint(placed: Pictures, out: Tensor) -> None:
+        def write(placed: Pictures, out: Tensor) -> None:
             if colour is not None:
                 placed = recolour(placed, colour)
             planes(placed[None], out[None].numpy())
 
-        def show(picture: Pictures, out: Tensor) -> None:
-            paint(place.picture(picture), out)
+        def place_and_write(picture: Pictures, out: Tensor) -> None:
+            write(placement.picture(picture), out)
 
         if batch.references is not None:
-            self._fill_references(batch.references[number], draw, read, colour)
+            self._fill_references(batch.references[number], draw, reader, colour)
 
-        for t, picture in enumerate(read.frames(draw)):
-            show(picture, batch.frames[number, t])
+        for t, picture in enumerate(reader.frames(draw)):
+            place_and_write(picture, batch.frames[number, t])
         if batch.background_plate is not None:
             out = batch.background_plate[number]
-            shown = self._behind(draw, len(out))
-            for plane, behind in zip(out, shown, strict=False):
-                paint(np.ascontiguousarray(behind[..., :3]), plane[:3])
-                plane[3] = torch.from_numpy(behind[..., 3]).float().div_(255)
-            out[len(shown) :] = out[0]
+            backgrounds = self._behind(draw, len(out))
+            for plane, background in zip(out, backgrounds, strict=False):
+                write(np.ascontiguousarray(background[..., :3]), plane[:3])
+                plane[3] = torch.from_numpy(background[..., 3]).float().div_(255)
+            out[len(backgrounds) :] = out[0]
         if batch.style is not None:
             first, stop = self.clips[draw.clip].train
-            other = (first + stop) // 2
+            style_frame = (first + stop) // 2
             if draw.index is not None:
-                other = int(self._random(draw.index, _STYLE).integers(first, stop))
-            (picture,) = read.frames(WindowSample(draw.clip, other, 1, 1, place, draw.index))
-            show(picture, batch.style[number])
+                style_frame = int(self._random(draw.index, _STYLE).integers(first, stop))
+            (picture,) = reader.frames(
+                WindowSample(draw.clip, style_frame, 1, 1, placement, draw.index)
+            )
+            place_and_write(picture, batch.style[number])
 
         labels = flow = None
         if "segmentation" in self.signals or batch.foreground is not None or (
             batch.instances is not None
         ):  # fmt: skip
-            labels = cast(LabelTrack, place.track(read.labels(draw)))
+            labels = cast(LabelTrack, placement.track(reader.labels(draw)))
         if "flow" in self.signals or batch.flow is not None:
-            flow = self._flow(read, draw)
+            flow = self._flow(reader, draw)
         if batch.flow is not None and batch.occlusion is not None:
             assert flow is not None
             batch.flow[number] = torch.from_numpy(flow.flow)
             batch.occlusion[number] = torch.from_numpy(flow.occlusion)
         if batch.foreground is not None:
             assert labels is not None and self._foreground is not None
-            front = self._foreground[draw.clip][labels.labels]
-            batch.foreground[number, :, 0] = torch.from_numpy(front)
+            mask = self._foreground[draw.clip][labels.labels]
+            batch.foreground[number, :, 0] = torch.from_numpy(mask)
         if batch.instances is not None:
             assert labels is not None and labels.instances is not None
             batch.instances[number, :, 0] = torch.from_numpy(labels.instances.astype(np.int64))
         self._fill_signals(batch, number, draw, {"segmentation": labels, "flow": flow})
 
     def backgrounds(self, clip: int, size: Size) -> Backgrounds | None:
-        """What is behind each frame of a clip whose camera moves, as `placement` shows it."""
+        """The backgrounds of a clip with a moving camera, placed by `placement`; else None."""
         background_plate = self.background_plates[clip]
         if background_plate is None or background_plate.backgrounds is None:
             return None
@@ -555,23 +559,37 @@ class ClipDataset:
         return self._backgrounds[key]
 
     def background(self, clip: int, size: Size) -> Pictures:
-        """[H, W, 4] RGB, and 255 where known: what a camera that stands still sees of a clip."""
+        """[H, W, 4] RGB and valid mask (255) of a clip's background, seen by a still camera."""
         background_plate, found = self.background_plates[clip], self.backgrounds(clip, size)
         assert background_plate is not None
         if found is not None:
             return found.of()
-        return _still(background_plate, self.placement(clip, size))
+        return self._still(clip, self.placement(clip, size))
+
+    def _still(self, clip: int, placement: Placement) -> Pictures:
+        """[H, W, 4] RGB, and 255 where valid: the plate of a clip whose camera stands still."""
+        key = (clip, placement.downscale)
+        if key not in self._shrunk_plates:  # of footage at 1080 px a third of the loading time
+            plate = self.background_plates[clip]
+            assert plate is not None
+            valid_mask = np.where(plate.valid_mask > 0, 255, 0).astype(np.uint8)
+            picture, valid_mask = (
+                shrink(whole[None], placement.downscale)[0] for whole in (plate.picture, valid_mask)
+            )
+            self._shrunk_plates[key] = picture, valid_mask
+        picture, valid_mask = (placement.picture(part) for part in self._shrunk_plates[key])
+        return np.concatenate([picture, valid_mask[..., None]], axis=-1)
 
     def _behind(self, draw: WindowSample, length: int) -> list[Pictures]:
-        """[H, W, 4] RGB, and 255 where known, behind each frame of a window.
+        """[H, W, 4] RGB and valid mask (255) of the background of each frame of a window.
 
-        One picture for all where the camera stands still.
+        A single picture if the camera stands still.
         """
         background_plate, size = self.background_plates[draw.clip], draw.placement.size
         assert background_plate is not None
         found = self.backgrounds(draw.clip, size)
         if found is None:
-            return [_still(background_plate, draw.placement)]
+            return [self._still(draw.clip, draw.placement)]
         change = draw.placement.matrix @ np.linalg.inv(self.placement(draw.clip, size).matrix)
         return [
             found.of(draw.start + t * draw.stride, change=change, size=size) for t in range(length)
@@ -584,35 +602,35 @@ class ClipDataset:
         )
 
     def _references(self, clip: int, placement: Placement) -> References:
-        """A clip's references at the size of a window that is not zoomed."""
+        """A clip's references at the size of an unzoomed window."""
         key = (clip, placement.size)
         if key not in self._scaled:
             self._scaled[key] = self.references[clip].scaled(placement.size)
         return self._scaled[key]
 
     def _fill_references(
-        self, out: Tensor, draw: WindowSample, read: FrameCache, colour: Tensor | None
+        self, out: Tensor, draw: WindowSample, reader: FrameCache, colour: Tensor | None
     ) -> None:
         """Warp references to the frames of a window, into [T, K, 5, H, W]."""
         clip, size = self.clips[draw.clip], draw.placement.size
         plain = self.placement(draw.clip, size)
         references = self._references(draw.clip, plain)
-        # Turned over at the end: its parts keep their names.
-        place = replace(draw.placement, flip=False)
+        # Warp unmirrored and mirror the result, so that parts keep their names.
+        placement = replace(draw.placement, flip=False)
         name = reference_signal(self.signals)
         assert name is not None
-        track = place.track(read.track(name, draw))
+        track = placement.track(reader.track(name, draw))
         chooser, kept = draw.chooser, np.ones(self.candidates, np.bool_)
         if chooser is None:
             chooser = Chooser(references, self.candidates, banned=_near(references, draw, clip))
         if draw.index is not None and self.augmentation is not None:
-            chance = self._random(draw.index, _REFERENCES).random(self.candidates)
-            kept = chance >= self.augmentation.reference_drop
+            random = self._random(draw.index, _REFERENCES).random(self.candidates)
+            kept = random >= self.augmentation.reference_drop
         choice = chooser(track).only(kept)
-        scale = place.scale[0] / plain.scale[0], place.scale[1] / plain.scale[1]
+        scale = placement.scale[0] / plain.scale[0], placement.scale[1] / plain.scale[1]
         shift = (
-            (plain.box[0] - place.box[0]) * place.scale[0],
-            (plain.box[1] - place.box[1]) * place.scale[1],
+            (plain.box[0] - placement.box[0]) * placement.scale[0],
+            (plain.box[1] - placement.box[1]) * placement.scale[1],
         )
         for t, warped in enumerate(references.candidates(track, choice, scale=scale, shift=shift)):
             if draw.placement.flip:
@@ -624,13 +642,13 @@ class ClipDataset:
             out[t] = as_condition(warped)
 
     def _fill_signals(
-        self, batch: Batch, number: int, draw: WindowSample, given: dict[str, Track | None]
+        self, batch: Batch, number: int, draw: WindowSample, tracks: dict[str, Track | None]
     ) -> None:
-        varied = self.augmentation if draw.index is not None else None
+        augmentation = self.augmentation if draw.index is not None else None
         channel = box = point_index = 0
         for order, name in enumerate(self.signals):
-            track = given.get(name) or draw.placement.track(self._open().track(name, draw))
-            # Before points are dropped or moved: boxes and handles say where things really are.
+            track = tracks.get(name) or draw.placement.track(self._open().track(name, draw))
+            # Read these before points are dropped or jittered: they must be the true positions.
             if batch.control_points is not None:
                 points = track.control_point_tensor()
                 batch.control_points[number, :, point_index : point_index + points.shape[1]] = (
@@ -641,66 +659,61 @@ class ClipDataset:
                 found = _visible(track.boxes(), track.width, track.height)
                 batch.boxes[number, :, box : box + found.shape[1]] = torch.from_numpy(found)
                 box += found.shape[1]
-            if varied and draw.index is not None:
+            if augmentation and draw.index is not None:
                 random = self._random(draw.index, _SIGNALS, order)
-                if varied.jitter:
-                    sigma = varied.jitter * min(draw.placement.size) / 512
+                if augmentation.jitter:
+                    sigma = augmentation.jitter * min(draw.placement.size) / 512
                     track = track.jittered(random, sigma)
-                if varied.drop:
-                    track = track.dropped(random, varied.drop)
+                if augmentation.drop:
+                    track = track.dropped(random, augmentation.drop)
             drawn = track.tensor(*draw.placement.size)
             batch.signals[number, :, channel : channel + drawn.shape[1]] = drawn
             channel += drawn.shape[1]
 
     @staticmethod
-    def _flow(read: FrameCache, draw: WindowSample) -> FlowTrack:
-        """Flow from each frame of a window to the one before it in the window, placed."""
+    def _flow(reader: FrameCache, draw: WindowSample) -> FlowTrack:
+        """Placed flow from each frame of a window to the previous frame of the window."""
         height, width = draw.placement.size
         if draw.length == 1 and not draw.continues:
-            nothing = np.zeros((1, 2, height, width), np.float32)
-            return FlowTrack(nothing, np.ones_like(nothing[:, :1]), width, height)
-        flow, hidden = unpack(read.flow(draw))
+            zeros = np.zeros((1, 2, height, width), np.float32)
+            return FlowTrack(zeros, np.ones_like(zeros[:, :1]), width, height)
+        flow, occlusion = unpack(reader.flow(draw))
         if draw.stride > 1:
-            flow, hidden = compose_over(flow, hidden, draw.stride)
-        flow, hidden = draw.placement.flow(flow, hidden)
+            flow, occlusion = compose_over(flow, occlusion, draw.stride)
+        flow, occlusion = draw.placement.flow(flow, occlusion)
         if not draw.continues:
-            flow[0], hidden[0] = 0, 1
-        return FlowTrack(flow, hidden, width, height)
+            flow[0], occlusion[0] = 0, 1
+        return FlowTrack(flow, occlusion, width, height)
 
     # ------------------------------------------------------------ processes
 
     def _open(self) -> FrameCache:
-        if self._reader is None:  # in the process that reads, never before it is made
+        if self._reader is None:  # opened in the process that reads, never before a fork
             self._reader = FrameCache(self)
         return self._reader
 
     def __getstate__(self) -> dict[str, Any]:
-        """Open files and what was decoded stay in their process."""
-        return {**self.__dict__, "_reader": None, "_tables": {}, "_scaled": {}, "_backgrounds": {}}
+        """Leave out open files and decoded data: they belong to one process."""
+        return {
+            **self.__dict__, "_reader": None, "_tables": {}, "_scaled": {}, "_backgrounds": {},
+            "_shrunk_plates": {},
+        }  # fmt: skip
 
     def __repr__(self) -> str:
         frames = sum(b - a for a, b in (clip.train for clip in self.clips))
         return (
-            f"Windows({len(self.clips)} clip(s), {frames} frames for training,"
+            f"ClipDataset({len(self.clips)} clip(s), {frames} frames for training,"
             f" signals={'+'.join(self.signals)}, channels={self.channels})"
         )
 
 
-_READ = ("segmentation", "flow")  # signals that are read for more than the condition
+_READ = ("segmentation", "flow")  # signals with uses besides the condition
 _POINTS = ("pose", "face")
 _MOVING = set(list(CITYSCAPES)[24:34])  # from person to bicycle
 
 
-def _still(background_plate: BackgroundPlate, placement: Placement) -> Pictures:
-    valid_mask = np.where(background_plate.valid_mask > 0, 255, 0).astype(np.uint8)
-    return np.concatenate(
-        [placement.picture(background_plate.picture), placement.picture(valid_mask)[..., None]],
-        axis=-1,
-    )
-
-
 def trained_part(count: int, holdout: float) -> tuple[int, int]:
-    """First frame and end (excluded) of what is trained on, of `count` frames."""
+    """First frame and end (excluded) of the training part of `count` frames."""
     return 0, count - min(math.ceil(count * holdout), count)
 
 
@@ -717,10 +730,10 @@ def _clip(store: ClipStore, holdout: float) -> TrainingClip:
 
 
 def _near(references: References, draw: WindowSample, clip: TrainingClip) -> NDArray[np.int64]:
-    """References that a training window must not see: those of its own stretch of the footage.
+    """Indices of the references that are too close in time to a training window.
 
-    In use references are of other moments than what is rendered. Were they near in training, the
-    network would learn to trust them too much.
+    In rendering, references come from other moments than the rendered frame. With close ones in
+    training, the network would learn to trust references too much.
     """
     if draw.index is None:
         return np.empty(0, np.int64)
@@ -732,7 +745,7 @@ def _near(references: References, draw: WindowSample, clip: TrainingClip) -> NDA
 
 
 def _common_shape(clips: Sequence[TrainingClip]) -> tuple[tuple[str, ...], float]:
-    """Width over height that most frames have, and a note on every clip that differs."""
+    """A note for each clip that differs, and the most common aspect ratio (width / height)."""
     frames: Counter[int] = Counter()
     for clip in clips:
         frames[_shape_class(clip)] += clip.count
@@ -745,74 +758,76 @@ def _common_shape(clips: Sequence[TrainingClip]) -> tuple[tuple[str, ...], float
         kept = min(own / shape, shape / own)
         if kept < 0.5:
             raise StoreConflict(
-                f"{clip.folder} has frames of {clip.source[1]}x{clip.source[0]}, most others of"
-                f" {model.source[1]}x{model.source[0]}: more than half of them would be lost",
-                hint="train on clips of one shape, or preprocess with --crop person",
+                f"{clip.folder} has frames of {clip.source[1]}x{clip.source[0]}, most others have"
+                f" {model.source[1]}x{model.source[0]}: cropping would remove more than half",
+                hint="train on clips of one aspect ratio, or preprocess with --crop person",
             )
         if kept < 0.98:
             notes.append(
-                f"{clip.name}: {1 - kept:.0%} of the picture is cropped to the shape of the"
-                f" others, {model.source[1]}x{model.source[0]}"
+                f"{clip.name}: {1 - kept:.0%} of the picture is cropped to the aspect ratio of the"
+                f" other clips, {model.source[1]}x{model.source[0]}"
             )
         if not 0.8 < clip.rate / clips[0].rate < 1.25:
             notes.append(
-                f"{clip.name}: {clip.rate:.4g} frames a second, {clips[0].name} has"
-                f" {clips[0].rate:.4g}: the same motion looks faster in one"
+                f"{clip.name}: {clip.rate:.4g} frames per second, {clips[0].name} has"
+                f" {clips[0].rate:.4g}: the same motion looks faster in one of them"
             )
     return tuple(notes), shape
 
 
 def _shape_class(clip: TrainingClip) -> int:
-    """The same for frames whose aspect differs by no more than rounding to even sides does."""
+    """Aspect ratio bin; differences from rounding to even sides stay within one bin."""
     return round(math.log(clip.source[1] / clip.source[0]) / 0.04)
 
 
 def _presence(store: ClipStore, signals: Sequence[str]) -> NDArray[np.bool_]:
-    """[T] true where the frame has every signal made of points."""
+    """[T] true where the frame has every point signal."""
     present = np.ones(len(store), np.bool_)
-    many = 4096  # frames looked at together: an hour of faces would not fit at once
+    chunk = 4096  # frames per read: an hour of faces does not fit into memory
     for name in signals:
         if name in _POINTS:
-            for start in range(0, len(store), many):
-                stop = min(start + many, len(store))
+            for start in range(0, len(store), chunk):
+                stop = min(start + chunk, len(store))
                 present[start:stop] &= store.track(name, start, stop).present()
     return present
 
 
 def _visible(boxes: NDArray[np.float32], width: int, height: int) -> NDArray[np.float32]:
-    """Squares moved inside the picture; NaN for those that are outside or too small."""
+    """Square boxes, moved inside the picture; NaN if outside or too small."""
     x, y = (boxes[..., 0] + boxes[..., 2]) / 2, (boxes[..., 1] + boxes[..., 3]) / 2
     side = np.minimum(boxes[..., 2] - boxes[..., 0], min(width, height))
     with np.errstate(invalid="ignore"):
-        good = (side >= SMALLEST_BOX) & (x > 0) & (x < width) & (y > 0) & (y < height)
+        valid = (side >= SMALLEST_BOX) & (x > 0) & (x < width) & (y > 0) & (y < height)
     left = np.clip(x - side / 2, 0, width - side)
     top = np.clip(y - side / 2, 0, height - side)
     moved = np.stack([left, top, left + side, top + side], axis=-1)
-    return np.where(good[..., None], moved, np.float32(np.nan)).astype(np.float32)
+    return np.where(valid[..., None], moved, np.float32(np.nan)).astype(np.float32)
 
 
 def compose_over(
     flow: NDArray[np.float32], occlusion: NDArray[np.float32], stride: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Flow between every `stride`-th frame, from the flow between all of them.
+    """Compose flow between consecutive frames into flow between every `stride`-th frame.
 
     Args:
         flow: [n, 2, h, w] of consecutive frames, n = (T - 1) * stride + 1.
         occlusion: [n, 1, h, w].
 
     Returns:
-        [T, 2, h, w] and [T, 1, h, w]; hidden is what any step on the way hides. The first frame
-        keeps its own flow, which leads one frame back.
+        Flow [T, 2, h, w] and occlusion [T, 1, h, w]; a pixel is occluded if any composed step
+        occludes it. The first frame keeps its own flow, which leads one frame back.
     """
-    flows, hidden = torch.from_numpy(flow), torch.from_numpy(occlusion)
+    flows, occlusions = torch.from_numpy(flow), torch.from_numpy(occlusion)
     last = torch.arange(stride, len(flows), stride)
-    whole, covered = flows[last], hidden[last]
+    composed, composed_occlusion = flows[last], occlusions[last]
     for step in range(1, stride):
-        covered = torch.maximum(covered, warp(hidden[last - step], whole))
-        whole = compose(whole, flows[last - step])
+        composed_occlusion = torch.maximum(
+            composed_occlusion, warp(occlusions[last - step], composed)
+        )
+        composed = compose(composed, flows[last - step])
     return (
-        torch.cat([flows[:1], whole]).numpy(),
-        torch.cat([hidden[:1], covered]).numpy(),
+        torch.cat([flows[:1], composed]).numpy(),
+        torch.cat([occlusions[:1], composed_occlusion]).numpy(),
     )
 
 
@@ -820,10 +835,10 @@ def compose_over(
 
 
 class FrameCache:
-    """Decoded frames, flow and label maps of the clips; one a process.
+    """Decoded frames, flow and label maps of the clips; one cache per process.
 
-    Clips are kept whole, in the order given, as long as they fit into the cache; the others are
-    read window by window. What comes out is the same.
+    Clips are cached whole, in the given order, as long as they fit; the others are read window by
+    window. The results are the same.
     """
 
     def __init__(self, windows: ClipDataset) -> None:
@@ -834,7 +849,7 @@ class FrameCache:
         self.kept: frozenset[int] = frozenset()
 
     def frames(self, draw: WindowSample) -> Iterator[Pictures]:
-        """Each frame of the window, uint8 [h, w, 3], shrunk by its placement's grain."""
+        """Each frame of the window, uint8 [h, w, 3], shrunk by its placement's `downscale`."""
         store, downscale = self.stores[draw.clip], draw.placement.downscale
 
         def read(start: int, stop: int) -> Any:
@@ -846,7 +861,7 @@ class FrameCache:
                     yield block[t - start]
 
     def labels(self, draw: WindowSample) -> LabelTrack:
-        """The window's label maps, thinned out by its placement's grain."""
+        """The window's label maps, subsampled by its placement's `downscale`."""
         store, downscale = self.stores[draw.clip], draw.placement.downscale
 
         def read(start: int, stop: int) -> Any:
@@ -866,7 +881,7 @@ class FrameCache:
         )
 
     def flow(self, draw: WindowSample) -> NDArray[np.uint16]:
-        """Packed flow of all frames that the window spans, whatever its stride."""
+        """Packed flow of all frames that the window spans, at any stride."""
         store = self.stores[draw.clip]
         store.check_signal("flow")
 
@@ -880,14 +895,14 @@ class FrameCache:
         return np.concatenate(found)
 
     def track(self, name: str, draw: WindowSample) -> Track:
-        """Any signal, read as it is: points are mapped from their file, which is fast enough."""
+        """Any signal, uncached: point arrays are memory-mapped, which is fast enough."""
         return self.stores[draw.clip].track(name, draw.start, draw.stop)[:: draw.stride]
 
     def _blocks(self, kind: str, draw: WindowSample, read: Any) -> Iterator[tuple[int, Any]]:
-        """First frame and content of the pieces that together span the window, in order."""
+        """First frame and content of the blocks that together span the window, in order."""
         first = draw.start - draw.start % BLOCK
         if draw.index is None or not self._keeps(draw):
-            # In few pieces, for opening a file takes time, yet not a long window as a whole.
+            # Large pieces, since opening a file takes time, but bounded for long windows.
             for start in range(draw.start, draw.stop, PIECE):
                 yield start, read(start, min(start + PIECE, draw.stop))
             return
@@ -899,16 +914,16 @@ class FrameCache:
             yield block, self.blocks[key]
 
     def _keeps(self, draw: WindowSample) -> bool:
-        """Whether a clip is one of those kept; what was shrunk for another size is let go."""
+        """Whether a clip is cached; blocks downscaled for another size are discarded."""
         windows, size = self.windows, draw.placement.size
         grains = tuple(windows.downscale(clip, size) for clip in range(len(windows.clips)))
         if grains != self.grains:
             self.grains, kept = grains, set()
             self.blocks = {k: v for k, v in self.blocks.items() if k[0] == "flow"}
-            left = windows.cache * 2**20
+            budget = windows.cache * 2**20
             for number, downscale in enumerate(grains):
-                left -= windows.clips[number].train[1] * self._bytes(number, downscale)
-                if left < 0:
+                budget -= windows.clips[number].train[1] * self._bytes(number, downscale)
+                if budget < 0:
                     break
                 kept.add(number)
             self.kept = frozenset(kept)
@@ -916,7 +931,7 @@ class FrameCache:
         return draw.clip in self.kept
 
     def _bytes(self, clip: int, downscale: int) -> int:
-        """Of one frame with its flow and label maps, decoded."""
+        """Bytes of one decoded frame with its flow and label maps."""
         height, width = self.windows.clips[clip].source
         signals = self.stores[clip].record.signals
         pixels = (height // downscale) * (width // downscale)
@@ -930,13 +945,13 @@ class FrameCache:
 
 
 def _part(draw: WindowSample, start: int, count: int) -> slice:
-    """Which of `count` frames from `start` are of the window."""
+    """Which of `count` frames from `start` belong to the window."""
     skip = -(start - draw.start) % draw.stride if start > draw.start else draw.start - start
     return slice(skip, min(draw.stop - start, count), draw.stride)
 
 
 def _thin(track: LabelTrack, downscale: int) -> LabelTrack:
-    """Every `downscale`-th label across and down, from the middle of the block it stands for."""
+    """Subsample labels by `downscale`, taking the middle of each block."""
     rows, columns = track.height // downscale * downscale, track.width // downscale * downscale
     middle = downscale // 2
 
@@ -952,27 +967,27 @@ def _thin(track: LabelTrack, downscale: int) -> LabelTrack:
 
 @dataclass(frozen=True)
 class _Jobs(Dataset[Any]):
-    """Windows by job, for workers; a job is (indices, length, size)."""
+    """Batches by job, for workers; a job is (indices, length, size)."""
 
-    windows: ClipDataset  # each worker gets its copy
+    windows: ClipDataset  # each worker gets a copy
 
     def __getitem__(self, job: tuple[Sequence[int], int, Size]) -> Batch | V2VError:
         try:
             return self.windows.batch(*job)
         except V2VError as error:
-            # As a value: torch would raise it anew with a worker's traceback as its message.
+            # Returned, not raised: torch would replace its message with the worker's traceback.
             return error
 
 
 def shard(step: WindowRequest, *, rank: int = 0, world: int = 1) -> range:
     """Indices of the windows of a step that process `rank` of `world` makes.
 
-    The processes' shares, one after another, are what one process alone would make.
-    Raises `ConfigError` where the batch cannot be shared out evenly.
+    Concatenated, the shards of all processes are the batch of a single process.
+    Raises `ConfigError` if the batch is not divisible by `world`.
     """
     if step.batch < world or step.batch % world:
         raise ConfigError(
-            f"a batch of {step.batch} cannot be shared by {world} processes evenly",
+            f"a batch of {step.batch} cannot be split evenly across {world} processes",
             hint=f"set the batch to a multiple of {world}",
         )
     assert step.batch <= SLOTS
@@ -988,14 +1003,14 @@ def loader(
     world: int = 1,
     workers: int = 0,
 ) -> Iterator[Batch]:
-    """The batch of each step, in order. To resume, start `steps` at the step to come.
+    """The batch of each step, in order. To resume, start `steps` at the next step.
 
     Args:
-        rank, world: which of how many training processes this is; each gets its share.
-        workers: processes that prepare batches ahead; 0 makes them here, when asked. The batches
-            are the same. The cache is divided among them.
+        rank, world: index of this training process and number of processes; each gets its shard.
+        workers: processes that prepare batches ahead and share the cache size; 0 makes batches in
+            this process on demand. The batches are the same.
 
-    Raises as `ClipDataset.batch` and `shard` do.
+    Raises the errors of `ClipDataset.batch` and `shard`.
     """
     jobs = ((shard(s, rank=rank, world=world), s.length, s.size) for s in steps)
     if not workers:
@@ -1004,10 +1019,10 @@ def loader(
         return
     from torch.multiprocessing import get_context
 
-    # Never a fork: threads of decoders and of torch do not survive one.
+    # Never fork: the threads of decoders and of torch do not survive it.
     context = get_context("forkserver")
     context.set_forkserver_preload(["v2v.data.windows"])
-    workers = min(workers, max(cores(), 1))  # more of them only wait for one another
+    workers = min(workers, max(cores(), 1))  # more would only compete for the cores
     prepared = DataLoader(
         _Jobs(windows), batch_size=None, sampler=_Stream(jobs), num_workers=workers,
         multiprocessing_context=context, collate_fn=_unchanged, worker_init_fn=_start_worker,
@@ -1020,7 +1035,7 @@ def loader(
 
 @dataclass(frozen=True)
 class _Stream(Iterable[Any]):
-    """Jobs as DataLoader wants them: something to iterate over, of unknown length."""
+    """Jobs as a sampler for DataLoader: an iterable of unknown length."""
 
     jobs: Iterator[Any]
 
