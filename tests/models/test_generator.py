@@ -12,13 +12,15 @@ from torch import Tensor
 from v2v.models import build_generator, check_generator
 from v2v.models.blocks import double, fold, half
 from v2v.models.generator import (
+    DEPARTURE,
     OUTLINE_DEPARTURE,
     PRESETS,
     SURE,
+    TRUST,
     Architecture,
     Heads,
     SequentialGenerator,
-    _chosen,
+    _weighted,
     multiply_adds,
 )
 from v2v.types import Condition, GeneratorState
@@ -47,12 +49,12 @@ def condition(
 
 def state(like: Condition, *, valid: bool = True) -> GeneratorState:
     """Smooth past frames, as if some had been rendered."""
-    found = GeneratorState.nothing(like)
+    found = GeneratorState.empty(like)
     if valid:
         for _ in range(2):
             coarse = torch.rand(like.signals.shape[0], 3, 4, 6)
             frame = torch.nn.functional.interpolate(coarse, like.signals.shape[2:], mode="bilinear")
-            found = found.after(like, frame * 2 - 1)
+            found = found.push(like, frame * 2 - 1)
     return found
 
 
@@ -86,7 +88,7 @@ def test_presets_keep_their_budgets_at_256(preset: str, channels: int, trait: st
             control_points=torch.zeros(1, 157, 3),
             references=torch.zeros(1, references, 5, 256, 256),
         )  # fmt: skip
-        multiplied = multiply_adds(generator, seen, GeneratorState.nothing(seen))
+        multiplied = multiply_adds(generator, seen, GeneratorState.empty(seen))
     most, parameters = BUDGETS[preset]
     assert 0.5 * most < multiplied <= most, f"{multiplied / 1e9:.2f} GMACs"
     assert sum(p.numel() for p in generator.parameters()) <= parameters
@@ -105,7 +107,7 @@ def test_multiply_adds_are_counted_right() -> None:
             return out
 
     seen = Condition(signals=torch.zeros(1, 4, 16, 16))
-    assert multiply_adds(One(), seen, GeneratorState.nothing(seen)) == 9 * 4 * 8 * 256
+    assert multiply_adds(One(), seen, GeneratorState.empty(seen)) == 9 * 4 * 8 * 256
 
 
 # ---------------------------------------------------------------- the picture
@@ -128,8 +130,8 @@ def test_what_the_last_layer_learns_is_no_grid() -> None:
 
 def test_a_start_from_nothing_is_told_apart_from_a_black_past() -> None:
     generator, seen = shaken(tiny()), condition()
-    nothing = GeneratorState.nothing(seen)
-    black = nothing.after(seen, torch.zeros(2, 3, 32, 48)).after(seen, torch.zeros(2, 3, 32, 48))
+    nothing = GeneratorState.empty(seen)
+    black = nothing.push(seen, torch.zeros(2, 3, 32, 48)).push(seen, torch.zeros(2, 3, 32, 48))
     assert not torch.allclose(generator(seen, nothing).frame, generator(seen, black).frame)
 
 
@@ -156,7 +158,7 @@ def test_flow_begins_with_how_handles_move(scales: int) -> None:
     expected = dense_motion(seen.control_points, past.control_points, (32, 48))
     assert expected[:, 0].min() > 3
     torch.testing.assert_close(flow, expected, atol=0.02, rtol=0)
-    nowhere = generator(seen, GeneratorState.nothing(seen)).flow
+    nowhere = generator(seen, GeneratorState.empty(seen)).flow
     assert torch.equal(nowhere, torch.zeros_like(flow))
 
 
@@ -179,7 +181,7 @@ def test_a_blend_alone_synthesises_without_the_warped_frame() -> None:
 
 def test_a_past_without_a_flow_is_seen_as_it_is() -> None:
     generator, seen = shaken(tiny(compose="none")), condition()
-    output, alone = generator(seen, state(seen)), generator(seen, GeneratorState.nothing(seen))
+    output, alone = generator(seen, state(seen)), generator(seen, GeneratorState.empty(seen))
     assert output.flow is None and output.warped is None and output.occlusion is None
     assert not torch.equal(output.frame, alone.frame)
     assert not any("flow" in name for name, _ in generator.named_parameters())
@@ -192,14 +194,14 @@ def test_without_a_past_in_the_core_only_what_is_warped_is_of_the_past() -> None
     assert torch.equal(one.synthesised, other.synthesised)
     torch.testing.assert_close(one.warped, -other.warped)
     assert not torch.equal(one.frame, other.frame)
-    with pytest.raises(AssertionError, match="no pictures"):
+    with pytest.raises(AssertionError, match="without pictures"):
         tiny(compose="none", past="signals")
 
 
 def test_a_core_without_a_past_makes_a_first_frame_as_any_other() -> None:
     generator, seen = shaken(tiny(compose="blend", past="nothing")), condition()
     past = state(seen)
-    later, first = generator(seen, past), generator(seen, GeneratorState.nothing(seen))
+    later, first = generator(seen, past), generator(seen, GeneratorState.empty(seen))
     assert torch.equal(later.synthesised, first.synthesised)
     assert torch.equal(first.frame, first.synthesised)
     assert not torch.equal(later.frame, later.synthesised)
@@ -210,7 +212,7 @@ def test_a_core_without_a_past_makes_a_first_frame_as_any_other() -> None:
 def test_frame_by_frame_ignores_the_past() -> None:
     generator, seen = shaken(tiny(sequential=False)), condition()
     with_past = generator(seen, state(seen))
-    assert torch.equal(with_past.frame, generator(seen, GeneratorState.nothing(seen)).frame)
+    assert torch.equal(with_past.frame, generator(seen, GeneratorState.empty(seen)).frame)
     assert with_past.flow is None
 
 
@@ -270,14 +272,14 @@ def test_a_plate_and_a_prior_are_not_both() -> None:
 def test_clips_have_styles_of_their_own() -> None:
     generator, seen = shaken(tiny(style="clip", clips=2)), condition()
     other = Condition(seen.signals, clip=torch.ones(2, dtype=torch.int64))
-    nothing = GeneratorState.nothing(seen)
+    nothing = GeneratorState.empty(seen)
     assert not torch.allclose(generator(seen, nothing).frame, generator(other, nothing).frame)
 
 
 def test_a_style_is_read_from_an_image() -> None:
     generator, seen = shaken(tiny(style="encoded")), condition()
     other = Condition(seen.signals, style=-seen.style)
-    nothing = GeneratorState.nothing(seen)
+    nothing = GeneratorState.empty(seen)
     assert not torch.allclose(generator(seen, nothing).frame, generator(other, nothing).frame)
 
 
@@ -355,7 +357,7 @@ def test_every_weight_learns(traits: dict[str, Any]) -> None:
 def test_sizes_that_do_not_fit_are_our_own_mistake() -> None:
     seen = condition((36, 48))
     with pytest.raises(AssertionError, match="divisible by 8"):
-        tiny()(seen, GeneratorState.nothing(seen))
+        tiny()(seen, GeneratorState.empty(seen))
 
 
 # ---------------------------------------------------------------- references
@@ -373,15 +375,23 @@ def test_each_pixel_is_chosen_among_references():
     references, synthesised = candidates_of(), torch.full((1, 3, 32, 32), -1.0)
     logits = torch.full((1, 2, 32, 32), -30.0)
     logits[:, 1, :, 16:] = 30
-    found = _chosen(synthesised, references, logits, "parts")
+    found = _weighted(synthesised, references, logits, TRUST, 16.0)
     assert found[..., :16] == pytest.approx(-1, abs=1e-3)
     assert found[..., 16:] == pytest.approx(0.5, abs=1e-3)
+
+
+def test_the_network_cannot_suppress_a_reference_in_the_rendered_pose():
+    """However strongly it prefers what it synthesises, which pixel losses reward for blur."""
+    references, synthesised = candidates_of(count=1), torch.full((1, 3, 32, 32), -1.0)
+    found = _weighted(synthesised, references, torch.full((1, 1, 32, 32), -1e4), TRUST, DEPARTURE)
+    least = torch.sigmoid(torch.tensor(TRUST - DEPARTURE)).item()
+    assert found == pytest.approx(least - 1, abs=1e-4)
 
 
 def test_what_a_reference_does_not_show_is_synthesised():
     references, synthesised = candidates_of(), torch.full((1, 3, 32, 32), -1.0)
     references[:, :, 3] = 0
-    found = _chosen(synthesised, references, torch.zeros(1, 2, 32, 32), "parts")
+    found = _weighted(synthesised, references, torch.zeros(1, 2, 32, 32), TRUST, DEPARTURE)
     assert found == pytest.approx(-1, abs=5e-3)
 
 
@@ -392,6 +402,7 @@ def test_the_matte_begins_with_the_outline_of_the_references(motion):
         channels=3, arch=PRESETS["mobile"], scales=1, references=2, motion=motion,
         background_plate=True,
         outline=True,
+        outline_departure=OUTLINE_DEPARTURE[motion],
     )  # fmt: skip
     references = candidates_of()
     references[:, :, 3, :, 16:] = 0
@@ -404,7 +415,7 @@ def test_the_matte_begins_with_the_outline_of_the_references(motion):
 
     def shown() -> Tensor:
         with torch.no_grad():
-            matte = generator(condition, GeneratorState.nothing(condition)).matte
+            matte = generator(condition, GeneratorState.empty(condition)).matte
         assert matte is not None
         return matte
 
@@ -428,6 +439,8 @@ def test_models_from_before_begin_with_the_trust_they_had():
     body = build_generator("sequential", **common, motion="parts")
     head = build_generator("sequential", **common, motion="dense")
     assert (body.outline, body.trust, head.outline, head.trust) == (False, 2.0, True, 4.0)
+    assert (body.departure, body.outline_departure) == (16.0, 6.0)
+    assert (head.departure, head.outline_departure) == (2.0, 1.0)
     check_generator({"name": "sequential", **common, "motion": "parts"})
 
 
@@ -436,7 +449,7 @@ def test_synthesis_only_has_nothing_of_the_references():
     far = candidates_of()
     far[:, :, :3] = 0.9
     condition = Condition(signals=torch.zeros(1, 3, 32, 32), references=far)
-    output = generator(condition, GeneratorState.nothing(condition))
+    output = generator(condition, GeneratorState.empty(condition))
     assert output.synthesis_only is not None and output.synthesised is not None
     # A young network trusts its references.
     assert (output.synthesised - 0.9).abs().mean() < 0.3 * (
@@ -449,12 +462,12 @@ def test_references_reach_the_picture_at_every_scale():
     condition = Condition(signals=torch.zeros(1, 3, 64, 64), references=candidates_of(size=64))
     for active in (1, 2):
         generator.active = active
-        output = generator(condition, GeneratorState.nothing(condition))
+        output = generator(condition, GeneratorState.empty(condition))
         assert output.frame.shape == (1, 3, 64, 64)
         other = replace(condition, references=torch.zeros(1, 2, 5, 64, 64))
-        assert not torch.equal(output.frame, generator(other, GeneratorState.nothing(other)).frame)
+        assert not torch.equal(output.frame, generator(other, GeneratorState.empty(other)).frame)
     with pytest.raises(AssertionError, match="references"):
-        generator(replace(condition, references=None), GeneratorState.nothing(condition))
+        generator(replace(condition, references=None), GeneratorState.empty(condition))
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])

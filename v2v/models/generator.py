@@ -1,20 +1,25 @@
 """The sequential generator: one frame from the signals of t-2..t and the two past output frames.
 
-It follows arXiv 1808.06601: the next frame is partly the past frame, moved by a flow that the
-network predicts, partly synthesised, and an occlusion map decides between them (equation 4). It
-departs from it in seven ways. One encoder serves signals and past frames. Where the signals have
-points, flow begins with how these move, and only what is left of it is learned. The warped past
-frame may be a condition of the normalisation of the last blocks instead of, or beside, being
-blended in. Where the signals say all that moves, the core sees none of the past: it takes no errors
-over, and its first frame is as any other. Where it is known, the background is a plate of the
-training footage, moved as the camera does, and only what lies before it is synthesised. It starts
-from nothing, and knows it does. And it is given appearance references, real frames of the person
-whose parts were moved to the pose (`v2v.data.references`): inputs at every scale, and for every
-pixel candidates of one softmax with what is synthesised.
+It follows arXiv 1808.06601: the output blends the previous frame, warped by a predicted flow, with
+a synthesised picture by an occlusion map (equation 4). It departs from it in seven ways:
+
+- One encoder serves signals and past frames.
+- If the signals have control points, the initial flow is their dense motion; the network learns
+  the residual.
+- The warped previous frame may condition the normalisation of the last blocks, instead of or in
+  addition to being blended in.
+- If the signals determine the motion, the core does not see the past, so errors do not accumulate
+  and the first frame is like any other.
+- Where the background is known, it is a plate from the training footage that moves with the
+  camera; only the foreground is synthesised.
+- Generation starts without a past, and the network is told so by a validity flag.
+- Appearance references, real frames of the person whose parts were warped to the pose
+  (`v2v.data.references`), are inputs at every scale and enter a per-pixel softmax with the
+  synthesised picture.
 
 Coarse to fine: a core works at the smallest size; each scale above doubles the size. A new scale
-adds to what the one below says (flow, occlusion, matte, picture), and adds zero at first: growing
-loses nothing that was learned.
+adds a residual to the output of the scale below (flow, occlusion, matte, picture) that is
+initialised to zero, so growing preserves what was learned.
 
 Shapes: B clips, C channels of the signals, P past frames (2), K scales; H, W the full size.
 """
@@ -46,24 +51,25 @@ from v2v.types import PAST, REFERENCE_CHANNELS, Condition, GeneratorOutput, Gene
 from v2v.warp import dense_motion, moved, resize_flow, warp
 
 STRIDE = 4  # pixels of a side that the stem folds into channels
-CORE_STRIDE = 2 * STRIDE  # the core works here: sizes at the smallest scale are multiples of it
-EMBEDDED = 8  # channels that signals with more (one-hot labels) are folded to, pixel by pixel
-MOST_CHANNELS = 1024  # of the signals together
+CORE_STRIDE = 2 * STRIDE  # of the core: sizes at the smallest scale are multiples of it
+EMBEDDED = 8  # channels to which wider signals (one-hot labels) are embedded, pixel by pixel
+MOST_CHANNELS = 1024  # of all signals together
 STYLE = 64  # length of the style vector
-FLOW_UNIT = 8.0  # pixels: a head's output of 1
-LEAK = 0.02  # see `_within`
-# How references were moved: in parts, each by its own transform, or as a whole by a dense mesh.
+FLOW_UNIT = 8.0  # pixels of flow for a head's output of 1
+LEAK = 0.02  # see `_leaky_clamp`
+# How references are warped: in parts, each by its own transform, or as a whole by a dense mesh.
 Motion = Literal["parts", "dense"]
-# Logits of a reference in the very pose, and less at a distance.
+# Initial logit of a reference in exactly the rendered pose, and its decrease with pose distance.
 TRUST, DISTRUST = 4.0, 4.0
-# Logits by which a network may depart from that. Of heads it has seen little footage often, and
-# knows it by heart: what it synthesises is nearer there than references are, and elsewhere not.
-DEPARTURE: dict[Motion, float] = {"parts": 16.0, "dense": 2.0}
-# Logits by which the matte may differ from the references' outline, which is never taken as surer
-# than this. Where parts meet, or miss a piece of cloth, the network knows better than a mesh's.
-OUTLINE_DEPARTURE: dict[Motion, float] = {"parts": 6.0, "dense": 1.0}
-SURE = 0.99
-INVALID = 1e-5  # the weight of a reference where it shows nothing, beside 1 where it does
+# Largest change in logits that the network makes to the initial weight of a reference. Pixel losses
+# prefer a blur to a sharp reference that is a pixel off: a network that may depart further draws
+# its own blurred faces over real ones (docs/RESULTS.md).
+DEPARTURE = 2.0
+# The same for the matte, against the outline of the references. Where parts meet, or miss a piece
+# of cloth, the network knows better than for a mesh.
+OUTLINE_DEPARTURE: dict[Motion, float] = {"parts": 2.0, "dense": 1.0}
+SURE = 0.99  # the references' outline is never taken as more certain than this
+INVALID = 1e-5  # relative weight of a reference where it is not valid
 
 
 @dataclass(frozen=True)
@@ -73,8 +79,8 @@ class Architecture:
     stem: int  # channels at 1/4 of the core's size
     trunk: int  # at 1/8
     blocks: int  # of the trunk
-    detail: int  # channels at half of each size, that the picture is made from at the whole
-    fine: tuple[int, ...]  # channels at 1/4 of each size above the core's; the last goes on
+    detail: int  # channels at half of each size, before the last convolution
+    fine: tuple[int, ...]  # channels at 1/4 of each size above the core's; the last repeats
     fine_blocks: int
 
 
@@ -85,11 +91,11 @@ PRESETS = {
 }
 
 
-# What becomes of the past frame, warped: blended into the picture (equation 4), a condition of the
-# normalisation, both; none: past frames are seen as they are, and nothing is warped.
+# Use of the warped previous frame: blended into the picture (equation 4), as a condition of the
+# normalisation, or both. none: the core sees past frames unwarped.
 Compose = Literal["none", "blend", "condition", "both"]
-# What the core sees of the past: its frames and their signals, the signals alone, or nothing, so
-# that all that is left of the past is what is warped.
+# Past inputs of the core: frames and their signals, signals only, or nothing. With nothing, only
+# the warped previous frame carries information from the past.
 Past = Literal["frames", "signals", "nothing"]
 
 
@@ -101,20 +107,20 @@ class GeneratorSettings(Config):
     scales: (
         Annotated[int, Field(ge=1, le=6)] | None
     )  # None: the core works at 128 px at most, and each scale doubles that
-    sequential: bool  # false: frame by frame, the same network without a past
+    sequential: bool  # false: the same network frame by frame, without a past
     compose: Literal["auto"] | Compose
-    past: Literal["auto"] | Past  # what the core sees of it, beside what is warped
+    past: Literal["auto"] | Past  # past inputs of the core, in addition to the warped frame
     background_plate: Switch
-    prior: Switch  # foreground and background each by a part of its own
+    prior: Switch  # separate subnetworks for foreground and background
     style: Literal["auto", "none", "clip", "encoded"]
-    control_points: Switch  # whether flow begins with how the signals' points move
+    control_points: Switch  # whether the initial flow is the dense motion of the control points
     references: Switch  # whether real frames, warped to the pose, are inputs and candidates
-    residual: bool  # whether what is left of the references' motion is learned
+    residual: bool  # whether the residual motion of references is learned
     candidates: Annotated[int, Field(ge=1, le=8)]  # warped references for each frame
 
 
 class GeneratorArguments(Config):
-    """What a model's record says of its generator: the arguments of `SequentialGenerator`."""
+    """The arguments of `SequentialGenerator` in the record of a model."""
 
     name: Literal["sequential"]
     channels: Annotated[int, Field(ge=1, le=MOST_CHANNELS)]
@@ -133,6 +139,8 @@ class GeneratorArguments(Config):
     residual: bool = False
     outline: bool = False
     trust: Annotated[float, Field(ge=0, le=16)] = TRUST
+    departure: Annotated[float, Field(gt=0, le=32)] = DEPARTURE
+    outline_departure: Annotated[float, Field(gt=0, le=32)] = OUTLINE_DEPARTURE["parts"]
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -144,32 +152,36 @@ class GeneratorArguments(Config):
 
 
 def complete(architecture: dict[str, Any]) -> dict[str, Any]:
-    """A record's arguments with those that earlier versions did not write.
+    """The arguments in a record, with the values that earlier versions used but did not record.
 
-    Their models of heads began with an outline and all the trust, those of bodies with half of it.
+    Their models of faces started from the references' outline with full trust, those of bodies
+    without the outline and with half the trust; bodies departed further from both.
     """
     dense = architecture.get("motion") == "dense"
-    return {"outline": dense, "trust": TRUST if dense else TRUST / 2} | architecture
+    return {
+        "outline": dense, "trust": TRUST if dense else TRUST / 2,
+        "departure": 2.0 if dense else 16.0, "outline_departure": 1.0 if dense else 6.0,
+    } | architecture  # fmt: skip
 
 
 class Heads(nn.Module):
     """Turns features at 1/4 of a size into flow, picture, occlusion and matte at that size.
 
-    Everything is added to what the scale below says; above the core it starts at zero. The last
-    convolution works at full size: a sub-pixel one has weights of its own for every place in a
-    square, and those of a young model differ, which shows as a grid.
+    All outputs are residuals of the scale below; above the core they are initialised to zero. The
+    last convolution works at full size: a sub-pixel convolution has separate weights for every
+    position in a block, which differ early in training and show as a grid.
     """
 
     def __init__(
         self,
         channels: int,  # of the features
         detail: int,  # channels at half size
-        images: int,  # channels of the pictures that fine detail may be copied from
+        images: int,  # channels of the pictures that detail can be copied from
         *,
         flow: bool,  # whether there is a past to warp
         guided: bool,  # whether the warped frame modulates the last block
-        outputs: int,  # 3 of the picture, and 1 each for occlusion and matte
-        first: bool,  # the core's
+        outputs: int,  # 3 for the picture, 1 each for occlusion and matte
+        first: bool,  # whether these are the heads of the core
     ) -> None:
         super().__init__()
         self.flow = zeroed(conv(channels, 2)) if flow else None
@@ -188,8 +200,8 @@ class Heads(nn.Module):
     def forward(self, features: Tensor, warped: Tensor, images: Tensor) -> Tensor:
         """[B, outputs, H, W] from features [B, channels, H/4, W/4].
 
-        `warped` [B, 4, H, W] is the warped frame and whether it exists; `images`
-        [B, images, H, W] are pictures to take detail from.
+        `warped` [B, 4, H, W] is the warped frame and its validity; `images` [B, images, H, W] are
+        pictures to copy detail from.
         """
         guide = fold(warped, STRIDE) if self.guided else None
         x = F.leaky_relu(self.norm(self.block(features, guide=guide)), 0.2)
@@ -203,7 +215,7 @@ class Core(nn.Module):
 
     def __init__(
         self,
-        inputs: int,  # channels of all that is seen, at the smallest size
+        inputs: int,  # channels of all inputs, at the smallest size
         arch: Architecture,
         style: int,  # length of the style vector; 0: none
     ) -> None:
@@ -227,18 +239,18 @@ class Core(nn.Module):
 
 
 class Scale(nn.Module):
-    """Features of the scale below and this size's own pictures -> features at 1/4 of this size."""
+    """Features of the scale below and pictures at this size -> features at 1/4 of this size."""
 
     def __init__(
         self,
         below: int,  # channels of the features below
-        inputs: int,  # channels of what is seen at this size
+        inputs: int,  # channels of the pictures at this size
         channels: int,
         blocks: int,
     ) -> None:
         super().__init__()
         self.up = Up(below, channels)
-        self.stem = conv(inputs * STRIDE**2, channels, 1)  # the blocks after it see around
+        self.stem = conv(inputs * STRIDE**2, channels, 1)  # the following blocks add context
         self.blocks = nn.ModuleList(ResidualBlock(channels) for _ in range(blocks))
 
     def forward(self, below: Tensor, inputs: Tensor) -> Tensor:
@@ -250,10 +262,10 @@ class Scale(nn.Module):
 
 
 class Foreground(nn.Module):
-    """The picture of what is in front, from the signals alone, at the core's size.
+    """The picture of the foreground, from the signals alone, at the core's size.
 
-    Section 3.2 of arXiv 1808.06601: what is in front moves too much to be copied, so its network
-    sees no past; the background's does.
+    Section 3.2 of arXiv 1808.06601: the foreground moves too much to be copied, so its network has
+    no past input; the background's has.
     """
 
     def __init__(self, inputs: int, arch: Architecture) -> None:
@@ -279,7 +291,7 @@ class Foreground(nn.Module):
 
 
 class StyleEncoder(nn.Module):
-    """An image to a style vector, by strided convolutions and the mean over what they see."""
+    """Maps an image to a style vector by strided convolutions and global average pooling."""
 
     def __init__(self, width: int = 32) -> None:
         super().__init__()
@@ -300,18 +312,18 @@ class StyleEncoder(nn.Module):
 
 
 class SequentialGenerator(nn.Module):
-    """Renders frame t from `Condition` and `GeneratorState`; see the head of this module.
+    """Renders frame t from `Condition` and `GeneratorState`; see the module's docstring.
 
-    `active` scales are in use, from the core up; the others wait for their turn. Input sizes are
-    those of the topmost active scale, sides divisible by `multiple`.
+    The lowest `active` scales are in use; the others join as training grows. Inputs have the size
+    of the topmost active scale, with sides divisible by `multiple`.
 
     >>> generator = SequentialGenerator(channels=3, arch=PRESETS["mobile"], scales=1)
     >>> condition = Condition(signals=torch.zeros(1, 3, 64, 64))
-    >>> generator(condition, GeneratorState.nothing(condition)).frame.shape
+    >>> generator(condition, GeneratorState.empty(condition)).frame.shape
     torch.Size([1, 3, 64, 64])
     """
 
-    wants_target = False  # pix2pixHD's baseline is shown the real frame in training
+    wants_target = False  # only the pix2pixHD baseline sees the real frame in training
 
     def __init__(
         self,
@@ -319,29 +331,27 @@ class SequentialGenerator(nn.Module):
         channels: int,  # of the signals
         arch: Architecture,
         scales: int,  # the core and those above it
-        sequential: bool = True,  # false: no past, frame by frame
+        sequential: bool = True,  # false: frame by frame, without a past
         compose: Compose = "condition",
-        past: Past = "frames",  # what the core sees of it
+        past: Past = "frames",  # past inputs of the core
         background_plate: bool = False,  # whether conditions carry a background plate
-        prior: bool = False,  # whether the foreground has a part of its own that sees no past
+        prior: bool = False,  # whether the foreground has its own subnetwork without a past
         style: Literal["none", "clip", "encoded"] = "none",
-        clips: int = 1,  # how many clips a style is learned for
-        control_points: bool = False,  # whether conditions carry handles, that flow begins with
-        references: int = 0,  # K: warped references that conditions carry
-        motion: Motion = "parts",  # how they were moved
-        residual: bool = False,  # whether what is left of their motion is learned
-        outline: bool = False,  # whether the matte begins with their outline
-        trust: float = TRUST,  # what their logits begin with
+        clips: int = 1,  # number of clips with a learned style
+        control_points: bool = False,  # whether the initial flow is their dense motion
+        references: int = 0,  # K, warped references in a condition
+        motion: Motion = "parts",  # how they are warped
+        residual: bool = False,  # whether their residual motion is learned
+        outline: bool = False,  # whether the matte starts from their outline
+        trust: float = TRUST,  # their initial logits
+        departure: float = DEPARTURE,  # largest change of these logits
+        outline_departure: float = OUTLINE_DEPARTURE["parts"],  # largest change of the outline's
     ) -> None:
         super().__init__()
         assert not (background_plate and prior), "a plate is the better prior"
-        assert past == "frames" or compose != "none" or not sequential, "a past of no pictures"
-        self.sequential, self.compose, self.background_plate, self.prior = (
-            sequential,
-            compose,
-            background_plate,
-            prior,
-        )
+        assert past == "frames" or compose != "none" or not sequential, "a past without pictures"
+        self.sequential, self.compose, self.prior = sequential, compose, prior
+        self.background_plate = background_plate
         self.scales = self.active = scales
         self.past: Past = past if sequential else "nothing"
         self.warps = sequential and compose != "none"
@@ -350,26 +360,25 @@ class SequentialGenerator(nn.Module):
         self.references = references
         self.motion: Motion = motion
         self.outline, self.trust = outline, trust
-        # What is left of the motion of references: cloth that swings, a misplaced joint.
+        self.departure, self.outline_departure = departure, outline_departure
+        # The residual motion of references: swinging cloth, a misplaced joint.
         self.residual = zeroed(conv(arch.stem, 2 * references)) if residual else None
         embedded = min(channels, EMBEDDED)
         self.embed = conv(channels, embedded, 1) if channels > EMBEDDED else nn.Identity()
         self.styles = nn.Embedding(clips, STYLE) if style == "clip" else None
         self.encoder = StyleEncoder() if style == "encoded" else None
 
-        inputs = PAST if self.past != "nothing" else 0
+        count = PAST if self.past != "nothing" else 0
         backdrop = 4 * background_plate + REFERENCE_CHANNELS * references
-        times = 1 + inputs
-        earlier = inputs * (3 * (self.past == "frames") + 1)  # frames, and whether each exists
+        times = 1 + count
+        earlier = count * (3 * (self.past == "frames") + 1)  # frames, and the validity of each
         self.core = Core(
             times * embedded + earlier + backdrop, arch, STYLE if style != "none" else 0
         )
         guided = self.warps and compose != "blend"
-        # What is seen of this size: the signals, the warped frame and whether it exists, the plate,
-        # the references.
+        # Pictures at each size: signals, warped frame and its validity, plate, references.
         images = embedded + 4 * guided + backdrop
-        # The picture; what is in front, where that is apart; a logit for each reference; occlusion;
-        # the matte before either background.
+        # The picture; the foreground, if separate; a logit for each reference; occlusion; matte.
         outputs = 3 + 3 * prior + references + self.blend + (background_plate or prior)
         self.front = Foreground(times * embedded, arch) if prior else None
         self.conditions = times * embedded
@@ -389,11 +398,11 @@ class SequentialGenerator(nn.Module):
 
     @property
     def multiple(self) -> int:
-        """Sides are divisible by this, at the topmost active scale."""
+        """The divisor of both sides at the topmost active scale."""
         return CORE_STRIDE << (self.active - 1)
 
     def newest(self) -> list[nn.Parameter]:
-        """The parameters of the topmost active scale, to be trained alone at first."""
+        """The parameters of the topmost active scale, which is first trained alone."""
         parts: list[nn.Module] = [self.heads[self.active - 1]]
         if self.active > 1:
             parts.append(self.finer[self.active - 2])
@@ -409,10 +418,8 @@ class SequentialGenerator(nn.Module):
         return [p for p in self.parameters() if id(p) not in waiting]
 
     def forward(self, condition: Condition, state: GeneratorState) -> GeneratorOutput:
-        signals, background_plate = (
-            condition.signals,
-            condition.background_plate if self.background_plate else None,
-        )
+        signals = condition.signals
+        background_plate = condition.background_plate if self.background_plate else None
         references = condition.references if self.references else None
         size = (signals.shape[-2], signals.shape[-1])
         assert not (size[0] % self.multiple or size[1] % self.multiple), (
@@ -422,7 +429,7 @@ class SequentialGenerator(nn.Module):
             "this generator needs a background plate"
         )
         assert not self.references or references is not None, "this generator needs references"
-        # Real pictures that are inputs at every scale.
+        # Real pictures, inputs at every scale.
         real = [] if background_plate is None else [background_plate]
         if references is not None:
             real.append(references.flatten(1, 2).to(signals.dtype))
@@ -438,8 +445,8 @@ class SequentialGenerator(nn.Module):
             references = _moved(references, self.residual(features).float())
             real[-1] = references.flatten(1, 2).to(signals.dtype)
 
-        # Upwards: each scale corrects what the one below says.
-        output: Tensor | None = None  # [B, outputs, h, w] picture, occlusion, matte, unsquashed
+        # Each scale adds a residual to the output of the scale below.
+        output: Tensor | None = None  # [B, outputs, h, w] picture, occlusion, matte; raw values
         flow = self._initial_flow(condition, state, coarse_inputs) if self.control_points else None
         warped: Tensor | None = None
         for k in range(self.active):
@@ -450,8 +457,8 @@ class SequentialGenerator(nn.Module):
             if output is not None:
                 output = double(output)
             if self.warps:
-                # The scale's own features know the motion better than the enlarged ones; they are
-                # made from the frame as the flow so far warps it.
+                # The features of this scale predict motion better than upsampled ones. They are
+                # computed from the frame warped by the flow of the scale below.
                 past = half(state.frames[:, -1], times)
                 flow = 2 * double(flow) if flow is not None and k > 0 else flow
             if k > 0:
@@ -486,15 +493,15 @@ class SequentialGenerator(nn.Module):
     def _style(self, condition: Condition) -> Tensor | None:
         code: Tensor | None = None
         if self.styles is not None:
-            assert condition.clip is not None, "this generator wants to know the clip"
+            assert condition.clip is not None, "this generator needs the clip"
             code = self.styles(condition.clip)
         if self.encoder is not None:
-            assert condition.style is not None, "this generator wants an image for the style"
+            assert condition.style is not None, "this generator needs a style image"
             code = self.encoder(condition.style)
         return code
 
     def _inputs(self, signals: Tensor, state: GeneratorState, real: list[Tensor]) -> Tensor:
-        """All that the core sees, at full size."""
+        """All inputs of the core, at full size."""
         inputs = [signals]
         if self.past != "nothing":
             batch, past, _, height, width = state.frames.shape
@@ -509,10 +516,8 @@ class SequentialGenerator(nn.Module):
 
     @staticmethod
     def _initial_flow(condition: Condition, state: GeneratorState, inputs: Tensor) -> Tensor:
-        """[B, 2, h, w] how the signals' points move, at the smallest size, that of `inputs`."""
-        assert condition.control_points is not None, (
-            "this generator wants the points of its signals"
-        )
+        """[B, 2, h, w] dense motion of the control points, at the smallest size, as `inputs`."""
+        assert condition.control_points is not None, "this generator needs control points"
         size = (inputs.shape[-2], inputs.shape[-1])
         smaller = size[1] / condition.signals.shape[-1]
         return dense_motion(
@@ -521,7 +526,7 @@ class SequentialGenerator(nn.Module):
 
     @staticmethod
     def _guide(past: Tensor, flow: Tensor, valid: Tensor) -> Tensor:
-        """[B, 4, h, w] the warped frame, and 1 where it exists."""
+        """[B, 4, h, w] the warped frame, and 1 if it exists."""
         warped = moved(past, flow) * valid
         return torch.cat([warped, valid.expand_as(warped[:, :1]).to(warped.dtype)], dim=1)
 
@@ -534,37 +539,35 @@ class SequentialGenerator(nn.Module):
         background_plate: Tensor | None,
         references: Tensor | None,
     ) -> GeneratorOutput:
-        synthesised, occlusion, matte = _within(output[:, :3]), None, None
+        synthesised, occlusion, matte = _leaky_clamp(output[:, :3]), None, None
         synthesis_only = None
         place = 3 + 3 * self.prior
         if self.prior:
             # Equation 6 of arXiv 1808.06601; its m_B is 1 - matte.
             matte = torch.sigmoid(output[:, -1:])
-            synthesised = matte * _within(output[:, 3:6]) + (1 - matte) * synthesised
+            synthesised = matte * _leaky_clamp(output[:, 3:6]) + (1 - matte) * synthesised
         if references is not None:
             synthesis_only = synthesised
-            synthesised = _chosen(
-                synthesised, references.float(), output[:, place:], self.motion, self.trust
+            synthesised = _weighted(
+                synthesised, references.float(), output[:, place:], self.trust, self.departure
             )
             place += self.references
         frame = synthesised
         if self.blend:
             assert warped is not None
-            # Equation 4 of arXiv 1808.06601; without a past all is synthesised.
+            # Equation 4 of arXiv 1808.06601; without a past everything is synthesised.
             occlusion = 1 - (1 - torch.sigmoid(output[:, place : place + 1])) * valid
             frame = occlusion * frame + (1 - occlusion) * warped
         if background_plate is not None:
-            # Where the plate only guesses the background it may be shown too: a smooth guess is
-            # nearer than what a young generator makes of a wall that it has hardly seen.
-            inputs = output[:, -1:]
+            # The matte also decides where the plate is only a guess: a smooth guess is better than
+            # what a young generator makes of a wall that it has rarely seen.
+            logits = output[:, -1:]
             if references is not None and self.outline:
-                most = OUTLINE_DEPARTURE[self.motion]
                 outline = references[:, :, 3].amax(1, keepdim=True).clamp(1 - SURE, SURE)
-                inputs = most * torch.tanh(inputs / most)
-                inputs = inputs + torch.logit(outline.float())
-            matte = torch.sigmoid(inputs)
+                logits = _bounded(logits, self.outline_departure) + torch.logit(outline.float())
+            matte = torch.sigmoid(logits)
             behind = (1 - matte) * background_plate[:, :3]
-            # Both: what is synthesised must be right where it is seen, and nowhere else.
+            # Composed too, so that the synthesised picture is trained only where it is visible.
             frame, synthesised = matte * frame + behind, matte * synthesised + behind
             if synthesis_only is not None:
                 synthesis_only = matte * synthesis_only + behind
@@ -575,7 +578,7 @@ class SequentialGenerator(nn.Module):
 
 
 def _moved(references: Tensor, motion: Tensor) -> Tensor:
-    """References [B, K, 5, H, W], moved along K flows [B, 2 K, h, w] in units of a head's."""
+    """References [B, K, 5, H, W], warped by K flows [B, 2 K, h, w] in units of a head's output."""
     size = (references.shape[-2], references.shape[-1])
     coarse = motion.reshape(-1, 2, *motion.shape[2:]) * (FLOW_UNIT / STRIDE)
     flow = resize_flow(coarse, size)
@@ -585,31 +588,35 @@ def _moved(references: Tensor, motion: Tensor) -> Tensor:
     return torch.cat([picture, rest], dim=1).reshape(references.shape)
 
 
-def _chosen(
-    synthesised: Tensor, references: Tensor, logits: Tensor, motion: Motion, trust: float = TRUST
+def _weighted(
+    synthesised: Tensor, references: Tensor, logits: Tensor, trust: float, departure: float
 ) -> Tensor:
-    """A softmax, for each pixel, over what is synthesised and the references [B, K, 5, H, W].
+    """The per-pixel softmax over the synthesised picture and the references [B, K, 5, H, W].
 
-    The last convolution is linear and cannot choose between pictures; this can. A reference has no
-    weight where it is not valid.
+    The last convolution is linear and cannot select between pictures; a softmax can. A reference
+    has no weight where it is not valid.
     """
     count = references.shape[1]
-    # What a young network begins with: the nearest reference, where it is near.
-    trusted = trust - DISTRUST * references[:, :, 4]
-    most = DEPARTURE[motion]
-    own = most * torch.tanh(logits[:, :count] / most) + trusted
+    # Initially the nearest reference wins where its pose is near.
+    initial = trust - DISTRUST * references[:, :, 4]
+    own = _bounded(logits[:, :count], departure) + initial
     own = own + torch.log(references[:, :, 3] + INVALID)
     weights = torch.softmax(torch.cat([torch.zeros_like(own[:, :1]), own], dim=1), dim=1)
     return weights[:, :1] * synthesised + (weights[:, 1:, None] * references[:, :, :3]).sum(1)
 
 
-def _within(x: Tensor) -> Tensor:
-    """Into [-1, 1], with a little slope outside so that a pixel pushed out finds its way back."""
+def _bounded(logits: Tensor, most: float) -> Tensor:
+    """Logits squashed into [-most, most], with slope 1 at 0."""
+    return most * torch.tanh(logits / most)
+
+
+def _leaky_clamp(x: Tensor) -> Tensor:
+    """Clamped to [-1, 1], with a small slope outside, so that gradients can bring pixels back."""
     return torch.clamp(x, -1, 1) + LEAK * (x - torch.clamp(x, -1, 1))
 
 
 def multiply_adds(generator: nn.Module, condition: Condition, state: GeneratorState) -> int:
-    """Multiply-adds of one frame, counted by torch as it runs."""
+    """Multiply-adds of one frame, counted by torch at run time."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

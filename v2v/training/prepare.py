@@ -1,6 +1,6 @@
-"""From settings and clips to a plan: what is opened, built and trained, before anything runs.
+"""Plan a run from its settings and clips: what to open, build and train, before anything runs.
 
-`--dry-run` prints it; the loop carries it out; the model's record is written from it.
+`--dry-run` prints the plan, the loop executes it, and the model's record is written from it.
 """
 
 from __future__ import annotations
@@ -22,36 +22,44 @@ from v2v.data.store import ClipStore
 from v2v.data.windows import ClipDataset, trained_part
 from v2v.errors import ConfigError, UnknownName
 from v2v.models import generator_names
-from v2v.models.generator import CORE_STRIDE, TRUST, Compose, Past
+from v2v.models.generator import (
+    CORE_STRIDE,
+    DEPARTURE,
+    OUTLINE_DEPARTURE,
+    TRUST,
+    Compose,
+    Motion,
+    Past,
+)
 from v2v.progress import Reporter
 from v2v.signals._landmarks import planes
 from v2v.signals.segmentation import LabelTrack
 from v2v.training.schedule import Stage, build_schedule
 from v2v.training.settings import TrainSettings
 
-CORE_SIDE = 128  # pixels: the core works on no more, unless told
-STATISTICS = 4096  # frames of a clip that the model remembers the poses of
-PIECE = 4096  # frames that are read at a time
-LABEL_SAMPLES = 256  # label maps that are looked at for which classes there are
-REGIONS = {  # which boxes a crop discriminator looks at
+CORE_SIDE = 128  # pixels: largest shorter side of the core, by default
+STATISTICS = 4096  # frames per clip whose poses the model stores
+PIECE = 4096  # frames read at a time
+LABEL_SAMPLES = 256  # label maps sampled for the fractions of classes
+REGIONS = {  # boxes that each crop discriminator covers
     "face": ("face", "eyes", "mouth", "right_eye", "left_eye"),
     "hands": ("left_hand", "right_hand"),
 }
 
-MIRRORED = 0.5  # of the training windows, where references are mirrored with them
+MIRRORED = 0.5  # flip probability of training windows if references are mirrored with them
 
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """All that follows from the settings and the clips."""
+    """Everything that follows from the settings and the clips."""
 
     height: int
     width: int
     scales: int
     schedule: tuple[Stage, ...]
     generator: dict[str, Any]  # name and arguments, for `build_generator`
-    discriminators: dict[str, float]  # name -> weight; of those that are built
-    crops: dict[str, list[int]]  # discriminator -> the boxes it looks at
+    discriminators: dict[str, float]  # name -> weight, of those in use
+    crops: dict[str, list[int]]  # discriminator -> indices of its boxes
     background_plates: dict[int, Tensor]  # clip -> [4, H, W] at the final size
     statistics: dict[str, Tensor]
     workers: int
@@ -61,18 +69,18 @@ class TrainingPlan:
 def open_windows(
     settings: TrainSettings, clips: list[Path], report: Reporter | None = None
 ) -> ClipDataset:
-    """The clips as a source of windows, their files compared with their hashes.
+    """Open the clips as a dataset of windows and verify the hashes of their files.
 
-    Raises what opening stores and windows raises.
+    Raises the errors of `ClipStore.open` and `ClipDataset`.
     """
     stores = [ClipStore.open(clip) for clip in clips]
     for store in stores:
         for signal in settings.data.signals:
-            store.track(signal, 0, 1)  # a missing signal is said before anything long
+            store.track(signal, 0, 1)  # report a missing signal before any long work
         used = {*settings.data.signals, "segmentation", "flow", "camera"} & set(store.signals)
         store.check_frames()
         store.verify(used, again=False, report=report)
-    background_plates, reason = _background_plates(settings, stores)
+    background_plates, notes = _background_plates(settings, stores)
     generator = settings.generator
     extras = ["flow", "foreground"]
     if background_plates is not None:
@@ -95,11 +103,11 @@ def open_windows(
         multiple=CORE_STRIDE << (scales_of(settings) - 1), cache=settings.data.cache_mb,
         background_plates=background_plates, candidates=generator.candidates,
     )  # fmt: skip
-    windows.notes = (*windows.notes, *reason)
+    windows.notes = (*windows.notes, *notes)
     if "references" in extras:
         windows.references = _references(settings, stores, windows, background_plates is not None)
         if windows.references and settings.augment.flip is None:
-            # Beside mirrored references the mirrored person is no other: twice as many poses.
+            # Mirrored references keep the person's identity, so flips double the poses.
             windows.augmentation = settings.augment.model_copy(update={"flip": MIRRORED})
     return windows
 
@@ -107,7 +115,7 @@ def open_windows(
 def _references(
     settings: TrainSettings, stores: list[ClipStore], windows: ClipDataset, has_plate: bool
 ) -> tuple[References, ...]:
-    """Real frames of each clip's person; none where a clip has no frame to be one."""
+    """Reference frames of each clip's person; empty if a clip has no suitable frame."""
     signal = reference_signal(settings.data.signals)
     assert signal is not None
     size = windows.frame_size(settings.data.size)
@@ -120,8 +128,8 @@ def _references(
         if references is None:
             if settings.generator.references == "on":
                 raise ConfigError(
-                    f"generator.references is on, and no frame of {store.folder} shows a {signal}",
-                    hint="leave it at auto, or use footage in which the person is seen",
+                    f"generator.references is on, but no frame of {store.folder} shows a {signal}",
+                    hint="set it to auto, or use footage that shows the person",
                 )
             return ()
         found.append(references)
@@ -129,7 +137,7 @@ def _references(
 
 
 def files_used(settings: TrainSettings, windows: ClipDataset) -> list[dict[str, str]]:
-    """The files of each clip that training reads, and their SHA-256: what makes data the same."""
+    """The files of each clip that training reads and their SHA-256, which identify the data."""
     used = {*settings.data.signals, "segmentation", "flow", "camera"}
     return [
         {
@@ -146,7 +154,7 @@ def files_used(settings: TrainSettings, windows: ClipDataset) -> list[dict[str, 
 
 
 def scales_of(settings: TrainSettings) -> int:
-    """How often the generator doubles its size, and once for the core."""
+    """The number of generator scales: one for the core, one for each doubling of the size."""
     if settings.generator.name != "sequential":
         return 1
     if settings.generator.scales is not None:
@@ -160,13 +168,13 @@ def scales_of(settings: TrainSettings) -> int:
 def _background_plates(
     settings: TrainSettings, stores: list[ClipStore]
 ) -> tuple[list[BackgroundPlate] | None, list[str]]:
-    """A plate for each clip, None where the generator uses none; and why, in sentences."""
+    """The background plate of each clip, or None if the generator uses none; and notes."""
     wanted, prior = settings.generator.background_plate, settings.generator.prior
     if wanted == prior == "on":
         raise ConfigError(
-            "generator.background_plate and generator.prior are both on: a plate is the better"
-            " prior",
-            hint="leave one of them at auto",
+            "generator.background_plate and generator.prior are both on, but a plate replaces"
+            " the prior",
+            hint="set one of them to auto",
         )
     if settings.generator.name != "sequential" or wanted == "off" or prior == "on":
         return None, []
@@ -178,13 +186,13 @@ def _background_plates(
         if background_plate is None:
             if wanted == "on":
                 raise ConfigError(
-                    f"a background plate wants to know where the person is: {store.folder} has no"
-                    " person mask",
+                    f"generator.background_plate=on needs a person mask, but {store.folder} has"
+                    " none",
                     hint=f"add it with: v2v preprocess {store.folder} --signal segmentation",
                 )
             return None, []
         if not background_plate.still and wanted == "auto":
-            return None, [_unexplained(store, background_plate)]
+            return None, [_no_plate_reason(store, background_plate)]
         if background_plate.backgrounds is not None:
             moved = background_plate.backgrounds.track.motion().max()
             reasons.append(
@@ -196,26 +204,25 @@ def _background_plates(
     return background_plates, reasons
 
 
-def _unexplained(store: ClipStore, background_plate: BackgroundPlate) -> str:
-    """Why a clip has no background plate, and what is done instead."""
+def _no_plate_reason(store: ClipStore, background_plate: BackgroundPlate) -> str:
+    """Why a clip has no background plate, and what to do or what is used instead."""
     deviation, moved = background_plate.limits
-    said = (
+    reason = (
         f"{store.folder.name}: no background plate: {background_plate.moved:.0%} of the"
-        f" background changes"
-        f" (at most {moved:.0%} may), by {background_plate.deviation:.1f} of 255 in the mean"
-        f" (at most"
-        f" {deviation:.0f})"
+        f" background changes (limit {moved:.0%}), by {background_plate.deviation:.1f} of 255 on"
+        f" average (limit {deviation:.0f})"
     )
     if "camera" not in store.signals:
         return (
-            f"{said}. If the camera moves, follow it: v2v preprocess {store.folder} --signal camera"
+            f"{reason}. If the camera moves, track it: v2v preprocess {store.folder}"
+            " --signal camera"
         )
-    why = "people or things move in it, or it lies at several depths"
-    return f"{said}, though the camera was followed: {why}. It comes from references instead"
+    why = "people or objects in it move, or it lies at several depths"
+    return f"{reason}, although the camera is tracked: {why}. References replace the plate"
 
 
 def plan_run(settings: TrainSettings, windows: ClipDataset, *, world: int = 1) -> TrainingPlan:
-    """Work out the whole run, for `world` processes.
+    """Plan the whole run for `world` processes.
 
     Raises `ConfigError`, `UnknownName`, `TooFewFrames`.
     """
@@ -229,10 +236,9 @@ def plan_run(settings: TrainSettings, windows: ClipDataset, *, world: int = 1) -
     lengths = tuple(n for n in settings.schedule.lengths if n <= longest)
     if lengths != settings.schedule.lengths:
         if not lengths:
-            windows.starts(min(settings.schedule.lengths), 1)  # says so
+            windows.starts(min(settings.schedule.lengths), 1)  # raises TooFewFrames
         notes.append(
-            f"windows grow to {max(lengths)} frames only: the longest shot for training has"
-            f" {longest}"
+            f"windows grow to {max(lengths)} frames only: the longest training shot has {longest}"
         )
     schedule = build_schedule(
         settings.schedule.model_copy(update={"lengths": lengths}),
@@ -241,18 +247,18 @@ def plan_run(settings: TrainSettings, windows: ClipDataset, *, world: int = 1) -
     smallest = min(schedule[0].height, schedule[0].width)
     if smallest < 32:
         raise ConfigError(
-            f"the first stage would train at {schedule[0].width}x{schedule[0].height}: too small",
+            f"the first stage would train at {schedule[0].width}x{schedule[0].height}: the"
+            " shorter side must be at least 32",
             hint=f"use fewer scales (-s generator.scales={max(scales - 1, 1)}) or a larger --size",
         )
-    for length in lengths:  # windows in which the signals are there
+    for length in lengths:  # fails if no window has all signals
         windows.draw(0, length, (schedule[-1].height, schedule[-1].width))
     several = len(windows.clips) > 1
     if g.control_points == "on" and not windows.control_points:
         raise ConfigError(
-            "generator.control_points is on, and there is nothing for it: flow begins with"
-            " points of pose"
-            " or face, where the generator is sequential and warps",
-            hint="leave it at auto",
+            "generator.control_points is on, but it needs the signal pose or face and a"
+            " sequential generator that warps the past",
+            hint="set it to auto",
         )
     has_plate = "background_plate" in windows.extras and all(
         p is not None for p in windows.background_plates
@@ -262,39 +268,40 @@ def plan_run(settings: TrainSettings, windows: ClipDataset, *, world: int = 1) -
     }  # fmt: skip
     if g.name == "sequential":
         style = ("clip" if several else "none") if g.style == "auto" else g.style
+        motion: Motion = "dense" if reference_signal(settings.data.signals) == "face" else "parts"
         architecture |= {
-            "sequential": g.sequential, "compose": _composed(settings, windows),
-            "past": _past(settings, windows, has_plate), "background_plate": has_plate,
+            "sequential": g.sequential, "compose": _compose_mode(settings, windows),
+            "past": _past_mode(settings, windows, has_plate), "background_plate": has_plate,
             "prior": _has_prior(settings, windows, has_plate),
             "style": style, "clips": len(windows.clips),
             "control_points": windows.control_points > 0,
             "references": windows.candidates if windows.references else 0,
-            "motion": "dense" if reference_signal(settings.data.signals) == "face" else "parts",
-            "residual": bool(windows.references) and g.residual,
+            "motion": motion, "residual": bool(windows.references) and g.residual,
             "outline": bool(windows.references) and has_plate, "trust": TRUST,
+            "departure": DEPARTURE, "outline_departure": OUTLINE_DEPARTURE[motion],
         }  # fmt: skip
     if has_plate:
         notes.append(
-            "the background is a plate of the footage (-s generator.background_plate=off: none)"
+            "the background is a plate of the footage (disable: -s generator.background_plate=off)"
         )
     if windows.references:
         count = sum(len(references) for references in windows.references)
-        notes.append(f"{count} frames of the footage are references of how the person looks")
+        notes.append(f"{count} frames of the footage are references for the person's appearance")
     elif "references" in windows.extras:
-        notes.append("no frame of a clip is fit to be a reference: all is synthesised")
+        notes.append("a clip has no frame that is fit as a reference: everything is synthesised")
     if not all("flow" in record.signals for _, record in windows.records):
         where = next(f for f, record in windows.records if "flow" not in record.signals)
         notes.append(
-            "without optical flow the model learns motion from the pictures alone; steadier with:"
-            f" v2v preprocess {where} --signal flow,segmentation"
+            "without optical flow the model learns motion from the frames alone; for steadier"
+            f" video: v2v preprocess {where} --signal flow,segmentation"
         )
     if world > 1:
         for stage in schedule:
             if stage.batch % world:
                 raise ConfigError(
-                    f"{world} processes cannot share a batch of {stage.batch} evenly (frames of"
+                    f"{world} processes cannot split a batch of {stage.batch} evenly (frames of"
                     f" {stage.width}x{stage.height}, {stage.length} at a time)",
-                    hint=f"-s schedule.frames={world * settings.loop.bptt_steps}",
+                    hint=f"use -s schedule.frames={world * settings.loop.bptt_steps}",
                 )
     discriminators = {n: w for n, w in settings.losses.discriminators.model_dump().items() if w > 0}
     crops = {}
@@ -307,12 +314,12 @@ def plan_run(settings: TrainSettings, windows: ClipDataset, *, world: int = 1) -
     side = min(smallest, settings.discriminator.crop) if crops else smallest
     if discriminators and side < 3 << settings.discriminator.layers:
         raise ConfigError(
-            f"discriminators of {settings.discriminator.layers} layers need"
-            f" {3 << settings.discriminator.layers} pixels a side, here there are {side}",
-            hint="-s discriminator.layers=3 and -s discriminator.crop=48 fit",
+            f"discriminators with {settings.discriminator.layers} layers need"
+            f" {3 << settings.discriminator.layers} pixels per side, but the smallest has {side}",
+            hint="use -s discriminator.layers=3 -s discriminator.crop=48",
         )
     if not discriminators and not (settings.losses.l1 or settings.losses.perceptual_weight):
-        raise ConfigError("all losses are turned off", hint="leave losses.l1 or a critic on")
+        raise ConfigError("all losses are 0", hint="set losses.l1 or a discriminator above 0")
     workers = settings.data.workers
     if workers is None:
         import os
@@ -328,11 +335,11 @@ def plan_run(settings: TrainSettings, windows: ClipDataset, *, world: int = 1) -
     )  # fmt: skip
 
 
-def _composed(settings: TrainSettings, windows: ClipDataset) -> Compose:
-    """What becomes of the past frame.
+def _compose_mode(settings: TrainSettings, windows: ClipDataset) -> Compose:
+    """How the generator uses the warped past frame.
 
-    References are sharp and in place; a past frame that was warped again and again is neither, and
-    blended over them it blurs.
+    References are sharp and aligned. A past frame that was warped repeatedly is neither, and would
+    blur the output if it was blended over them.
     """
     wanted = settings.generator.compose
     if wanted != "auto":
@@ -340,23 +347,23 @@ def _composed(settings: TrainSettings, windows: ClipDataset) -> Compose:
     return "condition" if windows.references else "blend"
 
 
-def _past(settings: TrainSettings, windows: ClipDataset, has_plate: bool) -> Past:
-    """What the core sees of the past.
+def _past_mode(settings: TrainSettings, windows: ClipDataset, has_plate: bool) -> Past:
+    """Which past inputs the core receives.
 
-    Where the camera stands still the signals describe all motion, and earlier output frames only
-    add their errors; where flow begins with the signals' points no earlier signals are needed
-    either. Where the camera moves only pictures show how it moves: real ones (references) where
-    there are any, else earlier output frames.
+    With a static camera the signals describe all motion, and past output frames only add their
+    errors; if control points initialise the flow, past signals are not needed either. With a
+    moving camera only images show its motion: references if there are any, else past output
+    frames.
     """
     g = settings.generator
     if g.sequential and g.compose == "none" and g.past in ("signals", "nothing"):
         raise ConfigError(
-            f"generator.past={g.past} and generator.compose=none leave no picture of the past",
-            hint="use generator.sequential=false for frame by frame",
+            f"generator.past={g.past} and generator.compose=none leave no image of the past",
+            hint="use generator.sequential=false to render frame by frame",
         )
     if g.past != "auto":
         return g.past
-    if _composed(settings, windows) == "none" or not (has_plate or windows.references):
+    if _compose_mode(settings, windows) == "none" or not (has_plate or windows.references):
         return "frames"
     return "nothing" if windows.control_points else "signals"
 
@@ -367,8 +374,8 @@ def _has_prior(settings: TrainSettings, windows: ClipDataset, has_plate: bool) -
         return False
     if wanted == "on" and not windows.has_foreground:
         raise ConfigError(
-            "a foreground prior wants to know what is in front: a clip has no person mask and no"
-            " labels",
+            "generator.prior=on needs to know the foreground, but a clip has neither a person mask"
+            " nor labels",
             hint=f"add it with: v2v preprocess {windows.clips[0].folder} --signal segmentation",
         )
     return windows.has_foreground
@@ -377,7 +384,7 @@ def _has_prior(settings: TrainSettings, windows: ClipDataset, has_plate: bool) -
 def _background_plates_at(
     windows: ClipDataset, size: tuple[int, int]
 ) -> Iterator[tuple[int, Tensor]]:
-    """Each clip's plate as rendering sees it, from a camera that stands still."""
+    """Yield each clip's background plate as in rendering, for a static camera."""
     for clip in range(len(windows.clips)):
         seen = windows.background(clip, size)
         background_plate = torch.empty(4, *seen.shape[:2])
@@ -387,10 +394,10 @@ def _background_plates_at(
 
 
 def _statistics(windows: ClipDataset, size: tuple[int, int]) -> dict[str, Tensor]:
-    """What rendering must know of the footage: transfer measures the body on the points it saw.
+    """Statistics of the footage that rendering needs, e.g. points to measure body sizes.
 
-    `N.SIGNAL.points` and `.depth` in stored pixels of clip N, `N.frames` which frames they are;
-    `N.SIGNAL.share` [256] the share of pixels that each class has; `N.style` [3, H, W] a frame.
+    `N.SIGNAL.points` and `.depth`: in stored pixels of clip N; `N.frames`: their frame numbers;
+    `N.SIGNAL.share` [256]: the fraction of pixels of each class; `N.style` [3, H, W]: a frame.
     """
     found: dict[str, Tensor] = {}
     for number, (folder, record) in enumerate(windows.records):
@@ -408,7 +415,7 @@ def _statistics(windows: ClipDataset, size: tuple[int, int]) -> dict[str, Tensor
             for name in ("points", "depth"):
                 if not isinstance(getattr(store.track(signal, 0, 1), name, None), np.ndarray):
                     continue
-                parts = []  # in pieces: a long clip's mesh does not fit into memory
+                parts = []  # in pieces: the face mesh of a long clip does not fit into memory
                 for first in range(start, stop, PIECE):
                     end = min(first + PIECE, stop)
                     rows = chosen[(chosen >= first) & (chosen < end)] - first
@@ -419,7 +426,7 @@ def _statistics(windows: ClipDataset, size: tuple[int, int]) -> dict[str, Tensor
 
 
 def _class_shares(store: ClipStore, signal: str, start: int, stop: int) -> Tensor:
-    """[256] share of the pixels of frames `start` to `stop` that each class has."""
+    """[256] fraction of the pixels of frames `start` to `stop` that belong to each class."""
     counts = np.zeros(256, np.int64)
     for index in np.unique(np.linspace(start, stop - 1, LABEL_SAMPLES).astype(int)):
         track = store.track(signal, int(index), int(index) + 1)
@@ -436,11 +443,11 @@ def describe_model(
     active: int | None,
     training: dict[str, Any],
 ) -> ModelRecord:
-    """The model's record; see `v2v.checkpoint.ModelRecord`."""
+    """Build the model's record; see `v2v.checkpoint.ModelRecord`."""
     from v2v.signals import load_signal
 
     record = windows.records[0][1]
-    smaller = 0 if active is None else plan.scales - active
+    halvings = 0 if active is None else plan.scales - active
     return ModelRecord(
         format=FORMAT, tool=f"v2v {__version__}", task=settings.task,
         signals=tuple(
@@ -450,7 +457,7 @@ def describe_model(
             )
             for name in windows.signals
         ),
-        height=plan.height >> smaller, width=plan.width >> smaller, generator=plan.generator,
+        height=plan.height >> halvings, width=plan.width >> halvings, generator=plan.generator,
         active=active,
         clips=tuple(
             ClipUse(
