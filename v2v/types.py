@@ -1,4 +1,4 @@
-"""What the parts of training and rendering hand to one another: small, validated containers.
+"""Small, validated containers that training and rendering exchange.
 
 Shapes: B clips side by side, T frames, C channels of the signals together, H height, W width,
 P past frames (2). Frames are RGB in [-1, 1]; flow is backward, in pixels; occlusion is 1 where a
@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 REFERENCE_CHANNELS = 5  # of a warped reference: see `Condition.references`
-PAST = 2  # frames that the next one depends on: L of arXiv 1808.06601, equation 2
+PAST = 2  # number of past frames, L in equation 2 of arXiv 1808.06601
 
 
 @dataclass(frozen=True)
 class Tensors:
-    """A bundle of tensors that prints shapes and moves as one."""
+    """A bundle of tensors that prints its shapes and moves between devices as one."""
 
     def __repr__(self) -> str:
         shown = [
@@ -113,7 +113,7 @@ class Batch(Tensors):
         return self.background_plate[:, min(index, self.background_plate.shape[1] - 1)]
 
     def condition(self, index: int) -> Condition:
-        """What the generator may know of frame `index`."""
+        """The generator's inputs for frame `index`."""
         return Condition(
             signals=self.signals[:, index], clip=self.clip, style=self.style,
             background_plate=self._background_plate(index),
@@ -125,30 +125,28 @@ class Batch(Tensors):
 
 @dataclass(frozen=True, repr=False)
 class Condition(Tensors):
-    """What one frame is rendered from."""
+    """The inputs that one frame is rendered from."""
 
     signals: Tensor  # [B, C, H, W]
     clip: Tensor | None = None  # [B] int64, for models of several clips
     background_plate: Tensor | None = None  # [B, 4, H, W]
-    style: Tensor | None = None  # [B, 3, H, W] an image to take the style from
+    style: Tensor | None = None  # [B, 3, H, W] the style image
     instances: Tensor | None = None  # [B, 1, H, W] int64
-    features: Tensor | None = None  # [B, F, H, W] features picked for each instance (pix2pixHD)
-    control_points: Tensor | None = (
-        None  # [B, N, 3] points that carry the picture; radius 0: not seen
-    )
-    # [B, K, 5, H, W] appearance references, warped: RGB, 1 where valid, and how far their pose is
-    # from the one wanted, 0 to 1.
+    features: Tensor | None = None  # [B, F, H, W] features of each instance (pix2pixHD)
+    control_points: Tensor | None = None  # [B, N, 3] x, y, radius in pixels; radius 0: not visible
+    # [B, K, 5, H, W] warped appearance references: RGB, 1 where valid, and the distance of their
+    # pose from the rendered one, 0 to 1.
     references: Tensor | None = None
 
 
 @dataclass(frozen=True, repr=False)
 class GeneratorState(Tensors):
-    """What one frame hands to the next; the newest frame stands last."""
+    """What one frame passes to the next; the newest frame is last."""
 
-    frames: Tensor  # [B, P, 3, H, W] past outputs, 0 where there is none
-    signals: Tensor  # [B, P, C, H, W] their signals, 0 where there is none
-    valid: Tensor  # [B, P] 1 where the past frame exists, else 0: a start from nothing says so
-    control_points: Tensor  # [B, N, 3] of the newest past frame; radius 0 where not seen
+    frames: Tensor  # [B, P, 3, H, W] past outputs, 0 if missing
+    signals: Tensor  # [B, P, C, H, W] their signals, 0 if missing
+    valid: Tensor  # [B, P] 1 if the past frame exists, else 0
+    control_points: Tensor  # [B, N, 3] of the newest past frame; radius 0: not visible
 
     @classmethod
     def empty(cls, condition: Condition, past: int = PAST) -> GeneratorState:
@@ -168,27 +166,29 @@ class GeneratorState(Tensors):
         return cls.empty(condition, past).push(condition, frame)
 
     def with_frames(self, frames: Tensor) -> GeneratorState:
-        """The same state with other past frames, 0 still where there is none."""
+        """The same state with other past frames; missing ones stay 0."""
         exists = self.valid[:, :, None, None, None]
         return replace(self, frames=frames * exists.to(frames.dtype))
 
     def push(self, condition: Condition, frame: Tensor) -> GeneratorState:
-        """The state once `frame` [B, 3, H, W] has been rendered from `condition`."""
+        """The state after rendering `frame` [B, 3, H, W] from `condition`."""
 
         def append(past: Tensor, newest: Tensor) -> Tensor:
             return torch.cat([past[:, 1:], newest[:, None]], dim=1)
 
         return GeneratorState(
-            # As a video would hold it: what is out of range must not grow from frame to frame.
+            # Clamped as in a video, so that overshoot does not grow from frame to frame.
             frames=append(self.frames, frame.to(self.frames.dtype).clamp(-1, 1)),
             signals=append(self.signals, condition.signals),
             valid=append(self.valid, torch.ones_like(self.valid[:, 0])),
-            control_points=_control_points(condition).contiguous(),  # not the whole window's
+            control_points=_control_points(
+                condition
+            ).contiguous(),  # a copy, or the whole window would stay in memory
         )
 
 
 def _control_points(condition: Condition) -> Tensor:
-    """[B, N, 3]; N is 0 where a condition has none."""
+    """[B, N, 3]; N is 0 if a condition has none."""
     if condition.control_points is not None:
         return condition.control_points
     return condition.signals.new_zeros(len(condition.signals), 0, 3)
@@ -196,13 +196,13 @@ def _control_points(condition: Condition) -> Tensor:
 
 @dataclass(frozen=True, repr=False)
 class GeneratorOutput(Tensors):
-    """One rendered frame, and how it came about. Frame-by-frame models have `frame` only."""
+    """One rendered frame and its components. Frame-by-frame models have only `frame`."""
 
     frame: Tensor  # [B, 3, H, W]
-    synthesised: Tensor | None = None  # [B, 3, H, W] the frame if nothing came from the past
+    synthesised: Tensor | None = None  # [B, 3, H, W] the frame without the blended past
     synthesis_only: Tensor | None = None  # [B, 3, H, W] without past frames and references
-    warped: Tensor | None = None  # [B, 3, H, W] the newest past frame, moved by `flow`
+    warped: Tensor | None = None  # [B, 3, H, W] the newest past frame, warped by `flow`
     flow: Tensor | None = None  # [B, 2, H, W]
     occlusion: Tensor | None = None  # [B, 1, H, W] 1 where the frame is synthesised
-    matte: Tensor | None = None  # [B, 1, H, W] 1 where the plate is covered
-    auxiliary: Tensor | None = None  # [] a loss of the model's own (SPADE's KL divergence)
+    matte: Tensor | None = None  # [B, 1, H, W] 1 where the background plate is covered
+    auxiliary: Tensor | None = None  # [] an additional loss of the model (SPADE's KL divergence)

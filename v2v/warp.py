@@ -1,7 +1,7 @@
 """All arithmetic on optical flow.
 
 Shapes: B any number of leading axes folded to one, C channels, H height, W width. Flow is
-[B, 2, H, W] in pixels, u to the right and v down, backward: a flow from t to t-1 says
+[B, 2, H, W] in pixels, u to the right and v down, backward: for a flow from t to t-1,
 `frame_t(p) ~ frame_{t-1}(p + flow(p))`.
 """
 
@@ -23,17 +23,17 @@ def warp(
     padding: Literal["border", "zeros"] = "border",
     kind: Literal["bilinear", "bicubic"] = "bilinear",
 ) -> Tensor:
-    """Fetch `image(p + flow(p))` for every pixel p.
+    """Sample `image(p + flow(p))` for every pixel p.
 
-    Zero flow is the identity and a whole-pixel flow a plain shift: to the bit where the sides are
-    powers of two, else to float32's rounding of positions (1e-4 pixel at 1080p).
+    Zero flow is the identity and a whole-pixel flow a plain shift: exactly if the sides are powers
+    of two, otherwise up to the rounding of positions in float32 (1e-4 pixel at 1080p).
 
     Args:
         image: [B, C, H, W].
         flow: [B, 2, H, W] pixels.
-        padding: what lies outside the image.
-        kind: how pixels are interpolated. Bicubic blurs less, which counts where a picture is
-            warped again and again, and may overshoot; of no use to masks.
+        padding: the values outside the image.
+        kind: interpolation. Bicubic blurs less, which matters for pictures that are warped
+            repeatedly, but may overshoot, so it does not suit masks.
 
     >>> image = torch.arange(4.0).reshape(1, 1, 1, 4)
     >>> flow = torch.zeros(1, 2, 1, 4); flow[:, 0] = 1
@@ -55,7 +55,7 @@ def warp(
 
 
 def resize_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
-    """Flow on another grid: resampled, u scaled by the width's factor and v by the height's."""
+    """Resample flow to another grid, and scale u by the width ratio and v by the height ratio."""
     _check_flow(flow)
     height, width = flow.shape[-2:]
     if (height, width) == size:
@@ -70,9 +70,9 @@ def resize_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def moved(frame: Tensor, flow: Tensor) -> Tensor:
-    """A frame in [-1, 1] as the generator moves it along a flow [B, 2, H, W].
+    """A frame in [-1, 1], warped by a flow [B, 2, H, W] as in the generator.
 
-    Bicubic, for a frame is moved as often as there are frames after it; without overshoot.
+    Bicubic, because pixels are warped again in every later frame; clamped against overshoot.
     """
     return warp(frame, flow, kind="bicubic").clamp(-1, 1)
 
@@ -87,15 +87,15 @@ def dense_motion(
     *,
     background_weight: float = BACKGROUND_WEIGHT,
 ) -> Tensor:
-    """Flow from where the points of a signal are to where they were: handles carry what is near.
+    """The backward flow implied by control points, which move the pixels around them.
 
-    The mean of the handles' displacements and of rest, each handle weighted by a Gaussian around
-    where it is now (the dense motion of arXiv 2003.00196, equation 4, is such a sum, with weights
-    that are learned; these are known).
+    A weighted mean of the displacements of the control points and of zero motion for the
+    background. Each control point is weighted by a Gaussian around its current position (the dense
+    motion of arXiv 2003.00196, equation 4, with fixed instead of learned weights).
 
     Args:
         now, before: [B, K, 3] x, y, radius (standard deviation of the Gaussian) in pixels; radius
-            0 where a handle is not seen. One that is missing in either carries nothing.
+            0 if not visible. A point that is missing in either has no effect.
         size: (H, W).
         at_rest: the weight of rest: small, and what is far from all handles moves as the nearest.
 
@@ -155,7 +155,7 @@ def twicing(
 
 
 def _exactly(like: Tensor) -> AbstractContextManager[Any]:
-    """In fp32, whatever is cast around: bf16 has 8 bits."""
+    """A context without autocast: the 8 bits of bf16 are too few for positions."""
     kind = like.device.type
     return torch.autocast(kind, enabled=False) if is_autocast_available(kind) else nullcontext()
 
@@ -163,12 +163,12 @@ def _exactly(like: Tensor) -> AbstractContextManager[Any]:
 def _gaussian(squared: Tensor, control_points: Tensor) -> Tensor:
     """Each handle's weight [B, K, n] at squared distances [B, K, n] from it."""
     sharpness = 0.5 / control_points[..., 2:].clamp(min=1e-3).square()
-    # No smaller: products of denormal numbers take ten times as long.
+    # Bounded below: products of denormal numbers take ten times as long.
     return torch.exp(-(squared * sharpness).clamp(max=30))
 
 
 def compose(later: Tensor, earlier: Tensor) -> Tensor:
-    """Flow from t to t-2, of `later` (t to t-1) followed by `earlier` (t-1 to t-2)."""
+    """Flow from t to t-2: `later` (t to t-1) followed by `earlier` (t-1 to t-2)."""
     return later + warp(earlier, later)
 
 
@@ -177,9 +177,9 @@ def occlusion(
 ) -> Tensor:
     """Pixels of frame t that frame t-1 does not show, by the forward-backward check.
 
-    Occluded where `|w_b + w_f'|^2 > relative * (|w_b|^2 + |w_f'|^2) + absolute`, w_f' being the
-    forward flow fetched along the backward one (Sundaram et al. 2010; the constants as in Lai et
-    al. 2018), and where the backward flow leaves the picture.
+    Occluded where `|w_b + w_f'|^2 > relative * (|w_b|^2 + |w_f'|^2) + absolute`, with w_f' the
+    forward flow warped by the backward flow (Sundaram et al. 2010; constants of Lai et al. 2018),
+    and where the backward flow leaves the picture.
 
     Args:
         backward: [B, 2, H, W] from t to t-1.
@@ -195,7 +195,7 @@ def occlusion(
     height, width = backward.shape[-2:]
     x = torch.arange(width, device=backward.device) + backward[:, 0]
     y = torch.arange(height, device=backward.device)[:, None] + backward[:, 1]
-    # Half a pixel of grace: a still border pixel must not count as leaving.
+    # A tolerance of half a pixel, so that still border pixels do not count as leaving.
     outside = (x < -0.5) | (y < -0.5) | (x > width - 0.5) | (y > height - 0.5)
     gap = (backward + fetched).square().sum(1)
     allowed = relative * (backward.square().sum(1) + fetched.square().sum(1)) + absolute

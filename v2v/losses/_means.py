@@ -1,8 +1,8 @@
-"""The means that all losses share.
+"""Masked means, shared by all losses.
 
-Every loss is a mean over samples of per-sample means, so that the mean over two processes with
-one sample each is the loss of one process with both. All are reduced in float32: bf16 has 8 bits,
-and a mean over a picture needs more.
+Every loss is a mean over samples of per-sample means, so that the mean over two processes with one
+sample each equals the loss of one process with both. Reductions run in float32, because the 8 bits
+of bf16 are too few for a mean over a picture.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from torch import Tensor
 
 
 def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean over samples of each sample's mean where `mask` is.
+    """Mean over samples of each sample's mean, weighted by `mask`.
 
-    A mask that covers less than one pixel in all weighs what it covers: an empty one gives 0, and
-    nothing is divided by nearly nothing.
+    A mask with a sum below 1 is divided by 1 instead of its sum: an empty mask gives 0, and tiny
+    sums do not amplify.
 
     Args:
         values: [B, C, H, W] float32.
@@ -29,15 +29,15 @@ def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
         return values.mean()
     check_map("mask", mask, values)
     mask = mask.detach().float()
-    # Not values * mask: what is hidden may be infinite or NaN, and NaN * 0 is NaN.
+    # Instead of values * mask: masked values may be infinite or NaN, and NaN * 0 is NaN.
     weighted = torch.where(mask > 0, values * mask, 0.0).sum(dim=(1, 2, 3))
     return (weighted / (values.shape[1] * mask.sum(dim=(1, 2, 3)).clamp_min(1.0))).mean()
 
 
 def masked_l1(estimate: Tensor, reference: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean over samples of the mean absolute difference where `mask` is; 0 for an empty mask.
+    """Mean over samples of the masked mean absolute difference; 0 for an empty mask.
 
-    Hidden pixels reach neither the value nor the gradient, whatever they hold.
+    Masked pixels affect neither the value nor the gradient, even if they are NaN.
 
     Args:
         estimate: [B, C, H, W].
@@ -50,12 +50,12 @@ def masked_l1(estimate: Tensor, reference: Tensor, mask: Tensor | None) -> Tenso
     difference = estimate.float() - reference.float()
     if mask is not None:
         check_map("mask", mask, estimate)
-        # Here and not behind abs(), whose gradient at NaN is NaN even when multiplied by 0.
+        # Before abs(), whose gradient at NaN is NaN even when multiplied by 0.
         difference = torch.where(mask > 0, difference, 0.0)
     return masked_mean(difference.abs(), mask)
 
 
 def check_map(name: str, value: Tensor, like: Tensor) -> None:
-    """One channel, and for the rest the shape of `like`."""
+    """Assert one channel and otherwise the shape of `like`."""
     expected = [like.shape[0], 1, *like.shape[2:]]
     assert list(value.shape) == expected, f"{name} must be {expected}, is {list(value.shape)}"

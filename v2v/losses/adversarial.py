@@ -1,9 +1,9 @@
-"""Generator against discriminator: what each wants of the logits, and of the features between.
+"""Adversarial losses on logits, feature matching, and the R1 penalty.
 
-Shapes: a discriminator judges at S spatial scales; at each it gives a map of logits [B, 1, h, w]
-(PatchGAN: one for each patch) and the features of its N layers [B, C, h, w]. Every loss is the
-mean over scales of means over patches and samples, in float32, so it neither grows with the
-number of scales nor depends on how a batch is spread over processes.
+Shapes: a discriminator works at S spatial scales. Each returns a map of logits [B, 1, h, w]
+(PatchGAN: one per patch) and the features of its N layers [B, C, h, w]. Every loss is the mean over
+scales of means over patches and samples, in float32, so it neither grows with the number of scales
+nor depends on the distribution of a batch over processes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ AdversarialKind = Literal["hinge", "least_squares"]
 def discriminator_loss(
     real_logits: Sequence[Tensor], fake_logits: Sequence[Tensor], kind: AdversarialKind
 ) -> Tensor:
-    """What the discriminator minimises: the mean of its loss on real and on fake.
+    """The loss of the discriminator: the mean of its losses on real and fake.
 
     hinge: `(E[max(0, 1 - D(real))] + E[max(0, 1 + D(fake))]) / 2` (Lim and Ye 2017,
     arXiv 1705.02894). least_squares: `(E[(D(real) - 1)^2] + E[D(fake)^2]) / 2` (LSGAN,
@@ -31,7 +31,7 @@ def discriminator_loss(
 
     Args:
         real_logits: for each scale [B, 1, h, w], any range.
-        fake_logits: for each scale [B, 1, h, w], of frames cut off from the generator.
+        fake_logits: for each scale [B, 1, h, w], of detached generated frames.
         kind: which of the two.
 
     Returns:
@@ -45,7 +45,7 @@ def discriminator_loss(
     tensor(0.)
     """
     _check_kind(kind)
-    assert len(real_logits) == len(fake_logits), "real and fake were judged at different scales"
+    assert len(real_logits) == len(fake_logits), "real and fake have different numbers of scales"
     if kind == "hinge":
         real = _mean([F.relu(1 - logits.float()) for logits in real_logits])
         fake = _mean([F.relu(1 + logits.float()) for logits in fake_logits])
@@ -56,16 +56,16 @@ def discriminator_loss(
 
 
 def generator_loss(fake_logits: Sequence[Tensor], kind: AdversarialKind) -> Tensor:
-    """What the generator minimises: `-E[D(fake)]` (hinge) or `E[(D(fake) - 1)^2]` (least squares).
+    """The loss of the generator: `-E[D(fake)]` (hinge) or `E[(D(fake) - 1)^2]` (least squares).
 
-    For the papers see `discriminator_loss`; LSGAN's factor 1/2 is left to the weight.
+    See `discriminator_loss` for the papers; the weight includes LSGAN's factor 1/2.
 
     Args:
         fake_logits: for each scale [B, 1, h, w], any range.
-        kind: the discriminator's.
+        kind: as in `discriminator_loss`.
 
     Returns:
-        [] float32; that of hinge is negative where the discriminator is fooled.
+        [] float32; the hinge loss is negative where the discriminator is fooled.
 
     Raises:
         UnknownName: `kind` is neither.
@@ -79,16 +79,16 @@ def generator_loss(fake_logits: Sequence[Tensor], kind: AdversarialKind) -> Tens
 def feature_matching(
     real_features: Sequence[Sequence[Tensor]], fake_features: Sequence[Sequence[Tensor]]
 ) -> Tensor:
-    """L1 between a discriminator's features of real and of generated frames.
+    """L1 between discriminator features of real and generated frames.
 
     `1/S sum_k 1/N sum_i 1/N_i |D_k^(i)(s, x) - D_k^(i)(s, G(s))|_1`, i over the N layers of the
     discriminator at scale k, N_i the elements of layer i: equation 4 of pix2pixHD (Wang et al.
-    2018, arXiv 1711.11585), which sums over the layers where this averages, so that the weight
-    does not depend on how deep a discriminator is.
+    2018, arXiv 1711.11585), averaged instead of summed over the layers, so that the weight does not
+    depend on the depth of a discriminator.
 
     Args:
-        real_features: for each scale, for each layer [B, C, h, w]; no gradient goes there.
-        fake_features: the same of generated frames.
+        real_features: for each scale, for each layer [B, C, h, w]; receives no gradient.
+        fake_features: the same for generated frames.
 
     Returns:
         [] float32.
@@ -103,39 +103,38 @@ def feature_matching(
 
 
 def r1_penalty(real_logits: Sequence[Tensor], real: Tensor) -> Tensor:
-    """How steeply the discriminator's judgement changes around real frames.
+    """R1: the squared gradient of the discriminator at real frames.
 
-    `1/2 H W E[|grad_x D(x)|^2]`: R1 (Mescheder et al. 2018, arXiv 1801.04406) with
-    D(x) the mean over scales and patches. A logit that is a mean over the picture has per-pixel
-    gradients that shrink with its area; H W undoes that, so one weight serves all sizes (the
-    published heuristic, gamma proportional to H W, has the same root: Karras et al. 2020,
-    arXiv 2006.06676).
+    `1/2 H W E[|grad_x D(x)|^2]` (Mescheder et al. 2018, arXiv 1801.04406), with D(x) the mean over
+    scales and patches. The per-pixel gradient of a mean over the picture shrinks with its area; the
+    factor H W compensates, so that one weight fits all sizes (the published heuristic, gamma
+    proportional to H W, has the same reason: Karras et al. 2020, arXiv 2006.06676).
 
-    The discriminator must treat samples apart (no batch norm), and its forward pass must run in
-    float32: gradients of gradients do not survive bf16.
+    The discriminator must treat samples independently (no batch norm), and its forward pass must
+    run in float32: bf16 is too coarse for second-order gradients.
 
     Args:
         real_logits: for each scale [B, 1, h, w], computed from `real`.
-        real: [B, C, H, W], what the discriminator saw, with `requires_grad`.
+        real: [B, C, H, W], the discriminator's input, with `requires_grad`.
 
     Returns:
         [] float32, differentiable with respect to the discriminator's weights.
     """
-    assert real.requires_grad, "set real.requires_grad before the discriminator sees it"
-    judged = torch.stack([logits.float().flatten(1).mean(1) for logits in real_logits]).mean(0)
-    # One sample's judgement depends on that sample only, so the sum's gradient holds them all.
-    (gradient,) = torch.autograd.grad(judged.sum(), real, create_graph=True)
+    assert real.requires_grad, "set real.requires_grad before the forward pass of the discriminator"
+    scores = torch.stack([logits.float().flatten(1).mean(1) for logits in real_logits]).mean(0)
+    # Each score depends on one sample only, so the gradient of the sum contains all gradients.
+    (gradient,) = torch.autograd.grad(scores.sum(), real, create_graph=True)
     height, width = real.shape[-2:]
     return gradient.float().square().sum(dim=(1, 2, 3)).mean() * (height * width / 2)
 
 
 def _mean(scales: Sequence[Tensor]) -> Tensor:
-    """Mean over scales of the mean over each; scales have different sizes but equal say."""
-    assert scales, "no logits: a discriminator has one scale or more"
+    """Mean over scales of the mean over each scale; all scales have equal weight."""
+    assert scales, "no logits: a discriminator has at least one scale"
     return torch.stack([scale.mean() for scale in scales]).mean()
 
 
 def _check_kind(kind: str) -> None:
-    # An unknown kind must fail: a predecessor fell back silently, and hinge was never on.
+    # An unknown kind must fail: a predecessor fell back silently and never used hinge.
     if kind not in (known := get_args(AdversarialKind)):
         raise UnknownName.among("adversarial loss", kind, known)

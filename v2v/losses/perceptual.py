@@ -1,7 +1,7 @@
-"""How alike two pictures look: VGG19's features, or a pyramid of bands and edges without weights.
+"""Perceptual losses: VGG19 features, or a weight-free pyramid of bands and edges.
 
-Both answer in the same two steps, so that the real frame is taken apart once, however many
-generated pictures (the frame, its raw synthesis) are compared with it:
+Both work in two steps, so that the features of the real frame are computed once for all generated
+pictures (the frame, its raw synthesis) that are compared with it:
 
     perceptual = build_perceptual("auto").to(device)
     real_features = perceptual.features(real)
@@ -28,11 +28,11 @@ PerceptualName = Literal["vgg", "pyramid", "auto"]
 
 
 class PerceptualLoss(nn.Module, ABC):
-    """A picture loss in two steps; see the module's docstring."""
+    """An image loss in two steps; see the module's docstring."""
 
     @abstractmethod
     def features(self, real: Tensor) -> list[Tensor]:
-        """What `forward` compares with, of real frames [B, 3, H, W]; without gradient."""
+        """Features of real frames [B, 3, H, W] for `forward`; without gradient."""
 
     @abstractmethod
     def forward(self, fake: Tensor, real_features: Sequence[Tensor]) -> Tensor:
@@ -40,16 +40,16 @@ class PerceptualLoss(nn.Module, ABC):
 
 
 def build_perceptual(name: PerceptualName, weights: Path | None = None) -> PerceptualLoss:
-    """The perceptual loss of that name, on the CPU.
+    """Build a perceptual loss by name, on the CPU.
 
     Args:
-        name: "vgg", "pyramid", or "auto": VGG where its weights are on this machine, else the
-            pyramid. Their values differ, so runs of the two do not compare: record which it was.
-        weights: VGG19's weight file; None is torch's own folder.
+        name: "vgg", "pyramid", or "auto": VGG if its weights are on this machine, else the
+            pyramid. Their values differ, so their runs are not comparable: record the choice.
+        weights: VGG19's weight file; None looks in torch's own folder.
 
     Raises:
-        UnknownName: `name` is none of them.
-        WeightsUnavailable: "vgg" without its weights, or with a file that does not hold them.
+        UnknownName: for any other `name`.
+        WeightsUnavailable: for "vgg" without its weights, or with a file of another network.
     """
     if name not in (known := get_args(PerceptualName)):
         raise UnknownName.among("perceptual loss", name, known)
@@ -62,22 +62,22 @@ def build_perceptual(name: PerceptualName, weights: Path | None = None) -> Perce
 
 
 class VGGPerceptual(PerceptualLoss):
-    """L1 between VGG19's features of two pictures.
+    """L1 between the VGG19 features of two pictures.
 
     `sum_i w_i / N_i |F_i(real) - F_i(fake)|_1` over relu1_1, relu2_1, relu3_1, relu4_1, relu5_1
     with w = 1/32, 1/16, 1/8, 1/4, 1 (pix2pixHD, Wang et al. 2018, arXiv 1711.11585, and vid2vid;
     after Johnson et al. 2016, arXiv 1603.08155). The network is frozen; gradient passes through.
 
     Args:
-        weights: a state dict of torchvision's vgg19, whole or its `features.` alone (80 MB of
-            548 in safetensors); None is the file that torchvision would keep.
+        weights: a state dict of torchvision's vgg19, complete or only its `features.` (80 of 548 MB
+            in safetensors); None looks for the file that torchvision would download.
 
     Raises:
-        WeightsUnavailable: they are not there, and how to go on; or the file is another's.
+        WeightsUnavailable: they are missing (with the alternatives), or of another network.
     """
 
     TAPS = {1: 1 / 32, 6: 1 / 16, 11: 1 / 8, 20: 1 / 4, 29: 1.0}  # layer of `features`: its weight
-    SMALLEST = 16  # pixels a side, which four poolings leave one of
+    SMALLEST = 16  # pixels a side: four poolings leave one
 
     mean: Tensor
     std: Tensor
@@ -85,15 +85,14 @@ class VGGPerceptual(PerceptualLoss):
     def __init__(self, weights: Path | None = None) -> None:
         super().__init__()
         path = find_weights("vgg19") if weights is None else weights
-        # Built without memory: filling 144 M random weights, most of them the classifier's, only
-        # to throw them away takes seconds.
+        # Built on the meta device: initialising 144 M random weights takes seconds.
         with torch.device("meta"):
             layers: nn.Sequential = torchvision_models().vgg19(weights=None).features
         layers.to_empty(device="cpu")
         load_state(layers, path, prefix="features.")
         self.layers = nn.Sequential(*list(layers)[: max(self.TAPS) + 1])
         self.layers.eval().requires_grad_(False)
-        # ImageNet's statistics of pictures in [0, 1], moved to [-1, 1].
+        # ImageNet statistics of pictures in [0, 1], converted to [-1, 1].
         mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
         self.register_buffer("mean", (mean * 2 - 1).reshape(3, 1, 1), persistent=False)
         self.register_buffer("std", (std * 2).reshape(3, 1, 1), persistent=False)
@@ -125,14 +124,14 @@ class VGGPerceptual(PerceptualLoss):
 
 
 def pyramid_loss(fake: Tensor, real: Tensor) -> Tensor:
-    """How far `fake` is from `real` in bands of detail and in local edges.
+    """Distance of `fake` from `real` in frequency bands and local edges.
 
     Args:
         fake: [B, 3, H, W] in [-1, 1].
-        real: [B, 3, H, W] in [-1, 1]; no gradient goes there.
+        real: [B, 3, H, W] in [-1, 1]; receives no gradient.
 
     Returns:
-        [] float32, 0 where the two are equal and only there. See `PyramidPerceptual`.
+        [] float32, 0 if and only if the two are equal. See `PyramidPerceptual`.
     """
     perceptual = PyramidPerceptual()
     loss: Tensor = perceptual(fake, perceptual.features(real))
@@ -140,34 +139,35 @@ def pyramid_loss(fake: Tensor, real: Tensor) -> Tensor:
 
 
 class PyramidPerceptual(PerceptualLoss):
-    """The perceptual loss that needs no weights: a Laplacian pyramid, and the edges in windows.
+    """The perceptual loss without weights: a Laplacian pyramid, and edges in windows.
 
     `sum_j E|L_j(fake) - L_j(real)|_1 + 2 mean_j E[|D_j(fake) - D_j(real)| / (D_j(real) + 0.1)]`
 
-    Taken in Y, Cb, Cr (JFIF, Y from -1 to 1): judged apart, red, green and blue fall out of step
+    Computed in Y, Cb, Cr (JFIF, Y from -1 to 1): with separate losses, red, green and blue disagree
     at uncertain edges and leave coloured specks.
 
-    L_j are the bands of a Laplacian pyramid and what is left below them, each with the same weight
-    (Lap1 of Bojanowski et al. 2018, arXiv 1707.05776). In plain L1 the coarse bands, which hold
-    most of a picture's contrast, drown the fine ones.
+    L_j are the bands of a Laplacian pyramid and its low-pass residual, all with equal weight (Lap1
+    of Bojanowski et al. 2018, arXiv 1707.05776). In plain L1 the coarse bands, which contain most
+    of the contrast, dominate the fine ones.
 
     D_j is the mean absolute difference between neighbours to the right, below and (of Y, else
     chequered pixels go unseen) along both diagonals, over overlapping windows of 8 x 8 pixels of
-    level j: how much edge there is, not where. L1 alone answers an edge whose place is uncertain
-    with a blur, the median of its places; a blur has less edge in the window wherever it lies, so
-    this term keeps it sharp. Relative to the real picture's own, as the eye judges contrast.
+    level j: the amount of edges, not their position. For an edge with uncertain position, L1 alone
+    is minimised by a blur, the median of the positions. A blur has fewer edges in the window
+    wherever it lies, so this term keeps it sharp. It is relative to the real picture's edges, as
+    visual contrast is.
 
-    Measured on 4 frames at 64 x 64 (pose, face, street, crowd), for each the one picture that fits
-    best on average to 25 copies shifted by up to 2 pixels: it keeps 54 percent of the frame's
-    edges under L1 and 87 percent here, at the same PSNR to them.
+    Measured on 4 frames at 64 x 64 (pose, face, street, crowd) by the picture that minimises the
+    mean loss to 25 copies shifted by up to 2 pixels: it keeps 54 percent of the edges under L1 and
+    87 percent under this loss, at the same PSNR.
 
-    It knows textures and shapes only as far as 64 pixels reach, and no objects: VGG's deeper
-    layers have no counterpart.
+    Its receptive field is 64 pixels. It recognises no objects: VGG's deeper layers have no
+    counterpart.
     """
 
     LEVELS = 4
     SMALLEST = 8  # pixels a side of the coarsest level; smaller pictures have fewer levels
-    FAINT = 0.1  # edges below this, a few grey levels, are not amplified: they are mostly noise
+    FAINT = 0.1  # edges below this, a few grey levels, are mostly noise and not amplified
     EDGES = 2.0  # weight of the edges
     OPPONENT = ((0.299, 0.587, 0.114), (-0.1687, -0.3313, 0.5), (0.5, -0.4187, -0.0813))
 
@@ -181,14 +181,14 @@ class PyramidPerceptual(PerceptualLoss):
         real_bands, real_edges = real_features[: len(bands)], real_features[len(bands) :]
         loss = fake.new_zeros((), dtype=torch.float32)
         for ours, theirs in zip(bands, real_bands, strict=True):
-            loss = loss + F.l1_loss(ours, theirs) * len(self.OPPONENT)  # their sum, not mean
+            loss = loss + F.l1_loss(ours, theirs) * len(self.OPPONENT)  # the sum over channels
         for ours, theirs in zip(edges, real_edges, strict=True):
             relative = (ours - theirs).abs() / (theirs + self.FAINT)
             loss = loss + relative.mean() * (self.EDGES / len(edges))
         return loss
 
     def _take_apart(self, image: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Bands [B, 3, h, w], fine to coarse and the rest behind them, and edges [B, 8, h', w']."""
+        """Bands [B, 3, h, w], fine to coarse, then the low-pass residual; edges [B, 8, h', w']."""
         _check_image(image)
         red, green, blue = image.float().unbind(1)
         image = torch.stack([r * red + g * green + b * blue for r, g, b in self.OPPONENT], dim=1)
@@ -196,8 +196,8 @@ class PyramidPerceptual(PerceptualLoss):
         edges: list[Tensor] = []
         while len(edges) < self.LEVELS and min(image.shape[-2:]) >= self.SMALLEST:
             edges.append(self._edges(image))
-            # Averages of 2 x 2 instead of the Gaussian of Burt and Adelson 1983: the bands hold
-            # the picture all the same, at a fraction of the time.
+            # 2 x 2 averages instead of the Gaussian of Burt and Adelson 1983: the bands still
+            # reconstruct the picture, in a fraction of the time.
             coarser = F.avg_pool2d(image, 2, ceil_mode=True)
             bands.append(
                 image
@@ -208,7 +208,7 @@ class PyramidPerceptual(PerceptualLoss):
 
     @staticmethod
     def _edges(image: Tensor) -> Tensor:
-        """Mean absolute differences between neighbours, in windows of 8 at every 4 pixels."""
+        """Mean absolute differences of neighbours, in windows of 8 pixels with stride 4."""
         here, right, below = image[..., :-1, :-1], image[..., :-1, 1:], image[..., 1:, :-1]
         across = image[:, :1, 1:, 1:]  # diagonals of Y only
         differences = torch.cat(

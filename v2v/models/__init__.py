@@ -1,7 +1,7 @@
-"""Networks: the sequential generator, the baselines it is measured against, the discriminators.
+"""Networks: the sequential generator, the baselines and the discriminators.
 
-A generator is a module called with a `Condition` and a `GeneratorState`, which returns a
-`GeneratorOutput`. An installed package adds its own through the entry point `v2v.generators`: a
+A generator is a module that is called with a `Condition` and a `GeneratorState` and returns a
+`GeneratorOutput`. Installed packages add generators through the entry point `v2v.generators`: a
 class that is built from keyword arguments (`channels`, `preset`, `scales`).
 """
 
@@ -18,15 +18,15 @@ BASELINES = ("pix2pix", "pix2pixhd", "spade")
 
 
 def generator_names() -> tuple[str, ...]:
-    """All known generators: our own, then those of installed packages."""
+    """All generators: the built-in ones, then those of installed packages."""
     found = {entry.name for entry in entry_points(group="v2v.generators")}
     return ("sequential", *BASELINES, *sorted(found))
 
 
 def check_generator(architecture: dict[str, Any]) -> None:
-    """Compare a record's arguments of one of our own generators with what they may be.
+    """Validate the recorded arguments of a built-in generator.
 
-    Raises pydantic's `ValidationError`: wrong types, unknown arguments, sizes that no memory holds.
+    Raises pydantic's `ValidationError` for wrong types, unknown arguments and absurd sizes.
     """
     if architecture.get("name") == "sequential":
         from v2v.models.generator import GeneratorArguments
@@ -39,13 +39,13 @@ def check_generator(architecture: dict[str, Any]) -> None:
 
 
 def build_generator(name: str, **architecture: Any) -> nn.Module:
-    """The generator of that name from what a model's record says of it.
+    """Build a generator by name from the arguments in a model's record.
 
     Args:
         architecture: `channels`, `preset` and `scales`; the sequential generator takes more, see
             `SequentialGenerator`.
 
-    Raises `UnknownName`, which lists the valid ones.
+    Raises `UnknownName`, which lists the valid names.
     """
     if name == "sequential":
         from v2v.models.generator import PRESETS, SequentialGenerator, complete

@@ -1,15 +1,15 @@
-"""Differentiable augmentation of what the critics see, so that they do not learn footage by heart.
+"""Differentiable augmentation of discriminator inputs, against overfitting to little footage.
 
-DiffAugment (arXiv 2006.10738) for video: a change is drawn once for a sample and applied to all its
-frames and to real and fake alike, else the temporal critics would see the augmentation instead of
-the motion. What moves frames moves their signals, flow and boxes too; colour is the frames' own.
+DiffAugment (arXiv 2006.10738) for video: one change is drawn per sample and applied to all its
+frames, real and fake; otherwise temporal discriminators would see the augmentation instead of the
+motion. Translations also apply to signals, flow and boxes; colour changes only to frames.
 
     augmentation = draw(settings, batch=B, size=(H, W), generator=generator)
     signals, flow = augmentation.signals(signals), augmentation.flow(flow)
     real, fake = augmentation.frames(real), augmentation.frames(fake)
 
-Shapes: B clips, T frames, H height, W width, K boxes. Frames are RGB in [-1, 1]; colour may take
-them a little outside.
+Shapes: B clips, T frames, H height, W width, K boxes. Frames are RGB in [-1, 1]; colour changes may
+exceed that slightly.
 """
 
 from __future__ import annotations
@@ -27,45 +27,45 @@ from v2v.config import Config, Unit
 
 
 class DiscriminatorAugmentSettings(Config):
-    """Strengths, each 0 for none. DiffAugment's own are 0.5, 1, 0.5, 0.125 and 0.5."""
+    """Strengths; 0 disables a change. DiffAugment uses 0.5, 1, 0.5, 0.125 and 0.5."""
 
-    probability: Unit  # of each of colour, translation and cutout, for each sample; 0 = none at all
-    brightness: Annotated[float, Field(ge=0, le=2)]  # added to the colours, at most half of it
+    probability: Unit  # per sample, of each of colour, translation and cutout
+    brightness: Annotated[float, Field(ge=0, le=2)]  # added to the colours, at most half of this
     saturation: Unit  # factor between 1 - this and 1 + this
-    contrast: Annotated[float, Field(ge=0, lt=1)]  # likewise, about middle grey
-    translation: Annotated[float, Field(ge=0, le=0.5)]  # at most this share of a side
-    cutout: Unit  # side of the hole, as a share of the picture's
+    contrast: Annotated[float, Field(ge=0, lt=1)]  # likewise, around middle grey
+    translation: Annotated[float, Field(ge=0, le=0.5)]  # at most this fraction of a side
+    cutout: Unit  # side of the hole as a fraction of the picture's
 
 
 @dataclass(frozen=True)
 class DiscriminatorAugmentation:
-    """One draw, for B samples; in plain numbers, so that a GPU is not waited for.
+    """One draw for B samples, in plain numbers, which avoids a GPU synchronisation.
 
-    Methods give the tensor itself back where there is nothing to do.
+    Methods return the same tensor if nothing changes.
     """
 
     colours: tuple[tuple[float, float, float], ...]  # brightness, saturation, contrast
     shifts: tuple[tuple[int, int], ...]  # whole pixels to the right and down
-    holes: tuple[tuple[int, int, int, int] | None, ...]  # x0, y0, x1, y1 as of slices
+    holes: tuple[tuple[int, int, int, int] | None, ...]  # x0, y0, x1, y1 of slices
 
     def frames(self, frames: Tensor) -> Tensor:
-        """[B, T, 3, H, W] recoloured, moved, and grey in the hole."""
+        """[B, T, 3, H, W] recoloured, translated, and grey in the hole."""
         return self._cut(self._move(self._colour(frames)))
 
     def signals(self, signals: Tensor) -> Tensor:
-        """[B, T, C, H, W] moved, and 0 in the hole."""
+        """[B, T, C, H, W] translated, and 0 in the hole."""
         return self._cut(self._move(signals))
 
     def flow(self, flow: Tensor) -> Tensor:
-        """[B, T, 2, H, W] moved; 0 where nothing was.
+        """[B, T, 2, H, W] translated, padded with 0.
 
-        All frames move alike, so motion between them is what it was. Holes are not cut: flows that
-        are composed lead through them.
+        All frames move alike, so the motion between them is unchanged. Holes are not cut, because
+        composed flows lead through them.
         """
         return self._move(flow)
 
     def boxes(self, boxes: Tensor) -> Tensor:
-        """[B, T, K, 4] moved, in pixels; also points, [B, T, N, 2]. NaN stays NaN."""
+        """[B, T, K, 4] translated, in pixels; also points, [B, T, N, 2]. NaN stays NaN."""
         if not any(dx or dy for dx, dy in self.shifts):
             return boxes
         shifts = torch.tensor(self.shifts, dtype=boxes.dtype).to(boxes.device)
@@ -78,8 +78,8 @@ class DiscriminatorAugmentation:
         assert frames.shape[2] == 3, f"frames must be [B, T, 3, H, W], are {list(frames.shape)}"
         colours = torch.tensor(self.colours, dtype=frames.dtype).to(frames.device)
         brightness, saturation, contrast = colours[:, :, None, None, None, None].unbind(1)
-        # Contrast about middle grey and not about each picture's mean: the means of real and fake
-        # differ, and those of the frames of one window too.
+        # Contrast around middle grey instead of each picture's mean, because the means differ
+        # between real and fake, and between the frames of a window.
         x = frames + brightness
         grey = x.mean(dim=2, keepdim=True)
         return (grey + (x - grey) * saturation) * contrast
@@ -119,7 +119,7 @@ def draw(
 ) -> DiscriminatorAugmentation:
     """A random change for each of `batch` samples of `size` = H, W.
 
-    The generator, on the CPU, moves on by the same amount whatever the settings.
+    The CPU generator advances by the same amount for all settings.
     """
     height, width = size
     numbers = torch.rand(batch, 10, generator=generator).tolist()
@@ -138,11 +138,11 @@ def draw(
             else (0.0, 1.0, 1.0)
         )
 
-        # Whole pixels: a bilinear shift blurs, and blur is what the critics must tell.
+        # Whole pixels: a bilinear shift blurs, and discriminators must detect blur.
         reach = settings.translation
         shifts.append((round(dx * reach * width), round(dy * reach * height)) if move else (0, 0))
 
-        # Centred anywhere, so that the corners are as often in the hole as the middle.
+        # Centred anywhere, so that corners are as likely to lie in the hole as the middle.
         left = round((x + 1) / 2 * width - settings.cutout * width / 2)
         top = round((y + 1) / 2 * height - settings.cutout * height / 2)
         right, bottom = left + round(settings.cutout * width), top + round(settings.cutout * height)
@@ -152,7 +152,7 @@ def draw(
 
 
 def _by_sample(x: Tensor, changed: Iterable[Tensor | None]) -> Tensor:
-    """`x` with those samples replaced that are not None; `x` itself where all are."""
+    """`x` with the samples that are not None replaced; `x` itself if all are None."""
     samples = list(changed)
     if all(sample is None for sample in samples):
         return x

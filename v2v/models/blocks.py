@@ -1,4 +1,4 @@
-"""What the generator is built of.
+"""Building blocks of the generator.
 
 Shapes: B clips, C channels, H height, W width.
 """
@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-GROUP = 16  # channels that are normalised together, or a few more where they do not divide
+GROUP = 16  # channels per normalisation group, or slightly more if they do not divide evenly
 
 
 def norm(channels: int) -> nn.GroupNorm:
-    """Group normalisation (arXiv 1803.08494), without an affine map of its own.
+    """Group normalisation (arXiv 1803.08494), without an affine transform.
 
-    Frames of a batch never touch one another, unlike under batch normalisation; and unlike under
-    instance normalisation the mean of a channel, which carries colour, survives.
+    Unlike batch normalisation it keeps the frames of a batch independent, and unlike instance
+    normalisation it keeps the mean of a channel, which carries colour.
     """
     groups = next(n for n in range(max(channels // GROUP, 1), 0, -1) if channels % n == 0)
     return nn.GroupNorm(groups, channels, affine=False)
@@ -27,7 +27,7 @@ def conv(inputs: int, outputs: int, size: int = 3, *, stride: int = 1) -> nn.Con
 
 
 def zeroed(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
-    """A layer that says nothing until it has learned something."""
+    """`layer`, initialised to zero output."""
     nn.init.zeros_(layer.weight)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
@@ -37,15 +37,15 @@ def zeroed(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
 class Modulation(nn.Module):
     """Spatially-adaptive (de)normalisation: x -> norm(x) * (1 + gamma) + beta.
 
-    Equation 1 of arXiv 1903.07291. Here the map that gamma and beta are read from is the warped
-    past frame, as in world-consistent vid2vid (arXiv 2007.08509). Starts as plain normalisation.
+    Equation 1 of arXiv 1903.07291. Gamma and beta are predicted from the warped previous frame, as
+    in world-consistent vid2vid (arXiv 2007.08509). Initialised to plain normalisation.
     """
 
     def __init__(
         self,
-        channels: int,  # of what is modulated
-        guide: int,  # channels of the map it is modulated by
-        hidden: int,  # between the two
+        channels: int,  # of the modulated features
+        guide: int,  # channels of the guide
+        hidden: int,  # channels between the two
     ) -> None:
         super().__init__()
         self.norm = norm(channels)
@@ -107,7 +107,7 @@ def subpixel(inputs: int, outputs: int, size: int = 3) -> nn.Conv2d:
 
 
 class Up(nn.Module):
-    """Twice the size by sub-pixel convolution."""
+    """Upsampling by 2 with a sub-pixel convolution."""
 
     def __init__(self, inputs: int, outputs: int, size: int = 1) -> None:
         super().__init__()
@@ -118,7 +118,7 @@ class Up(nn.Module):
 
 
 def half(image: Tensor, times: int = 1) -> Tensor:
-    """[B, C, H, W] at half the size, `times` over; each pixel is the mean of what it was."""
+    """[B, C, H, W] halved in size `times` times by averaging."""
     return F.avg_pool2d(image, 2**times) if times else image
 
 
@@ -134,7 +134,7 @@ def fold(image: Tensor, factor: int) -> Tensor:
 
 
 def smooth(image: Tensor) -> Tensor:
-    """[B, C, H, W] at twice the size, between the pixels linearly."""
+    """[B, C, H, W] at twice the size, by bilinear interpolation."""
     return F.interpolate(image, scale_factor=2.0, mode="bilinear", align_corners=False)
 
 
@@ -151,7 +151,7 @@ def double(image: Tensor) -> Tensor:
 
 
 def coordinates(like: Tensor) -> Tensor:
-    """[B, 2, H, W] x and y in [-1, 1]: where in the picture a pixel is."""
+    """[B, 2, H, W] pixel coordinates x and y in [-1, 1]."""
     batch, _, height, width = like.shape
     x = torch.linspace(-1, 1, width, device=like.device, dtype=like.dtype)
     y = torch.linspace(-1, 1, height, device=like.device, dtype=like.dtype)

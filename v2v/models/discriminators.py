@@ -1,22 +1,20 @@
-"""The critics: multi-scale patch discriminators of pictures, of motion and of crops.
+"""Discriminators: multi-scale patch networks on frames, motion and crops.
 
-Shapes: B clips, T frames, C signal channels, H height, W width, N judged samples of one clip
-(frames, triplets of frames, or crops), K boxes. Frames are RGB in [-1, 1], flow is backward in
-pixels, boxes are in continuous pixels (the picture spans [0, W] x [0, H]).
+Shapes: B clips, T frames, C signal channels, H height, W width, N samples of one clip (frames,
+triplets of frames, or crops), K boxes. Frames are RGB in [-1, 1], flow is backward in pixels, boxes
+are in continuous pixels (the picture spans [0, W] x [0, H]).
 
-One training step judges nothing twice:
+One training step evaluates nothing twice:
 
-1. The critics' step: `discriminators(signals, real, fake.detach(), ...)`. Both halves go through
-each
+1. Discriminator step: `discriminators(signals, real, fake.detach(), ...)`. Both halves pass each
    network as one batch, so that DDP sees one forward for one backward.
-2. The generator's step: under `frozen(discriminators)`, `discriminators(signals, None, fake, ...)`
-judges the
-   fake half only; `with_real` puts the real half of step 1 beside it for feature matching. No
-   weight of a discriminator gets a gradient, and spectral norm does not iterate again.
+2. Generator step: under `frozen(discriminators)`, `discriminators(signals, None, fake, ...)`
+   evaluates only the fake half; `with_real` adds the real half of step 1 for feature matching. No
+   discriminator weight gets a gradient, and spectral norm does not iterate again.
 
-Step 1 comes first since the real half is then at hand; its features are those from before the
-critics' update, which feature matching, a moving target anyway, does not mind. Under DDP step 2
-takes the bare module: the wrapper would wait for gradients that never come.
+Step 1 comes first because it provides the real half. Its features are those before the
+discriminators' update, which feature matching, a moving target anyway, tolerates. Under DDP step 2
+uses the unwrapped module: the wrapper would wait for gradients that never come.
 """
 
 from __future__ import annotations
@@ -35,27 +33,29 @@ from v2v.config import Config, Positive
 from v2v.errors import UnknownName
 from v2v.warp import compose
 
-FRAMES = 3  # that a temporal discriminator sees: K of arXiv 1808.06601, section 3.1
-STRIDES = (1, 3, 9)  # between them
+FRAMES = 3  # per temporal discriminator: K of arXiv 1808.06601, section 3.1
+STRIDES = (1, 3, 9)  # between these frames
 TEMPORAL = {f"temporal_{stride}": stride for stride in STRIDES}
 
-_SMALLEST = 3  # pixels that the last two layers, 4x4 padded by 1, need
+_SMALLEST = 3  # pixels, the least input of the last two layers (4x4, padded by 1)
 
 
 class DiscriminatorSettings(Config):
-    width: Annotated[int, Field(ge=4, le=256)]  # channels of the first layer, doubled by each
+    width: Annotated[
+        int, Field(ge=4, le=256)
+    ]  # channels of the first layer; each layer doubles them
     width_max: Annotated[int, Field(ge=4, le=1024)]
-    layers: Annotated[int, Field(ge=1, le=6)]  # of stride 2; 3 see patches of 70 pixels
-    scales: Annotated[int, Field(ge=1, le=4)]  # each at half the size of the one before
+    layers: Annotated[int, Field(ge=1, le=6)]  # of stride 2; with 3, patches have 70 pixels
+    scales: Annotated[int, Field(ge=1, le=4)]  # each at half the size of the previous one
     temporal_scales: Annotated[int, Field(ge=1, le=4)]
-    crop: Annotated[int, Field(ge=24, le=512)]  # pixels a side that face and hands are brought to
+    crop: Annotated[int, Field(ge=24, le=512)]  # side in pixels of face and hand crops
     spectral_norm: bool
     instance_norm: bool
-    flow_unit: Positive  # share of the picture's width that a flow of 1 stands for
+    flow_unit: Positive  # fraction of the width that a flow of 1 stands for
 
 
 class PatchOutput(NamedTuple):
-    """What one discriminator makes of one half, real or fake. Scales from fine to coarse."""
+    """Output of one discriminator for one half, real or fake. Scales from fine to coarse."""
 
     logits: tuple[Tensor, ...]  # per scale [B, N, h, w], high = real
     features: tuple[tuple[Tensor, ...], ...]  # per scale and layer [B, N, C, h, w]
@@ -67,27 +67,26 @@ class PatchOutput(NamedTuple):
         )
 
 
-# Named tuples, since DDP and Fabric look for tensors in these and refuse frozen dataclasses.
+# Named tuples, because DDP and Fabric find tensors in these and refuse frozen dataclasses.
 class DiscriminatorOutput(NamedTuple):
-    """What one discriminator makes of a step's frames.
+    """Output of one discriminator for the frames of a step.
 
-    Samples of weight 0 are crops whose box is missing: their logits and features are 0 and carry
-    no gradient, and means must be weighted.
+    Samples of weight 0 are crops without a box: their logits and features are 0 and have no
+    gradient, and means must be weighted.
     """
 
     fake: PatchOutput
-    weight: Tensor  # [B, N] 1 where there is something to judge, else 0
-    real: PatchOutput | None = None  # None where only the fake half was judged
+    weight: Tensor  # [B, N] 1 for valid samples, else 0
+    real: PatchOutput | None = None  # None if only the fake half was evaluated
 
 
 class Discriminators(nn.Module):
-    """All critics of a training run in one module.
+    """All discriminators of a training run in one module.
 
     - `image` sees a frame and its signals, at several scales.
     - `temporal_1`, `temporal_3`, `temporal_9` see three frames at that stride and the two flows
-      between them, so they need windows of 3, 7 and 19 frames; in shorter ones they are left out.
-    - Others, by the names in `crops`, see what lies in given boxes (face, hands, eyes) with its
-      signals.
+      between them, so they need windows of 3, 7 and 19 frames; shorter windows skip them.
+    - Others, named in `crops`, see crops of given boxes (face, hands, eyes) with their signals.
 
     Patch discriminators as in arXiv 1611.07004 at several scales as in arXiv 1711.11585; video
     discriminators as in arXiv 1808.06601.
@@ -98,8 +97,8 @@ class Discriminators(nn.Module):
         settings: DiscriminatorSettings,
         *,
         channels: int,  # C, of the signals together
-        weights: Mapping[str, float],  # by discriminator; those of weight 0 are not built
-        crops: Mapping[str, Sequence[int]] | None = None,  # name -> which of the K boxes it judges
+        weights: Mapping[str, float],  # by name; discriminators of weight 0 are not built
+        crops: Mapping[str, Sequence[int]] | None = None,  # name -> which of the K boxes it sees
     ) -> None:
         super().__init__()
         crops = crops or {}
@@ -123,7 +122,7 @@ class Discriminators(nn.Module):
 
     @property
     def context(self) -> int:
-        """Frames before the newest that are looked back on."""
+        """Number of frames before the newest that temporal discriminators need."""
         return max(((FRAMES - 1) * stride for stride in self.strides.values()), default=0)
 
     def forward(
@@ -136,25 +135,23 @@ class Discriminators(nn.Module):
         boxes: Tensor | None,
         newest: int,
     ) -> dict[str, DiscriminatorOutput]:
-        """Judge the newest frames of a window; the earlier ones are context only.
+        """Evaluate the newest frames of a window; the earlier ones are context only.
 
-        Triplets are judged where their last frame is among the newest; image and crop critics
-        judge the newest frames alone. The same reference flow goes with both halves.
+        A triplet is evaluated if its last frame is among the newest; image and crop discriminators
+        evaluate only the newest frames. Both halves use the same reference flow.
 
         Args:
             signals: [B, T, C, H, W].
-            real: [B, T, 3, H, W], or None to judge the fake half only.
-            fake: [B, T, 3, H, W]; give it detached in the critics' step.
-            flow: [B, T, 2, H, W] from frame t to t - 1; that of the first frame is not looked at.
-                Where None, the temporal critics go by the frames alone.
-            boxes: [B, T, K, 4] x0, y0, x1, y1 in pixels, NaN where there is none. None stands for
-                all missing.
-            newest: how many frames at the end of the window are judged, 1 to T.
+            real: [B, T, 3, H, W], or None to evaluate only the fake half.
+            fake: [B, T, 3, H, W]; detached in the discriminator step.
+            flow: [B, T, 2, H, W] from frame t to t - 1; that of the first frame is ignored. None:
+                temporal discriminators see zero flow.
+            boxes: [B, T, K, 4] x0, y0, x1, y1 in pixels, NaN if missing. None: all are missing.
+            newest: number of frames at the end of the window to evaluate, 1 to T.
 
         Returns:
-            Judgements by discriminator. Temporal critics of too long a stride are left out; under
-            DDP
-            their weights then have no gradient (`find_unused_parameters=True`).
+            Outputs by discriminator. Temporal discriminators whose stride is too long are left out;
+            under DDP their weights then have no gradient (`find_unused_parameters=True`).
         """
         batch, length, _, height, width = fake.shape
         halves = [fake] if real is None else [real, fake]
@@ -162,7 +159,7 @@ class Discriminators(nn.Module):
         assert signals.shape[:2] == fake.shape[:2], f"signals {signals.shape}, fake {fake.shape}"
         assert 1 <= newest <= length, f"{newest} newest of {length} frames"
         first = length - newest
-        judged = range(first, length)
+        evaluated = range(first, length)
 
         # One batch of both halves: [real; fake] on the first axis.
         frames = torch.cat(halves)
@@ -173,7 +170,7 @@ class Discriminators(nn.Module):
         for name, discriminator in self.discriminators.items():
             if name in self.strides:
                 stride = self.strides[name]
-                last = [t for t in judged if t >= (FRAMES - 1) * stride]
+                last = [t for t in evaluated if t >= (FRAMES - 1) * stride]
                 if not last:
                     continue
                 shown = [frames[:, [t - 2 * stride, t - stride, t]].flatten(1, 2) for t in last]
@@ -181,11 +178,11 @@ class Discriminators(nn.Module):
                 seen = torch.cat([torch.stack(shown, 1), _repeat(motion, copies)], dim=2)
                 weight = everything[:, : len(last)]
             elif name in self.crops:
-                chosen = _chosen(boxes, judged, self.crops[name], like=fake)
+                chosen = _chosen(boxes, evaluated, self.crops[name], like=fake)
                 present = _present(chosen)
                 whole = chosen.new_tensor([0.0, 0.0, width, height])
-                # A missing box is the whole picture, judged with weight 0: the same graph on
-                # every machine, whatever is in its batch.
+                # A missing box becomes the whole picture with weight 0, so that the graph is the
+                # same in every process, whatever its batch contains.
                 places = torch.where(present[..., None], chosen, whole)
                 seen = torch.cat(
                     [
@@ -215,7 +212,7 @@ class Discriminators(nn.Module):
     def _motion(self, flow: Tensor | None, last: list[int], stride: int, *, like: Tensor) -> Tensor:
         """The two flows of each triplet that ends at one of `last`, [B, N, 4, H, W].
 
-        In units of a share of the width, so that a motion reads the same at every size.
+        In units of `flow_unit` times the width, so that a motion has the same value at every size.
         """
         batch, _, _, height, width = like.shape
         if flow is None:
@@ -239,7 +236,7 @@ class Discriminators(nn.Module):
 
 
 class MultiScale(nn.Module):
-    """The same patch discriminator, with weights of its own, on a pyramid (arXiv 1711.11585)."""
+    """Patch discriminators with separate weights on an image pyramid (arXiv 1711.11585)."""
 
     def __init__(self, settings: DiscriminatorSettings, channels: int, *, scales: int) -> None:
         super().__init__()
@@ -249,12 +246,12 @@ class MultiScale(nn.Module):
     def forward(self, x: Tensor) -> tuple[list[Tensor], list[list[Tensor]]]:
         """[N, C, H, W] -> per scale the logits and the features.
 
-        Scales whose picture is smaller than the network can take are left out: a run that grows
-        in space starts with the fine ones.
+        Scales whose picture is smaller than the network accepts are left out: a run that grows in
+        space starts with the fine scales.
         """
         smallest = _SMALLEST << self.layers
         assert min(x.shape[-2:]) >= smallest, (
-            f"{self.layers} layers need {smallest} pixels a side, these are {list(x.shape[-2:])}"
+            f"{self.layers} layers need {smallest} pixels a side, given {list(x.shape[-2:])}"
         )
         logits, features = [], []
         for scale, discriminator in enumerate(self.scales):
@@ -269,10 +266,10 @@ class MultiScale(nn.Module):
 
 
 class Patches(nn.Module):
-    """PatchGAN (arXiv 1611.07004, section 3.2.2): a fully convolutional judge of patches.
+    """PatchGAN (arXiv 1611.07004, section 3.2.2): a fully convolutional classifier of patches.
 
-    Patches are 70 pixels wide with 3 layers of stride 2. There is no batch norm, so samples do not
-    see one another.
+    Patches are 70 pixels wide with 3 layers of stride 2. Without batch norm, samples are
+    independent of each other.
     """
 
     def __init__(self, settings: DiscriminatorSettings, channels: int) -> None:
@@ -285,7 +282,7 @@ class Patches(nn.Module):
         self.layers = nn.ModuleList()
         before = channels
         for index, (width, stride) in enumerate(zip(widths, strides, strict=True)):
-            # The first layer keeps its contrast: normalising it would hide flicker and exposure.
+            # Normalising the first layer would hide flicker and exposure.
             normed = settings.instance_norm and index > 0
             layer = [_convolution(before, width, stride, settings)]
             layer += [nn.InstanceNorm2d(width, affine=True)] if normed else []
@@ -306,7 +303,7 @@ def _convolution(
     inputs: int, outputs: int, stride: int, settings: DiscriminatorSettings
 ) -> nn.Module:
     layer = nn.Conv2d(inputs, outputs, 4, stride=stride, padding=1)
-    # By the fan-in instead of the papers' N(0, 0.02), which starves narrow networks.
+    # Scaled by the fan-in: the papers' N(0, 0.02) makes gradients of narrow networks vanish.
     nn.init.kaiming_normal_(layer.weight, a=0.2)
     nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
     return spectral_norm(layer) if settings.spectral_norm else layer
@@ -314,9 +311,9 @@ def _convolution(
 
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
-    """Within, `module` gets no weight gradients and keeps its spectral norm's vectors.
+    """A context in which `module` gets no weight gradients and keeps the vectors of spectral norm.
 
-    Gradients still flow through it to its inputs; the backward pass may come after.
+    Gradients still flow through it to its inputs, also if the backward pass runs after the context.
     """
     wanted = [p for p in module.parameters() if p.requires_grad]
     training = [m for m in module.modules() if m.training]
@@ -335,7 +332,7 @@ def frozen(module: nn.Module) -> Iterator[None]:
 def with_real(
     fake: Mapping[str, DiscriminatorOutput], earlier: Mapping[str, DiscriminatorOutput]
 ) -> dict[str, DiscriminatorOutput]:
-    """Judgements of the fake half, beside the real halves judged earlier, detached."""
+    """Outputs for the fake half, with the real halves of an earlier step, detached."""
     halves = {name: earlier[name].real for name in fake}
     return {
         name: output._replace(real=None if (half := halves[name]) is None else half.detach())
@@ -344,10 +341,10 @@ def with_real(
 
 
 def crop(pictures: Tensor, boxes: Tensor, side: int) -> Tensor:
-    """Fetch what lies in boxes, bilinearly, as squares; differentiable in the pictures.
+    """Crop boxes to squares with bilinear interpolation; differentiable in the pictures.
 
-    A box of `side` whole pixels is a slice, to float32's rounding. Outside the picture its border
-    goes on.
+    A box of `side` whole pixels is a slice, up to rounding in float32. Outside the picture the
+    border is replicated.
 
     Args:
         pictures: [N, C, H, W].
@@ -374,7 +371,7 @@ def crop(pictures: Tensor, boxes: Tensor, side: int) -> Tensor:
         ],
         dim=-1,
     )
-    # The boxes one below the other in one grid: the picture is not copied for each.
+    # All boxes of a picture in one grid, so that the picture is not copied for each box.
     crops = F.grid_sample(
         pictures.float(),
         grid.flatten(1, 2),
@@ -386,16 +383,15 @@ def crop(pictures: Tensor, boxes: Tensor, side: int) -> Tensor:
     return crops.transpose(1, 2).to(pictures.dtype)
 
 
-def _chosen(boxes: Tensor | None, judged: range, which: list[int], *, like: Tensor) -> Tensor:
-    """[B, n, k, 4] the boxes that one discriminator looks at; NaN throughout where there are
-    none."""
+def _chosen(boxes: Tensor | None, evaluated: range, which: list[int], *, like: Tensor) -> Tensor:
+    """[B, n, k, 4] the boxes of one discriminator; all NaN if there are none."""
     if boxes is None:
-        return like.new_full((like.shape[0], len(judged), len(which), 4), float("nan"))
-    return boxes[:, judged.start :][:, :, which]
+        return like.new_full((like.shape[0], len(evaluated), len(which), 4), float("nan"))
+    return boxes[:, evaluated.start :][:, :, which]
 
 
 def _present(boxes: Tensor) -> Tensor:
-    """[...] whether a box is there and holds anything."""
+    """[...] whether a box exists and is not empty."""
     holds = (boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1])
     return boxes.isfinite().all(-1) & holds
 

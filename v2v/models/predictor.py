@@ -1,14 +1,14 @@
-"""What comes next: small networks that continue a signal from its own past.
+"""Signal prediction: small networks that continue a signal from its own past.
 
 The first half of frame prediction in arXiv 1808.06601, section 4: the next signals are predicted
-from the past ones, and a trained generator renders them. Points (pose, face) move as a compact
-state; label maps move by a flow, and only where nothing can be copied is a label made up.
+from past ones, and a trained generator renders them. Keypoints (pose, face) are predicted as a
+compact state; label maps are warped by a flow, with new labels only where nothing can be copied.
 
-Both start as something sensible, so that training can only add to it: points as velocity that is
-damped from frame to frame, labels as the last map copied.
+Both are initialised to a sensible baseline: damped velocity for keypoints, a copy of the last map
+for labels.
 
-Shapes: B clips, P past frames, N points of D axes, S numbers of a state, K label channels,
-H height, W width. The newest of the past stands last.
+Shapes: B clips, P past frames, N points of D axes, S components of a state, K label channels,
+H height, W width. The newest past entry is last.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from v2v.warp import resize_flow, warp
 
 
 class PointArguments(Config):
-    """What a predictor's record says of a `PointPredictor`: its arguments."""
+    """The arguments of a `PointPredictor` in the record of a predictor."""
 
     length: Annotated[int, Field(ge=3, le=4096)]
     past: Annotated[int, Field(ge=2, le=1024)] = 16
@@ -40,7 +40,7 @@ class PointArguments(Config):
 
 
 class LabelArguments(Config):
-    """What a predictor's record says of a `LabelPredictor`: its arguments."""
+    """The arguments of a `LabelPredictor` in the record of a predictor."""
 
     channels: Annotated[int, Field(ge=2, le=256)]
     width: Annotated[int, Field(ge=1, le=1024)] = 32
@@ -48,34 +48,34 @@ class LabelArguments(Config):
 
 
 Floats = NDArray[np.float32]
-SAMPLE = 4096  # frames that a shape code is fitted to
+SAMPLE = 4096  # frames that the PCA is fitted to
 
 # ---------------------------------------------------------------- points
 
 
 @dataclass(frozen=True)
 class ShapePCA:
-    """Points as a few numbers: where, how large (its logarithm), and the coefficients of shape.
+    """Keypoints as a low-dimensional state: position, log size, and PCA coefficients of the shape.
 
-    A shape is what is left of points when their middle is taken away and their size divided out;
-    it is the mean shape, a sum of principal components (Cootes et al. 1995) and a rest. The rest
-    is handed on unchanged: it is who the person is, not what they do.
+    The shape is what remains after removing position and size: the mean shape, plus principal
+    components (Cootes et al. 1995), plus a remainder. The remainder is kept constant: it describes
+    the person, not the motion.
     """
 
     mean: Floats  # [N, D], of size 1
     basis: Floats  # [C, N * D], orthonormal
-    anchors: NDArray[np.int64]  # points that place and size are measured on
+    anchors: NDArray[np.int64]  # points that define position and size
 
     @classmethod
     def fit(
         cls, shots: list[Floats], anchors: list[int], *, components: int, variance: float
     ) -> ShapePCA:
-        """From the points [T, N, D] of each shot, NaN where missing.
+        """Fit to the points [T, N, D] of each shot, NaN where missing.
 
         Args:
-            anchors: points that place and size are measured on.
-            components: at most so many.
-            variance: share of the variation that they explain, if so many suffice.
+            anchors: points that define position and size.
+            components: the largest number of components.
+            variance: the fraction of variance to explain, within that number.
         """
         chosen = np.asarray(anchors, np.int64)
         mean = _mean_shape(np.concatenate([_bridged(points) for points in shots]), chosen)
@@ -98,9 +98,9 @@ class ShapePCA:
         return self.mean.shape[1] + 1 + len(self.basis)
 
     def complete(self, points: Floats) -> Floats:
-        """Points [T, N, D] without NaN: gaps bridged in time, the never seen put where they belong.
+        """Points [T, N, D] without NaN: gaps are bridged by interpolation in time.
 
-        A point that no frame has stands where the mean shape has it.
+        A point that no frame shows is placed according to the mean shape.
         """
         bridged = _bridged(points)
         missing = ~np.isfinite(bridged).all(axis=2)
@@ -112,7 +112,7 @@ class ShapePCA:
         return bridged
 
     def encode(self, points: Floats) -> tuple[Floats, Floats]:
-        """State [T, S] and rest [T, N, D] of complete points [T, N, D]."""
+        """State [T, S] and remainder [T, N, D] of complete points [T, N, D]."""
         shapes, place, size = self._split(points)
         away = (shapes - self.mean).reshape(len(points), -1)
         coefficients = away @ self.basis.T
@@ -121,7 +121,7 @@ class ShapePCA:
         return state.astype(np.float32), rest.astype(np.float32)
 
     def decode(self, state: Floats, rest: Floats) -> Floats:
-        """Points [T, N, D] of states [T, S] and a rest [N, D] or [T, N, D]."""
+        """Points [T, N, D] from states [T, S] and a remainder [N, D] or [T, N, D]."""
         axes = self.mean.shape[1]
         shapes = self.mean + (state[:, axes + 1 :] @ self.basis).reshape(-1, *self.mean.shape)
         size = np.exp(state[:, axes, None, None])
@@ -129,9 +129,9 @@ class ShapePCA:
         return points
 
     def weight(self) -> Floats:
-        """[S] that turns a step of a state, its place in sizes, into the mean step of its points.
+        """[S] weights that convert a step of a state into the RMS step of its points.
 
-        As a root mean square, in sizes of the shape.
+        Positions are in units of the shape's size.
         """
         count, axes = self.mean.shape
         spread = np.sqrt((self.mean**2).sum(axis=1).mean())
@@ -153,9 +153,9 @@ def _size(around: Floats) -> Floats:
 
 
 def _mean_shape(bridged: Floats, anchors: NDArray[np.int64]) -> Floats:
-    """[N, D] of size 1: the median of the frames that show all anchors; 0 for points never seen."""
+    """[N, D] of size 1: the median of frames that show all anchors; 0 for points never visible."""
     whole = bridged[np.isfinite(bridged[:, anchors]).all(axis=(1, 2))]
-    if not len(whole):  # some anchor is never seen: the others must do
+    if not len(whole):  # an anchor is never visible: use the others
         whole = np.where(np.isfinite(bridged), bridged, np.nanmean(bridged, axis=(0, 1)))
     place = whole[:, anchors].mean(axis=1)
     shapes = (whole - place[:, None]) / _size(whole[:, anchors] - place[:, None])[:, None, None]
@@ -166,7 +166,7 @@ def _mean_shape(bridged: Floats, anchors: NDArray[np.int64]) -> Floats:
 
 
 def _bridged(points: Floats) -> Floats:
-    """Gaps filled in time, linearly, and held at the ends; NaN where a point is never seen."""
+    """Gaps interpolated linearly in time, constant at the ends; NaN for points never visible."""
     count = len(points)
     flat = points.reshape(count, -1).copy()
     for column in flat.T:
@@ -177,7 +177,7 @@ def _bridged(points: Floats) -> Floats:
 
 
 def _fitted(points: Floats, shape: Floats) -> tuple[Floats, float]:
-    """Place [D] and size that lay `shape` [n, D] nearest to `points` [n, D]."""
+    """Position [D] and size that fit `shape` [n, D] to `points` [n, D]."""
     if not len(points):
         return np.zeros(shape.shape[1], np.float32), 1.0
     middle, centre = points.mean(axis=0), shape.mean(axis=0)
@@ -189,25 +189,25 @@ def _fitted(points: Floats, shape: Floats) -> tuple[Floats, float]:
 
 @dataclass(frozen=True, repr=False)
 class PointState(Tensors):
-    """What the next state depends on."""
+    """The inputs of the next prediction."""
 
     past: Tensor  # [B, P, S]
-    low: Tensor  # [B, S] no state leaves these bounds, however long the rollout
+    low: Tensor  # [B, S] bounds of all states, however long the rollout
     high: Tensor  # [B, S]
 
     def push(self, state: Tensor) -> PointState:
-        """The past once `state` [B, S] has come to pass."""
+        """The state of the predictor after `state` [B, S]."""
         return replace(self, past=torch.cat([self.past[:, 1:], state[:, None]], dim=1))
 
 
 class PointPredictor(nn.Module):
-    """The next state of points: damped velocity, and what a network adds to it.
+    """Predicts the next state of keypoints: damped velocity plus a learned residual.
 
         v_t+1 = damping * v_t + linear(past) + mlp(past),   x_t+1 = x_t + v_t+1
 
-    The damping is learned for each number of the state. The linear part is an autoregression of
-    each number on its own past: all that circles and other harmonic motion need, and so few
-    weights that seconds of footage do not overfit them. The other part sees the whole state.
+    The damping is learned per component. The linear part is an autoregression of each component on
+    its own past: sufficient for circular and other harmonic motion, with too few weights to overfit
+    seconds of footage. The MLP sees the whole state.
     """
 
     low: Tensor
@@ -223,18 +223,18 @@ class PointPredictor(nn.Module):
         past: int = 16,  # P
         hidden: int = 48,
         dropout: float = 0.2,
-        damping: float = 0.7,  # at the start
+        damping: float = 0.7,  # initial value
     ) -> None:
         super().__init__()
         self.past = past
         self.damping = nn.Parameter(torch.full((length,), float(np.log(damping / (1 - damping)))))
-        seen = length * past  # the newest state, and the velocities that led to it
+        inputs = length * past  # the newest state, and the velocities before it
         self.linear = nn.Parameter(torch.zeros(past, length))
         self.mlp = nn.Sequential(
-            nn.Dropout(dropout / 2), nn.Linear(seen, hidden), nn.Tanh(), nn.Dropout(dropout),
+            nn.Dropout(dropout / 2), nn.Linear(inputs, hidden), nn.Tanh(), nn.Dropout(dropout),
             zeroed(nn.Linear(hidden, length)),
         )  # fmt: skip
-        # Of the training footage: where states lie, and how fast they change.
+        # Statistics of the training footage: range, mean, spread and velocity of the states.
         self.register_buffer("low", torch.full((length,), -1e3))
         self.register_buffer("high", torch.full((length,), 1e3))
         self.register_buffer("centre", torch.zeros(length))
@@ -242,16 +242,16 @@ class PointPredictor(nn.Module):
         self.register_buffer("velocity_scale", torch.ones(length))
 
     def learn_range(self, states: Tensor, steps: Tensor, *, margin: float = 0.25) -> None:
-        """Take in what is usual from states [T, S] and their steps [T', S] within shots."""
+        """Set the statistics from states [T, S] and their steps [T', S] within shots."""
         low, high = states.amin(dim=0), states.amax(dim=0)
         self.low, self.high = low - margin * (high - low), high + margin * (high - low)
         self.centre, self.spread = states.mean(dim=0), states.std(dim=0).clamp(min=1e-5)
         self.velocity_scale = steps.square().mean(dim=0).sqrt().clamp(min=1e-6)
 
     def begin(self, past: Tensor) -> PointState:
-        """The time state after real states [B, T, S]; held before their beginning where T < P.
+        """The predictor's state after real states [B, T, S]; padded by the first one if T < P.
 
-        Where they are out of the range of training, as other footage may be, there they may stay.
+        The bounds are extended to states outside the training range, as in other footage.
         """
         past = past[:, -self.past :]
         missing = self.past - past.shape[1]
@@ -260,11 +260,11 @@ class PointPredictor(nn.Module):
         return PointState(padded, low, torch.maximum(self.high, past.amax(dim=1)))
 
     def forward(self, state: PointState) -> tuple[Tensor, PointState]:
-        """The next state [B, S], and the time state that has it as its newest."""
+        """The next state [B, S], and the predictor's state after it."""
         past = state.past
         newest = past[:, -1]
         steps = past[:, 1:] - past[:, :-1]
-        # Squashed: what is far from all training must not be answered with something further.
+        # Squashed, so that inputs far from the training data do not cause larger outputs.
         seen = torch.cat(
             [((newest - self.centre) / self.spread)[:, None], steps / self.velocity_scale], dim=1
         )
@@ -278,7 +278,7 @@ class PointPredictor(nn.Module):
         return following, state.push(following)
 
     def rollout(self, state: PointState, frames: int) -> Tensor:
-        """[B, frames, S], each from the ones before."""
+        """[B, frames, S], each predicted from the previous ones."""
         rolled = []
         for _ in range(frames):
             following, state = self(state)
@@ -295,28 +295,28 @@ PAST_MAPS = 3
 class LabelState(Tensors):
     """What the next map depends on."""
 
-    maps: Tensor  # [B, 3, K, H, W] shares of each channel, one-hot where they are known
+    maps: Tensor  # [B, 3, K, H, W] class probabilities, one-hot for real maps
 
     def push(self, following: Tensor) -> LabelState:
-        """The past once the map [B, K, H, W] has come to pass."""
+        """The state after the map `following` [B, K, H, W]."""
         return LabelState(torch.cat([self.maps[:, 1:], following[:, None]], dim=1))
 
 
 @dataclass(frozen=True, repr=False)
 class LabelOutput(Tensors):
-    """The next map, and how it came about."""
+    """The next map and its components."""
 
-    following: Tensor  # [B, K, H, W] shares
+    following: Tensor  # [B, K, H, W] class probabilities
     flow: Tensor  # [B, 2, H, W] backward, in pixels of the map
     occlusion: Tensor  # [B, 1, H, W] 1 where nothing can be copied
-    made_up: Tensor  # [B, K, H, W] shares, where nothing can be copied
+    made_up: Tensor  # [B, K, H, W] class probabilities where nothing can be copied
 
 
 class LabelPredictor(nn.Module):
-    """The next label map: next = (1 - m) * warp(last, flow) + m * softmax(logits).
+    """Predicts the next label map: (1 - m) * warp(last, flow) + m * softmax(logits).
 
-    Equation 4 of arXiv 1808.06601, with maps for frames. The last channel is whatever has no
-    class, or a class that training never showed: it can be copied and is never made up.
+    Equation 4 of arXiv 1808.06601, for maps instead of frames. The last channel holds pixels
+    without a class, or of a class absent from training: it can be copied but is never synthesised.
     """
 
     def __init__(
@@ -329,7 +329,7 @@ class LabelPredictor(nn.Module):
         super().__init__()
         self.channels = channels
         self.embed = nn.Conv2d(channels, embedding, 1, bias=False)
-        # Two coordinates: where the road vanishes is a matter of place.
+        # Plus two coordinates, because street layouts depend on the position.
         self.stem = conv(4 * (PAST_MAPS * embedding + 2), width)
         widths = [width, width * 3 // 2, width * 2, width * 2]
         pairs = list(zip(widths, widths[1:], strict=False))
@@ -338,11 +338,11 @@ class LabelPredictor(nn.Module):
         self.up = nn.ModuleList(conv(a + b, a) for a, b in reversed(pairs))
         self.head = zeroed(conv(width, 3 + channels))
 
-    multiple = 16  # both sides of a map are divisible by this
-    RESERVE = 4.0  # an untrained network says of every pixel: copied, with 98 percent
+    multiple = 16  # the divisor of both sides of a map
+    RESERVE = 4.0  # an untrained network copies every pixel with probability 98 percent
 
     def forward(self, state: LabelState) -> tuple[LabelOutput, LabelState]:
-        """The next map, and the time state that has it as its newest."""
+        """The next map, and the state after it."""
         maps = state.maps
         batch, count, channels, height, width = maps.shape
         seen = self.embed(maps.flatten(0, 1)).reshape(batch, -1, height, width)
@@ -358,21 +358,21 @@ class LabelPredictor(nn.Module):
         for layer, skip in zip(self.up, reversed(skips), strict=True):
             h = F.interpolate(h, scale_factor=2.0, mode="bilinear", align_corners=False)
             h = F.leaky_relu(layer(torch.cat([h, skip], dim=1)), 0.2)
-        said = self.head(h)
-        flow = resize_flow(4 * said[:, :2], (height, width))
-        rest = F.interpolate(said[:, 2:], (height, width), mode="bilinear", align_corners=False)
+        output = self.head(h)
+        flow = resize_flow(4 * output[:, :2], (height, width))
+        rest = F.interpolate(output[:, 2:], (height, width), mode="bilinear", align_corners=False)
         occlusion = torch.sigmoid(rest[:, :1] - self.RESERVE)
         made_up = F.pad(torch.softmax(rest[:, 1:-1], dim=1), (0, 0, 0, 0, 0, 1))
-        output = compose_map(maps[:, -1], flow, occlusion, made_up)
-        return output, state.push(output.following)
+        predicted = compose_map(maps[:, -1], flow, occlusion, made_up)
+        return predicted, state.push(predicted.following)
 
 
 def compose_map(last: Tensor, flow: Tensor, occlusion: Tensor, made_up: Tensor) -> LabelOutput:
-    """The next map from the last [B, K, H, W]: moved by the flow, made up where occluded."""
+    """The next map from the last [B, K, H, W]: warped by the flow, synthesised where occluded."""
     following = (1 - occlusion) * warp(last, flow) + occlusion * made_up
     return LabelOutput(following, flow, occlusion, made_up)
 
 
 def one_hot(channels: Tensor, count: int) -> Tensor:
-    """[..., count, H, W] float of channel numbers [..., H, W]."""
+    """One-hot [..., count, H, W] float from channel indices [..., H, W]."""
     return F.one_hot(channels.long(), count).movedim(-1, -3).float()

@@ -1,6 +1,6 @@
-"""The one rollout: training, rendering and export go through these few lines.
+"""The only rollout: training, rendering and export share it.
 
-A model trained by one loop and run by another drifts between the two; here there is but one.
+Separate loops for training and inference diverge over time, so there is only one.
 """
 
 from __future__ import annotations
@@ -23,21 +23,20 @@ def rollout(
     corrupt: Corruption | None = None,
     recompute: bool = False,
 ) -> Iterator[tuple[GeneratorOutput, GeneratorState]]:
-    """Render frame after frame, each from its condition and the state that the last one left.
+    """Render frame by frame, each from its condition and the state after the previous frame.
 
     Lazy: memory does not grow with the number of frames, unless gradients flow through them.
 
     Args:
-        conditions: one for each frame.
-        state: where to go on; None starts from nothing.
-        corrupt: what happens to past frames [B, P, 3, H, W] before the generator sees them. In
-            training, noise and blur there teach it to mend its own errors instead of adding to
-            them.
-        recompute: keep no activations for the backward pass, compute each frame again there
+        conditions: one per frame.
+        state: where to continue from; None starts without a past.
+        corrupt: applied to past frames [B, P, 3, H, W] before the generator sees them. In training,
+            noise and blur teach it to correct its own errors instead of accumulating them.
+        recompute: discard activations and recompute each frame in the backward pass
             (arXiv 1604.06174): half the memory for a third more time.
 
     Yields:
-        Each frame's output, and the state after it. States hold the frames as rendered.
+        The output of each frame and the state after it. States contain the uncorrupted frames.
     """
     for condition in conditions:
         if state is None:

@@ -1,8 +1,8 @@
-"""Frame-by-frame generators that the sequential one is measured against, in the same loop.
+"""Frame-by-frame generators to compare the sequential one with, in the same training loop.
 
-Written from their papers. Where the original normalises over the batch, these do over each picture
-(a frame must not depend on its neighbours in a batch), and they take any size with sides of 16
-pixels or more. They ignore the state: what flickers in them is what a video model must mend.
+Implemented from their papers. They normalise over each picture instead of the batch (a frame must
+not depend on its neighbours in a batch), and accept any size with sides of at least 16 pixels. They
+ignore the state: their flicker is what a video model must remove.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ BASELINES: dict[str, type[Pix2Pix] | type[Pix2PixHD] | type[Spade]] = {
 
 
 class BaselineArguments(Config):
-    """What a model's record says of a baseline: the arguments of `build_baseline`."""
+    """The arguments of `build_baseline` in the record of a model."""
 
     name: Literal["pix2pix", "pix2pixhd", "spade"]
     channels: Annotated[int, Field(ge=1, le=1024)]
@@ -36,12 +36,12 @@ class BaselineArguments(Config):
 def build_baseline(
     name: str, *, channels: int, preset: str, scales: int | None = None
 ) -> Pix2Pix | Pix2PixHD | Spade:
-    """The baseline of that name.
+    """Build a baseline by name.
 
     Args:
         channels: of the signals.
-        preset: mobile, base, large, or paper for the size that was published.
-        scales: what the sequential generator grows through; baselines have one.
+        preset: mobile, base, large, or paper for the published size.
+        scales: ignored; baselines have a single scale.
 
     Raises `UnknownName` for a name or preset that does not exist.
     """

@@ -1,7 +1,6 @@
 """pix2pix (Isola et al., arXiv 1611.07004): a U-Net from conditions to a frame.
 
-Its discriminator is the 70x70 PatchGAN, `Discriminators` with 3 layers and 1 scale, beside an L1
-loss.
+It is trained with the 70x70 PatchGAN (`Discriminators` with 3 layers and 1 scale) and an L1 loss.
 """
 
 from __future__ import annotations
@@ -24,11 +23,11 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 class Pix2Pix(nn.Module):
-    """The U-Net of appendix 6.1.1, each decoder level seeing the encoder's of its size.
+    """The U-Net of appendix 6.1.1, with skip connections between levels of equal size.
 
-    The paper's only noise is dropout, at test time too, and it reports that little comes of it. In
-    a video it would be flicker, so `eval()` turns it off. Instance norm stands for batch norm,
-    which at the paper's batch of 1 is the same.
+    The only noise in the paper is dropout, also at test time, with little effect. In a video it
+    would cause flicker, so `eval()` disables it. Instance norm replaces batch norm, which is the
+    same at the paper's batch size of 1.
     """
 
     wants_target: ClassVar[bool] = False
@@ -38,16 +37,16 @@ class Pix2Pix(nn.Module):
         self,
         *,
         channels: int,  # of the signals
-        width: int,  # channels of the first level, doubled by each
+        width: int,  # channels of the first level; each level doubles them
         width_max: int,
-        depth: int,  # levels, each half the size of the one before; 8 see all of 256 pixels
+        depth: int,  # levels, each half the size of the previous one; 8 cover 256 pixels
         dropout: float = 0.5,  # in the three innermost levels of the decoder
     ) -> None:
         super().__init__()
         widths = [min(width << level, width_max) for level in range(depth)]
 
-        # Down: no norm on the outermost level, which shows the colours, nor on the innermost,
-        # which can be a single pixel.
+        # Encoder: no norm on the outermost level, which carries colour, and the innermost, which
+        # can be a single pixel.
         self.down = nn.ModuleList()
         before = channels
         for level, outputs in enumerate(widths):
@@ -55,7 +54,7 @@ class Pix2Pix(nn.Module):
             self.down.append(EncoderBlock(before, outputs, normed=normed, activated=level > 0))
             before = outputs
 
-        # Up, from the innermost level out: each takes the level below and its own encoder's.
+        # Decoder, from the innermost level: each takes the level below and the skip connection.
         self.up = nn.ModuleList()
         for level in reversed(range(depth)):
             inputs = widths[level] * (1 if level == depth - 1 else 2)
@@ -83,7 +82,7 @@ class Pix2Pix(nn.Module):
             level = len(kept) - 1
             skip = kept.pop()
             x = up(skip if level == len(sizes) - 1 else torch.cat([x, skip], dim=1))
-            # An odd side was rounded up on the way down.
+            # The encoder rounded odd sides up.
             x = x[..., : sizes[level][0], : sizes[level][1]]
         return GeneratorOutput(frame=torch.tanh(x))
 

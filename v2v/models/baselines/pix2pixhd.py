@@ -1,4 +1,4 @@
-"""pix2pixHD (Wang et al., arXiv 1711.11585): coarse to fine, with a look for each instance.
+"""pix2pixHD (Wang et al., arXiv 1711.11585): coarse to fine, with features per instance.
 
 The boundaries of instances are a channel of the signals, as everything that is drawn. The look of
 an instance is a feature vector: in training the encoder takes it from the real frame, afterwards it
@@ -30,10 +30,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"width": 64, "downs": 4, "blocks": 9, "enhancers": 1, "features": 3, "encoder": 16},
 }
 
-# Instance ids of Cityscapes: class * 1000 + number for what is counted, the class for the rest.
+# Instance ids of Cityscapes: class * 1000 + number for countable classes, else the class.
 IDS_PER_CLASS = 1000
 
-Clusters = dict[int, NDArray[np.float32]]  # class -> [k, F] centres, k at most the number asked for
+Clusters = dict[int, NDArray[np.float32]]  # class -> [k, F] centres, k at most the requested number
 
 
 class Pix2PixHD(nn.Module):
@@ -51,11 +51,11 @@ class Pix2PixHD(nn.Module):
         self,
         *,
         channels: int,  # of the signals
-        width: int,  # channels of the global generator's first layer, doubled by each down
+        width: int,  # channels of the first layer; each downsampling doubles them
         downs: int,
         blocks: int,  # residual blocks of the global generator
-        enhancers: int,  # local enhancers, each at twice the size below and half the channels
-        features: int,  # F, of an instance; 0 = none
+        enhancers: int,  # local enhancers, each at twice the size with half the channels
+        features: int,  # F, features per instance; 0 = none
         encoder: int,  # channels of the feature encoder's first layer
     ) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class Pix2PixHD(nn.Module):
         if self.features:
             seen = torch.cat([seen, self._features(condition)], dim=1)
 
-        # A pyramid by average pooling, the smallest size last; the core starts there.
+        # A pyramid by average pooling; the core starts at the smallest size, the last.
         pyramid = [seen]
         for _ in self.enhancers:
             pyramid.append(F.avg_pool2d(pyramid[-1], 2, ceil_mode=True))
@@ -103,7 +103,7 @@ class Pix2PixHD(nn.Module):
 
 
 class Global(nn.Module):
-    """Down, residual blocks, up: channels [B, inputs, H, W] to features [B, width, H, W]."""
+    """Downsampling, residual blocks, upsampling: [B, inputs, H, W] to [B, width, H, W]."""
 
     def __init__(self, inputs: int, *, width: int, downs: int, blocks: int) -> None:
         super().__init__()
@@ -128,13 +128,13 @@ class Global(nn.Module):
         for block in self.blocks:
             x = block(x)
         for up in self.up:
-            # Both an odd and an even side become the same half: say which it was.
+            # Odd and even sides halve to the same size, so the output size is given.
             x = _active(up(x, output_size=sizes.pop()))
         return x
 
 
 class Enhancer(nn.Module):
-    """Local enhancer: this size's own features, halved, added to those from below."""
+    """Local enhancer: adds features of this size, halved, to those of the scale below."""
 
     def __init__(self, inputs: int, *, width: int, blocks: int = 3) -> None:
         super().__init__()
@@ -153,7 +153,7 @@ class Enhancer(nn.Module):
 
 
 class FeatureEncoder(nn.Module):
-    """An image to `features` numbers for each instance, the same all over it (section 3.4)."""
+    """Maps an image to `features` numbers, constant over each instance (section 3.4)."""
 
     def __init__(self, features: int, *, width: int, downs: int = 4) -> None:
         super().__init__()
@@ -172,7 +172,7 @@ class FeatureEncoder(nn.Module):
 
 
 class Residual(nn.Module):
-    """Two 3x3 convolutions around which the input goes unchanged (arXiv 1603.08155)."""
+    """Two 3x3 convolutions with a skip connection (arXiv 1603.08155)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -184,17 +184,17 @@ class Residual(nn.Module):
 
 
 class Reflected(nn.Conv2d):
-    """Convolution of odd size that mirrors the picture beyond its border."""
+    """Convolution of odd size with reflection padding."""
 
     def forward(self, x: Tensor) -> Tensor:
         reach = self.kernel_size[0] // 2
-        # What is smaller than the reach cannot be mirrored.
+        # Sides below the padding cannot be reflected.
         mode = "reflect" if min(x.shape[-2:]) > reach else "replicate"
         return super().forward(F.pad(x, (reach,) * 4, mode=mode))
 
 
 def instance_mean(features: Tensor, instances: Tensor) -> Tensor:
-    """Each pixel the mean of its instance, sample by sample: instance-wise average pooling.
+    """Instance-wise average pooling: each pixel becomes the mean of its instance, per sample.
 
     Args:
         features: [B, F, H, W].
@@ -219,7 +219,7 @@ def cluster_features(
     clusters: int = 10,
     seed: int = 0,
 ) -> Clusters:
-    """K-means of the looks of each class's instances (section 3.4; the paper's K is 10).
+    """K-means over the instance features of each class (section 3.4; the paper's K is 10).
 
     A class is an instance's id over 1000, or the id itself below (Cityscapes). Classes with fewer
     instances than clusters get one cluster for each.
@@ -248,7 +248,7 @@ def cluster_features(
     centres: Clusters = {}
     for kind, rows in sorted(found.items()):
         looks = np.stack(rows).astype(np.float32)
-        # Asking for more clusters than there are different looks would give centres of nothing.
+        # More clusters than distinct features would give empty clusters.
         count = min(clusters, len(np.unique(looks, axis=0)))
         best = np.empty((0,), np.int32)
         _, _, middle = cv2.kmeans(looks, count, best, stop, 10, cv2.KMEANS_PP_CENTERS)
@@ -259,9 +259,9 @@ def cluster_features(
 def pick_features(
     clusters: Mapping[int, NDArray[np.float32]], instances: Tensor, *, seed: int
 ) -> Tensor:
-    """A random look for each instance, out of its class's clusters.
+    """Random features for each instance, from the clusters of its class.
 
-    The choice depends on the seed and the id alone: an instance keeps its look over a video, as
+    The choice depends only on the seed and the id: an instance keeps its features over a video, as
     far as its id lasts. Classes without clusters get 0.
 
     Args:
@@ -283,7 +283,7 @@ def pick_features(
 
 
 def _instances(features: Tensor, instances: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Means over instances, with a row for each id in each sample, R = B * ids.
+    """Means over instances, one row per id and sample, R = B * ids.
 
     Returns:
         Means [R, F], ids [R], sizes in pixels [R] (0 where a sample lacks an id), and the row that
@@ -293,9 +293,9 @@ def _instances(features: Tensor, instances: Tensor) -> tuple[Tensor, Tensor, Ten
         f"instances {list(instances.shape)} do not fit features {list(features.shape)}"
     )
     ids, which = torch.unique(instances[:, 0], return_inverse=True)
-    # The same id in two samples is two instances.
+    # The same id in two samples denotes two instances.
     rows = which + torch.arange(len(features), device=which.device)[:, None, None] * len(ids)
-    # Summed in fp32: bf16 cannot count beyond 256.
+    # Summed in fp32, because bf16 cannot count beyond 256.
     values = features.movedim(1, -1).flatten(0, 2).float()
     count = len(features) * len(ids)
     sums = values.new_zeros(count, values.shape[1]).index_add(0, rows.flatten(), values)
@@ -316,5 +316,5 @@ def _active(x: Tensor) -> Tensor:
 
 
 def _norm(x: Tensor) -> Tensor:
-    # A single pixel has no variance, and its norm would be 0 whatever it says.
+    # A single pixel has no variance: normalisation would always give 0.
     return x if x.shape[-2] * x.shape[-1] == 1 else F.instance_norm(x)

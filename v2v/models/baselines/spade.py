@@ -1,4 +1,4 @@
-"""SPADE (Park et al., arXiv 1903.07291): a latent vector, shaped at every scale by the conditions.
+"""SPADE (Park et al., arXiv 1903.07291): the conditions modulate a latent vector at all scales.
 
 With its style encoder, a variational one: an image becomes a distribution over latent vectors.
 """
@@ -23,10 +23,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"width": 64, "hidden": 128, "latent": 256, "encoder": 64, "side": 256},
 }
 
-# Of the residual blocks (appendix A): channels in widths, and the share of the size they work at.
+# Residual blocks (appendix A): channels in units of `width`, and divisors of the full size.
 WIDTHS = (16, 16, 16, 8, 4, 2, 1)
 SHRINKS = (32, 16, 16, 8, 4, 2, 1)
-GRID = 4  # pixels a side that the latent vector is laid out on
+GRID = 4  # side in pixels of the grid that the latent vector is mapped to
 
 
 class Spade(nn.Module):
@@ -48,11 +48,11 @@ class Spade(nn.Module):
         self,
         *,
         channels: int,  # of the signals
-        width: int,  # channels of the last block; 16 times as many in the first
+        width: int,  # channels of the last block; the first has 16 times as many
         hidden: int,  # channels between the signals and the modulation
         latent: int,  # length of the latent vector
         encoder: int,  # channels of the style encoder's first layer
-        side: int,  # pixels that the style image is resized to
+        side: int,  # side in pixels to which the style image is resized
     ) -> None:
         super().__init__()
         widths = [factor * width for factor in WIDTHS]
@@ -77,20 +77,20 @@ class Spade(nn.Module):
         height, width = signals.shape[-2:]
         code, divergence = self._style(condition)
 
-        # From noise to picture: the conditions say again at each scale what is where.
+        # From noise to picture: the conditions modulate each scale.
         x = self.layout(code).reshape(len(signals), -1, GRID, GRID)
         x = F.interpolate(x, _shrunk(signals, SHRINKS[0]), mode="bilinear", align_corners=False)
         for block, shrink in zip(self.blocks, SHRINKS, strict=True):
             size = _shrunk(signals, shrink)
             if x.shape[-2:] != size:
                 x = F.interpolate(x, size, mode="nearest")
-            # The mean over each pixel: the nearest, as in the paper, would lose thin lines.
+            # By averaging: the paper's nearest neighbour would lose thin lines.
             x = block(x, F.adaptive_avg_pool2d(signals, size))
         frame = torch.tanh(self.out(F.leaky_relu(x, 0.2)))
         return GeneratorOutput(frame=frame, auxiliary=divergence)
 
     def _style(self, condition: Condition) -> tuple[Tensor, Tensor]:
-        """The latent vectors [B, latent], and how far from normal their distribution is []."""
+        """The latent vectors [B, latent], and the KL divergence of their distribution []."""
         signals, image = condition.signals, condition.style
         nothing = signals.new_zeros(())
         if image is None:
@@ -103,7 +103,7 @@ class Spade(nn.Module):
 
 
 class Block(nn.Module):
-    """SPADE residual block: each convolution behind a norm that the conditions modulate."""
+    """SPADE residual block: the conditions modulate the norm before each convolution."""
 
     def __init__(
         self,
@@ -120,7 +120,7 @@ class Block(nn.Module):
         self.norm_1 = SpatialModulation(middle, channels=channels, hidden=hidden)
         self.conv_1 = _convolution(middle, outputs)
 
-        # The way around is learned only where it must change the number of channels.
+        # The skip connection is learned only where it changes the number of channels.
         self.around = inputs != outputs
         if self.around:
             self.norm_s = SpatialModulation(inputs, channels=channels, hidden=hidden)
@@ -138,7 +138,7 @@ class SpatialModulation(nn.Module):
 
     def __init__(
         self,
-        width: int,  # of what is normalised
+        width: int,  # channels of the normalised features
         *,
         channels: int,  # of the signals
         hidden: int,
@@ -151,19 +151,19 @@ class SpatialModulation(nn.Module):
     def forward(self, x: Tensor, signals: Tensor) -> Tensor:
         """[B, width, H, W] and [B, channels, H, W] of the same size."""
         shared = F.relu(self.shared(signals))
-        # Gamma counts from 1: untrained, the norm is a plain one.
+        # Gamma is relative to 1, so that an untrained block normalises plainly.
         return (1 + self.gamma(shared)) * _norm(x) + self.beta(shared)  # type: ignore[no-any-return]
 
 
 class SpadeStyleEncoder(nn.Module):
-    """An image to the mean and the logarithm of the variance of its latent vector."""
+    """Maps an image to mean and log variance of its latent vector."""
 
     def __init__(
         self,
         *,
-        width: int,  # channels of the first layer, doubled by each, 8 times as many at most
+        width: int,  # channels of the first layer; each layer doubles them, up to 8 times
         latent: int,
-        side: int,  # pixels the image is resized to, a power of two
+        side: int,  # side in pixels to which the image is resized, a power of two
     ) -> None:
         super().__init__()
         layers = int(math.log2(side // GRID))
@@ -179,7 +179,7 @@ class SpadeStyleEncoder(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """[B, 3, H, W] -> [B, latent] twice."""
         size = (self.side, self.side)
-        # Antialiasing knows no half precision on a CPU.
+        # Antialiasing does not support half precision on a CPU.
         x = F.interpolate(image.float(), size, mode="bilinear", antialias=True).to(image.dtype)
         for layer in self.layers:
             x = F.leaky_relu(_norm(layer(x)), 0.2)
@@ -200,7 +200,7 @@ def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
 
 
 def _norm(x: Tensor) -> Tensor:
-    # A single pixel has no variance, and its norm would be 0 whatever it says.
+    # A single pixel has no variance: normalisation would always give 0.
     return x if x.shape[-2] * x.shape[-1] == 1 else F.instance_norm(x)
 
 
@@ -210,5 +210,5 @@ def _convolution(inputs: int, outputs: int, *, size: int = 3, stride: int = 1) -
 
 
 def _shrunk(x: Tensor, factor: int) -> tuple[int, int]:
-    """H and W divided, rounded up."""
+    """H and W divided and rounded up."""
     return -(-x.shape[-2] // factor), -(-x.shape[-1] // factor)
