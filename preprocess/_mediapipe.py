@@ -51,7 +51,7 @@ def mediapipe() -> Any:
     except ImportError as error:
         raise MissingLibrary(
             f"mediapipe cannot be loaded: {error}",
-            hint="on Debian or Ubuntu, run: sudo apt install libgl1 libegl1 libgles2;"
+            hint="on Debian or Ubuntu: sudo apt install libgl1 libegl1 libgles2;"
             " then run `v2v doctor`",
         ) from error
     return package

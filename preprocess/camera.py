@@ -120,7 +120,7 @@ class CameraTracker:
         shown = [self._visible_share(key, picture, free) for key in self.keys]
         new = max(shown) < OVERLAP or self.agreed < OVERLAP / 2
         if new:
-            points = self._static(corners(picture, free), picture)
+            points = self._on_background(corners(picture, free), picture)
             self.keys.append(Keyframe.made(index, self.matrix, picture, points))
             if len(self.keys) > MAX_KEYFRAMES:
                 del self.keys[1]
@@ -184,8 +184,8 @@ class CameraTracker:
         inside = (places >= 0).all(axis=1) & (places < (width, height)).all(axis=1)
         return float((inside & _is_background(free, places)).mean())
 
-    def _static(self, points: Points, picture: Picture) -> Points:
-        """The points that moved with the background since the last known frame."""
+    def _on_background(self, points: Points, picture: Picture) -> Points:
+        """The points that moved with the background since the last frame with a known camera."""
         assert self.before is not None
         matrix, earlier = self.before
         if not len(points):
@@ -324,9 +324,7 @@ def _fit(
     span = np.ptp(target[inner], axis=0) / size
     if (span < MIN_SPAN).any():
         return None
-    better, _ = cv2.findHomography(
-        source[inner], target[inner], 0
-    )  # least squares over all inliers
+    better, _ = cv2.findHomography(source[inner], target[inner], 0)  # least squares over inliers
     matrix = matrix if better is None else better
     if not _is_plausible(np.asarray(matrix, np.float64), size):
         return None

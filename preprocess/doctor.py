@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -45,9 +45,6 @@ from v2v.preprocess.tracks import SingleTargetTracker
 from v2v.progress import Reporter
 from v2v.signals.face import OVAL, POINTS, eye_openness, head_pose, mouth_openness
 from v2v.signals.pose import HEAD, MIN_SCORE, POINT
-
-if TYPE_CHECKING:
-    pass
 
 SAMPLES_PER_SECOND = 4
 MOST_SAMPLES = 240
@@ -422,7 +419,7 @@ def _person(scan: _FootageScan, source: Probe) -> PersonFindings | None:
     cut = (points[:, feet, 1] > height).any(axis=1)
     hands = points[:, [POINT["left_index"], POINT["right_index"]], 0]
     top, bottom = points[..., 1].min(axis=1), points[..., 1].max(axis=1)
-    top -= 0.08 * (bottom - top)  # the highest points are the eyes
+    top -= 0.08 * (bottom - top)  # the highest keypoints are the eyes
     tall = float(np.median(np.minimum(bottom, height) - np.maximum(top, 0))) / height
     coverage, arms, legs, missing = _poses(points)
     return PersonFindings(

@@ -128,7 +128,7 @@ def _device(name: str) -> torch.device:
     if not available.get(name.split(":")[0], False):
         available_names = ", ".join(kind for kind, present in available.items() if present)
         raise ConfigError(
-            f"flow.device is {name!r}, which this machine does not have",
+            f"setting flow.device is {name!r}, which this machine does not have",
             hint=f"use one of {available_names}, or auto",
         )
     return torch.device(name)

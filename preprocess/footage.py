@@ -32,7 +32,7 @@ class Facts:
     width: int  # upright pixels
     height: int
     variable_rate: bool
-    rotation: int  # degrees clockwise in the metadata, already undone in width and height
+    rotation: int  # degrees clockwise in the metadata; width and height are already upright
     audio: str | None
     hdr: bool
     lost: int  # frames that cannot be decoded
@@ -43,7 +43,7 @@ class Facts:
 class CameraFindings:
     state: Literal["still", "moving", "unclear"]  # unclear: too little background
     moving: float  # share of samples in which the background moves
-    speed: float  # median shift of the background, in widths (longer sides) a second
+    speed: float  # median shift of the background, in longer sides per second
     # For a store with the `camera` signal: the share of frames in which the camera was tracked,
     # and whether one image, moved with the camera, explains the background.
     followed: float | None = None
@@ -229,7 +229,7 @@ def _common(report: FootageReport) -> Reasons:
 def _for_pose(report: FootageReport) -> Reasons:
     person = report.person
     if person is None or person.seen < 0.1:
-        return [("poor", "nobody in view" if person is None else "hardly anybody in view")]
+        return [("poor", "nobody in view" if person is None else "a person in almost no frame")]
     reasons: Reasons = [
         (_grade(person.seen, 0.5, 0.9), f"a person in {person.seen:.0%} of the frames"),
         (_grade(person.whole, 0.3, 0.8), f"whole body in {person.whole:.0%}"),
@@ -251,7 +251,7 @@ def _for_pose(report: FootageReport) -> Reasons:
 def _for_face(report: FootageReport) -> Reasons:
     face = report.face
     if face is None or face.seen < 0.1:
-        return [("poor", _NO_FACE if face is None else "hardly any face found")]
+        return [("poor", _NO_FACE if face is None else "a face in almost no frame")]
     turns = max(np.ptp(face.yaw), np.ptp(face.pitch))
     return [
         (_grade(face.seen, 0.5, 0.95), f"a face in {face.seen:.0%} of the frames"),
@@ -355,7 +355,7 @@ def _advice_on_person(report: FootageReport, person: PersonFindings) -> Iterator
     if person.feet_cut > 0.1:
         yield f"stand back: the feet are cut off in {person.feet_cut:.0%} of the frames"
     if person.feet_hidden > 0.1:
-        yield f"keep the feet visible: they are occluded in {person.feet_hidden:.0%} of the frames"
+        yield f"the feet are occluded or unclear in {person.feet_hidden:.0%} of the frames"
     if person.hands_cut > 0.1:
         how = "film in landscape, or stand back" if facts.width < facts.height else "stand back"
         yield f"{how}: a hand leaves the frame in {person.hands_cut:.0%} of the frames"

@@ -216,7 +216,10 @@ class LabelImages:
                 "segmentation.backend=labels needs label maps", hint="give them with --labels DIR"
             )
         if not chosen.labels.is_dir():
-            raise LabelsMismatch(f"no such folder of label maps: {chosen.labels}", hint=None)
+            raise LabelsMismatch(
+                f"no such folder of label maps: {chosen.labels}",
+                hint="give an existing folder with one PNG per frame after --labels",
+            )
         self.clip = clip
         self.files = image_files(chosen.labels)
         if len(self.files) != clip.source_frames:

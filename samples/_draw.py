@@ -1,7 +1,7 @@
-"""Shaded, anti-aliased shapes for the drawn samples.
+"""Draws shaded, anti-aliased shapes for the samples.
 
-Points are float arrays [N, 2], (x, y) in pixels of the finished frame; lengths are pixels of
-the finished frame too. Colours are RGB triples in 0..255.
+Points are float arrays [N, 2], (x, y); points and lengths are in pixels of the finished frame.
+Colours are RGB triples in 0..255.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ Points = NDArray[Any]  # float [N, 2], or [2] for one point
 Image = NDArray[np.uint8]
 Rgb = tuple[float, float, float]
 
-SUPERSAMPLE = 2  # the canvas is this many times the frame; area-averaged at the end
-_LIGHT = (-0.55, -0.83)  # towards the light, in image axes: from the upper left
-_SUBPIXEL_BITS = 5  # fixed-point fraction of the polygon corners given to OpenCV
+SUPERSAMPLE = 2  # canvas size relative to the frame; area-averaged at the end
+_LIGHT = (-0.55, -0.83)  # direction to the light in image axes: upper left
+_SUBPIXEL_BITS = 5  # fractional bits of fixed-point polygon corners in OpenCV
 
 
 def curve(points: Points, *, closed: bool = True, samples: int = 8) -> Points:
@@ -43,18 +43,18 @@ def curve(points: Points, *, closed: bool = True, samples: int = 8) -> Points:
 def ellipse(
     centre: Points | tuple[float, float], rx: float, ry: float, *, angle: float = 0.0
 ) -> Points:
-    """Outline of an ellipse with half-axes `rx`, `ry`, turned by `angle` radians."""
+    """Outline of an ellipse with half-axes `rx`, `ry`, rotated by `angle` radians."""
     phase = np.linspace(0, 2 * np.pi, 40, endpoint=False)
     x, y = rx * np.cos(phase), ry * np.sin(phase)
     cos, sin = np.cos(angle), np.sin(angle)
-    turned = np.stack([x * cos - y * sin, x * sin + y * cos], axis=1)
-    return np.asarray(turned + np.asarray(centre))
+    rotated = np.stack([x * cos - y * sin, x * sin + y * cos], axis=1)
+    return np.asarray(rotated + np.asarray(centre))
 
 
 def capsule(a: Points, b: Points, radius_a: float, radius_b: float) -> Points:
     """Outline of two circles and their common tangents: one tapered limb segment."""
     length = float(np.hypot(*(b - a)))
-    if length <= abs(radius_a - radius_b) + 1e-6:  # one circle swallows the other
+    if length <= abs(radius_a - radius_b) + 1e-6:  # one circle contains the other
         centre, radius = (a, radius_a) if radius_a >= radius_b else (b, radius_b)
         return ellipse(centre, radius, radius)
     heading = np.arctan2(b[1] - a[1], b[0] - a[0])
@@ -70,26 +70,26 @@ def capsule(a: Points, b: Points, radius_a: float, radius_b: float) -> Points:
 
 
 def limb(points: Sequence[Points], radii: Sequence[float]) -> list[Points]:
-    """Outlines of the tapered segments that join `points`, radius given at each point."""
+    """Outlines of the tapered segments that join `points`, with one radius per point."""
     spans = zip(points, points[1:], radii, radii[1:], strict=False)
     return [capsule(a, b, ra, rb) for a, b, ra, rb in spans]
 
 
 def tube(points: Sequence[Points], radii: Sequence[float], *, cut: bool = False) -> list[Points]:
-    """A limb whose axis bends softly at the inner points; `cut` ends it flat, as cloth does."""
+    """A limb with a smooth axis through `points`; `cut` ends it flat, like a sleeve."""
     steps = 7
     axis = curve(np.stack(points), closed=False, samples=steps)
     at = np.arange(len(axis)) / steps
     radius = [float(r) for r in np.interp(at, np.arange(len(radii)), radii)]
     if not cut:
         return limb(list(axis), radius)
-    # The round cap of the last kept segment must not reach past the flat end.
+    # The round cap of the last kept segment must not extend past the flat end.
     from_end = np.hypot(*(axis[-1] - axis).T)
     kept = max(2, int(np.count_nonzero(from_end > 1.05 * radius[-1])))
     start, along = axis[kept - 1], (axis[-1] - axis[kept - 1]) / from_end[kept - 1]
     side = np.array((-along[1], along[0]))
     wide, narrow = side * radius[kept - 1], side * radius[-1]
-    hem = axis[-1] + 0.16 * radius[-1] * along  # the edge sags a little in the middle
+    hem = axis[-1] + 0.16 * radius[-1] * along  # the edge sags slightly in the middle
     end = [start + wide, axis[-1] + narrow, hem, axis[-1] - narrow, start - wide]
     return [*limb(list(axis[:kept]), radius[:kept]), np.stack(end)]
 
@@ -101,9 +101,9 @@ def ribbon(points: Points, width: float) -> list[Points]:
 
 
 def fill_polygon(image: NDArray[Any], outline: Points, value: float = 255) -> None:
-    """Set the inside of `outline` in `image` [H, W], edges anti-aliased where it is uint8.
+    """Fill the inside of `outline` in `image` [H, W] with `value`; uint8 images get smooth edges.
 
-    `outline`: float [N, 2] in pixels of `image`, whose centres lie at whole coordinates.
+    `outline`: float [N, 2] in pixels of `image`, with pixel centres at integers.
     """
     fixed = np.round(outline * (1 << _SUBPIXEL_BITS)).astype(np.int32)
     cv2.fillPoly(image, [fixed], (value,), cv2.LINE_AA, _SUBPIXEL_BITS)
@@ -116,13 +116,13 @@ def shaded(rgb: Rgb, factor: float) -> Rgb:
 
 
 def _reduced(image: Image) -> Image:
-    """Area average of a canvas array [H, W, ...] down to frame size."""
+    """Downsample a canvas array [H, W, ...] to frame size by area averaging."""
     size = (image.shape[1] // SUPERSAMPLE, image.shape[0] // SUPERSAMPLE)
     return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def _blur(image: NDArray[Any], sigma: float) -> tuple[NDArray[Any], float]:
-    """Blur [H, W] by `sigma` pixels, on a smaller grid where that loses nothing.
+    """Blur [H, W] by `sigma` pixels, on a smaller grid if that loses no detail.
 
     Returns the blurred image and the sigma in pixels of its grid.
     """
@@ -134,12 +134,12 @@ def _blur(image: NDArray[Any], sigma: float) -> tuple[NDArray[Any], float]:
 
 
 def _enlarge(image: NDArray[Any], like: NDArray[Any]) -> NDArray[Any]:
-    """`image` brought to the size of `like`."""
+    """Resize `image` to the size of `like`."""
     return cv2.resize(image, like.shape[::-1], interpolation=cv2.INTER_LINEAR)
 
 
 class Canvas:
-    """An RGB picture that shapes are painted on, later ones over earlier ones."""
+    """An RGB image on which shapes are painted, later ones over earlier ones."""
 
     def __init__(self, background: Image) -> None:
         """`background`: uint8 [SUPERSAMPLE*H, SUPERSAMPLE*W, 3], copied."""
@@ -151,7 +151,7 @@ class Canvas:
         return _reduced(self._image)
 
     def cutout(self) -> Image:
-        """What was painted on a black canvas as uint8 [H, W, 4], premultiplied RGB and alpha."""
+        """Shapes painted on a black canvas: uint8 [H, W, 4], premultiplied RGB and alpha."""
         return np.dstack([self.finish(), _reduced(self._figure)])
 
     def fill(
@@ -168,10 +168,10 @@ class Canvas:
     ) -> None:
         """Paint the union of `outlines`.
 
-        bulge: reach in pixels over which the rim turns away from the viewer; 0 paints flat.
-        relief: how much lighter and darker the rims facing and averting the light become.
+        bulge: width in pixels of the rim that curves away from the viewer; 0 paints flat.
+        relief: strength of shading on rims that face the light or face away from it.
         feather: blur of the edge in pixels.
-        shadow: darkening cast on what was painted before, 0..1; never on the background.
+        shadow: darkening of earlier shapes, 0..1; the background stays unchanged.
         clip: outline outside which nothing is painted.
         """
         shapes = [outlines] if isinstance(outlines, np.ndarray) else list(outlines)
@@ -190,7 +190,7 @@ class Canvas:
         colour = np.asarray(rgb, np.float32)[None, None]
         target = self._image[rows, cols].astype(np.float32)
         if bulge > 0:
-            # The blurred mask is read as a height field: its slope says where the rim faces.
+            # The blurred mask serves as a height field; its slope is the rim's orientation.
             height, sigma = _blur(cover, bulge * SUPERSAMPLE * 0.7)
             slope_x = cv2.Sobel(height, cv2.CV_32F, 1, 0, ksize=3, scale=1 / 8)
             slope_y = cv2.Sobel(height, cv2.CV_32F, 0, 1, ksize=3, scale=1 / 8)
@@ -205,7 +205,7 @@ class Canvas:
         self._figure[rows, cols] = cv2.max(self._figure[rows, cols], mask)
 
     def _box(self, shapes: Sequence[Points], margin: float) -> tuple[slice, slice] | None:
-        """The canvas rows and columns that the shapes can touch, None when outside."""
+        """The canvas rows and columns that the shapes can cover; None if they are outside."""
         corners = np.concatenate(shapes)
         low = np.floor((corners.min(axis=0) - margin) * SUPERSAMPLE).astype(int)
         high = np.ceil((corners.max(axis=0) + margin) * SUPERSAMPLE).astype(int)
@@ -219,6 +219,6 @@ class Canvas:
         rows, cols = box
         mask = np.zeros((rows.stop - rows.start, cols.stop - cols.start), np.uint8)
         for shape in shapes:
-            # Pixel centres: canvas pixel k covers [k, k + 1), OpenCV counts from its centre.
+            # Canvas pixel k covers [k, k + 1); OpenCV's coordinates are pixel centres.
             fill_polygon(mask, shape * SUPERSAMPLE - 0.5 - (cols.start, rows.start))
         return mask

@@ -1,4 +1,4 @@
-"""The things that stand and move along the sample street: painted panels in space.
+"""Draws the objects along the sample street as painted panels in space.
 
 World axes, in metres: x right, y down (the ground is y = 0), z along the street.
 """
@@ -16,18 +16,18 @@ from v2v.samples._draw import SUPERSAMPLE, Canvas, Image, Points, Rgb, curve, el
 from v2v.samples._street_view import Vector
 
 POLE, LIGHT, SIGN, VEGETATION, PERSON, CAR = 17, 19, 20, 21, 24, 26  # Cityscapes label ids
-SHADOW = -1  # a panel that darkens what lies under it and is itself nothing
+SHADOW = -1  # a panel that only darkens the surface below and has no label
 
 
 @dataclass(frozen=True, eq=False)
 class Panel:
     """A flat painted quadrangle.
 
-    corners: float64 [4, 3], metres from the thing's origin; from the texture's top left
-        clockwise as seen from the painted side.
+    corners: float64 [4, 3], metres from the object's origin; clockwise from the texture's top
+        left, seen from the painted side.
     texture: uint8 [H, W, 4], premultiplied RGB and alpha.
     label: Cityscapes id, or `SHADOW`.
-    solid: seen from the painted side only, as one wall of a closed box.
+    solid: visible only from the painted side, like a face of a closed box.
     """
 
     corners: Vector
@@ -37,13 +37,13 @@ class Panel:
     to_space: Vector = field(init=False)  # [4, 3] texture (s, t, 1) in 0..1 -> homogeneous xyz
 
     def __post_init__(self) -> None:
-        # A plane quadrangle is a projective image of the unit square: weigh three corners so
-        # that they add up to the fourth.
+        # A planar quadrangle is a projective image of the unit square: weight three corners so
+        # that their sum is the fourth.
         points = np.concatenate([self.corners, np.ones((4, 1))], axis=1)
         first, second, third, last = points
         basis = np.stack([second, last, first], axis=1)
         weights = np.linalg.lstsq(basis, third, rcond=None)[0]
-        assert np.allclose(basis @ weights, third, atol=1e-6), "panel corners are not in one plane"
+        assert np.allclose(basis @ weights, third, atol=1e-6), "panel corners are not coplanar"
         origin = -weights[2] * first
         columns = [weights[0] * second - origin, weights[1] * last - origin, origin]
         object.__setattr__(self, "to_space", np.stack(columns, axis=1))
@@ -51,19 +51,19 @@ class Panel:
 
 @dataclass(frozen=True)
 class Track:
-    """A row of like things, one about every `spacing` metres, all moving at `speed` along z."""
+    """A row of similar objects, about one per `spacing` metres, all moving at `speed` along z."""
 
     make: Callable[[np.random.Generator], list[Panel]]
     x: float
     spacing: float
     speed: float = 0.0  # metres per second
-    share: float = 1.0  # the part of the places that is taken
-    first: int | None = None  # places before this one stay empty
-    visible: float = 70.0  # metres ahead from which they are drawn
+    share: float = 1.0  # fraction of occupied slots
+    first: int | None = None  # slots before this one stay empty
+    visible: float = 70.0  # maximum distance of drawn objects, metres
 
 
 def tracks() -> tuple[Track, ...]:
-    """All that lines and drives the street; traffic keeps to the right."""
+    """All objects along the street; traffic drives on the right."""
     return (
         Track(lambda rng: _car(rng, facing=1), x=3.6, spacing=8.0, share=0.55),
         Track(lambda rng: _car(rng, facing=-1), x=-3.6, spacing=8.0, share=0.4),
@@ -88,7 +88,7 @@ def _upright(width: float, height: float, texture: Image, label: int, *, y: floa
 
 
 def _shadow(width: float, length: float, strength: float = 0.6) -> Panel:
-    """A soft dark patch on the ground, centred at the thing's origin."""
+    """A soft dark patch on the ground, centred at the object's origin."""
     patch = np.zeros((48, 48, 4), np.float32)
     patch[10:38, 10:38, 3] = 255 * strength
     texture = cv2.GaussianBlur(patch, (0, 0), 4).astype(np.uint8)
@@ -119,11 +119,11 @@ _TYRE: Rgb = (34, 34, 36)
 
 
 def _car(rng: np.random.Generator, *, facing: int) -> list[Panel]:
-    """A car of two boxes, body and cabin; `facing` 1 drives away from the viewer, -1 towards."""
+    """A car of two boxes, body and cabin; `facing` 1 drives away from the viewer, -1 towards it."""
     paint = _PAINTS[rng.integers(len(_PAINTS))]
     half, deck, roof = 0.87, 0.86, 1.42
-    near, far = -2.1, 2.1  # the end towards the viewer, the end away
-    # Cabin: long behind, the bonnet in front.
+    near, far = -2.1, 2.1  # z of the ends towards and away from the viewer
+    # The cabin is towards the rear; the bonnet is in front.
     base = (-1.75, 0.95) if facing > 0 else (-0.95, 1.75)
     top = (-1.2, 0.35) if facing > 0 else (-0.35, 1.2)
     roof_half = 0.7
@@ -139,7 +139,7 @@ def _car(rng: np.random.Generator, *, facing: int) -> list[Panel]:
     def solid(corners: Vector, texture: Image) -> None:
         panels.append(Panel(corners, texture, CAR, solid=True))
 
-    for sign in (1, -1):  # sides: texture runs so that the painted side looks outwards
+    for sign in (1, -1):  # sides: the corner order makes the painted side face outwards
         a, b = (near, far) if sign > 0 else (far, near)
         x = sign * half
         solid(quad((x, deck, a), (x, deck, b), (x, 0, b), (x, 0, a)), side)
@@ -166,7 +166,7 @@ def _flat(rgb: Rgb) -> Image:
 
 @cache
 def _car_side(paint: Rgb) -> Image:
-    """One flank below the windows, 420 x 86 pixels for 4.2 x 0.86 metres."""
+    """One side below the windows, 420 x 86 pixels for 4.2 x 0.86 metres."""
     canvas = _canvas(86, 420)
     hull = np.array([(0, 0), (420, 0), (420, 64), (0, 64)], float)
     canvas.fill(hull, shaded(paint, 0.86))
@@ -238,7 +238,7 @@ def _tree_picture(variant: int) -> Image:
     for i in range(150):
         angle, reach = rng.uniform(0, 2 * np.pi), 46 * np.sqrt(rng.uniform())
         at = crown + (reach * np.cos(angle), 1.15 * reach * np.sin(angle))
-        # Later tufts lie nearer to the viewer; those facing the sky catch more light.
+        # Later tufts are nearer to the viewer; those facing the sky are brighter.
         tone = leaf * (0.72 + 0.4 * i / 150 - 0.26 * np.sin(angle) * reach / 46)
         size = rng.uniform(4.5, 9)
         tuft = ellipse(at, size, 0.7 * size, angle=rng.uniform(-0.6, 0.6))
@@ -248,7 +248,7 @@ def _tree_picture(variant: int) -> Image:
 
 
 def _lamp(rng: np.random.Generator) -> list[Panel]:
-    """A street lamp whose arm reaches over the road, 1.6 x 6 metres."""
+    """A street lamp with an arm over the road, 1.6 x 6 metres."""
     panel = _upright(1.6, 6.0, _lamp_picture(), POLE)
     return [Panel(panel.corners - (0.48, 0, 0), panel.texture, POLE)]
 
@@ -298,7 +298,7 @@ def _sign_picture() -> Image:
 
 
 def _walker(rng: np.random.Generator) -> list[Panel]:
-    """A pedestrian in mid-stride, rigid, 0.9 x 1.75 metres."""
+    """A rigid pedestrian in mid-stride, 0.9 x 1.75 metres."""
     texture = _walker_picture(int(rng.integers(12)))
     return [_shadow(0.5, 0.35), _upright(0.9, 1.75, texture, PERSON)]
 

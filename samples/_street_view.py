@@ -1,9 +1,9 @@
-"""The still part of the sample street, ray cast per pixel: ground, house fronts and sky.
+"""Ray casts the static part of the sample street: ground, house fronts and sky.
 
 World axes, in metres: x right, y down (the ground is y = 0), z along the street. Patterns are
-averaged analytically over each pixel's footprint, so that they neither flicker nor alias.
+averaged analytically over each pixel's footprint, to avoid flicker and aliasing.
 
-Arrays are float32 [H, W], or [N] for a list of pixels; colours [..., 3] in 0..255.
+Arrays are float32 [H, W], or [N] for a list of pixels; colours are [..., 3] in 0..255.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ ROAD, SIDEWALK, BUILDING, SKY = 7, 8, 11, 23  # Cityscapes label ids
 EYE = 1.45  # camera height above the ground
 _KERB, _WALL = 4.5, 8.0  # half widths of the road and of the whole street
 _HOUSE, _FLOOR = 12.0, 3.2  # width of a house front, height of a storey
-_FAR = 250.0  # beyond this all is haze and counts as sky
-_CLEAR = 90.0  # depth over which 63 % of the contrast is lost to haze
-_HOUSES = 64  # the row of houses repeats after as many
+_FAR = 250.0  # beyond this distance, everything is haze and labelled sky
+_CLEAR = 90.0  # depth at which haze removes 63 % of the contrast
+_HOUSES = 64  # period of the row of houses
 
 
 def _rgb(red: float, green: float, blue: float) -> Array:
@@ -38,13 +38,13 @@ _PLASTERS = ((196, 168, 138), (172, 110, 88), (206, 196, 176), (150, 156, 160), 
 
 
 def clearness(depth: Array | float) -> Array:
-    """The part of a surface's own colour that is left at `depth` metres."""
+    """The fraction of a surface's colour that remains at `depth` metres."""
     return np.asarray(np.exp(np.float32(-1 / _CLEAR) * np.asarray(depth, np.float32)))
 
 
 @dataclass(frozen=True, eq=False)
 class PinholeCamera:
-    """Pinhole camera; pixel centres lie at whole coordinates."""
+    """Pinhole camera; pixel centres are at integer coordinates."""
 
     position: Vector  # [3], metres
     yaw: float  # radians, positive looks right
@@ -61,7 +61,7 @@ class PinholeCamera:
 
     @cached_property
     def matrix(self) -> Vector:
-        """[3, 4]: homogeneous world point to (x * depth, y * depth, depth)."""
+        """[3, 4] projection of homogeneous world points to (x * depth, y * depth, depth)."""
         cos, sin = np.cos(self.yaw), np.sin(self.yaw)
         turn = np.array([(cos, 0, -sin), (0, 1, 0), (sin, 0, cos)])
         (x, y), f = self.principal, self.focal
@@ -79,13 +79,13 @@ class PinholeCamera:
 
 @dataclass(eq=False)
 class Layers:
-    """The picture under construction; each entry is [H, W] but `rgb` and `before`."""
+    """The image being rendered; entries are [H, W] except `rgb` and `before`."""
 
     rgb: Array  # [H, W, 3]
     labels: NDArray[np.uint8]
     instances: NDArray[np.uint16]
-    surface: NDArray[np.int32]  # which plane is seen, to tell what the previous frame saw
-    before: Array  # [2, H, W], where the seen point was in the previous frame, pixels
+    surface: NDArray[np.int32]  # id of the visible plane, for occlusion
+    before: Array  # [2, H, W], previous position of the visible point, pixels
 
 
 class Backdrop:
@@ -103,7 +103,7 @@ class Backdrop:
         self._plasters = (plasters * tones).astype(np.float32)
 
     def render(self, now: PinholeCamera, previous: PinholeCamera) -> Layers:
-        """What `now` sees of it, with the pixel places where `previous` saw the same points."""
+        """Render the view of `now`, with the pixel positions of the same points in `previous`."""
         ray_x, ray_y, ray_z = now.rays()
         eye_x, eye_z = np.float32(now.position[0]), np.float32(now.position[2])
         wall_x = np.where(ray_x > 0, np.float32(_WALL), np.float32(-_WALL))
@@ -113,38 +113,42 @@ class Backdrop:
         on_ground = to_ground < to_wall
         depth = np.minimum(to_ground, to_wall)
         x, y, z = eye_x + depth * ray_x, depth * ray_y - np.float32(EYE), eye_z + depth * ray_z
-        # Footprints: across a surface that faces the camera, and along one that recedes.
+        # Pixel footprints: on a surface that faces the camera, and along a receding one.
         blur = depth * np.float32(1.4 / now.focal)
         along = blur * depth / np.where(on_ground, np.float32(EYE), np.abs(wall_x - eye_x))
 
-        # Each pattern is worked out for its own pixels only, as flat lists [N].
+        # Each pattern is computed only for its own pixels, as flat lists [N].
         solid, cover = np.empty((*depth.shape, 3), np.float32), np.ones_like(depth)
-        off = ~on_ground
-        solid[off], cover[off] = self._walls(x[off], -y[off], z[off], blur[off], along[off])
+        on_wall = ~on_ground
+        solid[on_wall], cover[on_wall] = self._walls(
+            x[on_wall], -y[on_wall], z[on_wall], blur[on_wall], along[on_wall]
+        )
         solid[on_ground] = self._ground(
             x[on_ground], z[on_ground], blur[on_ground], along[on_ground]
         )
         cover *= depth < _FAR
         solid = HAZE + (solid - HAZE) * clearness(depth)[..., None]
-        high = slice(0, int(np.nonzero((cover < 1).any(axis=1))[0].max(initial=0)) + 1)
-        sky = self._sky(ray_x[high] / ray_z[high], ray_y[high] / ray_z[high])
-        solid[high] = _over(sky, solid[high], cover[high])
+        sky_rows = slice(0, int(np.nonzero((cover < 1).any(axis=1))[0].max(initial=0)) + 1)
+        sky = self._sky(ray_x[sky_rows] / ray_z[sky_rows], ray_y[sky_rows] / ray_z[sky_rows])
+        solid[sky_rows] = _over(sky, solid[sky_rows], cover[sky_rows])
 
-        seen = cover > 0.5
+        visible = cover > 0.5
         labels = np.where(on_ground, np.where(np.abs(x) < _KERB, ROAD, SIDEWALK), BUILDING)
-        labels = np.where(seen, labels, SKY).astype(np.uint8)
+        labels = np.where(visible, labels, SKY).astype(np.uint8)
         surface = np.where(on_ground, 1, np.where(wall_x > 0, 2, 3))
-        surface = np.where(seen, surface, 0).astype(np.int32)
-        # The sky is infinitely far: only its direction counts (a homogeneous 0).
-        point = [np.where(seen, a, b) for a, b in ((x, ray_x), (y, ray_y), (z, ray_z))]
+        surface = np.where(visible, surface, 0).astype(np.int32)
+        # The sky is at infinity, so only its direction matters (homogeneous coordinate 0).
+        point = [np.where(visible, a, b) for a, b in ((x, ray_x), (y, ray_y), (z, ray_z))]
         rows = previous.matrix.astype(np.float32)
-        u, v, w = (r[0] * point[0] + r[1] * point[1] + r[2] * point[2] + r[3] * seen for r in rows)
+        u, v, w = (
+            r[0] * point[0] + r[1] * point[1] + r[2] * point[2] + r[3] * visible for r in rows
+        )
         return Layers(solid, labels, labels.astype(np.uint16), surface, np.stack([u / w, v / w]))
 
     def _texture(self, u: Array, v: Array, wavelength: float, footprint: Array | float) -> Array:
-        """Noise at (u, v) metres, faded out where a pixel covers more than a few waves."""
+        """Noise at (u, v) metres, faded out where a pixel covers more than a few wavelengths."""
         scale = np.float32(12 / wavelength)  # one wave is about 12 texels
-        columns = 256  # OpenCV takes no long lists, so they are folded into rows
+        columns = 256  # OpenCV limits the width of maps, so lists are folded into rows
         maps = []
         for place in (u, v):
             place = place.ravel() * scale
@@ -170,9 +174,9 @@ class Backdrop:
     def _walls(
         self, x: Array, up: Array, z: Array, blur: Array, along: Array
     ) -> tuple[Array, Array]:
-        """Colour of the house fronts and how much of each pixel they cover."""
+        """Colour of the house fronts, and the fraction of each pixel that they cover."""
         side = (x > 0).astype(np.intp)
-        # The roof lines of two neighbours are mixed across the pixels on their common edge.
+        # The roof heights of two neighbours are blended over the pixels on their common edge.
         edge = np.round(z * np.float32(1 / _HOUSE))
         beyond = z - edge * np.float32(_HOUSE)
         share = np.clip(beyond / along + 0.5, 0, 1)
@@ -199,7 +203,7 @@ class Backdrop:
         frame = _stripes(z - 0.72, bay, 1.56 / bay, along)
         frame = frame * _stripes(storey + 0.1, _FLOOR, 0.56, blur) * upper
         pane = _stripes(z - 0.82, bay, 0.45, along) * _stripes(storey, _FLOOR, 0.5, blur) * upper
-        # Shop windows along the ground floor, an awning above each.
+        # Shop windows on the ground floor, each with an awning.
         shop = _stripes(z - 0.5, 2 * bay, 5 / (2 * bay), along) * _band(up, 0.6, 2.5, blur)
         awning = _stripes(z - 0.4, 2 * bay, 5.2 / (2 * bay), along) * _band(up, 2.5, 2.95, blur)
         gleam = (1 + 0.3 * self._texture(z, up * 0.5, 3.0, along)) * (1 - 0.25 * shop)
@@ -227,13 +231,13 @@ class Backdrop:
 
 
 def _band(x: Array, low: float, high: float, blur: Array) -> Array:
-    """The part of a box of width `blur` about `x` that lies in low..high."""
+    """The fraction of a box of width `blur` around `x` that lies in low..high."""
     above_low = np.clip((x - low) / blur + 0.5, 0, 1)
     return np.asarray(above_low - np.clip((x - high) / blur + 0.5, 0, 1))
 
 
 def _stripes(x: Array, period: float, duty: float, blur: Array) -> Array:
-    """The part of a box about `x` covered by stripes [0, duty) of every `period`."""
+    """The fraction of a box around `x` covered by stripes [0, duty) of every `period`."""
 
     def area(u: Array) -> Array:
         whole = np.floor(u)
@@ -245,5 +249,5 @@ def _stripes(x: Array, period: float, duty: float, blur: Array) -> Array:
 
 
 def _over(below: Array, above: Array, cover: Array) -> Array:
-    """`above` painted over `below` [..., 3] where `cover` [...] says."""
+    """Alpha-blend `above` over `below` [..., 3] by `cover` [...]."""
     return np.asarray(below + (above - below) * cover[..., None])

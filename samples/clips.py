@@ -1,6 +1,6 @@
-"""Write the drawn samples as footage: a dancing person and a talking face with sound, a street.
+"""Writes the drawn samples as footage: a dancing person and a talking face with audio, a street.
 
-`v2v sample` calls this; tests and `v2v demo` film with it too.
+`v2v sample`, `v2v demo` and tests call it.
 """
 
 from __future__ import annotations
@@ -40,24 +40,25 @@ def write_sample(
     """Draw one sample into `folder`.
 
     Args:
-        who: which person of `v2v.samples.person` dances.
-        empty: seconds at the beginning in which that person's room is empty.
-        finale: seconds at the end in which that person dances as the other does.
+        who: the person of `v2v.samples.person` who dances.
+        empty: seconds at the start that show the person's room empty.
+        finale: seconds at the end in which the person dances the other person's dance.
 
     Returns the file `person.mp4` (`guest.mp4` for the guest) or `face.mp4`, or the folder
-    `street`, which holds `images`, `labels` (Cityscapes ids), `instances` (class * 1000 + number)
-    and `flow` (exact, npz).
+    `street` with `images`, `labels` (Cityscapes ids), `instances` (class * 1000 + number) and
+    `flow` (exact, npz).
     """
     report = report or Silent()
     count = max(round(seconds * RATE[kind]), 1)
-    # The host's clip is called after the kind, everyone else's after who it is.
+    # The host's clip is named after the kind, other clips after the person.
     name = who if kind == "person" and who != "host" else kind
     frames = None if kind == "street" else _frames(kind, count, seed, who, empty, finale)
     report.start(f"draw {name}", count)
     if frames is None:
         path = folder / "street"
         busy = NotWritable(
-            f"another process is drawing {path}", hint="wait for it, or choose another --output"
+            f"another process is drawing {path}",
+            hint="wait for it to end, or choose another --output",
         )
         with workplace(partial_of(path), busy):
             _write_street(path, count, seed, report)
@@ -75,8 +76,10 @@ def _frames(
     from v2v.samples import face, person
 
     if kind == "person":
-        alone, last = round(empty * RATE[kind]), round(finale * RATE[kind])
-        return person.frames(count=count, seed=seed, who=who, empty=alone, finale=last)
+        empty_frames, finale_frames = round(empty * RATE[kind]), round(finale * RATE[kind])
+        return person.frames(
+            count=count, seed=seed, who=who, empty=empty_frames, finale=finale_frames
+        )
     return face.frames(count=count, seed=seed)
 
 
@@ -116,12 +119,12 @@ def _write_street(folder: Path, count: int, seed: int, report: Reporter) -> None
 
 
 def _write_tune(path: Path, seconds: float, rate: int = 44100) -> None:
-    """A soft arpeggio, two notes a second, as AAC."""
+    """Write a soft arpeggio, two notes per second, as AAC."""
     time = np.arange(round(seconds * rate)) / rate
     beat = (time * 2).astype(int)
     pitch = 220 * 2 ** (np.array([0, 4, 7, 12, 7, 4])[beat % 6] / 12)
-    fading = np.exp(-3 * (time * 2 % 1))
-    wave: NDArray[np.float32] = (0.2 * fading * np.sin(2 * np.pi * pitch * time)).astype(np.float32)
+    decay = np.exp(-3 * (time * 2 % 1))
+    wave: NDArray[np.float32] = (0.2 * decay * np.sin(2 * np.pi * pitch * time)).astype(np.float32)
     with av.open(str(path), "w", format="ipod") as container:
         stream = container.add_stream("aac", rate=rate)
         for start in range(0, len(wave), 1024):

@@ -1,9 +1,9 @@
-"""A drawn talking face: head and shoulders, gently turning, blinking, looking about, speaking.
+"""Draws a talking face: head and shoulders; the head turns, blinks, looks around and speaks.
 
 Head axes, in units of half the head's height: x to the image's right, y down, z to the viewer;
-the origin is the middle of the head, the eyes lie at y = 0, the crown at -1, the chin at 1.
-The features sit on a rounded surface in these axes and are turned in 3D, so that a turn of the
-head shifts them against each other as it does in a real face.
+the origin is the centre of the head, the eyes are at y = 0, the crown at -1, the chin at 1.
+The features lie on a rounded surface in these axes and are rotated in 3D, so that head rotation
+causes parallax as in a real face.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from v2v.samples._draw import (
 
 @dataclass(frozen=True)
 class Expression:
-    """What a head does in one frame."""
+    """Head rotation and facial expression in one frame."""
 
     yaw: float = 0.0  # radians; positive turns the face to the image's right
     pitch: float = 0.0  # radians; positive nods down
@@ -51,7 +51,7 @@ class Palette:
     iris: Rgb = (84, 110, 92)
     blush: Rgb = (226, 128, 112)
     under_chin: Rgb = (160, 112, 92)  # the neck in the head's shadow
-    fingers: Rgb = (188, 132, 108)  # the lines between them
+    fingers: Rgb = (188, 132, 108)  # the lines between fingers
 
 
 def _surface(x: Points, y: Points) -> Points:
@@ -60,7 +60,7 @@ def _surface(x: Points, y: Points) -> Points:
 
 
 class _Head:
-    """Turns head coordinates into image points for one pose."""
+    """Projects head coordinates to image points for one pose."""
 
     def __init__(self, centre: Points, radius: float, pose: Expression) -> None:
         self.centre, self.radius = np.asarray(centre, float), radius
@@ -74,7 +74,7 @@ class _Head:
         depth: Points | float | None = None,
         lift: Points | float = 0.0,
     ) -> Points:
-        """Image points [N, 2] of head points [N, 2]; on the surface unless `depth` is given."""
+        """Image points [N, 2] of head points [N, 2] on the surface, or at `depth` if given."""
         x, y = np.atleast_2d(np.asarray(points, float)).T
         z = (_surface(x, y) if depth is None else depth) + lift
         x, z = x * self._yaw[0] + z * self._yaw[1], z * self._yaw[0] - x * self._yaw[1]
@@ -84,7 +84,7 @@ class _Head:
 
 
 def _mirror(points: Points, side: int) -> Points:
-    """`points` drawn for the image's right half, flipped to the left half for side = -1."""
+    """Mirror `points` of the image's right half to the left half if `side` is -1."""
     return points * (side, 1)
 
 
@@ -122,7 +122,7 @@ def _draw_skull(canvas: Canvas, head: _Head, palette: Palette, jaw: float) -> No
     half = [(0.42, -0.9), (0.68, -0.55), (0.745, -0.1), (0.73, 0.25), (0.64, 0.58 + jaw / 2)]
     half += [(0.44, 0.84 + jaw), (0.2, 0.985 + jaw)]
     face = np.array([(0, -0.98), *half, (0, 1.01 + jaw), *((-x, y) for x, y in half[::-1])])
-    depth = 0.42 * np.clip((face[:, 1] + 0.1) / 1.1, 0, 1)  # the chin stands before the ears
+    depth = 0.42 * np.clip((face[:, 1] + 0.1) / 1.1, 0, 1)  # the chin is in front of the ears
     outline = curve(head.at(face, depth))
     canvas.fill(outline, palette.skin, bulge=0.28 * r, relief=0.24, shadow=0.25)
     for side in (-1, 1):
@@ -137,7 +137,7 @@ def _draw_skull(canvas: Canvas, head: _Head, palette: Palette, jaw: float) -> No
 def _draw_nose(canvas: Canvas, head: _Head, palette: Palette) -> None:
     r = head.radius
     shade = shaded(palette.skin, 0.76)
-    # The bridge rises out of the surface towards the tip; its lee side is in shadow.
+    # The bridge rises from the surface towards the tip; its far side from the light is dark.
     ridge = np.array([0.02, 0.08, 0.2, 0.24, 0.1])
     flank = np.array([(0.07, -0.08), (0.06, 0.12), (0.09, 0.32), (0.17, 0.43), (0.02, 0.46)])
     canvas.fill(curve(head.at(flank, lift=ridge)), shade, feather=0.03 * r, opacity=0.55)
@@ -165,7 +165,7 @@ def _draw_eye(
     along = np.linspace(-1, 1, 13)
     arch = 1 - along**2
     x = 0.305 + 0.15 * along
-    shut = 0.035 * arch  # the closed lids meet low, as real ones do
+    shut = 0.035 * arch  # closed eyelids meet low, as in real eyes
     upper = shut - arch * opening * (0.13 + 0.02 * along)
     lower = shut + arch * opening * 0.03
     rim = np.stack([x, upper - 0.012 * along], axis=1), np.stack([x, lower - 0.012 * along], axis=1)
@@ -207,7 +207,7 @@ def _draw_mouth(canvas: Canvas, head: _Head, palette: Palette, expression: Expre
     bow = np.exp(-((along / 0.16) ** 2))  # the dent in the middle of the upper lip
     outer_top = inner_top - arch * (0.075 - 0.022 * bow)
     outer_bottom = inner_bottom + arch * 0.095
-    # Lips reach a little beyond the opening at the corners.
+    # Lips extend slightly beyond the opening at the corners.
     edges = (outer_top, inner_top, inner_bottom, outer_bottom)
     top, mid_top, mid_bottom, bottom = (
         head.at(np.stack([x * (1.0 if i in (1, 2) else 1.06), y], axis=1), lift=0.03)
@@ -260,7 +260,7 @@ def _draw_fringe(canvas: Canvas, head: _Head, palette: Palette) -> None:
 
 
 def truth(*, count: int = 120, fps: float = 30.0, seed: int = 0) -> dict[str, NDArray[np.float32]]:
-    """What is drawn in each frame, every entry float32 [T].
+    """Ground truth of each frame; every entry is float32 [T].
 
     mouth_openness, eye_openness: 0 closed .. 1 open. yaw, pitch, roll: radians (see
     `Expression`). gaze_x, gaze_y, brows: -1 .. 1. smile: 0 .. 1.
@@ -272,10 +272,10 @@ def truth(*, count: int = 120, fps: float = 30.0, seed: int = 0) -> dict[str, ND
     def wave(hertz: float, index: int) -> NDArray[np.float64]:
         return np.asarray(np.sin(2 * np.pi * hertz * t + phase[index]))
 
-    # Syllables at about three a second, grouped into phrases with pauses between them.
+    # About three syllables per second, grouped into phrases with pauses between them.
     phrase = 1 / (1 + np.exp(-6 * (wave(0.45, 0) + 0.45)))
     syllables = (0.5 + 0.5 * wave(2.9, 1)) * (0.62 + 0.38 * wave(1.1, 2))
-    # A blink takes a fifth of a second and comes every 1.6 seconds.
+    # A blink takes 0.2 seconds and occurs every 1.6 seconds.
     since = (t + rng.uniform(0.2, 1.2)) % 1.6
     blink = np.exp(-(((since - 0.12) / 0.055) ** 2))
     values = {
@@ -293,7 +293,7 @@ def truth(*, count: int = 120, fps: float = 30.0, seed: int = 0) -> dict[str, ND
 
 
 def _studio(height: int, width: int) -> Image:
-    """A still backdrop: a soft gradient, brighter behind the head."""
+    """A static backdrop: a soft gradient, brighter behind the head."""
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     glow = np.exp(-(((x / width - 0.5) / 0.55) ** 2) - ((y / height - 0.38) / 0.5) ** 2)[..., None]
     rim, core = np.array((84, 108, 124), np.float32), np.array((188, 208, 212), np.float32)
@@ -303,7 +303,7 @@ def _studio(height: int, width: int) -> Image:
 def frames(
     *, count: int = 120, height: int = 512, width: int = 512, fps: float = 30.0, seed: int = 0
 ) -> Iterator[Image]:
-    """Yield `count` RGB frames, uint8 [H, W, 3], of the talking face told by `truth`."""
+    """Yield `count` RGB frames, uint8 [H, W, 3], of the talking face described by `truth`."""
     background = _studio(height * SUPERSAMPLE, width * SUPERSAMPLE)
     truths = truth(count=count, fps=fps, seed=seed)
     radius = 0.29 * min(height, width)

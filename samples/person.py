@@ -1,12 +1,12 @@
-"""Two drawn people, each dancing alone before a still room: a host and a guest.
+"""Draws two people, a host and a guest, each dancing empty_room in a static room.
 
-The figure hangs on a small 3D skeleton. Body axes, in units of the standing height: x to the
+The figure is drawn over a small 3D skeleton. Body axes, in units of the standing height: x to the
 image's right, y down, z to the viewer; the origin is on the floor between the feet. The
-projection is orthographic. Left and right are the person's own: facing the viewer, the
+projection is orthographic. Left and right are the person's own: when facing the viewer, the
 person's left is on the image's right.
 
-`PEOPLE` says who they are. The guest is built, dressed and housed otherwise, stands elsewhere and
-dances to another beat, but lifts arms and feet no further than the host does.
+`PEOPLE` defines them. The guest has another build, clothes, room, position and dance rhythm, but
+does not raise arms and feet further than the host.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ JOINT_NAMES = (
 _SIDES = (("left", 1), ("right", -1))  # the sign of x on each side of the body
 _ANKLE = 0.045  # its height above the floor
 
-# Frequencies of what moves beside the step, in cycles per beat. Their ratios to the beat and to one
-# another are irrational: no two moments of a dance show the same pose, however long it lasts.
-RIGHT = 3**0.5 / 2  # of the right arm, for each raise of the left one
+# Frequencies of all motion besides the step, in cycles per beat. Their ratios to the beat and to
+# each other are irrational, so a dance of any length never repeats a pose.
+RIGHT = 3**0.5 / 2  # of the right arm, relative to the left one
 SWING = {"left": 19**0.5 / 5, "right": 5**0.5 / 2}  # of hand and forearm
 TURN = 7**0.5 / 6  # of the chest
 GAZE = 11**0.5 / 9  # of the head
@@ -69,30 +69,30 @@ Vector = NDArray[np.float64]
 class Build:
     """Lengths of a body, in units of the standing height."""
 
-    head: float = 0.071  # half its height
-    neck: float = 0.124  # from between the shoulders to the middle of the head
-    spine: float = 0.3  # from between the hips to between the shoulders
-    shoulder: float = 0.102  # from the middle of the body
+    head: float = 0.071  # half the head's height
+    neck: float = 0.124  # from the midpoint of the shoulders to the centre of the head
+    spine: float = 0.3  # from the midpoint of the hips to the midpoint of the shoulders
+    shoulder: float = 0.102  # from the body's midline
     upper_arm: float = 0.165
     forearm: float = 0.145
     hand: float = 0.085
-    hip: float = 0.058  # from the middle of the body
+    hip: float = 0.058  # from the body's midline
     thigh: float = 0.235
     shin: float = 0.232
-    hips_up: float = 0.497  # height of the hips in the dance's stance
-    girth: float = 1.0  # thickness of limbs and seat, 1 for the host
+    hips_up: float = 0.497  # height of the hips while dancing
+    girth: float = 1.0  # thickness of limbs and pelvis, relative to the host
 
 
 @dataclass(frozen=True)
 class Dance:
-    """The timing of a dance; how far it reaches is the same for all but for `reach`."""
+    """The timing of a dance; only `reach` changes the range of motion."""
 
-    tempo: float = 0.75  # beats per second; the knees bend twice a beat
-    steps: float = 1.0  # sways from one side to the other and back, per beat
-    arms: float = 0.42  # times that the left arm is raised, per beat; the right one see `RIGHT`
-    lag: float = 0.8 * np.pi  # radians by which the right arm starts ahead of the left
-    hold: float = 0.0  # how long a step or a raised arm is held before it goes on
-    reach: float = 1.0  # part of the range that the arms use
+    tempo: float = 0.75  # beats per second; the knees bend twice per beat
+    steps: float = 1.0  # side-to-side cycles per beat
+    arms: float = 0.42  # raises of the left arm per beat; `RIGHT` scales it for the right arm
+    lag: float = 0.8 * np.pi  # phase lead of the right arm over the left, radians
+    hold: float = 0.0  # how long a step or a raised arm is held
+    reach: float = 1.0  # fraction of the arms' range that is used
 
 
 @dataclass(frozen=True)
@@ -109,21 +109,21 @@ class Clothes:
 @dataclass(frozen=True)
 class Room:
     wall: Rgb = (166, 184, 180)
-    glow: Rgb = (52, 46, 40)  # what the lamp adds to the wall
+    glow: Rgb = (52, 46, 40)  # added to the wall by the lamp
     floor: Rgb = (186, 150, 116)
 
 
 @dataclass(frozen=True)
 class Person:
-    """Who is drawn."""
+    """A drawn person and their room."""
 
     build: Build = Build()
     dance: Dance = Dance()
     clothes: Clothes = Clothes()
     palette: Palette = Palette()
     room: Room = Room()
-    stature: float = 1.0  # standing height in the picture, 1 for the host
-    place: tuple[float, float] = (0.0, 0.0)  # right of and below the host, in the host's heights
+    stature: float = 1.0  # standing height in the image, relative to the host
+    place: tuple[float, float] = (0.0, 0.0)  # offset right and down from the host, in host heights
 
 
 PEOPLE = {
@@ -177,7 +177,7 @@ def _known(who: str) -> Person:
 
 @dataclass(frozen=True)
 class _Body:
-    """One posed figure: 3D points in body axes and what the face does."""
+    """One posed figure: 3D points in body axes, and a facial expression."""
 
     points: dict[str, Vector]
     expression: Expression
@@ -195,7 +195,7 @@ def _turned(offset: Vector, yaw: float, roll: float) -> Vector:
 
 
 def _knee(hip: Vector, ankle: Vector, pole: Vector, build: Build) -> Vector:
-    """Where a leg of fixed bone lengths bends, the knee pointing along `pole`."""
+    """The knee of a leg with fixed bone lengths, bent towards `pole`."""
     thigh, shin = build.thigh, build.shin
     span = ankle - hip
     distance = min(float(np.linalg.norm(span)), (thigh + shin) * 0.9995)
@@ -207,13 +207,13 @@ def _knee(hip: Vector, ankle: Vector, pole: Vector, build: Build) -> Vector:
 
 
 def _wave(angle: float, hold: float) -> float:
-    """A sine that lingers at its ends by `hold`."""
+    """A sine that is held at its extremes by `hold`."""
     sine = float(np.sin(angle))
     return float(np.tanh(hold * sine) / np.tanh(hold)) if hold else sine
 
 
 def _pose(t: float, phase: Vector, person: Person) -> _Body:
-    """The dance at time `t` seconds; `phase` [8] in radians tells one seed from another."""
+    """The dance at time `t` seconds; `phase` [8] in radians depends on the seed."""
     build, dance = person.build, person.dance
     beat = 2 * np.pi * dance.tempo * t + phase[0]
     step = dance.steps * beat
@@ -230,7 +230,7 @@ def _pose(t: float, phase: Vector, person: Person) -> _Body:
 
     for side, sign in _SIDES:
         hip = pelvis + _turned(_vector(sign * build.hip, 0, 0), 0.5 * turn, -0.07 * sway)
-        # The foot that does not carry the weight steps out and back.
+        # The foot without weight steps out and back.
         free = np.clip(-sign * sway, 0, 1) ** 2
         ankle = _vector(sign * (0.088 + 0.05 * free), -_ANKLE - 0.05 * free, 0.01)
         points[f"{side}_hip"] = hip
@@ -264,16 +264,16 @@ def _arm(
     phase: float,
     person: Person,
 ) -> dict[str, Vector]:
-    """Shoulder, elbow, wrist and hand of one arm, raised and swung to a beat of its own."""
+    """Shoulder, elbow, wrist and hand of one arm, which moves at its own frequencies."""
     build, dance = person.build, person.dance
-    offset = phase if sign > 0 else phase + dance.lag  # the arms take turns
+    offset = phase if sign > 0 else phase + dance.lag  # the arms alternate
     raises = dance.arms * beat * (1.0 if sign > 0 else RIGHT)
     raised = 0.5 + 0.5 * dance.reach * _wave(raises + offset, dance.hold)
-    swung = SWING[side] * beat + offset
+    swing = SWING[side] * beat + offset
     # Elevations in the frontal plane, 0 hanging .. pi straight up; the forearm leads.
-    upper = 0.42 + 1.35 * raised + 0.16 * np.sin(swung)
-    fore = upper + 1.05 + 0.25 * raised + 0.28 * np.sin(swung + 0.8)
-    hand = fore + 0.2 * np.sin(swung + 2.0)
+    upper = 0.42 + 1.35 * raised + 0.16 * np.sin(swing)
+    fore = upper + 1.05 + 0.25 * raised + 0.28 * np.sin(swing + 0.8)
+    hand = fore + 0.2 * np.sin(swing + 2.0)
     shrug = -0.018 * max(raised - 0.4, 0.0)
 
     def bone(elevation: float, length: float, forward: float) -> Vector:
@@ -310,7 +310,7 @@ class _Camera:
 def _dancing(
     who: str, *, count: int, fps: float, seed: int, finale: int
 ) -> tuple[Person, Iterator[_Body]]:
-    """Who dances, and how they stand in each frame."""
+    """The person, and their posed body in each frame."""
     person, phase = _known(who), _dancer(seed)
     other = next(them for name, them in PEOPLE.items() if name != who)
     encore = replace(person, dance=other.dance)
@@ -323,7 +323,7 @@ def _dancing(
 
 
 def _dancer(seed: int) -> Vector:
-    """The phases that make one seed's dance."""
+    """The random phases of a seed's dance."""
     spread = np.array((np.pi, 1.0, 1.0, 1.0, np.pi, 1.0, np.pi, np.pi))
     return np.asarray(np.random.default_rng(seed).uniform(-1, 1, 8) * spread)
 
@@ -338,9 +338,9 @@ def joints(
     who: str = "host",
     finale: int = 0,
 ) -> NDArray[np.float32]:
-    """The joints drawn by `frames` of the same arguments, float32 [T, J, 2] (x, y) in pixels.
+    """The joints in `frames` with the same arguments, float32 [T, J, 2] (x, y) in pixels.
 
-    J follows `JOINT_NAMES`.
+    J is in the order of `JOINT_NAMES`.
     """
     person, bodies = _dancing(who, count=count, fps=fps, seed=seed, finale=finale)
     camera = _Camera.fitting(height, width, person)
@@ -359,21 +359,21 @@ def frames(
     empty: int = 0,
     finale: int = 0,
 ) -> Iterator[Image]:
-    """`count` RGB frames, uint8 [H, W, 3], of one of `PEOPLE` dancing.
+    """`count` RGB frames, uint8 [H, W, 3], of a dance by one of `PEOPLE`.
 
-    No pose comes again, so the end of a clip shows poses that its beginning does not. The first
-    `empty` frames show the room with nobody in it: a background seen whole. In the last `finale`
-    frames they dance as the other does.
+    No pose repeats, so the end of a clip has poses that its start lacks. The first `empty` frames
+    show the empty room, so that the whole background is visible. In the last `finale` frames the
+    person dances the other person's dance.
     """
     person, bodies = _dancing(who, count=count, fps=fps, seed=seed, finale=finale)
     camera = _Camera.fitting(height, width, person)
 
     def drawn() -> Iterator[Image]:
         room = _room(height * SUPERSAMPLE, width * SUPERSAMPLE, camera, person.room)
-        alone = Canvas(room.copy()).finish() if empty else None
+        empty_room = Canvas(room.copy()).finish() if empty else None
         for i, body in enumerate(bodies):
-            if alone is not None and i < empty:
-                yield alone
+            if empty_room is not None and i < empty:
+                yield empty_room
                 continue
             canvas = Canvas(_with_shadow(room, body, camera))
             _draw_body(canvas, body, camera, person)
@@ -383,13 +383,13 @@ def frames(
 
 
 def _room(height: int, width: int, camera: _Camera, tints: Room) -> Image:
-    """A plain wall with skirting and a boarded floor, at canvas size."""
+    """A plain wall with a skirting board and a wooden floor, at canvas size."""
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     unit = camera.scale * SUPERSAMPLE
     edge = camera.origin[1] * SUPERSAMPLE - 0.1 * unit  # where wall and floor meet
     glow = np.exp(-(((x / width - 0.35) / 0.8) ** 2) - ((y / height - 0.25) / 0.7) ** 2)[..., None]
     wall = np.array(tints.wall) + np.array(tints.glow) * glow
-    # Boards run towards the viewer and fan out from a point high on the wall.
+    # Floorboards run towards the viewer from a vanishing point high on the wall.
     board = (x - 0.5 * width) / (y - edge + 0.9 * unit) * 9
     seam = np.abs(board - np.round(board))
     tone = 1 + 0.05 * np.sin(np.floor(board + 0.5) * 2.4) - 0.22 * np.exp(-((seam / 0.02) ** 2))
@@ -406,8 +406,8 @@ def _room(height: int, width: int, camera: _Camera, tints: Room) -> Image:
 
 
 def _with_shadow(room: Image, body: _Body, camera: _Camera) -> Image:
-    """The room with the soft shadow that the figure casts on the floor."""
-    shrink = 8  # the shadow is smooth, so a coarse grid holds it
+    """The room with the figure's soft shadow on the floor."""
+    shrink = 8  # the shadow is smooth, so a coarse grid is sufficient
     shade = np.zeros((room.shape[0] // shrink + 1, room.shape[1] // shrink + 1), np.float32)
     to_grid = SUPERSAMPLE / shrink
     unit = camera.scale * to_grid
@@ -498,7 +498,7 @@ def _draw_torso(canvas: Canvas, at: dict[str, Points], unit: float, person: Pers
         shoulder, elbow = at[f"{side}_shoulder"], at[f"{side}_elbow"]
         ends = [shoulder, shoulder + 0.62 * (elbow - shoulder)]
         sleeves += tube(ends, [0.036 * thick, 0.041 * thick], cut=True)
-    # Shirt and sleeves are one piece of cloth, so they share one shading.
+    # Shirt and sleeves are one piece of cloth, so they are shaded together.
     canvas.fill([torso, *sleeves], clothes.shirt, bulge=0.055 * unit, relief=0.45, shadow=0.4)
     canvas.fill(ribbon(curve(collar, closed=False), 0.014 * unit), clothes.collar)
 

@@ -1,10 +1,10 @@
-"""A drive down a street whose labels, instances, flow and occlusion are known exactly.
+"""Draws a drive along a street with exact labels, instances, flow and occlusion.
 
 World axes, in metres: x right, y down (the ground is y = 0), z along the street. A pinhole
-camera drives along z and sways a little. Ground, house fronts and sky are ray cast per pixel
+camera moves along z and sways slightly. Ground, house fronts and sky are ray cast per pixel
 (`_street_view`); cars, trees, poles and people are painted panels in space (`_street_things`).
-Every surface is a rigid plane, so where a pixel's point was in the previous frame follows from
-projecting that same point with the previous camera and the thing's previous place.
+Every surface is a rigid plane, so exact flow follows from projecting a pixel's point with the
+previous camera and the object's previous position.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from v2v.samples._street_view import (
 )
 
 _SPEED = 6.0  # metres per second
-_SHADED = 40.0  # how far ahead shadows are drawn, metres
-_NEAR = 0.25  # panels are cut off closer than this
+_SHADED = 40.0  # maximum distance of drawn shadows, metres
+_NEAR = 0.25  # near clipping plane of panels, metres
 
 
 @dataclass(frozen=True, eq=False)
 class StreetFrame:
-    """One frame and its truth.
+    """One frame and its ground truth.
 
     rgb: uint8 [H, W, 3].
     labels: uint8 [H, W], Cityscapes label ids.
@@ -55,12 +55,12 @@ class StreetFrame:
 
 
 @dataclass(frozen=True, eq=False)
-class _Thing:
-    """One placed thing: panels about an origin that moves along z."""
+class _Object:
+    """An object: panels around an origin that moves along z."""
 
     panels: list[Panel]
-    surface: int  # number of its first panel
-    instance: int  # n of its instances
+    surface: int  # surface id of its first panel
+    instance: int  # n of its instance id
     x: float
     z: float  # at time 0
     speed: float
@@ -76,35 +76,35 @@ def _drive(t: float, height: int, width: int) -> PinholeCamera:
 
 
 class _Traffic:
-    """The things along the street, made when they first come into view, and kept."""
+    """The objects along the street, created when they first come into view."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
         self._tracks = tracks()
-        self._things: dict[tuple[int, int], _Thing | None] = {}
+        self._things: dict[tuple[int, int], _Object | None] = {}
 
-    def around(self, t: float, z: float) -> list[_Thing]:
-        """The things near the camera at `z`, farthest first."""
+    def around(self, t: float, z: float) -> list[_Object]:
+        """The objects near the camera at `z`, farthest first."""
         found = []
         for row, track in enumerate(self._tracks):
             start = z - 6 - track.speed * t
             low, high = (int(np.floor((start + d) / track.spacing)) for d in (0.0, track.visible))
             for place in range(low if track.first is None else max(low, track.first), high):
-                thing = self._thing(row, track, place)
-                if thing is not None:
-                    found.append(thing)
-        return sorted(found, key=lambda thing: -float(thing.place(t)[2]))
+                item = self._object(row, track, place)
+                if item is not None:
+                    found.append(item)
+        return sorted(found, key=lambda item: -float(item.place(t)[2]))
 
-    def _thing(self, row: int, track: Track, place: int) -> _Thing | None:
-        """The thing at one place of a track, None where the place is empty."""
+    def _object(self, row: int, track: Track, place: int) -> _Object | None:
+        """The object in one slot of a track, None if the slot is empty."""
         key = (row, place)
         if key not in self._things:
-            # Places behind the start are negative; seeds must not be.
+            # Slots behind the start are negative, but seeds must not be.
             rng = np.random.default_rng((self._seed, 2, row, place + 1_000_000))
-            shift, shift_x, taken = rng.uniform(size=3)
+            shift, shift_x, occupied = rng.uniform(size=3)
             number = len(self._things) + 1
             self._things[key] = (
-                _Thing(
+                _Object(
                     panels=track.make(rng),
                     surface=16 * number,
                     instance=number % 1000,
@@ -112,7 +112,7 @@ class _Traffic:
                     z=(place + 0.35 + 0.3 * shift) * track.spacing,
                     speed=track.speed,
                 )
-                if taken < track.share
+                if occupied < track.share
                 else None
             )
         return self._things[key]
@@ -120,17 +120,17 @@ class _Traffic:
 
 def _paint(
     layers: Layers,
-    thing: _Thing,
+    item: _Object,
     t: float,
     before: float,
     now: PinholeCamera,
     previous: PinholeCamera,
 ) -> None:
-    """Draw one thing over the layers; `before` is the previous frame's time."""
+    """Draw one object over the layers; `before` is the time of the previous frame."""
     view, view_before = now.matrix.copy(), previous.matrix.copy()
-    view[:, 3] += now.matrix[:, :3] @ thing.place(t)
-    view_before[:, 3] += previous.matrix[:, :3] @ thing.place(before)
-    for number, panel in enumerate(thing.panels):
+    view[:, 3] += now.matrix[:, :3] @ item.place(t)
+    view_before[:, 3] += previous.matrix[:, :3] @ item.place(before)
+    for number, panel in enumerate(item.panels):
         to_pixels = view @ panel.to_space
         if panel.solid and np.linalg.det(to_pixels) < 0:
             continue  # seen from behind
@@ -142,30 +142,32 @@ def _paint(
             continue
         colour, rows, cols = patch
         alpha = colour[..., 3:] * np.float32(1 / 255)
-        clear = clearness(max(float(corners[:, 2].mean()), 0.0))
+        contrast = clearness(max(float(corners[:, 2].mean()), 0.0))
         below = layers.rgb[rows, cols]
         if panel.label == SHADOW:
-            below *= 1 - alpha * clear
+            below *= 1 - alpha * contrast
             continue
-        below += (colour[..., :3] - alpha * HAZE) * clear + alpha * (HAZE - below)
+        below += (colour[..., :3] - alpha * HAZE) * contrast + alpha * (HAZE - below)
 
         y, x = np.nonzero(alpha[..., 0] > 0.5)
         y, x = y + rows.start, x + cols.start
         chain = view_before @ panel.to_space @ np.linalg.inv(to_pixels)
         u, v, w = chain @ np.stack([x, y, np.ones(len(x))])
         layers.before[:, y, x] = u / w, v / w
-        layers.surface[y, x] = thing.surface + number
+        layers.surface[y, x] = item.surface + number
         layers.labels[y, x] = panel.label
-        counted = panel.label in (CAR, PERSON)
-        layers.instances[y, x] = 1000 * panel.label + thing.instance if counted else panel.label
+        has_instances = panel.label in (CAR, PERSON)
+        layers.instances[y, x] = (
+            1000 * panel.label + item.instance if has_instances else panel.label
+        )
 
 
 def _patch(
     panel: Panel, corners: Vector, to_pixels: Vector, height: int, width: int
 ) -> tuple[Array, slice, slice] | None:
-    """A panel's picture in the frame: premultiplied float32 [h, w, 4], its rows and columns.
+    """Render a panel: premultiplied float32 [h, w, 4], with its rows and columns in the frame.
 
-    corners: [4, 3] (x * depth, y * depth, depth). None where nothing of it is in the frame.
+    corners: [4, 3] (x * depth, y * depth, depth). Returns None if the panel is out of view.
     """
     outline = _clipped(corners)
     if outline is None:
@@ -180,7 +182,7 @@ def _patch(
     fill_polygon(cover, outline - (x0, y0))
 
     texture = panel.texture
-    if (corners[:, 2] > _NEAR).all():  # average the texture down to about a texel per pixel
+    if (corners[:, 2] > _NEAR).all():  # downsample the texture to about one texel per pixel
         fitting = np.minimum(np.ceil(last - first).clip(2), texture.shape[1::-1]).astype(int)
         if (fitting < texture.shape[1::-1]).any():
             shrunk = cv2.resize(texture, fitting.tolist(), interpolation=cv2.INTER_AREA)
@@ -207,22 +209,24 @@ def _clipped(corners: Vector) -> Vector | None:
     if len(kept) < 3:
         return None
     points = np.stack(kept)
-    # Far outside is all the same; large numbers would overflow the polygon fill.
+    # Points far outside are clipped: large coordinates would overflow the polygon fill.
     return np.asarray(np.clip(points[:, :2] / points[:, 2:], -4000, 4000))
 
 
-def _hidden(before: Array, surface: NDArray[np.int32], seen: NDArray[np.int32]) -> Array:
-    """The part of each pixel's previous place that showed another surface, or lay outside.
+def _occlusion(
+    before: Array, surface: NDArray[np.int32], previous_surface: NDArray[np.int32]
+) -> Array:
+    """Occlusion: the fraction of a pixel's previous position with another surface or out of view.
 
-    before: [2, H, W]; surface: the plane seen now; seen: the planes the previous frame saw.
-    The four pixels about the previous place count by their bilinear weights.
+    before: previous positions [2, H, W]; surface, previous_surface: surface ids in this and the
+    previous frame. The four pixels around a position count by their bilinear weights.
     """
     height, width = surface.shape
     place = np.clip(before, -2, max(height, width) + 2)
     corner = np.floor(place)
     fraction = place - corner
     x, y = corner.astype(np.int64) + 1
-    framed = np.pad(seen, 1, constant_values=-1)
+    framed = np.pad(previous_surface, 1, constant_values=-1)
     framed = np.pad(framed, ((0, 1), (0, 1)), constant_values=-1)
     visible = np.zeros((height, width), np.float32)
     for dy in (0, 1):
@@ -244,13 +248,13 @@ def frames(
         t, before = i / fps, (i - 1) / fps
         now, previous = _drive(t, height, width), _drive(before, height, width)
         layers = backdrop.render(now, previous)
-        for thing in traffic.around(t, float(now.position[2])):
-            _paint(layers, thing, t, before, now, previous)
+        for item in traffic.around(t, float(now.position[2])):
+            _paint(layers, item, t, before, now, previous)
         if surface is None:
             flow, occlusion = np.zeros_like(grid), np.ones((height, width), np.float32)
         else:
             flow = layers.before - grid
-            occlusion = _hidden(layers.before, layers.surface, surface)
+            occlusion = _occlusion(layers.before, layers.surface, surface)
         surface = layers.surface
         rgb = np.clip(layers.rgb + np.float32(0.5), 0, 255).astype(np.uint8)
         yield StreetFrame(rgb, layers.labels, layers.instances, flow, occlusion)

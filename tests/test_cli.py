@@ -97,7 +97,7 @@ def test_the_table_names_the_preview(tmp_path: Path) -> None:
         (["preprocess", "a.mp4", "--start", "0.3", "--end", "0.1"], 2, ["is empty"]),
         (["preprocess", "a.mp4", "--fps", "fast"], 2, ["frames.fps", "29.97"]),
         (["preprocess", "a.mp4"], 1, ["no person found", "12 frames", "v2v doctor"]),
-        (["preprocess", "a.mp4", "--crop", "person", "-o", "f"], 1, ["no person", "leave --crop"]),
+        (["preprocess", "a.mp4", "--crop", "person", "-o", "f"], 1, ["no person", "omit --crop"]),
         (["preprocess", "a.mp4", "-S", "flow", "-s", "flow.backend=raft-small", "-o", "r"], 1,
          ["raft_small_C_T_V2-01064c6d.pth", "curl", "flow.backend=dis"]),
         (["sample", "dog"], 2, ["'dog'", "person"]),

@@ -1,6 +1,6 @@
 """Small, validated containers that training and rendering exchange.
 
-Shapes: B clips side by side, T frames, C channels of the signals together, H height, W width,
+Shapes: B clips side by side, T frames, C channels of all signals, H height, W width,
 P past frames (2). Frames are RGB in [-1, 1]; flow is backward, in pixels; occlusion is 1 where a
 pixel cannot be copied from the past; mattes are 1 on the person.
 """
@@ -31,7 +31,7 @@ class Tensors:
         return f"{type(self).__name__}({', '.join(shown)})"
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Self:
-        """The same bundle with every tensor changed."""
+        """The same bundle with `change` applied to every tensor."""
         changed: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)
@@ -42,9 +42,9 @@ class Tensors:
         return replace(self, **changed)
 
     def to(self, device: torch.device | str) -> Self:
-        # Towards the CPU a copy must have arrived before it is read.
-        ahead = torch.device(device).type == "cuda"
-        return self.map(lambda tensor: tensor.to(device, non_blocking=ahead))
+        # The CPU would read a copy before it is complete, so only copies to CUDA are asynchronous.
+        asynchronous = torch.device(device).type == "cuda"
+        return self.map(lambda tensor: tensor.to(device, non_blocking=asynchronous))
 
     def detach(self) -> Self:
         return self.map(Tensor.detach)
@@ -54,26 +54,23 @@ class Tensors:
 class Batch(Tensors):
     """Windows of B clips, for training.
 
-    What a clip does not have is None for the whole batch.
+    A field that any clip lacks is None for the whole batch.
     """
 
     frames: Tensor  # [B, T, 3, H, W]
     signals: Tensor  # [B, T, C, H, W] the conditions, in the order of the model's signals
-    clip: Tensor  # [B] int64, which clip the window is from
-    flow: Tensor | None = (
-        None  # [B, T, 2, H, W] reference, from frame t to frame t - 1 of the window
-    )
+    clip: Tensor  # [B] int64, the clip of each window
+    # [B, T, 2, H, W] reference, from frame t to frame t - 1 of the window
+    flow: Tensor | None = None
     occlusion: Tensor | None = None  # [B, T, 1, H, W]; the first frame of a window is all 1
     foreground: Tensor | None = None  # [B, T, 1, H, W] 1 on the person
-    # [B, T or 1, 4, H, W] background, RGB and where it is known (1); one for all frames where no
-    # camera moves.
+    # [B, T or 1, 4, H, W] RGB and valid mask; one for all frames if no camera moves
     background_plate: Tensor | None = None
     style: Tensor | None = None  # [B, 3, H, W] another frame of the same clip
     instances: Tensor | None = None  # [B, T, 1, H, W] int64 instance ids
-    boxes: Tensor | None = None  # [B, T, K, 4] x0, y0, x1, y1 pixels of face, hands; NaN where none
-    control_points: Tensor | None = (
-        None  # [B, T, N, 3] x, y, radius in pixels; all 0 where not seen
-    )
+    boxes: Tensor | None = None  # [B, T, K, 4] x0, y0, x1, y1 pixels of face, hands; NaN if missing
+    # [B, T, N, 3] x, y, radius in pixels; all 0 if not visible
+    control_points: Tensor | None = None
     references: Tensor | None = None  # [B, T, K, 5, H, W], see `Condition`
 
     def __post_init__(self) -> None:
@@ -85,7 +82,7 @@ class Batch(Tensors):
                 value.ndim == 5 and value.shape[:2] == shape[:2] and value.shape[3:] == shape[3:]
             ), f"{name} {list(value.shape)} does not fit frames {list(shape)}"
         timed = self.control_points is None or self.control_points.shape[:2] == shape[:2]
-        assert timed, f"handles do not fit frames {list(shape)}"
+        assert timed, f"control points do not fit frames {list(shape)}"
 
     def __len__(self) -> int:
         return self.frames.shape[0]
@@ -181,9 +178,8 @@ class GeneratorState(Tensors):
             frames=append(self.frames, frame.to(self.frames.dtype).clamp(-1, 1)),
             signals=append(self.signals, condition.signals),
             valid=append(self.valid, torch.ones_like(self.valid[:, 0])),
-            control_points=_control_points(
-                condition
-            ).contiguous(),  # a copy, or the whole window would stay in memory
+            # A copy, or the whole window would stay in memory.
+            control_points=_control_points(condition).contiguous(),
         )
 
 

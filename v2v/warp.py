@@ -77,7 +77,7 @@ def moved(frame: Tensor, flow: Tensor) -> Tensor:
     return warp(frame, flow, kind="bicubic").clamp(-1, 1)
 
 
-BACKGROUND_WEIGHT = 0.1  # the weight of staying where it is; a handle's own is 1 at its place
+BACKGROUND_WEIGHT = 0.1  # of zero motion; a control point weighs 1 at its own position
 
 
 def dense_motion(
@@ -97,7 +97,8 @@ def dense_motion(
         now, before: [B, K, 3] x, y, radius (standard deviation of the Gaussian) in pixels; radius
             0 if not visible. A point that is missing in either has no effect.
         size: (H, W).
-        at_rest: the weight of rest: small, and what is far from all handles moves as the nearest.
+        background_weight: the weight of zero motion. If it is small, pixels far from all control
+            points move with the nearest one.
 
     Returns:
         [B, 2, H, W].
@@ -107,18 +108,18 @@ def dense_motion(
     >>> [round(u, 1) for u in flow[0, 0, 0].tolist()]
     [2.3, 2.7, 2.7, 2.3, 0.9, 0.1, 0.0, 0.0]
     """
-    with _exactly(now):
+    with _without_autocast(now):
         now, before = now.float(), before.float()
-        seen = (now[..., 2] > 0) & (before[..., 2] > 0)
-        gone = torch.where(seen[..., None], before[..., :2] - now[..., :2], 0)
+        visible = (now[..., 2] > 0) & (before[..., 2] > 0)
+        displacement = torch.where(visible[..., None], before[..., :2] - now[..., :2], 0)
 
-        def near(axis: int, length: int) -> Tensor:
+        def axis_weights(axis: int, length: int) -> Tensor:
             centres = torch.arange(length, device=now.device) + 0.5
             return _gaussian((centres - now[..., axis, None]).square(), now)
 
-        # A Gaussian is a product of its axes, so the sum over handles is a product of matrices.
-        across, down = near(0, size[1]), near(1, size[0])  # [B, K, W], [B, K, H]
-        terms = torch.cat([gone, seen[..., None].float()], dim=-1)  # [B, K, 3]
+        # Gaussians are separable, so the sum over control points is a product of matrices.
+        across, down = axis_weights(0, size[1]), axis_weights(1, size[0])  # [B, K, W], [B, K, H]
+        terms = torch.cat([displacement, visible[..., None].float()], dim=-1)  # [B, K, 3]
         weighted = (terms[..., None] * down[:, :, None]).flatten(2)  # [B, K, 3 H]
         sums = (weighted.mT @ across).reshape(-1, 3, *size)
         return sums[:, :2] / (sums[:, 2:] + background_weight)
@@ -127,41 +128,42 @@ def dense_motion(
 def twicing(
     now: Tensor, before: Tensor, *, background_weight: float = BACKGROUND_WEIGHT, rounds: int = 12
 ) -> Tensor:
-    """Handles that `dense_motion` takes to where the given ones were.
+    """Adjust past control points so that `dense_motion` maps each one to its target.
 
-    A mean of displacements falls short where neighbours go different ways: lips that part. What it
-    leaves of each handle's displacement at its own place is added to it, again and again (twicing,
-    Tukey 1977).
+    A mean of displacements falls short where neighbours diverge, such as parting lips. The residual
+    at each control point is added to its displacement repeatedly (twicing, Tukey 1977).
 
     Args:
         now: [1, K, 3] as in `dense_motion`.
-        before: [B, K, 3], all moved to the same place; those that miss a handle go without it.
+        before: [B, K, 3], the targets of B motions from the same `now`. A motion ignores the
+            control points that it lacks.
+        rounds: number of iterations.
 
     Returns:
-        [B, K, 3] instead of `before`.
+        [B, K, 3], to be passed to `dense_motion` instead of `before`.
     """
-    with _exactly(now):
+    with _without_autocast(now):
         now, before = now.float(), before.float()
-        seen = ((now[..., 2] > 0) & (before[..., 2] > 0))[..., None].float()  # [B, K, 1]
-        apart = (now[:, None, :, :2] - now[:, :, None, :2]).square().sum(-1)  # [1, handle, at]
-        weights = _gaussian(apart, now)[0].mT  # [at, handle]
-        total = weights @ seen + background_weight
-        wanted = seen * (before[..., :2] - now[..., :2])
-        gone = wanted
+        visible = ((now[..., 2] > 0) & (before[..., 2] > 0))[..., None].float()  # [B, K, 1]
+        squared = (now[:, None, :, :2] - now[:, :, None, :2]).square().sum(-1)  # [1, point, at]
+        weights = _gaussian(squared, now)[0].mT  # [at, point]
+        total = weights @ visible + background_weight
+        target = visible * (before[..., :2] - now[..., :2])
+        displacement = target
         for _ in range(rounds):
-            gone = gone + seen * (wanted - (weights @ gone) / total)
-        places = torch.where(seen > 0, now[..., :2] + gone, before[..., :2])
-        return torch.cat([places, before[..., 2:]], dim=-1)
+            displacement = displacement + visible * (target - (weights @ displacement) / total)
+        positions = torch.where(visible > 0, now[..., :2] + displacement, before[..., :2])
+        return torch.cat([positions, before[..., 2:]], dim=-1)
 
 
-def _exactly(like: Tensor) -> AbstractContextManager[Any]:
+def _without_autocast(like: Tensor) -> AbstractContextManager[Any]:
     """A context without autocast: the 8 bits of bf16 are too few for positions."""
     kind = like.device.type
     return torch.autocast(kind, enabled=False) if is_autocast_available(kind) else nullcontext()
 
 
 def _gaussian(squared: Tensor, control_points: Tensor) -> Tensor:
-    """Each handle's weight [B, K, n] at squared distances [B, K, n] from it."""
+    """Weights [B, K, n] of control points at squared distances [B, K, n] from them."""
     sharpness = 0.5 / control_points[..., 2:].clamp(min=1e-3).square()
     # Bounded below: products of denormal numbers take ten times as long.
     return torch.exp(-(squared * sharpness).clamp(max=30))
@@ -191,15 +193,15 @@ def occlusion(
     _check_flow(forward)
     kind = backward.dtype
     backward, forward = backward.float(), forward.float()
-    fetched = warp(forward, backward)
+    forward_warped = warp(forward, backward)
     height, width = backward.shape[-2:]
     x = torch.arange(width, device=backward.device) + backward[:, 0]
     y = torch.arange(height, device=backward.device)[:, None] + backward[:, 1]
     # A tolerance of half a pixel, so that still border pixels do not count as leaving.
     outside = (x < -0.5) | (y < -0.5) | (x > width - 0.5) | (y > height - 0.5)
-    gap = (backward + fetched).square().sum(1)
-    allowed = relative * (backward.square().sum(1) + fetched.square().sum(1)) + absolute
-    return ((gap > allowed) | outside)[:, None].to(kind)
+    mismatch = (backward + forward_warped).square().sum(1)
+    allowed = relative * (backward.square().sum(1) + forward_warped.square().sum(1)) + absolute
+    return ((mismatch > allowed) | outside)[:, None].to(kind)
 
 
 def _check_flow(flow: Tensor) -> None:

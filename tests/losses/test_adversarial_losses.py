@@ -1,4 +1,4 @@
-"""Adversarial losses against values worked out by hand."""
+"""Adversarial losses compared with hand-computed values."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ KINDS: tuple[AdversarialKind, ...] = ("hinge", "least_squares")
 
 
 def flat(*values: float, size: int = 3) -> list[Tensor]:
-    """For each value one scale, each of another size, that says this everywhere."""
+    """One constant logit map for each value, each scale of another size."""
     return [torch.full((2, 1, size + i, size), v) for i, v in enumerate(values)]
 
 
@@ -36,7 +36,7 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
     ("kind", "real", "fake", "expected"),
     [
         ("hinge", 1.0, -1.0, 0.0),
-        ("hinge", 3.0, -3.0, 0.0),  # beyond the margin nothing is gained
+        ("hinge", 3.0, -3.0, 0.0),  # no gain beyond the margin
         ("hinge", 0.0, 0.0, 1.0),
         ("hinge", 0.5, -0.25, (0.5 + 0.75) / 2),
         ("hinge", -1.0, 1.0, 2.0),
@@ -45,7 +45,7 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
         ("least_squares", 3.0, -2.0, (4 + 4) / 2),
     ],
 )
-def test_what_the_discriminator_pays(
+def test_discriminator_loss_values(
     kind: AdversarialKind, real: float, fake: float, expected: float
 ) -> None:
     assert discriminator_loss(flat(real), flat(fake), kind).item() == pytest.approx(expected)
@@ -56,11 +56,11 @@ def test_what_the_discriminator_pays(
     [("hinge", 2.0, -2.0), ("hinge", -3.0, 3.0), ("least_squares", 1.0, 0.0),
      ("least_squares", -1.0, 4.0)],
 )  # fmt: skip
-def test_what_the_generator_pays(kind: AdversarialKind, fake: float, expected: float) -> None:
+def test_generator_loss_values(kind: AdversarialKind, fake: float, expected: float) -> None:
     assert generator_loss(flat(fake), kind).item() == pytest.approx(expected)
 
 
-def test_scales_have_equal_say_whatever_their_size() -> None:
+def test_scales_have_equal_weight_whatever_their_size() -> None:
     assert generator_loss(flat(1.0, 4.0, size=2), "hinge").item() == pytest.approx(-2.5)
     real, fake = flat(0.0, 1.0), flat(-1.0, 1.0)  # by scale: (1 + 0) / 2 and (0 + 2) / 2
     assert discriminator_loss(real, fake, "hinge").item() == pytest.approx(0.75)
@@ -81,7 +81,7 @@ def test_an_unknown_kind_fails(kind: object) -> None:
                 call()
 
 
-def test_no_scales_or_scales_that_differ_are_our_own_mistake() -> None:
+def test_missing_or_unequal_scales_fail_an_assertion() -> None:
     with pytest.raises(AssertionError):
         generator_loss([], "hinge")
     with pytest.raises(AssertionError):
@@ -89,14 +89,14 @@ def test_no_scales_or_scales_that_differ_are_our_own_mistake() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_side_learns_the_right_way(kind: AdversarialKind) -> None:
+def test_gradients_have_the_right_sign(kind: AdversarialKind) -> None:
     real, fake = flat(0.2)[0].requires_grad_(), flat(0.3)[0].requires_grad_()
     discriminator_loss([real], [fake], kind).backward()
     assert real.grad is not None and fake.grad is not None
-    assert (real.grad < 0).all() and (fake.grad > 0).all(), "descent lifts real, lowers fake"
+    assert (real.grad < 0).all() and (fake.grad > 0).all(), "descent must raise real, lower fake"
     fooled = flat(0.3)[0].requires_grad_()
     generator_loss([fooled], kind).backward()
-    assert fooled.grad is not None and (fooled.grad < 0).all(), "descent lifts fake"
+    assert fooled.grad is not None and (fooled.grad < 0).all(), "descent must raise fake"
 
 
 # ---------------------------------------------------------------- feature matching
@@ -110,7 +110,7 @@ def test_feature_matching_is_the_mean_of_the_layers_means() -> None:
     assert feature_matching(other, other).item() == 0
 
 
-def test_feature_matching_moves_the_fake_only() -> None:
+def test_feature_matching_has_gradients_for_fake_only() -> None:
     real, fake = noise(2, 3, 4, 4).requires_grad_(), noise(2, 3, 4, 4, seed=1).requires_grad_()
     feature_matching([[real]], [[fake]]).backward()
     assert real.grad is None
@@ -118,7 +118,7 @@ def test_feature_matching_moves_the_fake_only() -> None:
     assert torch.equal(fake.grad.sign(), (fake - real).detach().sign())
 
 
-def test_features_that_do_not_pair_are_our_own_mistake() -> None:
+def test_unpaired_features_fail_an_assertion() -> None:
     layer = torch.zeros(1, 1, 2, 2)
     with pytest.raises(AssertionError):
         feature_matching([[layer]], [[layer, layer]])
@@ -130,10 +130,10 @@ def test_features_that_do_not_pair_are_our_own_mistake() -> None:
 
 
 @pytest.mark.parametrize("size", [(4, 4), (8, 32)])
-def test_r1_of_a_linear_judge_is_half_its_squared_slope_at_every_size(
+def test_r1_of_a_linear_discriminator_is_half_its_squared_slope_at_every_size(
     size: tuple[int, int],
 ) -> None:
-    """D(x) = sum_c a_c mean(x_c) has the gradient a_c / HW in each pixel; R1: |a|^2 / 2."""
+    """D(x) = sum_c a_c mean(x_c) has gradient a_c / HW at each pixel; R1 is |a|^2 / 2."""
     slope = torch.tensor([3.0, 0.0, 4.0]).requires_grad_()
     real = noise(2, 3, *size).requires_grad_()
     patches = (real * slope[:, None, None]).sum(1, keepdim=True)  # a logit for each pixel
@@ -141,16 +141,16 @@ def test_r1_of_a_linear_judge_is_half_its_squared_slope_at_every_size(
     assert penalty.item() == pytest.approx(12.5, rel=1e-5)
     penalty.backward()
     assert slope.grad is not None
-    torch.testing.assert_close(slope.grad, slope.detach())  # of |a|^2 / 2: downhill is flatter
+    torch.testing.assert_close(slope.grad, slope.detach())  # gradient of |a|^2 / 2
     assert r1_penalty([patches, patches], real).item() == pytest.approx(12.5, rel=1e-5)
 
 
-def test_r1_needs_to_see_the_frames() -> None:
+def test_r1_needs_frames_with_gradients() -> None:
     with pytest.raises(AssertionError, match="requires_grad"):
         r1_penalty(flat(0.0), torch.zeros(2, 3, 4, 4))
 
 
-# ---------------------------------------------------------------- all of them
+# ---------------------------------------------------------------- all losses
 
 
 def _r1(real: Tensor, fake: Tensor) -> Tensor:
@@ -167,7 +167,7 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_a_batch_may_be_split_and_shuffled(name: str) -> None:
+def test_the_loss_does_not_depend_on_batch_split_or_order(name: str) -> None:
     real, fake = noise(4, 3, 5, 6), noise(4, 3, 5, 6, seed=1)
     whole = LOSSES[name](real, fake)
     halves = [LOSSES[name](real[i : i + 2], fake[i : i + 2]) for i in (0, 2)]

@@ -1,4 +1,4 @@
-"""What perceptual losses must say of blur, shifts and noise, and VGG19's on stand-in weights."""
+"""Perceptual losses under blur, shifts and noise; VGG19 is tested with random weights."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from v2v.losses import (
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
-    """Tests share the cores: threads that wait for one another on small pictures take seconds."""
+    """On small images, thread synchronisation between parallel tests takes seconds."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -32,21 +32,21 @@ def one_thread() -> Iterator[None]:
 
 
 def scene(count: int = 2, size: int = 96, seed: int = 0) -> Tensor:
-    """Coloured discs over a slope of light: edges, flat parts, and both in every picture."""
+    """Coloured discs over a brightness ramp: edges and smooth regions in every image."""
     random = torch.Generator().manual_seed(seed)
     y, x = torch.meshgrid(torch.linspace(0, 1, size), torch.linspace(0, 1, size), indexing="ij")
-    pictures = (0.4 * x - 0.3 * y).expand(count, 3, size, size).clone()
-    for image in pictures:
+    images = (0.4 * x - 0.3 * y).expand(count, 3, size, size).clone()
+    for image in images:
         for _ in range(12):
             cx, cy, radius, *colour = torch.rand(6, generator=random).tolist()
             inside = (x - cx) ** 2 + (y - cy) ** 2 < (0.03 + 0.15 * radius) ** 2
             image[:, inside] = torch.tensor(colour)[:, None] * 2 - 1
-    return pictures
+    return images
 
 
 def blurred(image: Tensor, sigma: float) -> Tensor:
-    reach = torch.arange(-16, 17.0)
-    kernel = torch.exp(-(reach**2) / (2 * sigma**2))
+    offsets = torch.arange(-16, 17.0)
+    kernel = torch.exp(-(offsets**2) / (2 * sigma**2))
     kernel = (kernel / kernel.sum()).expand(3, 1, 1, -1)
     image = F.conv2d(F.pad(image, (16, 16, 0, 0), mode="replicate"), kernel, groups=3)
     return F.conv2d(F.pad(image, (0, 0, 16, 16), mode="replicate"), kernel.mT, groups=3)
@@ -60,7 +60,7 @@ def edges(image: Tensor) -> float:
 
 
 @pytest.mark.parametrize("size", [1, 7, 8, 37, 96])
-def test_the_pyramid_is_zero_for_the_same_picture_only(size: int) -> None:
+def test_the_pyramid_is_zero_for_identical_images_only(size: int) -> None:
     image = scene(size=size)
     assert pyramid_loss(image, image).item() == 0
     for channel in range(3):
@@ -70,8 +70,8 @@ def test_the_pyramid_is_zero_for_the_same_picture_only(size: int) -> None:
 
 
 @pytest.mark.parametrize("size", [(64, 64), (50, 81), (9, 200)])
-def test_bands_and_the_rest_hold_the_whole_picture(size: tuple[int, int]) -> None:
-    """So nothing in a picture escapes the loss."""
+def test_bands_and_residual_reconstruct_the_image(size: tuple[int, int]) -> None:
+    """The decomposition is invertible, so the loss covers all image content."""
     image = scene(1, 200)[..., : size[0], : size[1]]
     bands, _ = PyramidPerceptual()._take_apart(image)
     whole = bands[-1]
@@ -82,18 +82,18 @@ def test_bands_and_the_rest_hold_the_whole_picture(size: tuple[int, int]) -> Non
                                rtol=0, atol=1e-5)  # fmt: skip
 
 
-def test_a_change_of_light_is_its_own_size() -> None:
-    """No band and no edge sees it but what is left below them: known by hand."""
+def test_a_brightness_change_costs_its_own_size() -> None:
+    """It changes only the low-pass residual, no band and no edge map."""
     image = scene() * 0.5
     assert pyramid_loss(image + 0.25, image).item() == pytest.approx(0.25, abs=1e-5)
 
 
-def test_a_known_edge_missing_is_known_by_hand() -> None:
-    """Columns of -1 and 1 by turns against grey.
+def test_missing_stripes_cost_the_hand_computed_value() -> None:
+    """Alternating columns of -1 and 1 compared with grey.
 
-    The finest band holds all of it (its mean of 2 x 2 is grey): 1. Neighbours differ by 2 to the
-    right and along both diagonals, not below, and only in Y: 3 of 8 maps of the finest of four
-    levels miss 2 / (2 + 0.1) of their edges, with weight 2.
+    The finest band contains the whole pattern (its 2 x 2 mean is grey) and costs 1. Neighbours
+    differ by 2 to the right and along both diagonals, not below, and only in Y: 3 of 8 maps of the
+    finest of four levels miss 2 / (2 + 0.1) of their edges, with weight 2.
     """
     stripes = torch.tensor([-1.0, 1.0]).repeat(32).expand(1, 3, 64, 64)
     levels = 4
@@ -110,7 +110,7 @@ def test_more_blur_costs_more() -> None:
     assert costs[2] > 0.05
 
 
-def test_shifts_cost_and_farther_ones_more() -> None:
+def test_larger_shifts_cost_more() -> None:
     image = scene(4, 128)
     costs = [pyramid_loss(image.roll(s, -1), image).item() for s in (1, 2, 4, 8)]
     assert costs[0] > 0.05 and costs == sorted(costs)
@@ -121,34 +121,34 @@ def texture(size: int = 32) -> Tensor:
     return blurred(noise, 1.0).clamp(-1, 1)
 
 
-def test_texture_out_of_place_is_better_than_none_and_l1_thinks_otherwise() -> None:
+def test_shifted_texture_costs_less_than_blur_unlike_under_l1() -> None:
     image = texture(96)
-    off, soft = image.roll((4, 4), (-2, -1)), blurred(image, 4)
-    assert F.l1_loss(soft, image) < 0.8 * F.l1_loss(off, image)
-    assert pyramid_loss(soft, image) > pyramid_loss(off, image)
+    shifted, soft = image.roll((4, 4), (-2, -1)), blurred(image, 4)
+    assert F.l1_loss(soft, image) < 0.8 * F.l1_loss(shifted, image)
+    assert pyramid_loss(soft, image) > pyramid_loss(shifted, image)
 
 
-def test_uncertain_texture_stays_sharper_than_under_l1() -> None:
-    """The best single answer to a picture that may lie 2 pixels this way or that."""
+def test_the_optimum_for_uncertain_texture_is_sharper_than_under_l1() -> None:
+    """Optimise one image against copies shifted by up to 2 pixels in each direction."""
     image = texture()
     padded = F.pad(image, (2, 2, 2, 2), mode="replicate")
-    places = [padded[..., i : i + 32, j : j + 32] for i in (0, 2, 4) for j in (0, 2, 4)]
-    copies = torch.cat(places)
+    shifts = [padded[..., i : i + 32, j : j + 32] for i in (0, 2, 4) for j in (0, 2, 4)]
+    copies = torch.cat(shifts)
 
-    def kept(loss: Callable[[Tensor, Tensor], Tensor]) -> float:
-        answer = blurred(image, 2).requires_grad_()
-        optimizer = torch.optim.Adam([answer], 0.03)
+    def sharpness(loss: Callable[[Tensor, Tensor], Tensor]) -> float:
+        estimate = blurred(image, 2).requires_grad_()
+        optimizer = torch.optim.Adam([estimate], 0.03)
         for _ in range(60):
             optimizer.zero_grad()
-            loss(answer.expand_as(copies), copies).backward()
+            loss(estimate.expand_as(copies), copies).backward()
             optimizer.step()
-        return edges(answer.detach()) / edges(image)
+        return edges(estimate.detach()) / edges(image)
 
-    assert kept(F.l1_loss) < 0.55
-    assert kept(pyramid_loss) > 0.75
+    assert sharpness(F.l1_loss) < 0.55
+    assert sharpness(pyramid_loss) > 0.75
 
 
-def test_descent_sharpens() -> None:
+def test_gradient_descent_sharpens_a_blurred_image() -> None:
     image = scene(1, 64)
     fake = blurred(image, 2).requires_grad_()
     optimizer = torch.optim.Adam([fake], 0.02)
@@ -172,7 +172,7 @@ def test_real_frames_get_no_gradient() -> None:
 
 @pytest.fixture(scope="module")
 def vgg_state() -> dict[str, Tensor]:
-    """Random weights: they stand in for the format, the values mean nothing."""
+    """Random weights in the format of the published file."""
     with torch.device("meta"):
         layers = weights.torchvision_models().vgg19(weights=None).features
     random = torch.Generator().manual_seed(0)
@@ -186,7 +186,7 @@ def vgg_state() -> dict[str, Tensor]:
 @pytest.fixture(scope="module")
 def vgg_file(vgg_state: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("vgg") / "vgg19.safetensors"
-    # With what a whole file has behind the features, cut short.
+    # The published file also contains the classifier; a small tensor stands in for it.
     save_file({**vgg_state, "classifier.0.weight": torch.zeros(2, 2)}, path)
     return path
 
@@ -206,7 +206,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_vgg_is_the_weighted_sum_over_the_first_relu_of_each_block(
     vgg: VGGPerceptual, vgg_state: dict[str, Tensor]
 ) -> None:
-    """Against the network written out: convolution, ReLU, and pooling between the blocks."""
+    """Compared with an explicit network: convolution, ReLU, and pooling between the blocks."""
     real, fake = scene(2, 32), scene(2, 32, seed=1)
 
     def first_relus(image: Tensor) -> list[Tensor]:
@@ -242,28 +242,28 @@ def test_vgg_is_frozen_and_gradient_passes_through(vgg: VGGPerceptual) -> None:
     assert vgg(fake.detach() - step, features) < vgg(fake.detach(), features)
 
 
-def test_vgg_keeps_no_more_of_the_network_than_it_uses(vgg: VGGPerceptual) -> None:
+def test_vgg_keeps_only_the_layers_it_uses(vgg: VGGPerceptual) -> None:
     convolutions = [layer for layer in vgg.layers if isinstance(layer, nn.Conv2d)]
     assert len(convolutions) == 13 and isinstance(vgg.layers[-1], nn.ReLU)
     assert set(vgg.state_dict()) == {f"layers.{n}" for n, _ in vgg.layers.named_parameters()}, (
-        "normalisation is no state"
+        "normalisation must not be in the state"
     )
 
 
-def test_vgg_without_its_weights_says_where_and_what_instead(home: Path) -> None:
+def test_missing_vgg_weights_name_the_path_and_the_alternative(home: Path) -> None:
     with pytest.raises(WeightsUnavailable) as caught:
         build_perceptual("vgg")
     assert str(home / "vgg19-dcbb9e9d.pth") in caught.value.message
     assert "-s losses.perceptual=pyramid" in (caught.value.hint or "")
 
 
-def test_a_file_put_in_place_is_used(
+def test_a_weights_file_in_the_cache_is_used(
     home: Path, vgg_state: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert isinstance(build_perceptual("auto"), PyramidPerceptual)
     home.mkdir(parents=True)
     torch.save(vgg_state, home / "vgg19-dcbb9e9d.pth")
-    # Stand-ins do not have the real file's hash, and without it they are refused.
+    # Files without the published file's hash are refused.
     assert isinstance(build_perceptual("auto"), PyramidPerceptual)
     with pytest.raises(WeightsUnavailable, match="damaged"):
         build_perceptual("vgg")
@@ -272,7 +272,7 @@ def test_a_file_put_in_place_is_used(
     assert isinstance(build_perceptual("vgg"), VGGPerceptual)
 
 
-def test_another_network_s_file_is_refused(tmp_path: Path) -> None:
+def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "other.safetensors"
     save_file({"features.0.weight": torch.zeros(64, 3, 3, 3)}, path)
     with pytest.raises(WeightsUnavailable, match="other.safetensors"):
@@ -285,7 +285,7 @@ def test_an_unknown_name_fails() -> None:
     assert isinstance(build_perceptual("pyramid"), PyramidPerceptual)
 
 
-# ---------------------------------------------------------------- both
+# ---------------------------------------------------------------- both losses
 
 
 @pytest.fixture(params=["pyramid", "vgg"])
@@ -296,7 +296,9 @@ def perceptual(request: pytest.FixtureRequest) -> PerceptualLoss:
     return found
 
 
-def test_zero_for_the_same_and_more_for_more_blur(perceptual: PerceptualLoss) -> None:
+def test_the_loss_is_zero_for_identical_images_and_grows_with_blur(
+    perceptual: PerceptualLoss,
+) -> None:
     image = scene(2, 64)
     features = perceptual.features(image)
     assert perceptual(image, features).item() == 0
@@ -304,11 +306,11 @@ def test_zero_for_the_same_and_more_for_more_blur(perceptual: PerceptualLoss) ->
     assert costs == sorted(costs) and costs[0] > 0
 
 
-def test_a_batch_may_be_split_and_shuffled(perceptual: PerceptualLoss) -> None:
+def test_the_loss_does_not_depend_on_batch_split_or_order(perceptual: PerceptualLoss) -> None:
     real, fake = scene(4, 48), scene(4, 48, seed=1)
 
-    def loss(which: list[int]) -> Tensor:
-        found: Tensor = perceptual(fake[which], perceptual.features(real[which]))
+    def loss(indices: list[int]) -> Tensor:
+        found: Tensor = perceptual(fake[indices], perceptual.features(real[indices]))
         return found
 
     whole = loss([0, 1, 2, 3])
@@ -325,6 +327,6 @@ def test_bf16_gives_a_finite_float32_loss(perceptual: PerceptualLoss) -> None:
     torch.testing.assert_close(loss, exact, rtol=5e-2, atol=1e-2)
 
 
-def test_a_picture_of_another_shape_is_our_own_mistake(perceptual: PerceptualLoss) -> None:
+def test_an_image_of_another_shape_fails_an_assertion(perceptual: PerceptualLoss) -> None:
     with pytest.raises(AssertionError, match="must be"):
         perceptual.features(torch.zeros(1, 1, 32, 32))

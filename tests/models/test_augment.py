@@ -1,4 +1,4 @@
-"""Augmentation: one change for all that belongs together, and points that stay where they were."""
+"""Augmentation: one transform per sample for its frames, signals, flow and landmarks."""
 
 from __future__ import annotations
 
@@ -22,80 +22,82 @@ def settings(**changes: float) -> DiscriminatorAugmentSettings:
 
 
 def only(**kept: float) -> DiscriminatorAugmentSettings:
-    nothing = dict.fromkeys(("brightness", "saturation", "contrast", "translation", "cutout"), 0.0)
-    return settings(**(nothing | kept))
+    zeros = dict.fromkeys(("brightness", "saturation", "contrast", "translation", "cutout"), 0.0)
+    return settings(**(zeros | kept))
 
 
-def drawn(
-    given: DiscriminatorAugmentSettings, seed: int = 0, batch: int = B
+def sampled(
+    chosen: DiscriminatorAugmentSettings, seed: int = 0, batch: int = B
 ) -> DiscriminatorAugmentation:
     generator = torch.Generator().manual_seed(seed)
-    return draw(given, batch=batch, size=(H, W), generator=generator)
+    return draw(chosen, batch=batch, size=(H, W), generator=generator)
 
 
 def frames(seed: int = 0) -> Tensor:
     return torch.rand(B, T, 3, H, W, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
-@pytest.mark.parametrize("given", [settings(probability=0), only()], ids=["never", "by nothing"])
-def test_nothing_is_the_identity(given: DiscriminatorAugmentSettings) -> None:
+@pytest.mark.parametrize(
+    "chosen", [settings(probability=0), only()], ids=["never", "zero strength"]
+)
+def test_zero_probability_or_strength_is_the_identity(chosen: DiscriminatorAugmentSettings) -> None:
     x, boxes = frames(), torch.rand(B, T, 3, 4)
-    augmentation = drawn(given)
+    augmentation = sampled(chosen)
     assert augmentation.frames(x) is x
     assert augmentation.signals(x) is x
     assert augmentation.flow(x[:, :, :2]).data_ptr() == x.data_ptr()
     assert augmentation.boxes(boxes) is boxes
 
 
-def test_at_full_strength_every_sample_changes_in_its_own_way() -> None:
+def test_at_full_strength_every_sample_gets_its_own_transform() -> None:
     x = frames()[:1].expand(B, -1, -1, -1, -1)
-    changed = drawn(settings()).frames(x)
+    changed = sampled(settings()).frames(x)
     assert changed.shape == x.shape
     for i in range(B):
         assert not torch.equal(changed[i], x[i])
         assert not any(torch.equal(changed[i], changed[j]) for j in range(i))
 
 
-def test_all_frames_of_a_sample_and_real_and_fake_change_alike() -> None:
-    """What stands still stays still; the change of a frame does not depend on the others."""
+def test_all_frames_of_a_sample_and_real_and_fake_get_the_same_transform() -> None:
+    """Still clips stay still; the transform of a frame does not depend on the other frames."""
     x = frames()
-    augmentation = drawn(settings())
+    augmentation = sampled(settings())
     whole = augmentation.frames(x)
     still = augmentation.frames(x[:, :1].expand(-1, T, -1, -1, -1))
     for t in range(T):
         assert torch.equal(still[:, t], whole[:, 0])
         assert torch.equal(augmentation.frames(x[:, t : t + 1])[:, 0], whole[:, t])
-    # Real and fake: also where their means differ, the same colour becomes the same colour.
+    # Real and fake: equal colours map to equal colours, even when the frames' means differ.
     other = x.clone()
     other[..., W // 2 :] = 1
-    colour = drawn(only(brightness=0.5, saturation=1, contrast=0.5))
+    colour = sampled(only(brightness=0.5, saturation=1, contrast=0.5))
     same = (..., slice(None, W // 2))
     assert torch.equal(colour.frames(x)[same], colour.frames(other)[same])
 
 
-def test_the_same_generator_draws_the_same() -> None:
+def test_the_same_seed_draws_the_same_transforms() -> None:
     generator = torch.Generator().manual_seed(3)
     first = draw(settings(), batch=B, size=(H, W), generator=generator)
     state = generator.get_state()
     second = draw(settings(), batch=B, size=(H, W), generator=generator)
-    assert first == drawn(settings(), seed=3) != second
-    # Settings do not shift what is drawn after them.
+    assert first == sampled(settings(), seed=3) != second
+    # Settings do not change how many random numbers are consumed.
     generator.manual_seed(3)
     draw(settings(probability=0, cutout=0), batch=B, size=(H, W), generator=generator)
     assert torch.equal(generator.get_state(), state)
 
 
-def test_signals_are_moved_and_cut_with_their_frames_and_keep_their_colours() -> None:
+def test_signals_are_shifted_and_cut_with_their_frames_and_keep_their_values() -> None:
     x = frames()
-    moved = drawn(only(translation=0.25, cutout=0.4))
+    moved = sampled(only(translation=0.25, cutout=0.4))
     assert torch.equal(moved.signals(x), moved.frames(x))
-    coloured = drawn(only(brightness=1, saturation=1, contrast=0.5))
+    coloured = sampled(only(brightness=1, saturation=1, contrast=0.5))
     assert coloured.signals(x) is x and not torch.equal(coloured.frames(x), x)
     assert coloured.signals(torch.rand(B, T, 20, H, W)).shape == (B, T, 20, H, W)
 
 
-def test_landmarks_follow_what_they_mark() -> None:
-    """A dot on black, its box and its point, moved together for every sample."""
+def test_landmarks_shift_with_the_pixels_they_mark() -> None:
+    """A dot on black, its box and its point shift together in every sample."""
     x = torch.zeros(B, T, 1, H, W)
     points = torch.empty(B, T, 1, 2)
     for b in range(B):
@@ -103,7 +105,7 @@ def test_landmarks_follow_what_they_mark() -> None:
             row, column = 8 + b, 12 + t
             x[b, t, 0, row, column] = 1
             points[b, t, 0] = torch.tensor([column + 0.5, row + 0.5])
-    augmentation = drawn(only(translation=0.25))
+    augmentation = sampled(only(translation=0.25))
     assert len(set(augmentation.shifts)) > 3
     moved = augmentation.signals(x)
     boxes = torch.cat([points - 0.5, points + 0.5], dim=-1)
@@ -116,12 +118,12 @@ def test_landmarks_follow_what_they_mark() -> None:
 
 def test_missing_boxes_stay_missing() -> None:
     boxes = torch.full((B, T, 2, 4), float("nan"))
-    assert drawn(only(translation=0.25)).boxes(boxes).isnan().all()
+    assert sampled(only(translation=0.25)).boxes(boxes).isnan().all()
 
 
-def test_flow_moves_with_the_picture_and_keeps_its_values() -> None:
+def test_flow_shifts_with_the_frame_and_keeps_its_values() -> None:
     flow = torch.randn(B, T, 2, H, W)
-    augmentation = drawn(settings())
+    augmentation = sampled(settings())
     moved = augmentation.flow(flow)
     for b, (dx, dy) in enumerate(augmentation.shifts):
         expected = torch.zeros_like(flow[b])
@@ -131,8 +133,8 @@ def test_flow_moves_with_the_picture_and_keeps_its_values() -> None:
         assert torch.equal(moved[b], expected)
 
 
-def test_reach_of_shifts_and_holes() -> None:
-    augmentation = drawn(settings(translation=0.25, cutout=0.5), batch=400)
+def test_range_of_shifts_and_holes() -> None:
+    augmentation = sampled(settings(translation=0.25, cutout=0.5), batch=400)
     across, down = zip(*augmentation.shifts, strict=True)
     assert max(across) == W // 4 and min(across) == -W // 4
     assert max(down) == H // 4 and min(down) == -H // 4
@@ -144,47 +146,49 @@ def test_reach_of_shifts_and_holes() -> None:
 
 
 def test_a_hole_is_grey_in_all_frames() -> None:
-    cut = drawn(only(cutout=0.5)).frames(torch.ones(B, T, 3, H, W))
+    cut = sampled(only(cutout=0.5)).frames(torch.ones(B, T, 3, H, W))
     assert set(cut.unique().tolist()) == {0.0, 1.0}
     assert torch.equal(cut[:, :1, :1].expand_as(cut), cut)
 
 
-@pytest.mark.parametrize(("probability", "share"), [(0.25, 0.25), (0.75, 0.75)])
-def test_probability_is_how_often(probability: float, share: float) -> None:
-    augmentation = drawn(settings(probability=probability), batch=1000)
+@pytest.mark.parametrize(("probability", "fraction"), [(0.25, 0.25), (0.75, 0.75)])
+def test_probability_is_the_fraction_of_changed_samples(
+    probability: float, fraction: float
+) -> None:
+    augmentation = sampled(settings(probability=probability), batch=1000)
     recoloured = sum(colour != (0.0, 1.0, 1.0) for colour in augmentation.colours)
     cut = sum(hole is not None for hole in augmentation.holes)
-    assert recoloured / 1000 == pytest.approx(share, abs=0.05)
-    assert cut / 1000 == pytest.approx(share, abs=0.05)
+    assert recoloured / 1000 == pytest.approx(fraction, abs=0.05)
+    assert cut / 1000 == pytest.approx(fraction, abs=0.05)
 
 
-def test_colour_is_what_it_says() -> None:
+def test_colour_changes_match_their_formulas() -> None:
     x = frames()
     identity = ((0, 0),) * B
-    nothing = (None,) * B
-    brighter = DiscriminatorAugmentation(((0.2, 1.0, 1.0),) * B, identity, nothing)
+    no_holes = (None,) * B
+    brighter = DiscriminatorAugmentation(((0.2, 1.0, 1.0),) * B, identity, no_holes)
     torch.testing.assert_close(brighter.frames(x), x + 0.2)
-    grey = DiscriminatorAugmentation(((0.0, 0.0, 1.0),) * B, identity, nothing).frames(x)
+    grey = DiscriminatorAugmentation(((0.0, 0.0, 1.0),) * B, identity, no_holes).frames(x)
     torch.testing.assert_close(grey, x.mean(2, keepdim=True).expand_as(x))
-    harder = DiscriminatorAugmentation(((0.0, 1.0, 1.5),) * B, identity, nothing)
+    harder = DiscriminatorAugmentation(((0.0, 1.0, 1.5),) * B, identity, no_holes)
     torch.testing.assert_close(harder.frames(x), 1.5 * x)
 
 
-def test_the_gradient_flows_to_what_is_still_seen() -> None:
+def test_the_gradient_reaches_only_the_pixels_still_visible() -> None:
     x = frames().requires_grad_()
-    augmentation = drawn(settings())
+    augmentation = sampled(settings())
     augmentation.frames(x).sum().backward()
     assert x.grad is not None and x.grad.isfinite().all()
-    seen = augmentation.signals(torch.ones(B, T, 1, H, W))
+    visible = augmentation.signals(torch.ones(B, T, 1, H, W))
     for b, (dx, dy) in enumerate(augmentation.shifts):
-        # Where a pixel went to and was cut, or left the picture, nothing comes back.
-        back = torch.nn.functional.pad(seen[b], (-dx, dx, -dy, dy))
+        # Pixels that were cut or shifted out of the frame get no gradient.
+        back = torch.nn.functional.pad(visible[b], (-dx, dx, -dy, dy))
         contrast = augmentation.colours[b][2]
         torch.testing.assert_close(x.grad[b], (contrast * back).expand(-1, 3, -1, -1))
 
 
-def test_what_does_not_fit_the_draw_is_refused() -> None:
+def test_wrong_batch_sizes_and_settings_are_refused() -> None:
     with pytest.raises(AssertionError, match="of 6 samples"):
-        drawn(settings()).frames(frames()[:2])
+        sampled(settings()).frames(frames()[:2])
     with pytest.raises(ValueError, match="contrast"):
         settings(contrast=1)

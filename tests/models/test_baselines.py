@@ -1,4 +1,4 @@
-"""The baselines: any size, no look at the rest of the batch, and what each paper is about."""
+"""The baselines: any frame size, samples independent of their batch, each paper's main idea."""
 
 from __future__ import annotations
 
@@ -55,18 +55,18 @@ def condition(height: int = 64, width: int = 112, batch: int = 2, seed: int = 0)
     )
 
 
-def render(generator: nn.Module, given: Condition) -> GeneratorOutput:
-    output = generator(given, GeneratorState.empty(given))
+def render(generator: nn.Module, inputs: Condition) -> GeneratorOutput:
+    output = generator(inputs, GeneratorState.empty(inputs))
     assert isinstance(output, GeneratorOutput)
     return output
 
 
-# ---------------------------------------------------------------- what all have in common
+# ---------------------------------------------------------------- all baselines
 
 
 @pytest.mark.parametrize("size", [(64, 112), (48, 16), (80, 64), (16, 16), (37, 51)])
 @pytest.mark.parametrize("training", [True, False])
-def test_any_size_becomes_a_frame_of_that_size(
+def test_the_output_frame_has_the_size_of_the_signals(
     small: nn.Module, size: tuple[int, int], training: bool
 ) -> None:
     output = render(small.train(training), condition(*size))
@@ -77,9 +77,9 @@ def test_any_size_becomes_a_frame_of_that_size(
 
 
 def test_the_gradient_reaches_every_parameter(small: nn.Module) -> None:
-    given = condition()
-    output = render(small.train(), given)
-    loss = (output.frame - given.style).square().mean()
+    inputs = condition()
+    output = render(small.train(), inputs)
+    loss = (output.frame - inputs.style).square().mean()
     if output.auxiliary is not None:
         assert output.auxiliary.shape == ()
         loss = loss + output.auxiliary
@@ -91,14 +91,14 @@ def test_the_gradient_reaches_every_parameter(small: nn.Module) -> None:
 
 @pytest.mark.parametrize("training", [True, False])
 def test_a_frame_does_not_depend_on_its_batch(small: nn.Module, training: bool) -> None:
-    given, other = condition(), condition(seed=1)
+    inputs, other = condition(), condition(seed=1)
     mixed = Condition(
-        **{n: torch.cat([getattr(given, n)[:1], getattr(other, n)[1:]])
+        **{n: torch.cat([getattr(inputs, n)[:1], getattr(other, n)[1:]])
            for n in ("signals", "style", "instances")}
     )  # fmt: skip
     weights = {n: v.clone() for n, v in small.state_dict().items()}
     frames = []
-    for one in (given, mixed):
+    for one in (inputs, mixed):
         small.load_state_dict(weights)  # spectral norm iterates in training
         torch.manual_seed(0)  # dropout, and the sample of the style
         frames.append(render(small.train(training), one).frame)
@@ -106,16 +106,16 @@ def test_a_frame_does_not_depend_on_its_batch(small: nn.Module, training: bool) 
     assert (frames[0][1] - frames[1][1]).abs().max() > 1e-3
 
 
-def test_at_test_a_frame_is_the_same_again_and_the_state_is_not_looked_at(
+def test_evaluation_is_deterministic_and_ignores_the_state(
     small: nn.Module,
 ) -> None:
     small.eval()
-    given = condition()
-    state = GeneratorState.empty(given).push(given, given.style)  # type: ignore[arg-type]
-    assert torch.equal(small(given, state).frame, render(small, given).frame)
+    inputs = condition()
+    state = GeneratorState.empty(inputs).push(inputs, inputs.style)  # type: ignore[arg-type]
+    assert torch.equal(small(inputs, state).frame, render(small, inputs).frame)
 
 
-def test_the_signals_decide_what_is_drawn(small: nn.Module) -> None:
+def test_the_frame_depends_on_the_signals(small: nn.Module) -> None:
     small.eval()
     frames = [render(small, Condition(signals=condition(seed=s).signals)).frame for s in (0, 1)]
     assert (frames[0] - frames[1]).abs().mean() > 1e-3
@@ -134,12 +134,12 @@ def test_half_precision(name: str) -> None:
 @pytest.mark.parametrize(("preset", "budget"), [("mobile", 3.0), ("base", 10.0), ("large", 40.0)])
 @pytest.mark.parametrize("name", BASELINES)
 def test_presets_keep_to_their_budgets(name: str, preset: str, budget: float) -> None:
-    """Counted without computing: GMACs of a 256x256 frame from 8 channels of signals."""
+    """Counted on the meta device: GMACs of a 256x256 frame from 8 signal channels."""
     with torch.device("meta"):
         generator = build_baseline(name, channels=8, preset=preset, scales=2).eval()
-        given = Condition(signals=torch.zeros(1, 8, 256, 256))
+        inputs = Condition(signals=torch.zeros(1, 8, 256, 256))
         with FlopCounterMode(display=False) as counter:
-            render(generator, given)
+            render(generator, inputs)
     macs = counter.get_total_flops() / 2e9
     assert 0.05 * budget < macs <= budget
     if preset == "mobile":
@@ -147,7 +147,7 @@ def test_presets_keep_to_their_budgets(name: str, preset: str, budget: float) ->
 
 
 def test_the_published_sizes() -> None:
-    """Parameters as the papers' code has them, but for norms and style."""
+    """Parameter counts of the papers' code, without norms and style encoder."""
     expected = {"pix2pix": 54.4e6, "pix2pixhd": 183e6, "spade": 93e6}
     with torch.device("meta"):
         for name, count in expected.items():
@@ -166,7 +166,7 @@ def test_wrong_names_are_refused() -> None:
             build_baseline(name, channels=3, preset="moble")
 
 
-def test_which_want_the_target() -> None:
+def test_only_pix2pixhd_uses_the_target() -> None:
     assert {n for n, kind in BASELINES.items() if kind.wants_target} == {"pix2pixhd"}
 
 
@@ -174,7 +174,7 @@ def test_which_want_the_target() -> None:
 
 
 def test_fine_detail_goes_through_the_outermost_skip() -> None:
-    """With the level below silenced, what the frame shows came through the skip alone."""
+    """With the level below zeroed, the outermost skip alone reaches the frame."""
     model = Pix2Pix(channels=C, width=6, width_max=12, depth=4).eval()
     outermost = model.up[-1].conv
     with torch.no_grad():
@@ -184,7 +184,7 @@ def test_fine_detail_goes_through_the_outermost_skip() -> None:
     frame[0, :, 16, 16].sum().backward()
     assert signals.grad is not None and signals.grad.any()
     rows, columns = signals.grad[0].abs().sum(0).nonzero().unbind(1)
-    # Down by 4x4 and up by 4x4 see six pixels around.
+    # A 4x4 convolution down and one up affect a span of at most six pixels.
     assert rows.max() - rows.min() < 6 and columns.max() - columns.min() < 6
 
 
@@ -192,22 +192,22 @@ def test_fine_detail_goes_through_the_outermost_skip() -> None:
 def test_every_skip_is_used(level: int) -> None:
     torch.manual_seed(0)
     model = Pix2Pix(channels=C, width=6, width_max=12, depth=5).eval()
-    given = Condition(signals=condition().signals)
-    before = render(model, given).frame
+    inputs = Condition(signals=condition().signals)
+    before = render(model, inputs).frame
     up = model.up[len(model.up) - 1 - level].conv
     own = model.down[level].conv.out_channels
     with torch.no_grad():
         up.weight[-own:] = 0
-    assert not torch.equal(render(model, given).frame, before)
+    assert not torch.equal(render(model, inputs).frame, before)
 
 
-def test_dropout_is_the_noise_of_training_and_not_of_video() -> None:
+def test_dropout_is_active_in_training_only() -> None:
     model = SMALL["pix2pix"]()
-    given = condition()
+    inputs = condition()
     model.train()
-    assert not torch.equal(render(model, given).frame, render(model, given).frame)
+    assert not torch.equal(render(model, inputs).frame, render(model, inputs).frame)
     model.eval()
-    assert torch.equal(render(model, given).frame, render(model, given).frame)
+    assert torch.equal(render(model, inputs).frame, render(model, inputs).frame)
     rates = [m.p for m in model.modules() if isinstance(m, nn.Dropout)]
     assert rates == [0.5, 0.5, 0.5, 0, 0, 0]
 
@@ -229,27 +229,27 @@ def test_instance_mean_by_hand() -> None:
     torch.testing.assert_close(found, torch.stack([expected, -2 * expected], dim=1))
 
 
-def test_instance_mean_is_constant_inside_and_shares_its_gradient() -> None:
-    given = condition()
-    assert given.instances is not None
+def test_instance_mean_is_constant_per_instance_and_spreads_its_gradient() -> None:
+    inputs = condition()
+    assert inputs.instances is not None
     features = torch.randn(2, 3, 64, 112, requires_grad=True)
-    found = instance_mean(features, given.instances)
+    found = instance_mean(features, inputs.instances)
     for b in range(2):
-        for number in given.instances[b].unique():
-            here = given.instances[b, 0] == number
+        for number in inputs.instances[b].unique():
+            here = inputs.instances[b, 0] == number
             assert (found[b][:, here] == found[b][:, here][:, :1]).all()
             torch.testing.assert_close(
                 found[b][:, here][:, 0], features[b][:, here].mean(1), rtol=1e-4, atol=1e-5
             )
     found[0, 0, 0, 0].backward()
     assert features.grad is not None
-    here = given.instances[0, 0] == given.instances[0, 0, 0, 0]
+    here = inputs.instances[0, 0] == inputs.instances[0, 0, 0, 0]
     assert torch.equal(features.grad[0, 0] > 0, here)
     torch.testing.assert_close(features.grad[0, 0][here].sum(), torch.ones(()))
     assert not features.grad[1].any()
 
 
-def test_without_instances_the_picture_is_one() -> None:
+def test_without_instances_the_frame_is_one_instance() -> None:
     encoder = FeatureEncoder(3, width=4, downs=2)
     image = torch.rand(2, 3, 32, 48)
     whole = encoder(image, None)
@@ -259,26 +259,26 @@ def test_without_instances_the_picture_is_one() -> None:
 
 def test_features_come_from_the_real_frame_in_training_only() -> None:
     model = SMALL["pix2pixhd"]()
-    given = condition()
-    other = Condition(given.signals, style=-given.style, instances=given.instances)  # type: ignore[operator]
-    bare = Condition(given.signals)
-    zeros = Condition(given.signals, features=torch.zeros(2, 3, 64, 112))
-    ones = Condition(given.signals, features=torch.ones(2, 3, 64, 112), style=given.style)
+    inputs = condition()
+    other = Condition(inputs.signals, style=-inputs.style, instances=inputs.instances)  # type: ignore[operator]
+    bare = Condition(inputs.signals)
+    zeros = Condition(inputs.signals, features=torch.zeros(2, 3, 64, 112))
+    ones = Condition(inputs.signals, features=torch.ones(2, 3, 64, 112), style=inputs.style)
 
     def same(a: Condition, b: Condition) -> bool:
         return torch.equal(render(model, a).frame, render(model, b).frame)
 
     model.train()
-    assert not same(given, other) and not same(given, bare)
+    assert not same(inputs, other) and not same(inputs, bare)
     model.eval()
-    assert same(given, other) and same(given, bare) and same(bare, zeros)
+    assert same(inputs, other) and same(inputs, bare) and same(bare, zeros)
     assert not same(ones, bare)
     model.train()
-    assert not same(ones, given)  # features that are given count more
+    assert not same(ones, inputs)  # given features override the encoded ones
 
 
-class Colours(FeatureEncoder):
-    """An encoder whose answer is known: the mean colour."""
+class MeanColourEncoder(FeatureEncoder):
+    """An encoder with a known output: the mean colour of each instance."""
 
     def __init__(self) -> None:
         nn.Module.__init__(self)
@@ -288,22 +288,24 @@ class Colours(FeatureEncoder):
         return instance_mean(image, instances)
 
 
-def colourful(looks: dict[int, list[list[float]]], batch: int = 6, length: int = 4) -> Batch:
-    """Each pixel row of blocks an instance, near one of its class's colours."""
+def coloured_batch(
+    palettes: dict[int, list[list[float]]], batch: int = 6, length: int = 4
+) -> Batch:
+    """Rows of 4x4 blocks, one class per row; each block is near a colour of its class."""
     generator = np.random.default_rng(0)
     frames = np.zeros((batch, length, 3, 16, 16), np.float32)
     ids = np.zeros((batch, length, 1, 16, 16), np.int64)
     for b in range(batch):
         for t in range(length):
-            for row, kind in enumerate(looks):
+            for row, kind in enumerate(palettes):
                 for block in range(4):
                     place = (b, t, slice(None), slice(4 * row, 4 * row + 4),
                              slice(4 * block, 4 * block + 4))  # fmt: skip
-                    colour = looks[kind][generator.integers(len(looks[kind]))]
+                    colour = palettes[kind][generator.integers(len(palettes[kind]))]
                     frames[place] = (np.array(colour) + generator.normal(0, 0.01, 3))[:, None, None]
                     ids[place] = kind * 1000 + block if kind >= 24 else kind
                     if kind < 24:
-                        frames[place] = np.array(looks[kind][0])[:, None, None]
+                        frames[place] = np.array(palettes[kind][0])[:, None, None]
     shape = torch.from_numpy(frames)
     return Batch(
         frames=shape, signals=shape, clip=torch.zeros(batch, dtype=torch.int64),
@@ -311,7 +313,7 @@ def colourful(looks: dict[int, list[list[float]]], batch: int = 6, length: int =
     )  # fmt: skip
 
 
-LOOKS = {
+PALETTES = {
     26: [[0.8, 0.0, 0.0], [-0.8, 0.5, 0.0], [0.0, -0.9, 0.9]],
     24: [[0.5, 0.5, 0.5], [-0.5, -0.5, -0.5]],
     7: [[0.1, 0.2, 0.3]],
@@ -319,29 +321,31 @@ LOOKS = {
 }
 
 
-def test_k_means_finds_the_looks_of_each_class() -> None:
-    for kind, colours in LOOKS.items():
-        found = cluster_features(Colours(), [colourful(LOOKS)], clusters=len(colours))
-        assert set(found) == set(LOOKS)
+def test_k_means_finds_the_colours_of_each_class() -> None:
+    for kind, colours in PALETTES.items():
+        found = cluster_features(
+            MeanColourEncoder(), [coloured_batch(PALETTES)], clusters=len(colours)
+        )
+        assert set(found) == set(PALETTES)
         centres = found[kind]
         assert centres.dtype == np.float32 and centres.shape == (len(colours), 3)
         for colour in colours:
             assert np.abs(centres - np.array(colour)).max(1).min() < 0.02
-    # The background has one look, and so one cluster, however many were asked for.
-    ten = cluster_features(Colours(), iter([colourful(LOOKS)]), clusters=10)
+    # A background class has one colour and so one cluster, however many are requested.
+    ten = cluster_features(MeanColourEncoder(), iter([coloured_batch(PALETTES)]), clusters=10)
     assert {kind: len(centres) for kind, centres in ten.items()} == {26: 10, 24: 10, 7: 1, 11: 1}
 
 
-def test_k_means_is_the_same_again() -> None:
-    batch = colourful(LOOKS)
-    first = cluster_features(Colours(), [batch], clusters=4, seed=5)
+def test_k_means_is_reproducible() -> None:
+    batch = coloured_batch(PALETTES)
+    first = cluster_features(MeanColourEncoder(), [batch], clusters=4, seed=5)
     cv2.setRNGSeed(99)
-    second = cluster_features(Colours(), [batch], clusters=4, seed=5)
+    second = cluster_features(MeanColourEncoder(), [batch], clusters=4, seed=5)
     for kind, centres in first.items():
         assert np.array_equal(centres, second[kind])
 
 
-def test_an_instance_keeps_the_look_that_was_picked() -> None:
+def test_an_instance_keeps_its_picked_features() -> None:
     clusters = {
         26: np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1]], np.float32),
         7: np.array([[0.5, 0.5, 0.5]], np.float32),
@@ -350,11 +354,11 @@ def test_an_instance_keeps_the_look_that_was_picked() -> None:
     first = pick_features(clusters, ids, seed=0)
     assert first.shape == (1, 3, 2, 3) and first.dtype == torch.float32
     assert first[0, :, 1, 1].tolist() == [0.5, 0.5, 0.5]
-    assert not first[0, :, 1, 2].any()  # of class 99 nothing is known
+    assert not first[0, :, 1, 2].any()  # class 99 has no clusters
     assert ((first[0, :, 0] == 0) | (first[0, :, 0] == 1)).all() and (
         first[0, :, 0].sum(0) == 1
     ).all()
-    # Elsewhere in the picture, in a later frame, beside others: the same look.
+    # Elsewhere in the frame, in a later frame, beside other instances: the same features.
     later = pick_features(clusters, ids.flip(-1)[..., :2], seed=0)
     assert torch.equal(later, first.flip(-1)[..., :2])
     many = torch.arange(26000, 26200).reshape(1, 1, 10, 20)
@@ -365,12 +369,12 @@ def test_an_instance_keeps_the_look_that_was_picked() -> None:
 
 def test_picked_features_are_rendered() -> None:
     model = SMALL["pix2pixhd"]().eval()
-    given = condition()
-    assert given.instances is not None
+    inputs = condition()
+    assert inputs.instances is not None
     clusters = {kind: np.full((1, 3), kind - 1, np.float32) for kind in range(3)}
-    features = pick_features(clusters, given.instances, seed=0)
-    frame = render(model, Condition(given.signals, features=features)).frame
-    assert not torch.equal(frame, render(model, Condition(given.signals)).frame)
+    features = pick_features(clusters, inputs.instances, seed=0)
+    frame = render(model, Condition(inputs.signals, features=features)).frame
+    assert not torch.equal(frame, render(model, Condition(inputs.signals)).frame)
 
 
 # ---------------------------------------------------------------- SPADE
@@ -383,7 +387,7 @@ def test_kl_divergence_by_hand() -> None:
     variance = torch.tensor([[4.0, 0.25]])
     expected = (4 - 1 - np.log(4) + 0.25 - 1 - np.log(0.25)) / 2
     assert kl_divergence(zeros[:1, :2], variance.log()).item() == pytest.approx(expected)
-    # Against torch's own, and the mean over the samples.
+    # It agrees with torch's divergence, averaged over the samples.
     mean, log_variance = torch.randn(4, 6), torch.randn(4, 6)
     normal = torch.distributions.Normal(mean, (log_variance / 2).exp())
     reference = torch.distributions.kl_divergence(normal, torch.distributions.Normal(0, 1))
@@ -404,27 +408,27 @@ def test_modulation_is_equation_1() -> None:
     torch.testing.assert_close(spread, torch.full((2, 4), 1.5), rtol=1e-3, atol=0)
 
 
-def test_the_style_is_sampled_in_training_and_the_mean_at_test() -> None:
+def test_the_style_is_sampled_in_training_and_is_the_mean_at_evaluation() -> None:
     torch.manual_seed(0)
     model = SMALL["spade"]()
-    given = condition()
-    bare = Condition(given.signals)
+    inputs = condition()
+    bare = Condition(inputs.signals)
 
     model.train()
-    first, second = render(model, given), render(model, given)
+    first, second = render(model, inputs), render(model, inputs)
     assert not torch.equal(first.frame, second.frame)
     assert first.auxiliary is not None and first.auxiliary > 0
 
     model.eval()
-    styled = render(model, given)
-    other = render(model, Condition(given.signals, style=-given.style))  # type: ignore[operator]
+    styled = render(model, inputs)
+    other = render(model, Condition(inputs.signals, style=-inputs.style))  # type: ignore[operator]
     assert (styled.frame - other.frame).abs().max() > 1e-4
     assert styled.auxiliary == 0
     assert torch.equal(render(model, bare).frame, render(model, bare).frame)
     assert render(model, bare).auxiliary == 0
 
 
-def test_the_sample_has_the_spread_that_the_encoder_says() -> None:
+def test_the_style_sample_has_the_encoders_mean_and_variance() -> None:
     torch.manual_seed(0)
     model: Any = Spade(channels=C, width=1, hidden=2, latent=64, encoder=2, side=16).train()
     nn.init.zeros_(model.encoder.out.weight)
@@ -447,15 +451,17 @@ def test_the_encoder_takes_any_size() -> None:
 
 
 def test_conditions_shape_every_scale() -> None:
-    """A signal far away from a pixel reaches it: the coarse blocks see the whole picture."""
+    """Distant signals reach a pixel: the coarse blocks see the whole frame."""
     torch.manual_seed(0)
     model: Any = SMALL["spade"]().eval()
     signals = torch.rand(1, C, 64, 64, requires_grad=True)
     render(model, Condition(signals)).frame[0, :, 0, 0].sum().backward()
     assert signals.grad is not None and signals.grad[..., 48:, 48:].any()
-    seen = []
+    sizes = []
     for block in model.blocks:
-        block.norm_0.register_forward_hook(lambda _m, given, _o: seen.append(given[1].shape[-2:]))
+        block.norm_0.register_forward_hook(
+            lambda _m, inputs, _o: sizes.append(inputs[1].shape[-2:])
+        )
     render(model, condition(64, 112))
     sides = [(2, 4), (4, 7), (4, 7), (8, 14), (16, 28), (32, 56), (64, 112)]
-    assert [tuple(s) for s in seen] == sides
+    assert [tuple(s) for s in sizes] == sides

@@ -1,4 +1,4 @@
-"""The critics: what each sees, what reaches it, and that nothing is judged twice."""
+"""The discriminators: the inputs of each, their gradients, and the order of the training steps."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ def scene(length: int = 7, batch: int = B) -> dict[str, Tensor]:
 
 
 def discriminate(
-    module: torch.nn.Module, given: dict[str, Any], newest: int = 2
+    module: torch.nn.Module, inputs: dict[str, Any], newest: int = 2
 ) -> dict[str, DiscriminatorOutput]:
-    given = dict(given)
-    first = [given.pop(name) for name in ("signals", "real", "fake")]
-    found: dict[str, DiscriminatorOutput] = module(*first, **given, newest=newest)
+    inputs = dict(inputs)
+    first = [inputs.pop(name) for name in ("signals", "real", "fake")]
+    found: dict[str, DiscriminatorOutput] = module(*first, **inputs, newest=newest)
     return found
 
 
@@ -79,16 +79,16 @@ def hinge(discriminator_outputs: dict[str, DiscriminatorOutput]) -> Tensor:
     return total
 
 
-# ---------------------------------------------------------------- which critics there are
+# ---------------------------------------------------------------- which discriminators are built
 
 
-def test_critics_of_weight_0_are_not_built() -> None:
+def test_discriminators_of_weight_0_are_not_built() -> None:
     built = discriminators({"image": 1, "temporal_1": 0, "temporal_3": 0.5, "face": 0, "hands": 2})
     assert set(built.discriminators) == {"image", "temporal_3", "hands"}
     assert not list(discriminators({"image": 0}).parameters())
 
 
-def test_a_critic_that_does_not_exist_is_named() -> None:
+def test_unknown_discriminators_are_refused_by_name() -> None:
     with pytest.raises(UnknownName, match="temporal_2") as caught:
         discriminators({"temporal_2": 1})
     assert "temporal_3" in str(caught.value.hint)
@@ -110,7 +110,7 @@ def test_a_critic_that_does_not_exist_is_named() -> None:
         (20, 4, {"temporal_1": 4, "temporal_3": 4, "temporal_9": 2}),
     ],
 )
-def test_temporal_critics_need_3_7_and_19_frames(
+def test_temporal_discriminators_need_3_7_and_19_frames(
     length: int, newest: int, triplets: dict[str, int]
 ) -> None:
     found = discriminate(discriminators(), scene(length), newest)
@@ -130,7 +130,7 @@ def test_logits_and_features_keep_the_batch_first() -> None:
                 assert all(x.shape[:2] == (B, samples) for x in scale)
 
 
-def test_scales_too_coarse_for_a_small_picture_are_left_out() -> None:
+def test_scales_too_coarse_for_a_small_frame_are_left_out() -> None:
     small = {n: x[..., :16, :16] for n, x in scene(1).items() if n != "boxes"} | {"boxes": None}
     found = discriminate(discriminators({"image": 1}), small, 1)
     assert len(found["image"].fake.logits) == 1
@@ -139,34 +139,34 @@ def test_scales_too_coarse_for_a_small_picture_are_left_out() -> None:
         discriminate(discriminators({"image": 1}), tiny, 1)
 
 
-# ---------------------------------------------------------------- what they see
+# ---------------------------------------------------------------- inputs
 
 
-def test_patches_of_three_layers_are_70_pixels_wide() -> None:
-    """By the support of one logit's gradient, of positive weights so that nothing cancels."""
+def test_three_layers_have_a_receptive_field_of_70_pixels() -> None:
+    """Measured as the support of one logit's gradient; positive weights avoid cancellation."""
     network = Patches(settings(layers=3, width=4, spectral_norm=False), channels=1)
     for parameter in network.parameters():
         parameter.data.fill_(0.01)
-    picture = torch.ones(1, 1, 128, 160, requires_grad=True)
-    logits = network(picture)[-1]
+    image = torch.ones(1, 1, 128, 160, requires_grad=True)
+    logits = network(image)[-1]
     assert logits.shape == (1, 1, 14, 18)
     logits[0, 0, 7, 9].backward()
-    assert picture.grad is not None
-    rows, columns = picture.grad[0, 0].nonzero().unbind(1)
+    assert image.grad is not None
+    rows, columns = image.grad[0, 0].nonzero().unbind(1)
     assert rows.max() - rows.min() + 1 == 70
     assert columns.max() - columns.min() + 1 == 70
 
 
-def test_context_is_not_judged_and_only_judged_frames_get_gradient() -> None:
-    given = scene(8)
+def test_only_the_newest_frames_and_their_triplets_get_gradient() -> None:
+    inputs = scene(8)
     for names, frames in (
         (["image"], [6, 7]),
         (["face", "hands"], [6, 7]),
         (["temporal_1"], [4, 5, 6, 7]),
         (["temporal_3"], [0, 1, 3, 4, 6, 7]),
     ):
-        fake = given["fake"].clone().requires_grad_()
-        found = discriminate(discriminators(dict.fromkeys(names, 1.0)), given | {"fake": fake}, 2)
+        fake = inputs["fake"].clone().requires_grad_()
+        found = discriminate(discriminators(dict.fromkeys(names, 1.0)), inputs | {"fake": fake}, 2)
         assert set(found) == set(names)
         torch.stack(
             [x.abs().sum() for j in found.values() for x in tensors(j.fake)]
@@ -175,32 +175,32 @@ def test_context_is_not_judged_and_only_judged_frames_get_gradient() -> None:
         assert fake.grad.abs().sum((0, 2, 3, 4)).nonzero().flatten().tolist() == frames
 
 
-def test_the_temporal_critic_sees_order() -> None:
-    given = scene(3)
+def test_the_temporal_discriminator_depends_on_frame_order() -> None:
+    inputs = scene(3)
     model = discriminators({"temporal_1": 1}).eval()
-    forward = discriminate(model, given, 1)["temporal_1"].fake.logits[0]
-    backward = discriminate(model, given | {"fake": given["fake"].flip(1)}, 1)[
+    forward = discriminate(model, inputs, 1)["temporal_1"].fake.logits[0]
+    backward = discriminate(model, inputs | {"fake": inputs["fake"].flip(1)}, 1)[
         "temporal_1"
     ].fake.logits[0]
     assert (forward - backward).abs().max() > 1e-3
 
 
-def test_the_temporal_critic_sees_motion_and_the_image_critic_signals() -> None:
-    given = scene(3)
+def test_the_temporal_discriminator_sees_flow_and_the_image_discriminator_signals() -> None:
+    inputs = scene(3)
     model = discriminators({"temporal_1": 1, "image": 1}).eval()
-    before = discriminate(model, given, 1)
+    before = discriminate(model, inputs, 1)
     for name, changed, other in (
         ("temporal_1", "flow", "image"),
         ("image", "signals", "temporal_1"),
     ):
-        after = discriminate(model, given | {changed: given[changed] + 1}, 1)
+        after = discriminate(model, inputs | {changed: inputs[changed] + 1}, 1)
         assert not torch.equal(after[name].fake.logits[0], before[name].fake.logits[0])
         assert torch.equal(after[other].fake.logits[0], before[other].fake.logits[0])
 
 
 @pytest.mark.parametrize("stride", [1, 3, 9])
 def test_flows_of_a_stride_are_composed(stride: int) -> None:
-    """A steady pan by (0.5, -0.25) a frame is one of stride times that, in units of the width."""
+    """A pan of (0.5, -0.25) pixels per frame composes to stride times that, in units of width."""
     flow = torch.tensor([0.5, -0.25])[:, None, None].expand(1, 20, 2, H, W)
     model = discriminators({"image": 1}, flow_unit=0.1)
     motion = model._motion(flow, [18, 19], stride, like=torch.zeros(1, 20, 3, H, W))
@@ -209,11 +209,11 @@ def test_flows_of_a_stride_are_composed(stride: int) -> None:
     torch.testing.assert_close(motion, expected[:, None, None].expand_as(motion))
 
 
-def test_each_flow_stands_with_its_frames() -> None:
-    """Flow t of a window counts t: of the triplet 1, 4, 7 the flows are 2+3+4 and 5+6+7."""
+def test_each_flow_belongs_to_its_frames() -> None:
+    """Flow t of the window has the value t: triplet 1, 4, 7 gets the flows 2+3+4 and 5+6+7."""
     flow = torch.zeros(1, 9, 2, H, W)
     flow[:, :, 0] = torch.arange(9.0)[:, None, None] / 100
-    flow[:, 0] = float("nan")  # of the first frame there is none
+    flow[:, 0] = float("nan")  # the first frame has no flow
     model = discriminators({"image": 1}, flow_unit=1 / W)
     motion = model._motion(flow, [7, 8], 3, like=torch.zeros(1, 9, 3, H, W))
     u = motion[0, :, [0, 2], 0, 0] * 100
@@ -221,8 +221,8 @@ def test_each_flow_stands_with_its_frames() -> None:
     assert not motion[:, :, [1, 3]].any()
 
 
-def test_a_composed_flow_warps_as_its_parts_do() -> None:
-    """A swirl, a pan and a zoom, whose order matters."""
+def test_a_composed_flow_warps_like_its_parts_in_sequence() -> None:
+    """A rotation, a pan and a zoom, whose order matters."""
     y, x = torch.meshgrid(torch.arange(H) - H / 2, torch.arange(W) - W / 2, indexing="ij")
     flow = torch.zeros(1, 7, 2, H, W)
     flow[:, 4] = torch.stack([-0.15 * y, 0.15 * x])
@@ -230,78 +230,80 @@ def test_a_composed_flow_warps_as_its_parts_do() -> None:
     flow[:, 6] = torch.stack([0.2 * x, 0.2 * y])
     model = discriminators({"image": 1}, flow_unit=1 / W)
     motion = model._motion(flow, [6], 3, like=torch.zeros(1, 7, 3, H, W))
-    picture = torch.stack([torch.sin(x / 8 + y / 16), torch.cos(y / 8)])[None]
-    step_by_step = picture
+    image = torch.stack([torch.sin(x / 8 + y / 16), torch.cos(y / 8)])[None]
+    step_by_step = image
     for t in (4, 5, 6):  # from frame 3 to frame 6, oldest first
         step_by_step = warp(step_by_step, flow[:, t])
-    at_once = warp(picture, motion[:, 0, 2:])
+    at_once = warp(image, motion[:, 0, 2:])
     assert (step_by_step - at_once)[..., 12:-12, 12:-12].abs().max() < 0.02
-    assert (picture - at_once)[..., 12:-12, 12:-12].abs().max() > 0.2
+    assert (image - at_once)[..., 12:-12, 12:-12].abs().max() > 0.2
 
 
 @pytest.mark.parametrize("name", ["image", "face"])
-def test_each_frame_is_judged_with_its_own_signals(name: str) -> None:
-    given = scene(4)
+def test_each_frame_is_scored_with_its_own_signals(name: str) -> None:
+    inputs = scene(4)
     model = discriminators({name: 1}).eval()
-    before = discriminate(model, given, 2)[name].fake.logits[0]
+    before = discriminate(model, inputs, 2)[name].fake.logits[0]
     for frame, touched in ((0, []), (1, []), (2, [0]), (3, [1])):
-        signals = given["signals"].clone()
+        signals = inputs["signals"].clone()
         signals[:, frame] += 1
-        after = discriminate(model, given | {"signals": signals}, 2)[name].fake.logits[0]
+        after = discriminate(model, inputs | {"signals": signals}, 2)[name].fake.logits[0]
         assert (after != before).flatten(2).any(2).any(0).nonzero().flatten().tolist() == touched
 
 
-def test_without_flow_the_frames_are_judged_alone() -> None:
-    given = scene(3)
+def test_missing_flow_equals_zero_flow() -> None:
+    inputs = scene(3)
     model = discriminators({"temporal_1": 1}).eval()
-    without = discriminate(model, given | {"flow": None}, 1)["temporal_1"].fake.logits[0]
-    still = discriminate(model, given | {"flow": given["flow"] * 0}, 1)["temporal_1"].fake.logits[0]
+    without = discriminate(model, inputs | {"flow": None}, 1)["temporal_1"].fake.logits[0]
+    still = discriminate(model, inputs | {"flow": inputs["flow"] * 0}, 1)["temporal_1"].fake.logits[
+        0
+    ]
     assert torch.equal(without, still)
 
 
 # ---------------------------------------------------------------- crops
 
 
-def test_a_box_of_whole_pixels_is_a_slice() -> None:
-    pictures = torch.randn(2, 5, 32, 64)
+def test_a_box_at_integer_pixels_is_a_slice() -> None:
+    images = torch.randn(2, 5, 32, 64)
     boxes = torch.tensor([[[3.0, 7, 19, 23], [40, 0, 56, 16]], [[48, 16, 64, 32], [0, 1, 16, 17]]])
-    crops = crop(pictures, boxes, 16)
+    crops = crop(images, boxes, 16)
     assert crops.shape == (2, 2, 5, 16, 16)
     for n in range(2):
         for k in range(2):
             x0, y0, x1, y1 = boxes[n, k].int().tolist()
-            torch.testing.assert_close(crops[n, k], pictures[n, :, y0:y1, x0:x1], rtol=0, atol=1e-5)
+            torch.testing.assert_close(crops[n, k], images[n, :, y0:y1, x0:x1], rtol=0, atol=1e-5)
 
 
-def test_a_crop_is_scaled_per_axis_and_goes_on_at_the_border() -> None:
+def test_a_crop_is_scaled_per_axis_and_replicates_the_border() -> None:
     y, x = torch.meshgrid(torch.arange(32) + 0.5, torch.arange(64) + 0.5, indexing="ij")
-    pictures = torch.stack([x, y])[None]
-    crops = crop(pictures, torch.tensor([[[10.0, 4, 50, 12], [60, 28, 70, 38]]]), 10)
+    images = torch.stack([x, y])[None]
+    crops = crop(images, torch.tensor([[[10.0, 4, 50, 12], [60, 28, 70, 38]]]), 10)
     torch.testing.assert_close(crops[0, 0, 0, 0], 12 + 4 * torch.arange(10.0))
     torch.testing.assert_close(crops[0, 0, 1, :, 0], 4.4 + 0.8 * torch.arange(10.0))
     assert (crops[0, 1, 0, 0, 4:] == 63.5).all()
 
 
 def test_the_gradient_of_a_crop_stays_in_its_box() -> None:
-    picture = torch.rand(1, 1, 32, 32, requires_grad=True)
-    crop(picture, torch.tensor([[[8.0, 4, 24, 12]]]), 16).sum().backward()
-    assert picture.grad is not None
-    # Between two rows a bilinear sample reaches half a pixel out of the box.
+    image = torch.rand(1, 1, 32, 32, requires_grad=True)
+    crop(image, torch.tensor([[[8.0, 4, 24, 12]]]), 16).sum().backward()
+    assert image.grad is not None
+    # Bilinear sampling reaches half a pixel outside the box.
     inside = torch.zeros(32, 32)
     inside[3:13, 7:25] = 1
-    assert (picture.grad[0, 0] * (1 - inside)).abs().max() == 0
-    assert (picture.grad[0, 0, 5:11, 9:23] > 0).all()
+    assert (image.grad[0, 0] * (1 - inside)).abs().max() == 0
+    assert (image.grad[0, 0, 5:11, 9:23] > 0).all()
 
 
 @pytest.mark.parametrize("missing", [float("nan"), 0.0])
 def test_missing_boxes_have_no_weight_and_no_gradient(missing: float) -> None:
-    given = scene(2)
-    boxes = given["boxes"].clone()
-    boxes[0, :, 0] = missing  # no face in the first sample; a box of no size is none
-    fake = given["fake"].clone().requires_grad_()
-    real = given["real"].clone().requires_grad_()
+    inputs = scene(2)
+    boxes = inputs["boxes"].clone()
+    boxes[0, :, 0] = missing  # no face in the first sample; an empty box counts as missing
+    fake = inputs["fake"].clone().requires_grad_()
+    real = inputs["real"].clone().requires_grad_()
     model = discriminators({"face": 1})
-    found = discriminate(model, given | {"boxes": boxes, "fake": fake, "real": real}, 2)["face"]
+    found = discriminate(model, inputs | {"boxes": boxes, "fake": fake, "real": real}, 2)["face"]
     assert found.weight.tolist() == [[0, 0], [1, 1]]
     assert found.real is not None
     everything = tensors(found.fake) + tensors(found.real)
@@ -314,34 +316,34 @@ def test_missing_boxes_have_no_weight_and_no_gradient(missing: float) -> None:
 
 @pytest.mark.parametrize("none", [True, False])
 def test_no_box_at_all_keeps_the_graph(none: bool) -> None:
-    given = scene(2)
-    boxes = None if none else torch.full_like(given["boxes"], float("nan"))
+    inputs = scene(2)
+    boxes = None if none else torch.full_like(inputs["boxes"], float("nan"))
     model = discriminators({"face": 1, "hands": 1})
-    hinge(found := discriminate(model, given | {"boxes": boxes}, 1)).backward()
+    hinge(found := discriminate(model, inputs | {"boxes": boxes}, 1)).backward()
     assert not any(j.weight.any() for j in found.values())
     for parameter in model.parameters():
         assert parameter.grad is not None and not parameter.grad.any()
 
 
-def test_hands_are_the_boxes_that_they_say() -> None:
-    given = scene(2)
+def test_hands_use_boxes_1_and_2() -> None:
+    inputs = scene(2)
     model = discriminators({"hands": 1}).eval()
-    before = discriminate(model, given, 1)["hands"].fake.logits[0]
+    before = discriminate(model, inputs, 1)["hands"].fake.logits[0]
     for box, touched in ((0, []), (1, [0]), (2, [1])):
-        boxes = given["boxes"].clone()
+        boxes = inputs["boxes"].clone()
         boxes[:, -1, box] += 7
-        after = discriminate(model, given | {"boxes": boxes}, 1)["hands"].fake.logits[0]
+        after = discriminate(model, inputs | {"boxes": boxes}, 1)["hands"].fake.logits[0]
         changed = (after != before).flatten(2).any(2).any(0).nonzero().flatten().tolist()
         assert changed == touched
 
 
-# ---------------------------------------------------------------- the two steps
+# ---------------------------------------------------------------- training steps
 
 
-def test_fake_alone_is_judged_as_beside_real() -> None:
-    given = scene(19)
+def test_fake_without_real_gets_the_same_output() -> None:
+    inputs = scene(19)
     model = discriminators().eval()
-    both, alone = discriminate(model, given, 2), discriminate(model, given | {"real": None}, 2)
+    both, alone = discriminate(model, inputs, 2), discriminate(model, inputs | {"real": None}, 2)
     assert set(both) == set(alone) == set(ALL)
     for name in both:
         assert alone[name].real is None
@@ -350,11 +352,11 @@ def test_fake_alone_is_judged_as_beside_real() -> None:
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
-def test_real_and_fake_do_not_see_each_other() -> None:
-    given = scene(7)
+def test_real_and_fake_are_independent() -> None:
+    inputs = scene(7)
     model = discriminators(instance_norm=True).eval()
-    first = discriminate(model, given)
-    second = discriminate(model, given | {"fake": given["fake"] * 0.5})
+    first = discriminate(model, inputs)
+    second = discriminate(model, inputs | {"fake": inputs["fake"] * 0.5})
     for name, output in first.items():
         ours, theirs = output.real, second[name].real
         assert ours is not None and theirs is not None
@@ -364,15 +366,15 @@ def test_real_and_fake_do_not_see_each_other() -> None:
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("normed", [True, False])
-def test_samples_do_not_see_each_other(normed: bool, training: bool) -> None:
-    given = scene(7)
-    other = {n: torch.cat([x[:1], x[1:].flip(-1)]) for n, x in given.items() if n != "boxes"}
-    judged = [
-        discriminate(discriminators(instance_norm=normed).train(training), given | changed)
+def test_samples_are_independent(normed: bool, training: bool) -> None:
+    inputs = scene(7)
+    other = {n: torch.cat([x[:1], x[1:].flip(-1)]) for n, x in inputs.items() if n != "boxes"}
+    outputs = [
+        discriminate(discriminators(instance_norm=normed).train(training), inputs | changed)
         for changed in ({}, other)
     ]
-    for name in judged[0]:
-        first, second = (tensors(j[name].fake) for j in judged)
+    for name in outputs[0]:
+        first, second = (tensors(j[name].fake) for j in outputs)
         for a, b in zip(first, second, strict=True):
             torch.testing.assert_close(a[0], b[0], rtol=1e-4, atol=1e-5)
             assert not torch.equal(a[1], b[1])
@@ -381,29 +383,29 @@ def test_samples_do_not_see_each_other(normed: bool, training: bool) -> None:
 @pytest.mark.parametrize("normed", [True, False])
 def test_every_weight_is_trained(normed: bool) -> None:
     model = discriminators(instance_norm=normed)
-    given = scene(19)
-    # Not hinge's: where neither half is sure, its gradients on the last bias cancel.
-    logits = [x for j in discriminate(model, given).values() for x in j.fake.logits]
+    inputs = scene(19)
+    # No hinge loss here: within its margin the real and fake gradients on the last bias cancel.
+    logits = [x for j in discriminate(model, inputs).values() for x in j.fake.logits]
     torch.stack([(1 - x).square().sum() for x in logits]).sum().backward()
     for name, parameter in model.named_parameters():
         if "bias" in name and normed:
-            continue  # a norm takes the bias away
+            continue  # instance norm removes the bias
         assert parameter.grad is not None and parameter.grad.any(), name
 
 
-def test_the_generator_s_step_leaves_the_critics_as_they_are() -> None:
+def test_the_generator_step_leaves_the_discriminators_unchanged() -> None:
     model = discriminators()
-    given = scene(7)
-    kept = discriminate(model, given)
+    inputs = scene(7)
+    kept = discriminate(model, inputs)
     hinge(kept).backward()
     weights = [
         p.grad.clone() for p in model.discriminators["image"].parameters() if p.grad is not None
     ]
     before = {name: value.clone() for name, value in model.state_dict().items()}
 
-    fake = given["fake"].clone().requires_grad_()
+    fake = inputs["fake"].clone().requires_grad_()
     with frozen(model):
-        found = with_real(discriminate(model, given | {"fake": fake, "real": None}), kept)
+        found = with_real(discriminate(model, inputs | {"fake": fake, "real": None}), kept)
     total = torch.zeros(())
     for output in found.values():
         assert output.real is not None
@@ -415,13 +417,13 @@ def test_the_generator_s_step_leaves_the_critics_as_they_are() -> None:
     assert fake.grad is not None and fake.grad[:, -2:].any()
     after = [p.grad for p in model.discriminators["image"].parameters()]
     assert all(torch.equal(a, b) for a, b in zip(weights, after, strict=True) if b is not None)
-    # Spectral norm's vectors, too: it iterates in the critics' step alone.
+    # Spectral norm's vectors too: they are updated in the discriminator step only.
     assert all(torch.equal(value, before[n]) for n, value in model.state_dict().items())
     assert model.training and all(p.requires_grad for p in model.parameters())
     assert all(m.training for m in model.modules())
 
 
-def test_frozen_gives_back_what_was_frozen_before() -> None:
+def test_frozen_restores_the_previous_requires_grad_and_mode() -> None:
     model = discriminators({"image": 1, "face": 1})
     model.discriminators["face"].requires_grad_(False).eval()
     with pytest.raises(KeyError), frozen(model):
@@ -444,25 +446,25 @@ def test_spectral_norm_bounds_every_layer() -> None:
 
 
 def test_half_precision() -> None:
-    model, given = discriminators(), scene(19)
+    model, inputs = discriminators(), scene(19)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = discriminate(model, given)
+        found = discriminate(model, inputs)
         hinge(found).backward()
         with frozen(model):
-            discriminate(model, given | {"real": None, "fake": given["fake"].bfloat16()})
+            discriminate(model, inputs | {"real": None, "fake": inputs["fake"].bfloat16()})
     assert all(x.isfinite().all() for j in found.values() for x in tensors(j.fake))
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_a_critic_learns_to_tell() -> None:
-    """Two kinds of pictures, bright and dark: the hinge loss goes to nothing."""
+def test_a_discriminator_separates_bright_from_dark() -> None:
+    """Real frames are bright and fake ones dark: the hinge loss falls below 10 %."""
     model = discriminators({"image": 1, "temporal_1": 1})
-    given = scene(3)
-    given |= {"real": given["real"] / 4 + 0.5, "fake": given["fake"] / 4 - 0.5}
+    inputs = scene(3)
+    inputs |= {"real": inputs["real"] / 4 + 0.5, "fake": inputs["fake"] / 4 - 0.5}
     optimiser = torch.optim.Adam(model.parameters(), lr=5e-3, betas=(0.5, 0.999))
     losses = []
     for _ in range(25):
-        loss = hinge(discriminate(model, given, 1))
+        loss = hinge(discriminate(model, inputs, 1))
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -470,20 +472,20 @@ def test_a_critic_learns_to_tell() -> None:
     assert losses[-1] < 0.1 * losses[0]
 
 
-def test_under_ddp_with_boxes_here_and_not_there(tmp_path: Path) -> None:
-    """Two critics' steps and a generator's step between them, through DDP's own bookkeeping."""
+def test_ddp_accepts_steps_with_and_without_boxes(tmp_path: Path) -> None:
+    """Discriminator and generator steps alternate under DDP without breaking its gradient sync."""
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1
     )
     try:
         bare = discriminators({"image": 1, "temporal_1": 1, "face": 1})
         model = torch.nn.parallel.DistributedDataParallel(bare)
-        given = scene(3)
-        for boxes in (given["boxes"], None, given["boxes"]):
-            hinge(discriminate(model, given | {"boxes": boxes})).backward()
-            fake = given["fake"].clone().requires_grad_()
+        inputs = scene(3)
+        for boxes in (inputs["boxes"], None, inputs["boxes"]):
+            hinge(discriminate(model, inputs | {"boxes": boxes})).backward()
+            fake = inputs["fake"].clone().requires_grad_()
             with frozen(model):
-                found = discriminate(bare, given | {"boxes": boxes, "fake": fake, "real": None})
+                found = discriminate(bare, inputs | {"boxes": boxes, "fake": fake, "real": None})
             sum(j.fake.logits[0].mean() for j in found.values()).backward()  # type: ignore[union-attr]
         assert all(p.grad is not None for p in bare.parameters())
     finally:

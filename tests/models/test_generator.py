@@ -1,4 +1,4 @@
-"""The sequential generator: its budgets, its past, its growth."""
+"""The sequential generator: compute budgets, past frames, growing."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def condition(
 
 
 def state(like: Condition, *, valid: bool = True) -> GeneratorState:
-    """Smooth past frames, as if some had been rendered."""
+    """A state of two smooth past frames, or an empty one."""
     found = GeneratorState.empty(like)
     if valid:
         for _ in range(2):
@@ -58,8 +58,8 @@ def state(like: Condition, *, valid: bool = True) -> GeneratorState:
     return found
 
 
-def shaken(generator: SequentialGenerator, amount: float = 0.05) -> SequentialGenerator:
-    """With every weight moved off its start, zeros too."""
+def perturbed(generator: SequentialGenerator, amount: float = 0.05) -> SequentialGenerator:
+    """Add noise to every weight, so that zero-initialised layers take part."""
     with torch.no_grad():
         for parameter in generator.parameters():
             parameter += amount * torch.randn_like(parameter)
@@ -76,28 +76,28 @@ BUDGETS = {"mobile": (3e9, 5e6), "base": (10e9, 40e6), "large": (40e9, 100e6)}
 @pytest.mark.parametrize("trait", ["background_plate", "prior"])
 def test_presets_keep_their_budgets_at_256(preset: str, channels: int, trait: str) -> None:
     """Signals of 3 channels (pose, face) or 36 (street labels and boundaries), all traits on."""
-    references = 2 if channels == 3 else 0  # a street has no parts to cut it into
+    references = 2 if channels == 3 else 0  # street scenes have no body parts
     with torch.device("meta"):
         generator = SequentialGenerator(
             channels=channels, arch=PRESETS[preset], scales=2, compose="both", control_points=True,
             references=references, **{trait: True},
         )  # fmt: skip
-        seen = Condition(
+        inputs = Condition(
             signals=torch.zeros(1, channels, 256, 256),
             background_plate=torch.zeros(1, 4, 256, 256),
             control_points=torch.zeros(1, 157, 3),
             references=torch.zeros(1, references, 5, 256, 256),
         )  # fmt: skip
-        multiplied = multiply_adds(generator, seen, GeneratorState.empty(seen))
-    most, parameters = BUDGETS[preset]
-    assert 0.5 * most < multiplied <= most, f"{multiplied / 1e9:.2f} GMACs"
+        macs = multiply_adds(generator, inputs, GeneratorState.empty(inputs))
+    limit, parameters = BUDGETS[preset]
+    assert 0.5 * limit < macs <= limit, f"{macs / 1e9:.2f} GMACs"
     assert sum(p.numel() for p in generator.parameters()) <= parameters
 
 
-def test_multiply_adds_are_counted_right() -> None:
+def test_multiply_adds_of_one_convolution() -> None:
     """One 3x3 convolution of 4 to 8 channels over 16x16: 3 * 3 * 4 * 8 * 256."""
 
-    class One(torch.nn.Module):
+    class OneConvolution(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.conv = torch.nn.Conv2d(4, 8, 3, padding=1)
@@ -106,15 +106,15 @@ def test_multiply_adds_are_counted_right() -> None:
             out: Tensor = self.conv(c.signals)
             return out
 
-    seen = Condition(signals=torch.zeros(1, 4, 16, 16))
-    assert multiply_adds(One(), seen, GeneratorState.empty(seen)) == 9 * 4 * 8 * 256
+    inputs = Condition(signals=torch.zeros(1, 4, 16, 16))
+    assert multiply_adds(OneConvolution(), inputs, GeneratorState.empty(inputs)) == 9 * 4 * 8 * 256
 
 
-# ---------------------------------------------------------------- the picture
+# ---------------------------------------------------------------- output layer
 
 
-def test_what_the_last_layer_learns_is_no_grid() -> None:
-    """All places of a picture share its weights: what is even stays even, whatever they are."""
+def test_the_last_layer_produces_no_grid_pattern() -> None:
+    """Its weights are shared by all positions, so constant features give a constant image."""
     torch.manual_seed(0)
     heads = Heads(16, 8, 3, flow=False, guided=False, outputs=4, first=True)
     with torch.no_grad():
@@ -122,75 +122,80 @@ def test_what_the_last_layer_learns_is_no_grid() -> None:
         even = heads(torch.full((1, 16, 16, 16), 0.3), torch.zeros(()), torch.ones(1, 3, 64, 64))
     inner = even[..., 24:40, 24:40]  # beyond the reach of the padding
     assert inner.std(dim=(0, 2, 3)).max() < 1e-5
-    assert inner.abs().max() > 0.1, "it says something"
+    assert inner.abs().max() > 0.1, "the output is zero"
 
 
-# ---------------------------------------------------------------- what it knows of the past
+# ---------------------------------------------------------------- past frames
 
 
-def test_a_start_from_nothing_is_told_apart_from_a_black_past() -> None:
-    generator, seen = shaken(tiny()), condition()
-    nothing = GeneratorState.empty(seen)
-    black = nothing.push(seen, torch.zeros(2, 3, 32, 48)).push(seen, torch.zeros(2, 3, 32, 48))
-    assert not torch.allclose(generator(seen, nothing).frame, generator(seen, black).frame)
+def test_an_empty_state_differs_from_a_black_past() -> None:
+    generator, inputs = perturbed(tiny()), condition()
+    empty = GeneratorState.empty(inputs)
+    black = empty.push(inputs, torch.zeros(2, 3, 32, 48)).push(inputs, torch.zeros(2, 3, 32, 48))
+    assert not torch.allclose(generator(inputs, empty).frame, generator(inputs, black).frame)
 
 
-def test_without_a_past_nothing_is_copied() -> None:
-    output = shaken(tiny())(seen := condition(), state(seen, valid=False))
+def test_without_a_past_no_pixel_is_copied() -> None:
+    output = perturbed(tiny())(inputs := condition(), state(inputs, valid=False))
     assert torch.equal(output.occlusion, torch.ones_like(output.occlusion))
     assert torch.equal(output.frame, output.synthesised)
     assert torch.equal(output.warped, torch.zeros_like(output.warped))
 
 
-def test_at_first_the_flow_is_zero_and_the_past_frame_stays() -> None:
-    """Heads of flow start at zero, and zero flow is the identity."""
-    output = tiny()(seen := condition(), past := state(seen))
+def test_an_untrained_flow_is_zero_and_keeps_the_past_frame() -> None:
+    """Flow heads are initialised with zeros, and zero flow is the identity."""
+    output = tiny()(inputs := condition(), past := state(inputs))
     assert torch.equal(output.flow, torch.zeros_like(output.flow))
     torch.testing.assert_close(output.warped, past.frames[:, -1], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("scales", [1, 2])
-def test_flow_begins_with_how_handles_move(scales: int) -> None:
+def test_the_initial_flow_is_the_dense_motion_of_the_control_points(scales: int) -> None:
     generator = tiny(control_points=True, scales=scales)
-    seen = replace(condition(), control_points=torch.tensor([[[20.0, 16.0, 60.0]]] * 2))
-    past = replace(state(seen), control_points=seen.control_points + torch.tensor([4.0, -2.0, 0.0]))
-    flow = generator(seen, past).flow
-    expected = dense_motion(seen.control_points, past.control_points, (32, 48))
+    inputs = replace(condition(), control_points=torch.tensor([[[20.0, 16.0, 60.0]]] * 2))
+    past = replace(
+        state(inputs), control_points=inputs.control_points + torch.tensor([4.0, -2.0, 0.0])
+    )
+    flow = generator(inputs, past).flow
+    expected = dense_motion(inputs.control_points, past.control_points, (32, 48))
     assert expected[:, 0].min() > 3
     torch.testing.assert_close(flow, expected, atol=0.02, rtol=0)
-    nowhere = generator(seen, GeneratorState.empty(seen)).flow
-    assert torch.equal(nowhere, torch.zeros_like(flow))
+    without_past = generator(inputs, GeneratorState.empty(inputs)).flow
+    assert torch.equal(without_past, torch.zeros_like(flow))
 
 
-def test_the_frame_is_the_paper_s_composition() -> None:
-    """Equation 4 of arXiv 1808.06601, with the output's own parts."""
-    output = shaken(tiny(compose="blend"))(seen := condition(), past := state(seen))
+def test_the_frame_is_composed_as_in_vid2vid() -> None:
+    """Equation 4 of arXiv 1808.06601."""
+    output = perturbed(tiny(compose="blend"))(inputs := condition(), past := state(inputs))
     warped = moved(past.frames[:, -1], output.flow)
     torch.testing.assert_close(output.warped, warped)
     m = output.occlusion
     torch.testing.assert_close(output.frame, m * output.synthesised + (1 - m) * warped)
 
 
-def test_a_blend_alone_synthesises_without_the_warped_frame() -> None:
-    """Nor do plain conditions blend: the variants differ in what they name."""
+def test_blend_and_condition_use_the_warped_frame_in_one_way_only() -> None:
+    """Blending has no modulation weights; conditioning has no occlusion mask."""
     assert not any("gamma_beta" in name for name, _ in tiny(compose="blend").named_parameters())
-    output = shaken(tiny(compose="condition"))(seen := condition(), state(seen))
+    output = perturbed(tiny(compose="condition"))(inputs := condition(), state(inputs))
     assert output.occlusion is None
     assert torch.equal(output.frame, output.synthesised)
 
 
-def test_a_past_without_a_flow_is_seen_as_it_is() -> None:
-    generator, seen = shaken(tiny(compose="none")), condition()
-    output, alone = generator(seen, state(seen)), generator(seen, GeneratorState.empty(seen))
+def test_without_composition_the_past_is_an_unwarped_input() -> None:
+    generator, inputs = perturbed(tiny(compose="none")), condition()
+    output, first = (
+        generator(inputs, state(inputs)),
+        generator(inputs, GeneratorState.empty(inputs)),
+    )
     assert output.flow is None and output.warped is None and output.occlusion is None
-    assert not torch.equal(output.frame, alone.frame)
+    assert not torch.equal(output.frame, first.frame)
     assert not any("flow" in name for name, _ in generator.named_parameters())
 
 
-def test_without_a_past_in_the_core_only_what_is_warped_is_of_the_past() -> None:
-    generator, seen = shaken(tiny(compose="blend", past="signals")), condition()
-    past = state(seen)
-    one, other = generator(seen, past), generator(seen, past.with_frames(-past.frames))
+def test_past_signals_synthesises_without_past_frames() -> None:
+    generator, inputs = perturbed(tiny(compose="blend", past="signals")), condition()
+    past = state(inputs)
+    one, other = generator(inputs, past), generator(inputs, past.with_frames(-past.frames))
     assert torch.equal(one.synthesised, other.synthesised)
     torch.testing.assert_close(one.warped, -other.warped)
     assert not torch.equal(one.frame, other.frame)
@@ -198,70 +203,70 @@ def test_without_a_past_in_the_core_only_what_is_warped_is_of_the_past() -> None
         tiny(compose="none", past="signals")
 
 
-def test_a_core_without_a_past_makes_a_first_frame_as_any_other() -> None:
-    generator, seen = shaken(tiny(compose="blend", past="nothing")), condition()
-    past = state(seen)
-    later, first = generator(seen, past), generator(seen, GeneratorState.empty(seen))
+def test_past_nothing_synthesises_first_and_later_frames_alike() -> None:
+    generator, inputs = perturbed(tiny(compose="blend", past="nothing")), condition()
+    past = state(inputs)
+    later, first = generator(inputs, past), generator(inputs, GeneratorState.empty(inputs))
     assert torch.equal(later.synthesised, first.synthesised)
     assert torch.equal(first.frame, first.synthesised)
     assert not torch.equal(later.frame, later.synthesised)
     other = replace(past, signals=-past.signals)
-    assert torch.equal(later.frame, generator(seen, other).frame)
+    assert torch.equal(later.frame, generator(inputs, other).frame)
 
 
 def test_frame_by_frame_ignores_the_past() -> None:
-    generator, seen = shaken(tiny(sequential=False)), condition()
-    with_past = generator(seen, state(seen))
-    assert torch.equal(with_past.frame, generator(seen, GeneratorState.empty(seen)).frame)
+    generator, inputs = perturbed(tiny(sequential=False)), condition()
+    with_past = generator(inputs, state(inputs))
+    assert torch.equal(with_past.frame, generator(inputs, GeneratorState.empty(inputs)).frame)
     assert with_past.flow is None
 
 
-def test_signals_of_the_past_are_seen() -> None:
-    generator, seen = shaken(tiny()), condition()
-    past = state(seen)
+def test_past_signals_are_inputs() -> None:
+    generator, inputs = perturbed(tiny()), condition()
+    past = state(inputs)
     other = replace(past, signals=-past.signals)
-    assert not torch.allclose(generator(seen, past).frame, generator(seen, other).frame)
+    assert not torch.allclose(generator(inputs, past).frame, generator(inputs, other).frame)
 
 
-def test_samples_do_not_see_one_another() -> None:
-    generator, seen = shaken(tiny()), condition()
-    past = state(seen)
-    alone = generator(seen.map(lambda x: x[:1]), past.map(lambda x: x[:1]))
-    torch.testing.assert_close(generator(seen, past).frame[:1], alone.frame)
+def test_samples_are_independent() -> None:
+    generator, inputs = perturbed(tiny()), condition()
+    past = state(inputs)
+    alone = generator(inputs.map(lambda x: x[:1]), past.map(lambda x: x[:1]))
+    torch.testing.assert_close(generator(inputs, past).frame[:1], alone.frame)
 
 
-# ---------------------------------------------------------------- the plate
+# ---------------------------------------------------------------- background plate
 
 
-def test_where_the_matte_is_open_the_plate_shows() -> None:
-    generator = shaken(tiny(background_plate=True))
-    seen = condition(background_plate=True)
-    output = generator(seen, state(seen))
+def test_the_matte_mixes_warped_frame_and_background_plate() -> None:
+    generator = perturbed(tiny(background_plate=True))
+    inputs = condition(background_plate=True)
+    output = generator(inputs, state(inputs))
     a = output.matte
-    past = a * output.warped + (1 - a) * seen.background_plate[:, :3]
+    past = a * output.warped + (1 - a) * inputs.background_plate[:, :3]
     blended = output.occlusion * output.synthesised + (1 - output.occlusion) * past
     torch.testing.assert_close(output.frame, blended)
 
 
-# ---------------------------------------------------------------- the foreground prior
+# ---------------------------------------------------------------- foreground prior
 
 
-def test_what_is_in_front_sees_no_past() -> None:
-    """Where the matte is closed only the foreground's part speaks; it knows the signals only."""
-    generator = shaken(tiny(prior=True))
+def test_the_foreground_ignores_past_frames() -> None:
+    """Where the matte is 1, the output is the foreground branch, which sees signals only."""
+    generator = perturbed(tiny(prior=True))
     with torch.no_grad():
         generator.heads[0].last.bias[-4:] += 1e4  # the matte's four subpixels: all foreground
-    seen = condition()
-    past = state(seen)
-    moved = past.with_frames(-past.frames)
-    first, second = generator(seen, past), generator(seen, moved)
+    inputs = condition()
+    past = state(inputs)
+    inverted = past.with_frames(-past.frames)
+    first, second = generator(inputs, past), generator(inputs, inverted)
     assert torch.equal(first.matte, torch.ones_like(first.matte))
     assert torch.equal(first.synthesised, second.synthesised)
     other = replace(past, signals=-past.signals)
-    assert not torch.allclose(first.synthesised, generator(seen, other).synthesised)
+    assert not torch.allclose(first.synthesised, generator(inputs, other).synthesised)
 
 
-def test_a_plate_and_a_prior_are_not_both() -> None:
+def test_background_plate_and_prior_exclude_each_other() -> None:
     with pytest.raises(AssertionError, match="plate is the better prior"):
         tiny(background_plate=True, prior=True)
 
@@ -269,18 +274,18 @@ def test_a_plate_and_a_prior_are_not_both() -> None:
 # ---------------------------------------------------------------- style
 
 
-def test_clips_have_styles_of_their_own() -> None:
-    generator, seen = shaken(tiny(style="clip", clips=2)), condition()
-    other = Condition(seen.signals, clip=torch.ones(2, dtype=torch.int64))
-    nothing = GeneratorState.empty(seen)
-    assert not torch.allclose(generator(seen, nothing).frame, generator(other, nothing).frame)
+def test_each_clip_has_its_own_style() -> None:
+    generator, inputs = perturbed(tiny(style="clip", clips=2)), condition()
+    other = Condition(inputs.signals, clip=torch.ones(2, dtype=torch.int64))
+    empty = GeneratorState.empty(inputs)
+    assert not torch.allclose(generator(inputs, empty).frame, generator(other, empty).frame)
 
 
-def test_a_style_is_read_from_an_image() -> None:
-    generator, seen = shaken(tiny(style="encoded")), condition()
-    other = Condition(seen.signals, style=-seen.style)
-    nothing = GeneratorState.empty(seen)
-    assert not torch.allclose(generator(seen, nothing).frame, generator(other, nothing).frame)
+def test_a_style_is_encoded_from_an_image() -> None:
+    generator, inputs = perturbed(tiny(style="encoded")), condition()
+    other = Condition(inputs.signals, style=-inputs.style)
+    empty = GeneratorState.empty(inputs)
+    assert not torch.allclose(generator(inputs, empty).frame, generator(other, empty).frame)
 
 
 # ---------------------------------------------------------------- growing
@@ -292,16 +297,16 @@ def test_doubling_then_halving_is_the_identity() -> None:
 
 
 def test_doubling_is_smooth() -> None:
-    """A ramp stays a ramp, away from the border: no blocks."""
+    """Away from the border a ramp stays a ramp, without block edges."""
     ramp = torch.arange(8.0).expand(1, 1, 8, 8)
     steps = double(ramp)[0, 0, :, 4:-4].diff(dim=-1)
     torch.testing.assert_close(steps, torch.full_like(steps, 0.5))
 
 
-def test_growing_loses_nothing() -> None:
-    """A grown generator, halved, says of a scene what the small one says: picture and flow."""
+def test_growing_preserves_the_output() -> None:
+    """The halved output of a grown generator equals the small generator's: frame and flow."""
     generator = tiny(scales=2)
-    for part in (generator.core, generator.heads[0]):  # what a first stage has trained
+    for part in (generator.core, generator.heads[0]):  # the parts that the first stage trains
         with torch.no_grad():
             for parameter in part.parameters():
                 parameter += 0.02 * torch.randn_like(parameter)
@@ -319,19 +324,19 @@ def test_growing_loses_nothing() -> None:
     generator.active = 1
     before = generator(small, small_past)
     inside = (before.synthesised.abs() < 0.9).all(1, keepdim=True).expand_as(before.synthesised)
-    assert inside.double().mean() > 0.5, "the test wants pictures that do not saturate"
-    apart = (half(grown.synthesised) - before.synthesised).abs()
-    assert apart[inside].quantile(0.98) < 1e-3
+    assert inside.double().mean() > 0.5, "too many pixels saturate for this test"
+    difference = (half(grown.synthesised) - before.synthesised).abs()
+    assert difference[inside].quantile(0.98) < 1e-3
     torch.testing.assert_close(half(grown.flow) / 2, before.flow)
 
 
-def test_the_newest_scale_and_all_that_is_used() -> None:
+def test_newest_and_used_parameters_of_a_scale() -> None:
     generator = tiny(scales=3)
     generator.active = 2
     newest = {id(p) for p in generator.newest()}
     used = {id(p) for p in generator.used()}
-    waiting = {id(p) for p in [*generator.finer[1].parameters(), *generator.heads[2].parameters()]}
-    assert newest < used and not used & waiting
+    unused = {id(p) for p in [*generator.finer[1].parameters(), *generator.heads[2].parameters()]}
+    assert newest < used and not used & unused
     assert newest == {
         id(p) for p in [*generator.finer[0].parameters(), *generator.heads[1].parameters()]
     }
@@ -345,34 +350,36 @@ def test_the_newest_scale_and_all_that_is_used() -> None:
         {"background_plate": True}, {"prior": True}, {"sequential": False}, {"style": "encoded"},
     ],
 )  # fmt: skip
-def test_every_weight_learns(traits: dict[str, Any]) -> None:
-    generator = shaken(tiny(scales=2, **traits))
-    seen = condition((32, 48), background_plate=bool(traits.get("background_plate")))
-    output = generator(seen, state(seen))
+def test_every_weight_gets_a_gradient(traits: dict[str, Any]) -> None:
+    generator = perturbed(tiny(scales=2, **traits))
+    inputs = condition((32, 48), background_plate=bool(traits.get("background_plate")))
+    output = generator(inputs, state(inputs))
     (output.frame.square().mean() + (output.synthesised**2).mean()).backward()
-    silent = [n for n, p in generator.named_parameters() if p.grad is None or not p.grad.any()]
-    assert not silent, silent
+    without_gradient = [
+        n for n, p in generator.named_parameters() if p.grad is None or not p.grad.any()
+    ]
+    assert not without_gradient, without_gradient
 
 
-def test_sizes_that_do_not_fit_are_our_own_mistake() -> None:
-    seen = condition((36, 48))
+def test_indivisible_sizes_fail_an_assertion() -> None:
+    inputs = condition((36, 48))
     with pytest.raises(AssertionError, match="divisible by 8"):
-        tiny()(seen, GeneratorState.empty(seen))
+        tiny()(inputs, GeneratorState.empty(inputs))
 
 
 # ---------------------------------------------------------------- references
 
 
-def candidates_of(batch: int = 1, count: int = 2, size: int = 32) -> torch.Tensor:
-    """[B, K, 5, H, W]: candidate k has the colour k / K everywhere, and is valid."""
+def reference_candidates(batch: int = 1, count: int = 2, size: int = 32) -> torch.Tensor:
+    """[B, K, 5, H, W]: candidate k has the colour k / K everywhere and is valid everywhere."""
     found = torch.zeros(batch, count, 5, size, size)
     found[:, :, :3] = (torch.arange(count) / count)[None, :, None, None, None]
     found[:, :, 3] = 1
     return found
 
 
-def test_each_pixel_is_chosen_among_references():
-    references, synthesised = candidates_of(), torch.full((1, 3, 32, 32), -1.0)
+def test_each_pixel_selects_among_the_references():
+    references, synthesised = reference_candidates(), torch.full((1, 3, 32, 32), -1.0)
     logits = torch.full((1, 2, 32, 32), -30.0)
     logits[:, 1, :, 16:] = 30
     found = _weighted(synthesised, references, logits, TRUST, 16.0)
@@ -381,30 +388,30 @@ def test_each_pixel_is_chosen_among_references():
 
 
 def test_the_network_cannot_suppress_a_reference_in_the_rendered_pose():
-    """However strongly it prefers what it synthesises, which pixel losses reward for blur."""
-    references, synthesised = candidates_of(count=1), torch.full((1, 3, 32, 32), -1.0)
+    """Not even with extreme logits for synthesis, whose blur pixel losses reward."""
+    references, synthesised = reference_candidates(count=1), torch.full((1, 3, 32, 32), -1.0)
     found = _weighted(synthesised, references, torch.full((1, 1, 32, 32), -1e4), TRUST, DEPARTURE)
-    least = torch.sigmoid(torch.tensor(TRUST - DEPARTURE)).item()
-    assert found == pytest.approx(least - 1, abs=1e-4)
+    minimum = torch.sigmoid(torch.tensor(TRUST - DEPARTURE)).item()
+    assert found == pytest.approx(minimum - 1, abs=1e-4)
 
 
-def test_what_a_reference_does_not_show_is_synthesised():
-    references, synthesised = candidates_of(), torch.full((1, 3, 32, 32), -1.0)
+def test_invalid_reference_pixels_are_synthesised():
+    references, synthesised = reference_candidates(), torch.full((1, 3, 32, 32), -1.0)
     references[:, :, 3] = 0
     found = _weighted(synthesised, references, torch.zeros(1, 2, 32, 32), TRUST, DEPARTURE)
     assert found == pytest.approx(-1, abs=5e-3)
 
 
 @pytest.mark.parametrize("motion", ["parts", "dense"])
-def test_the_matte_begins_with_the_outline_of_the_references(motion):
-    """And departs from it by as much as the network may, however sure it is."""
+def test_the_initial_matte_is_the_outline_of_the_references(motion):
+    """Even extreme logits move it by at most the outline departure."""
     generator = SequentialGenerator(
         channels=3, arch=PRESETS["mobile"], scales=1, references=2, motion=motion,
         background_plate=True,
         outline=True,
         outline_departure=OUTLINE_DEPARTURE[motion],
     )  # fmt: skip
-    references = candidates_of()
+    references = reference_candidates()
     references[:, :, 3, :, 16:] = 0
     references[:, :, 3, :, :16] = 1
     condition = Condition(
@@ -413,22 +420,22 @@ def test_the_matte_begins_with_the_outline_of_the_references(motion):
         background_plate=torch.zeros(1, 4, 32, 32),
     )
 
-    def shown() -> Tensor:
+    def render_matte() -> Tensor:
         with torch.no_grad():
             matte = generator(condition, GeneratorState.empty(condition)).matte
         assert matte is not None
         return matte
 
-    matte = shown()
+    matte = render_matte()
     assert matte[..., :16].min() > 0.9 and matte[..., 16:].max() < 0.1
     with torch.no_grad():
         generator.heads[0].last.bias[-1] -= 1e4
-    least = torch.sigmoid(torch.logit(torch.tensor(SURE)) - OUTLINE_DEPARTURE[motion])
-    assert shown()[..., :16] == pytest.approx(least.item(), abs=1e-4)
+    minimum = torch.sigmoid(torch.logit(torch.tensor(SURE)) - OUTLINE_DEPARTURE[motion])
+    assert render_matte()[..., :16] == pytest.approx(minimum.item(), abs=1e-4)
 
 
-def test_models_from_before_begin_with_the_trust_they_had():
-    """They recorded neither that nor whether they have an outline."""
+def test_earlier_models_keep_their_trust_and_outline():
+    """Their records contain neither trust nor outline."""
     common = {
         "channels": 3,
         "preset": "mobile",
@@ -444,22 +451,24 @@ def test_models_from_before_begin_with_the_trust_they_had():
     check_generator({"name": "sequential", **common, "motion": "parts"})
 
 
-def test_synthesis_only_has_nothing_of_the_references():
+def test_synthesis_only_excludes_the_references():
     generator = SequentialGenerator(channels=3, arch=PRESETS["mobile"], scales=1, references=2)
-    far = candidates_of()
-    far[:, :, :3] = 0.9
-    condition = Condition(signals=torch.zeros(1, 3, 32, 32), references=far)
+    bright = reference_candidates()
+    bright[:, :, :3] = 0.9
+    condition = Condition(signals=torch.zeros(1, 3, 32, 32), references=bright)
     output = generator(condition, GeneratorState.empty(condition))
     assert output.synthesis_only is not None and output.synthesised is not None
-    # A young network trusts its references.
+    # An untrained network trusts its references.
     assert (output.synthesised - 0.9).abs().mean() < 0.3 * (
         output.synthesis_only - 0.9
     ).abs().mean()
 
 
-def test_references_reach_the_picture_at_every_scale():
+def test_references_reach_the_frame_at_every_scale():
     generator = SequentialGenerator(channels=3, arch=PRESETS["mobile"], scales=2, references=2)
-    condition = Condition(signals=torch.zeros(1, 3, 64, 64), references=candidates_of(size=64))
+    condition = Condition(
+        signals=torch.zeros(1, 3, 64, 64), references=reference_candidates(size=64)
+    )
     for active in (1, 2):
         generator.active = active
         output = generator(condition, GeneratorState.empty(condition))

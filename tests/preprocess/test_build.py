@@ -79,7 +79,7 @@ def test_repairs_of_the_footage_are_reported(tmp_path: Path) -> None:
     for number in range(3):
         Image.new("RGBA", (32, 32), (200, 90, 10, 128)).save(tmp_path / "images" / f"{number}.png")
     (tmp_path / "store").mkdir()
-    (tmp_path / "store" / ".DS_Store").touch()  # occlusion files do not matter
+    (tmp_path / "store" / ".DS_Store").touch()  # hidden files are ignored
     for _ in range(2):
         done = preprocess(tmp_path / "images", ["flow"], settings(), output=tmp_path / "store")
         assert any("composited over black" in warning for warning in done.warnings)
@@ -240,9 +240,7 @@ def test_still_camera_is_exactly_the_identity(tmp_path: Path) -> None:
     assert np.array_equal(track.homography, np.tile(np.eye(3), (FRAMES, 1, 1)))
 
 
-def test_camera_from_another_mask_is_a_conflict(
-    handheld: Path, tmp_path: Path
-) -> None:
+def test_camera_from_another_mask_is_a_conflict(handheld: Path, tmp_path: Path) -> None:
     store = tmp_path / "s"
     preprocess(handheld, ["segmentation", "camera"], settings(), output=store)
     changed = settings(segmentation__threshold=0.7)

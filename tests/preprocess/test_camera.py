@@ -139,10 +139,10 @@ def test_residual_shows_motion_that_is_no_homography() -> None:
     rows = np.arange(HEIGHT) / HEIGHT
     for t in range(COUNT):
         bend = 6 * np.sin(t + 4 * rows)  # a shake faster than the shutter
-        combined = render(picture, np.array([[1.0, 0, 2.0 * t], [0, 1, 0], [0, 0, 1]]))
+        frame = render(picture, np.array([[1.0, 0, 2.0 * t], [0, 1, 0], [0, 0, 1]]))
         x = np.arange(WIDTH, dtype=np.float32)[None] - bend[:, None].astype(np.float32)
         y = np.repeat(np.arange(HEIGHT, dtype=np.float32)[:, None], WIDTH, axis=1)
-        pictures.append(cv2.remap(combined, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE))
+        pictures.append(cv2.remap(frame, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE))
     _, residual, _ = track_camera(pictures)
     assert np.nanmedian(residual[1:]) > 0.3
 

@@ -67,7 +67,9 @@ def test_drawn_person_is_one_whole_body_with_a_still_camera(dancer):
     assert dancer.person.seen == 1 and dancer.person.whole > 0.9
     assert dancer.person.others == 0
     truth = np.ptp(person.joints(count=24, fps=10.0)[..., 1], axis=1).mean() / 640
-    assert truth < dancer.person.height < 1.25 * truth, "the height extends nose to ankles by up to a quarter"
+    assert truth < dancer.person.height < 1.25 * truth, (
+        "the height extends nose to ankles by up to a quarter"
+    )
     assert dancer.person.height_px == pytest.approx(640 * dancer.person.height, abs=1)
     assert dancer.camera.state == "still"
     assert dancer.cuts == () and dancer.blurred == 0
@@ -159,7 +161,9 @@ def test_footage_without_people_gets_a_report(folder):
 
 def test_drawn_face_is_found_in_all_frames(folder):
     truth = face.truth(count=24, fps=4.0)
-    report = examine(write_video(folder / "face.mp4", face.frames(count=24, fps=4.0), rate=4), Silent())
+    report = examine(
+        write_video(folder / "face.mp4", face.frames(count=24, fps=4.0), rate=4), Silent()
+    )
     found = report.face
     assert found is not None and found.seen == 1
     assert 0.4 * 512 < found.width_px < 0.7 * 512

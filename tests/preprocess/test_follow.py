@@ -16,7 +16,7 @@ from v2v.preprocess.extractor import ClipContext
 from v2v.preprocess.pose import HIPS, SHOULDERS, BodyTracker
 
 # Torso centre of the woman in the denim jacket and the pink skirt, annotated by eye. Another woman,
-# in turquoise, dances around her, 100 pixels distance at frame 150.
+# in turquoise, dances around her, 100 pixels away at frame 150.
 ANNOTATED = {0: (655, 165), 50: (740, 257), 100: (738, 248), 150: (684, 290), 200: (940, 267)}
 NEAR = 45  # pixels; her torso is 100 to 160 long
 

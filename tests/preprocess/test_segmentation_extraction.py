@@ -204,7 +204,9 @@ def test_cityscapes_train_ids_are_recognised_and_reported(tmp_path: Path) -> Non
     as_ids = read(settings(folder, numbering="ids"), context())["segmentation.mkv"]
     assert (as_ids[:, -1] == LICENSE_PLATE).all()
     void = read(settings(folder, void=[255]), context())["segmentation.mkv"]
-    assert set(np.unique(void)) == {0, 10, 11, 13, VOID}, "an explicit setting disables the inference"
+    assert set(np.unique(void)) == {0, 10, 11, 13, VOID}, (
+        "an explicit setting disables the inference"
+    )
 
 
 @pytest.mark.parametrize("kind", ["grey", "three channels"])
@@ -356,7 +358,10 @@ def truncated_file(folder: Path) -> None:
         (bad_size, r"1\.png is 48x48, but the footage is 64x48"),
         (bad_id, r"1\.png has the label id 77, but there are 35 classes"),
         (bad_instance, r"1\.png has the label id 40, but there are 35 classes"),
-        (bad_colour, r"1\.png is a colour image, and its colour \(1, 2, 3\) at 7, 5 is not a class"),
+        (
+            bad_colour,
+            r"1\.png is a colour image, and its colour \(1, 2, 3\) at 7, 5 is not a class",
+        ),
         (bad_file, r"1\.png cannot be read as an image"),
         (truncated_file, r"1\.png cannot be read as an image"),
     ],
@@ -446,8 +451,8 @@ def test_import_at_small_size_equals_scaled_import(tmp_path: Path) -> None:
     """Importing at a small size gives the same maps as importing at full size and scaling."""
     folder = save(tmp_path / "maps", truth(), "grey")
     small = read(settings(folder), context(size=(32, 24)))["segmentation.mkv"]
-    complete = LabelTrack(truth(), tuple(NAMES), COLOURS)
-    np.testing.assert_array_equal(small, complete.scaled(32, 24).labels)
+    full = LabelTrack(truth(), tuple(NAMES), COLOURS)
+    np.testing.assert_array_equal(small, full.scaled(32, 24).labels)
 
 
 # ---------------------------------------------------------------- storing and reading
@@ -492,7 +497,7 @@ def test_all_void_maps_are_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_real_street_labels(clips: Path, tmp_path: Path) -> None:
-    """Cityscapes ids of real footage, through the complete of preprocessing."""
+    """Cityscapes ids of real footage, through all of preprocessing."""
     from v2v.preprocess.build import preprocess
 
     labels = clips / "street" / "labels"

@@ -234,7 +234,7 @@ def test_tolerance_grows_with_missed_frames_until_the_target_is_lost() -> None:
     assert not tracker.accepts(place(150), 50)
     for _ in range(4):
         tracker.missed()
-    assert tracker.accepts(place(150), 50)  # twice the distance after five missed frames
+    assert tracker.accepts(place(150), 50)  # twice the distance after four missed frames
     assert tracker.unseen == 0
     for _ in range(9):
         tracker.missed()

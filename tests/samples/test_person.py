@@ -1,4 +1,4 @@
-"""The drawn people are where they say they are, and MediaPipe follows them."""
+"""Tests that the drawn people match their joints and that MediaPipe detects them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PEOPLE = list(person.PEOPLE)
 
 
 def joint(joints: np.ndarray, name: str) -> np.ndarray:
-    """Where the joint `name` is, float [T, 2]; `middle NAME` is halfway between left and right."""
+    """Positions of a joint, float [T, 2]; `middle NAME` is the midpoint of left and right."""
     if name.startswith("middle "):
         kind = name.removeprefix("middle ")
         return (joint(joints, f"left_{kind}") + joint(joints, f"right_{kind}")) / 2
@@ -32,7 +32,7 @@ def lengths(joints: np.ndarray, start: str, end: str) -> np.ndarray:
 
 
 def elevation(joints: np.ndarray, side: str, start: str, end: str) -> np.ndarray:
-    """Radians between an arm's bone and straight down, outwards and up."""
+    """Angle of an arm bone from straight down, radians; positive outwards."""
     x, y = (joint(joints, f"{side}_{end}") - joint(joints, f"{side}_{start}")).T
     return np.arctan2(x if side == "left" else -x, y) % (2 * np.pi)
 
@@ -47,7 +47,7 @@ def test_frames_and_joints_agree_in_shape():
 
 
 @pytest.mark.parametrize("who", PEOPLE)
-def test_same_seed_same_bytes_and_another_seed_another_dance(who):
+def test_dance_depends_only_on_the_seed(who):
     def clip(seed: int) -> np.ndarray:
         return np.stack(list(person.frames(count=2, height=160, width=96, seed=seed, who=who)))
 
@@ -55,44 +55,44 @@ def test_same_seed_same_bytes_and_another_seed_another_dance(who):
     assert not np.array_equal(clip(3), clip(4))
 
 
-def test_the_host_is_who_dances_unless_told_otherwise():
+def test_host_is_the_default_person():
     size = {"count": 1, "height": 160, "width": 96}
-    (unsaid,), (host,), (guest,) = (
+    (default,), (host,), (guest,) = (
         person.frames(**size, **who) for who in ({}, {"who": "host"}, {"who": "guest"})
     )
-    assert np.array_equal(unsaid, host)
+    assert np.array_equal(default, host)
     changed = np.abs(host.astype(int) - guest).max(axis=2) > 12
     assert changed.mean() > 0.9, "body, clothes and room differ"
 
 
 @pytest.mark.parametrize("draw", [person.frames, person.joints])
-def test_an_unknown_person_is_refused_at_once(draw):
-    with pytest.raises(UnknownName, match="unknown person 'gest'") as truths:
+def test_unknown_person_is_rejected_before_drawing(draw):
+    with pytest.raises(UnknownName, match="unknown person 'gest'") as caught:
         draw(who="gest")
-    assert truths.value.hint == "did you mean 'guest'? valid: guest, host"
+    assert caught.value.hint == "did you mean 'guest'? valid: guest, host"
 
 
 @pytest.mark.parametrize("who", PEOPLE)
-def test_legs_and_trunk_have_the_lengths_in_the_table(who):
+def test_legs_and_trunk_have_the_specified_lengths(who):
     drawn, build = person.PEOPLE[who], person.PEOPLE[who].build
     joints = person.joints(who=who, count=300, seed=5)
     height = min(0.75 * 640, 1.03 * 384) * drawn.stature
     for side in ("left", "right"):
         thigh = lengths(joints, f"{side}_hip", f"{side}_knee").max()
         shin = lengths(joints, f"{side}_knee", f"{side}_ankle").max()
-        # A knee is never quite straight, and points to the viewer.
+        # A knee is never fully straight, and points to the viewer.
         assert 0.96 * build.thigh * height < thigh <= build.thigh * height
         assert 0.96 * build.shin * height < shin <= build.shin * height
     hips = lengths(joints, "left_hip", "right_hip").max()
     assert hips == pytest.approx(2 * build.hip * height, rel=0.01)
-    spine = lengths(joints, "middle shoulder", "middle hip").min()  # no shoulder is raised
+    spine = lengths(joints, "middle shoulder", "middle hip").min()  # minimum: no shoulder is raised
     assert spine == pytest.approx(build.spine * height, rel=0.03)
 
 
-def test_arms_of_host_and_guest_differ_as_the_table_says():
+def test_arm_lengths_of_host_and_guest_have_the_specified_ratio():
     shown, truths = {}, {}
     for who, drawn in person.PEOPLE.items():
-        # Over some dances, each bone comes to lie flat in the picture.
+        # Over several dances, each bone is parallel to the image plane at some time.
         joints = np.concatenate([person.joints(who=who, seed=seed) for seed in range(6)])
         for bone, ends in {"upper_arm": "shoulder elbow", "forearm": "elbow wrist"}.items():
             start, end = ends.split()
@@ -104,7 +104,7 @@ def test_arms_of_host_and_guest_differ_as_the_table_says():
         assert ratios[0] == pytest.approx(ratios[1], rel=0.02), arm
 
 
-def test_the_guest_is_another_figure_in_another_place():
+def test_guest_has_another_build_and_position():
     host, guest = (person.joints(who=who, count=300) for who in ("host", "guest"))
 
     def legs_to_spine(joints: np.ndarray) -> float:
@@ -124,7 +124,7 @@ def test_the_guest_is_another_figure_in_another_place():
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_the_guest_reaches_no_further_than_the_host(seed):
+def test_guest_stays_within_the_hosts_range_of_motion(seed):
     host = np.concatenate([person.joints(count=180, seed=other) for other in (0, 11)])
     guest = person.joints(who="guest", count=300, seed=seed)
     for side in ("left", "right"):
@@ -135,8 +135,8 @@ def test_the_guest_reaches_no_further_than_the_host(seed):
             for j in (host, guest)
         ]
         nearest = np.abs(shown[1][:, None] - shown[0][None]).max(axis=2).min(axis=1)
-        assert nearest.max() < 0.25, "an arm is held as the host never holds it"
-        assert np.ptp(shown[1][:, 0]) > 1.1, "the arm is hardly raised"
+        assert nearest.max() < 0.25, "an arm is outside the host's range"
+        assert np.ptp(shown[1][:, 0]) > 1.1, "the arm is barely raised"
     for start, end in (("middle hip", "middle shoulder"), ("left_hip", "left_ankle")):
         slants = []
         for joints in (host, guest):
@@ -146,7 +146,7 @@ def test_the_guest_reaches_no_further_than_the_host(seed):
         assert slants[1].max() < slants[0].max() + 0.07
 
 
-def test_a_frame_does_not_depend_on_the_count():
+def test_frame_does_not_depend_on_the_count():
     short = list(person.frames(count=2, height=160, width=96))
     long = list(person.frames(count=4, height=160, width=96))
     assert np.array_equal(short[1], long[1])
@@ -170,7 +170,7 @@ def test_joints_scale_with_the_frame(who):
 
 
 @pytest.mark.parametrize("who", PEOPLE)
-def test_the_background_stands_still(who):
+def test_background_is_static(who):
     first, *_, last = person.frames(count=12, height=320, width=192, who=who)
     corner = (slice(0, 40), slice(0, 192))  # above any raised hand
     assert np.array_equal(first[corner], last[corner])
@@ -184,7 +184,7 @@ def test_the_background_stands_still(who):
         ("pose", "guest"),
     ],
 )
-def test_mediapipe_follows(solution, who):
+def test_mediapipe_detects_the_joints(solution, who):
     mediapipe = pytest.importorskip("mediapipe")
     make = {
         "pose": lambda: mediapipe.solutions.pose.Pose(model_complexity=1),
@@ -201,25 +201,25 @@ def test_mediapipe_follows(solution, who):
             points = [found.landmark[names[person.JOINT_NAMES[k].upper()]] for k in LIMBS]
             points = np.array([(p.x * 384, p.y * 640) for p in points])
             figure = np.ptp(joints[i, :, 1])  # nose to ankles
-            # A tracker that took left for right would be a shoulder's width off.
+            # Confusing left and right causes an error of a shoulder width.
             errors.append(np.linalg.norm(points - joints[i, LIMBS], axis=1) / figure)
     assert (np.max(errors, axis=1) < 0.12).mean() >= 0.97
     assert np.mean(errors) < 0.04
 
 
-def test_each_person_is_written_to_a_file_of_their_own(tmp_path):
+def test_each_person_is_written_to_a_separate_file(tmp_path):
     written = [write_sample("person", tmp_path, seconds=0.05, who=who) for who in PEOPLE]
     assert [path.name for path in written] == ["person.mp4", "guest.mp4"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["guest.mp4", "person.mp4"]
 
 
-def test_nothing_is_written_of_an_unknown_person(tmp_path):
+def test_unknown_person_writes_no_file(tmp_path):
     with pytest.raises(UnknownName, match="unknown person"):
         write_sample("person", tmp_path / "out", who="nobody")
     assert not (tmp_path / "out").exists()
 
 
-def test_the_room_is_empty_at_first():
+def test_room_is_empty_at_the_start():
     clip = {"height": 320, "width": 192, "count": 6}
     shown = np.stack(list(person.frames(**clip, empty=3)))
     danced = np.stack(list(person.frames(**clip)))
@@ -229,7 +229,7 @@ def test_the_room_is_empty_at_first():
     assert np.abs(shown[0].astype(int) - danced[0]).max() > 60
 
 
-def test_the_finale_is_another_dance():
+def test_finale_is_another_dance():
     clip = {"count": 300, "fps": 15.0, "seed": 3}
     plain, joints = person.joints(**clip), person.joints(**clip, finale=40)
     assert np.array_equal(joints[:-40], plain[:-40])
@@ -237,38 +237,38 @@ def test_the_finale_is_another_dance():
 
 
 def novelty(joints: np.ndarray, held_out: int, *, fps: float = 30.0, empty: int = 0) -> np.ndarray:
-    """How far each of the last `held_out` poses is from the nearest one before them.
+    """Distance of each of the last `held_out` poses to the nearest earlier pose, [held_out].
 
-    A third of a second around each is left out: neighbours are near in any motion. Distances are
-    means over joints, in units of the largest distance between two poses of the training part.
-    `joints` [T, J, 2] in pixels; the first `empty` show nobody. Returns [held_out].
+    Poses less than a third of a second earlier are excluded: neighbouring poses are always similar.
+    Distances are means over joints, relative to the largest distance between two training poses.
+    `joints` [T, J, 2] are in pixels; the first `empty` frames show nobody.
     """
-    begin, apart = len(joints) - held_out, round(fps / 3)
+    begin, min_gap = len(joints) - held_out, round(fps / 3)
     trained = joints[empty:begin].astype(float)
     spread = np.linalg.norm(trained[:, None] - trained[None], axis=-1).mean(axis=-1).max()
     gaps = np.linalg.norm(joints[begin:, None] - trained[None], axis=-1).mean(axis=-1)
-    near = np.arange(empty, begin)[None] > np.arange(begin, len(joints))[:, None] - apart
+    near = np.arange(empty, begin)[None] > np.arange(begin, len(joints))[:, None] - min_gap
     gaps[near] = np.inf
     return gaps.min(axis=1) / spread
 
 
 def demo_clip(who: str) -> dict:
-    """The arguments of the clip that `v2v demo` draws."""
+    """The arguments of the clip drawn by `v2v demo`."""
     seconds = inspect.signature(demo.demo).parameters["seconds"].default
     return {"count": round(seconds * 30), "fps": 30.0, "seed": demo.SEEDS[who], "who": who}
 
 
-def test_what_the_demo_holds_out_is_not_danced_in_training():
+def test_held_out_poses_of_the_demo_are_not_in_its_training_part():
     clip = demo_clip("host")
     share = load_config(TrainSettings, "train", "train-pose").data.hold_out
     held_out, empty = round(share * clip["count"]), round(30 * demo.EMPTY["host"])
-    away = novelty(person.joints(**clip), held_out, empty=empty)
-    assert len(away) == 27
-    assert away.min() > 0.12 and away.mean() > 0.2
+    distances = novelty(person.joints(**clip), held_out, empty=empty)
+    assert len(distances) == 27
+    assert distances.min() > 0.12 and distances.mean() > 0.2
 
 
-def test_a_periodic_dance_would_not_pass(monkeypatch):
-    """Frequencies in whole ratios, as dances had them before."""
+def test_periodic_dance_repeats_poses(monkeypatch):
+    """Rational frequency ratios, as in earlier versions, repeat poses."""
     for name in ("RIGHT", "TURN", "GAZE", "TALK", "FIGURE"):
         monkeypatch.setattr(person, name, 1.0 if name == "RIGHT" else 0.5)
     monkeypatch.setattr(person, "SWING", {"left": 1.0, "right": 1.0})
@@ -278,16 +278,16 @@ def test_a_periodic_dance_would_not_pass(monkeypatch):
 
 
 @pytest.mark.parametrize("who", PEOPLE)
-@pytest.mark.parametrize(("seconds", "least"), [(4, 0.1), (10, 0.08), (60, 0.04)])
-def test_no_dance_repeats_within_the_clip(who, seconds, least):
+@pytest.mark.parametrize(("seconds", "minimum"), [(4, 0.1), (10, 0.08), (60, 0.04)])
+def test_no_dance_repeats_within_the_clip(who, seconds, minimum):
     for seed in range(4):
         joints = person.joints(count=30 * seconds, seed=seed, who=who)
-        away = novelty(joints, round(0.15 * len(joints)))
-        assert away.mean() > least and away.min() > 0.01, seed
+        distances = novelty(joints, round(0.15 * len(joints)))
+        assert distances.mean() > minimum and distances.min() > 0.01, seed
 
 
 @pytest.mark.parametrize("who", PEOPLE)
-def test_fingertips_stay_in_the_picture(who):
+def test_fingertips_stay_in_the_frame(who):
     camera = person._Camera.fitting(640, 384, person.PEOPLE[who])
     for seed in range(6):
         phase = person._dancer(seed)

@@ -1,4 +1,4 @@
-"""The street's flow, occlusion, labels and instances are true of its pictures."""
+"""Tests that the street's flow, occlusion, labels and instances match its frames."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _warped(image: np.ndarray, frame: StreetFrame, interpolation: int) -> np.nda
     return cv2.remap(image, x, y, interpolation, borderMode=cv2.BORDER_REPLICATE)
 
 
-def test_shapes_and_types(drive):
+def test_frames_have_the_documented_shapes_and_types(drive):
     for frame in drive:
         assert frame.rgb.shape == (256, 512, 3) and frame.rgb.dtype == np.uint8
         assert frame.labels.shape == (256, 512) and frame.labels.dtype == np.uint8
@@ -38,12 +38,12 @@ def test_shapes_and_types(drive):
         assert frame.occlusion.min() >= 0 and frame.occlusion.max() <= 1
 
 
-def test_the_first_frame_has_no_past(drive):
+def test_first_frame_has_zero_flow_and_full_occlusion(drive):
     assert not drive[0].flow.any()
     assert (drive[0].occlusion == 1).all()
 
 
-def test_same_seed_same_bytes_whatever_the_count(drive):
+def test_frames_depend_on_the_seed_but_not_the_count(drive):
     for one, other in zip(street.frames(count=3), drive, strict=False):
         for name in ("rgb", "labels", "instances", "flow", "occlusion"):
             assert np.array_equal(getattr(one, name), getattr(other, name)), name
@@ -70,7 +70,7 @@ def test_visible_points_keep_their_label_and_instance(drive):
         for name in ("labels", "instances"):
             before = _warped(getattr(previous, name), frame, cv2.INTER_NEAREST)
             same = before == getattr(frame, name)
-            # Bands of one plane (road, pavement) meet without occlusion: an edge may round.
+            # Regions of one plane (road, pavement) meet without occlusion: edges may be rounded.
             assert same[visible].mean() > 0.995, name
 
 
@@ -81,11 +81,11 @@ def test_points_outside_the_previous_frame_are_occluded(drive):
         assert (frame.occlusion[outside] == 1).all()
 
 
-def test_the_road_flows_as_the_pinhole_camera_says():
+def test_road_flow_matches_the_pinhole_camera():
     fps, height, width = 15.0, 64, 128
     previous, frame = street.frames(count=2, height=height, width=width, fps=fps)
-    # In the middle column, just below the horizon's reach of sway, the road comes straight on:
-    # depth = focal * eye / (y - horizon), and it was one step of 6 / fps metres farther away.
+    # In the middle column, below the horizon and its sway, the road moves straight towards the
+    # camera: depth = focal * eye / (y - horizon), and it was 6 / fps metres farther away before.
     focal, horizon, eye = 0.62 * width, 0.46 * height, 1.45
     y = np.arange(int(horizon) + 8, height - 2)
     column = width // 2
@@ -99,8 +99,8 @@ def test_labels_and_instances_follow_cityscapes(drive):
     labels = np.stack([frame.labels for frame in drive])
     instances = np.stack([frame.instances for frame in drive])
     assert {ROAD, SIDEWALK, BUILDING, SKY, PERSON, CAR} <= set(np.unique(labels).tolist())
-    counted = np.isin(labels, (PERSON, CAR))
-    assert (instances[counted] // 1000 == labels[counted]).all()
-    assert (instances[~counted] == labels[~counted]).all()
+    has_instances = np.isin(labels, (PERSON, CAR))
+    assert (instances[has_instances] // 1000 == labels[has_instances]).all()
+    assert (instances[~has_instances] == labels[~has_instances]).all()
     assert len(np.unique(instances[labels == CAR])) > 5
     assert (labels == ROAD).mean() > 0.1

@@ -1,6 +1,6 @@
-"""Losses: tensors in, a float32 scalar out. Their weights live with the objective, by name.
+"""Losses: tensors in, a float32 scalar out. The objective holds their weights by name.
 
-Every loss is a mean over samples of per-sample means, so a batch may be spread over processes.
+Every loss is a mean over samples of per-sample means, so a batch may be split across processes.
 """
 
 from v2v.losses.adversarial import (

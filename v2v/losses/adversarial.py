@@ -3,7 +3,7 @@
 Shapes: a discriminator works at S spatial scales. Each returns a map of logits [B, 1, h, w]
 (PatchGAN: one per patch) and the features of its N layers [B, C, h, w]. Every loss is the mean over
 scales of means over patches and samples, in float32, so it neither grows with the number of scales
-nor depends on the distribution of a batch over processes.
+nor depends on how a batch is split across processes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def discriminator_loss(
     Args:
         real_logits: for each scale [B, 1, h, w], any range.
         fake_logits: for each scale [B, 1, h, w], of detached generated frames.
-        kind: which of the two.
+        kind: "hinge" or "least_squares".
 
     Returns:
         [] float32.

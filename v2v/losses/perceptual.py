@@ -66,14 +66,14 @@ class VGGPerceptual(PerceptualLoss):
 
     `sum_i w_i / N_i |F_i(real) - F_i(fake)|_1` over relu1_1, relu2_1, relu3_1, relu4_1, relu5_1
     with w = 1/32, 1/16, 1/8, 1/4, 1 (pix2pixHD, Wang et al. 2018, arXiv 1711.11585, and vid2vid;
-    after Johnson et al. 2016, arXiv 1603.08155). The network is frozen; gradient passes through.
+    after Johnson et al. 2016, arXiv 1603.08155). The network is frozen; gradients pass through.
 
     Args:
         weights: a state dict of torchvision's vgg19, complete or only its `features.` (80 of 548 MB
             in safetensors); None looks for the file that torchvision would download.
 
     Raises:
-        WeightsUnavailable: they are missing (with the alternatives), or of another network.
+        WeightsUnavailable: they are missing (the hint lists alternatives), or of another network.
     """
 
     TAPS = {1: 1 / 32, 6: 1 / 16, 11: 1 / 8, 20: 1 / 4, 29: 1.0}  # layer of `features`: its weight
@@ -150,9 +150,9 @@ class PyramidPerceptual(PerceptualLoss):
     of Bojanowski et al. 2018, arXiv 1707.05776). In plain L1 the coarse bands, which contain most
     of the contrast, dominate the fine ones.
 
-    D_j is the mean absolute difference between neighbours to the right, below and (of Y, else
-    chequered pixels go unseen) along both diagonals, over overlapping windows of 8 x 8 pixels of
-    level j: the amount of edges, not their position. For an edge with uncertain position, L1 alone
+    D_j is the mean absolute difference between neighbours to the right, below and, for Y, along
+    both diagonals (to detect chequered pixels), over overlapping windows of 8 x 8 pixels of level
+    j: the amount of edges, not their position. For an edge with uncertain position, L1 alone
     is minimised by a blur, the median of the positions. A blur has fewer edges in the window
     wherever it lies, so this term keeps it sharp. It is relative to the real picture's edges, as
     visual contrast is.

@@ -18,9 +18,9 @@ from v2v.losses._means import check_map, masked_l1, masked_mean
 from v2v.warp import warp
 
 REFERENCE_SIDE = 256  # pixels; flow losses are normalised to a picture of this size squared
-AROUND = 5  # side in pixels of the window for errors: single pixels may match by chance
-UNSEEN = 1e-4  # squared error in [-1, 1] of one grey level of 255, which is invisible
-SOFTENING = 1e-3  # predicted occlusions are squeezed by this from 0 and 1
+ERROR_WINDOW = 5  # side of the window in pixels: single pixels may match by chance
+INVISIBLE_ERROR = 1e-4  # squared error in [-1, 1] of one grey level of 255, which is invisible
+SOFTENING = 1e-3  # minimum distance of predicted occlusions from 0 and 1
 
 
 @torch.no_grad()
@@ -39,8 +39,8 @@ def confidence(real_now: Tensor, real_before_warped: Tensor, threshold: float = 
         [B, 1, H, W] float32, 0 or 1, without gradient.
     """
     assert real_now.shape == real_before_warped.shape
-    gap = (real_now.float() - real_before_warped.float()).square().sum(dim=1, keepdim=True)
-    return (gap < threshold).float()
+    error = (real_now.float() - real_before_warped.float()).square().sum(dim=1, keepdim=True)
+    return (error < threshold).float()
 
 
 def synthesised_share(real: Tensor, synthesised: Tensor, moved: Tensor) -> Tensor:
@@ -62,13 +62,13 @@ def synthesised_share(real: Tensor, synthesised: Tensor, moved: Tensor) -> Tenso
 
     def error(picture: Tensor) -> Tensor:
         squared = (picture.detach().float() - real.detach().float()).square().mean(1, keepdim=True)
-        around = F.avg_pool2d(
-            squared, AROUND, stride=1, padding=AROUND // 2, count_include_pad=False
+        smoothed = F.avg_pool2d(
+            squared, ERROR_WINDOW, stride=1, padding=ERROR_WINDOW // 2, count_include_pad=False
         )
-        return around + UNSEEN
+        return smoothed + INVISIBLE_ERROR
 
-    of_moved, of_synthesised = error(moved), error(synthesised)
-    return of_moved / (of_moved + of_synthesised)
+    moved_error, synthesised_error = error(moved), error(synthesised)
+    return moved_error / (moved_error + synthesised_error)
 
 
 def flow_loss(flow: Tensor, reference: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -26,7 +26,7 @@ def generator_names() -> tuple[str, ...]:
 def check_generator(architecture: dict[str, Any]) -> None:
     """Validate the recorded arguments of a built-in generator.
 
-    Raises pydantic's `ValidationError` for wrong types, unknown arguments and absurd sizes.
+    Raises pydantic's `ValidationError` for wrong types, unknown arguments and sizes out of range.
     """
     if architecture.get("name") == "sequential":
         from v2v.models.generator import GeneratorArguments

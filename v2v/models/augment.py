@@ -34,7 +34,7 @@ class DiscriminatorAugmentSettings(Config):
     saturation: Unit  # factor between 1 - this and 1 + this
     contrast: Annotated[float, Field(ge=0, lt=1)]  # likewise, around middle grey
     translation: Annotated[float, Field(ge=0, le=0.5)]  # at most this fraction of a side
-    cutout: Unit  # side of the hole as a fraction of the picture's
+    cutout: Unit  # side of the hole as a fraction of the picture's side
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class DiscriminatorAugmentation:
 
     colours: tuple[tuple[float, float, float], ...]  # brightness, saturation, contrast
     shifts: tuple[tuple[int, int], ...]  # whole pixels to the right and down
-    holes: tuple[tuple[int, int, int, int] | None, ...]  # x0, y0, x1, y1 of slices
+    holes: tuple[tuple[int, int, int, int] | None, ...]  # x0, y0, x1, y1; None: no hole
 
     def frames(self, frames: Tensor) -> Tensor:
         """[B, T, 3, H, W] recoloured, translated, and grey in the hole."""

@@ -84,7 +84,7 @@ class ResidualBlock(nn.Module):
         h = self.first(x) if guide is None else self.first(x, guide)
         h = self.norm2(self.conv1(F.leaky_relu(h, 0.2)))
         if self.style is not None:
-            assert style is not None, "this block wants a style vector"
+            assert style is not None, "this block needs a style vector"
             scale, shift = self.style(style)[:, :, None, None].chunk(2, dim=1)
             h = h * (1 + scale) + shift
         out: Tensor = x + self.conv2(F.leaky_relu(h, 0.2))
@@ -94,13 +94,13 @@ class ResidualBlock(nn.Module):
 def subpixel(inputs: int, outputs: int, size: int = 3) -> nn.Conv2d:
     """A convolution whose output is shuffled to twice the size (arXiv 1609.05158).
 
-    The four pixels that one becomes start alike (arXiv 1707.02937), else they start as a
-    checkerboard, and a model that is trained for minutes only keeps it.
+    The four output pixels of an input pixel are initialised equal (arXiv 1707.02937). Otherwise the
+    output starts as a checkerboard, which minutes of training do not remove.
     """
     layer = conv(inputs, 4 * outputs, size)
     with torch.no_grad():
-        alike = layer.weight[::4].repeat_interleave(4, dim=0)
-        layer.weight.copy_(alike)
+        repeated = layer.weight[::4].repeat_interleave(4, dim=0)
+        layer.weight.copy_(repeated)
         assert layer.bias is not None
         layer.bias.copy_(layer.bias[::4].repeat_interleave(4))
     return layer
@@ -123,14 +123,14 @@ def half(image: Tensor, times: int = 1) -> Tensor:
 
 
 def fold(image: Tensor, factor: int) -> Tensor:
-    """[B, C factor^2, H / factor, W / factor] each square's pixels as channels.
+    """[B, C factor^2, H / factor, W / factor] with the pixels of each square as channels.
 
-    What `F.pixel_unshuffle` gives, on a CPU in a third of the time.
+    The result of `F.pixel_unshuffle`, in a third of the time on a CPU.
     """
     batch, channels, height, width = image.shape
     split = image.reshape(batch, channels, height // factor, factor, width // factor, factor)
-    moved = split.permute(0, 1, 3, 5, 2, 4)
-    return moved.reshape(batch, channels * factor**2, height // factor, width // factor)
+    ordered = split.permute(0, 1, 3, 5, 2, 4)
+    return ordered.reshape(batch, channels * factor**2, height // factor, width // factor)
 
 
 def smooth(image: Tensor) -> Tensor:
@@ -141,13 +141,13 @@ def smooth(image: Tensor) -> Tensor:
 def double(image: Tensor) -> Tensor:
     """[B, C, H, W] at twice the size, smooth, and such that `half` gives `image` back exactly.
 
-    Bilinear enlargement blurs: halving it again would not return the picture, and a model that
-    has grown would lose sharpness with every frame it feeds back. What the bilinear picture lacks
-    is added to each 2x2 square as a whole.
+    Bilinear upsampling blurs: halving the result would not return the picture, and a model that has
+    grown would lose sharpness with every frame it feeds back. The difference is added to each 2x2
+    square as a constant.
     """
     enlarged = smooth(image)
-    lacking = image - half(enlarged)
-    return enlarged + F.interpolate(lacking, scale_factor=2.0, mode="nearest")
+    difference = image - half(enlarged)
+    return enlarged + F.interpolate(difference, scale_factor=2.0, mode="nearest")
 
 
 def coordinates(like: Tensor) -> Tensor:

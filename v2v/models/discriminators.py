@@ -14,7 +14,7 @@ One training step evaluates nothing twice:
 
 Step 1 comes first because it provides the real half. Its features are those before the
 discriminators' update, which feature matching, a moving target anyway, tolerates. Under DDP step 2
-uses the unwrapped module: the wrapper would wait for gradients that never come.
+uses the unwrapped module: the wrapper would wait for gradients that never arrive.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ FRAMES = 3  # per temporal discriminator: K of arXiv 1808.06601, section 3.1
 STRIDES = (1, 3, 9)  # between these frames
 TEMPORAL = {f"temporal_{stride}": stride for stride in STRIDES}
 
-_SMALLEST = 3  # pixels, the least input of the last two layers (4x4, padded by 1)
+_SMALLEST = 3  # pixels, the smallest input of the last two layers (4x4, padded by 1)
 
 
 class DiscriminatorSettings(Config):
@@ -67,7 +67,7 @@ class PatchOutput(NamedTuple):
         )
 
 
-# Named tuples, because DDP and Fabric find tensors in these and refuse frozen dataclasses.
+# Named tuples, because DDP and Fabric find the tensors in them but refuse frozen dataclasses.
 class DiscriminatorOutput(NamedTuple):
     """Output of one discriminator for the frames of a step.
 
@@ -98,7 +98,7 @@ class Discriminators(nn.Module):
         *,
         channels: int,  # C, of the signals together
         weights: Mapping[str, float],  # by name; discriminators of weight 0 are not built
-        crops: Mapping[str, Sequence[int]] | None = None,  # name -> which of the K boxes it sees
+        crops: Mapping[str, Sequence[int]] | None = None,  # name -> indices of its boxes, below K
     ) -> None:
         super().__init__()
         crops = crops or {}
@@ -164,7 +164,7 @@ class Discriminators(nn.Module):
         # One batch of both halves: [real; fake] on the first axis.
         frames = torch.cat(halves)
         copies = len(halves)
-        everything = fake.new_ones(batch, newest)
+        all_valid = fake.new_ones(batch, newest)
 
         discriminator_outputs = {}
         for name, discriminator in self.discriminators.items():
@@ -173,31 +173,31 @@ class Discriminators(nn.Module):
                 last = [t for t in evaluated if t >= (FRAMES - 1) * stride]
                 if not last:
                     continue
-                shown = [frames[:, [t - 2 * stride, t - stride, t]].flatten(1, 2) for t in last]
+                triplets = [frames[:, [t - 2 * stride, t - stride, t]].flatten(1, 2) for t in last]
                 motion = self._motion(flow, last, stride, like=fake)
-                seen = torch.cat([torch.stack(shown, 1), _repeat(motion, copies)], dim=2)
-                weight = everything[:, : len(last)]
+                inputs = torch.cat([torch.stack(triplets, 1), _repeat(motion, copies)], dim=2)
+                weight = all_valid[:, : len(last)]
             elif name in self.crops:
-                chosen = _chosen(boxes, evaluated, self.crops[name], like=fake)
+                chosen = _select_boxes(boxes, evaluated, self.crops[name], like=fake)
                 present = _present(chosen)
-                whole = chosen.new_tensor([0.0, 0.0, width, height])
+                full_picture = chosen.new_tensor([0.0, 0.0, width, height])
                 # A missing box becomes the whole picture with weight 0, so that the graph is the
                 # same in every process, whatever its batch contains.
-                places = torch.where(present[..., None], chosen, whole)
-                seen = torch.cat(
+                regions = torch.where(present[..., None], chosen, full_picture)
+                inputs = torch.cat(
                     [
-                        _repeat(self._crop(signals[:, first:], places), copies),
-                        self._crop(frames[:, first:], _repeat(places, copies)),
+                        _repeat(self._crop(signals[:, first:], regions), copies),
+                        self._crop(frames[:, first:], _repeat(regions, copies)),
                     ],
                     dim=2,
                 )
                 weight = present.flatten(1).to(fake.dtype)
             else:
                 pictures = frames[:, first:]
-                seen = torch.cat([_repeat(signals[:, first:], copies), pictures], dim=2)
-                weight = everything
+                inputs = torch.cat([_repeat(signals[:, first:], copies), pictures], dim=2)
+                weight = all_valid
 
-            logits, features = discriminator(seen.flatten(0, 1))
+            logits, features = discriminator(inputs.flatten(0, 1))
             mask = _repeat(weight, copies) if name in self.crops else None
             logits = [_unfold(x, copies * batch, mask).squeeze(2) for x in logits]
             features = [[_unfold(x, copies * batch, mask) for x in scale] for scale in features]
@@ -251,7 +251,7 @@ class MultiScale(nn.Module):
         """
         smallest = _SMALLEST << self.layers
         assert min(x.shape[-2:]) >= smallest, (
-            f"{self.layers} layers need {smallest} pixels a side, given {list(x.shape[-2:])}"
+            f"{self.layers} layers need {smallest} pixels a side, got {list(x.shape[-2:])}"
         )
         logits, features = [], []
         for scale, discriminator in enumerate(self.scales):
@@ -315,15 +315,15 @@ def frozen(module: nn.Module) -> Iterator[None]:
 
     Gradients still flow through it to its inputs, also if the backward pass runs after the context.
     """
-    wanted = [p for p in module.parameters() if p.requires_grad]
+    trainable = [p for p in module.parameters() if p.requires_grad]
     training = [m for m in module.modules() if m.training]
     try:
-        for parameter in wanted:
+        for parameter in trainable:
             parameter.requires_grad_(False)
         module.eval()
         yield
     finally:
-        for parameter in wanted:
+        for parameter in trainable:
             parameter.requires_grad_(True)
         for part in training:
             part.training = True
@@ -361,9 +361,9 @@ def crop(pictures: Tensor, boxes: Tensor, side: int) -> Tensor:
     assert boxes.ndim == 3 and boxes.shape[2] == 4, f"boxes must be [N, K, 4], are {boxes.shape}"
     height, width = pictures.shape[-2:]
     boxes = boxes.float()
-    at = (torch.arange(side, device=boxes.device) + 0.5) / side
-    x = boxes[..., 0, None] + (boxes[..., 2] - boxes[..., 0])[..., None] * at  # [N, K, side]
-    y = boxes[..., 1, None] + (boxes[..., 3] - boxes[..., 1])[..., None] * at
+    centres = (torch.arange(side, device=boxes.device) + 0.5) / side
+    x = boxes[..., 0, None] + (boxes[..., 2] - boxes[..., 0])[..., None] * centres  # [N, K, side]
+    y = boxes[..., 1, None] + (boxes[..., 3] - boxes[..., 1])[..., None] * centres
     grid = torch.stack(
         [
             (2 * x / width - 1)[:, :, None, :].expand(-1, -1, side, -1),
@@ -383,7 +383,9 @@ def crop(pictures: Tensor, boxes: Tensor, side: int) -> Tensor:
     return crops.transpose(1, 2).to(pictures.dtype)
 
 
-def _chosen(boxes: Tensor | None, evaluated: range, which: list[int], *, like: Tensor) -> Tensor:
+def _select_boxes(
+    boxes: Tensor | None, evaluated: range, which: list[int], *, like: Tensor
+) -> Tensor:
     """[B, n, k, 4] the boxes of one discriminator; all NaN if there are none."""
     if boxes is None:
         return like.new_full((like.shape[0], len(evaluated), len(which), 4), float("nan"))
@@ -391,9 +393,9 @@ def _chosen(boxes: Tensor | None, evaluated: range, which: list[int], *, like: T
 
 
 def _present(boxes: Tensor) -> Tensor:
-    """[...] whether a box exists and is not empty."""
-    holds = (boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1])
-    return boxes.isfinite().all(-1) & holds
+    """[...] True for boxes that exist and are not empty."""
+    not_empty = (boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1])
+    return boxes.isfinite().all(-1) & not_empty
 
 
 def _repeat(x: Tensor, copies: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 The first half of frame prediction in arXiv 1808.06601, section 4: the next signals are predicted
 from past ones, and a trained generator renders them. Keypoints (pose, face) are predicted as a
-compact state; label maps are warped by a flow, with new labels only where nothing can be copied.
+compact state; label maps are warped by a flow, with new labels only where occluded.
 
 Both are initialised to a sensible baseline: damped velocity for keypoints, a copy of the last map
 for labels.
@@ -84,17 +84,17 @@ class ShapePCA:
         complete = complete[:: max(len(complete) // SAMPLE, 1)]
         shapes = start._split(complete)[0].reshape(len(complete), -1)
         mean = shapes.mean(axis=0)
-        _, strengths, axes = np.linalg.svd(shapes - mean, full_matrices=False)
-        share = np.cumsum(strengths**2) / max(float((strengths**2).sum()), 1e-12)
-        count = min(int(np.searchsorted(share, variance)) + 1, components, len(axes))
-        basis = axes[:count] if strengths[0] > 1e-6 else axes[:1]
+        _, singular_values, axes = np.linalg.svd(shapes - mean, full_matrices=False)
+        explained = np.cumsum(singular_values**2) / max(float((singular_values**2).sum()), 1e-12)
+        count = min(int(np.searchsorted(explained, variance)) + 1, components, len(axes))
+        basis = axes[:count] if singular_values[0] > 1e-6 else axes[:1]
         return cls(
             mean.reshape(start.mean.shape).astype(np.float32), basis.astype(np.float32), chosen
         )
 
     @property
     def length(self) -> int:
-        """S."""
+        """S, the number of components of a state."""
         return self.mean.shape[1] + 1 + len(self.basis)
 
     def complete(self, points: Floats) -> Floats:
@@ -105,19 +105,19 @@ class ShapePCA:
         bridged = _bridged(points)
         missing = ~np.isfinite(bridged).all(axis=2)
         for frame in np.flatnonzero(missing.any(axis=1)):
-            gone = missing[frame]
-            seen = self.anchors[~gone[self.anchors]]
-            place, size = _fitted(bridged[frame, seen], self.mean[seen])
-            bridged[frame, gone] = place + size * self.mean[gone]
+            gaps = missing[frame]
+            visible = self.anchors[~gaps[self.anchors]]
+            position, size = _fitted(bridged[frame, visible], self.mean[visible])
+            bridged[frame, gaps] = position + size * self.mean[gaps]
         return bridged
 
     def encode(self, points: Floats) -> tuple[Floats, Floats]:
         """State [T, S] and remainder [T, N, D] of complete points [T, N, D]."""
-        shapes, place, size = self._split(points)
-        away = (shapes - self.mean).reshape(len(points), -1)
-        coefficients = away @ self.basis.T
-        rest = (away - coefficients @ self.basis).reshape(shapes.shape)
-        state = np.concatenate([place, np.log(size)[:, None], coefficients], axis=1)
+        shapes, position, size = self._split(points)
+        offsets = (shapes - self.mean).reshape(len(points), -1)
+        coefficients = offsets @ self.basis.T
+        rest = (offsets - coefficients @ self.basis).reshape(shapes.shape)
+        state = np.concatenate([position, np.log(size)[:, None], coefficients], axis=1)
         return state.astype(np.float32), rest.astype(np.float32)
 
     def decode(self, state: Floats, rest: Floats) -> Floats:
@@ -141,9 +141,9 @@ class ShapePCA:
 
     def _split(self, points: Floats) -> tuple[Floats, Floats, Floats]:
         anchors = points[:, self.anchors]
-        place = anchors.mean(axis=1)
-        size = _size(anchors - place[:, None])
-        return (points - place[:, None]) / size[:, None, None], place, size
+        position = anchors.mean(axis=1)
+        size = _size(anchors - position[:, None])
+        return (points - position[:, None]) / size[:, None, None], position, size
 
 
 def _size(around: Floats) -> Floats:
@@ -154,14 +154,14 @@ def _size(around: Floats) -> Floats:
 
 def _mean_shape(bridged: Floats, anchors: NDArray[np.int64]) -> Floats:
     """[N, D] of size 1: the median of frames that show all anchors; 0 for points never visible."""
-    whole = bridged[np.isfinite(bridged[:, anchors]).all(axis=(1, 2))]
-    if not len(whole):  # an anchor is never visible: use the others
-        whole = np.where(np.isfinite(bridged), bridged, np.nanmean(bridged, axis=(0, 1)))
-    place = whole[:, anchors].mean(axis=1)
-    shapes = (whole - place[:, None]) / _size(whole[:, anchors] - place[:, None])[:, None, None]
-    seen = np.isfinite(shapes).any(axis=(0, 2))
+    frames = bridged[np.isfinite(bridged[:, anchors]).all(axis=(1, 2))]
+    if not len(frames):  # an anchor is never visible: use the others
+        frames = np.where(np.isfinite(bridged), bridged, np.nanmean(bridged, axis=(0, 1)))
+    centre = frames[:, anchors].mean(axis=1)
+    shapes = (frames - centre[:, None]) / _size(frames[:, anchors] - centre[:, None])[:, None, None]
+    visible = np.isfinite(shapes).any(axis=(0, 2))
     mean = np.zeros(bridged.shape[1:], np.float32)
-    mean[seen] = np.nanmedian(shapes[:, seen], axis=0)
+    mean[visible] = np.nanmedian(shapes[:, visible], axis=0)
     return mean
 
 
@@ -170,9 +170,9 @@ def _bridged(points: Floats) -> Floats:
     count = len(points)
     flat = points.reshape(count, -1).copy()
     for column in flat.T:
-        seen = np.flatnonzero(np.isfinite(column))
-        if 0 < len(seen) < count:
-            column[:] = np.interp(np.arange(count), seen, column[seen])
+        visible = np.flatnonzero(np.isfinite(column))
+        if 0 < len(visible) < count:
+            column[:] = np.interp(np.arange(count), visible, column[visible])
     return flat.reshape(points.shape)
 
 
@@ -192,7 +192,7 @@ class PointState(Tensors):
     """The inputs of the next prediction."""
 
     past: Tensor  # [B, P, S]
-    low: Tensor  # [B, S] bounds of all states, however long the rollout
+    low: Tensor  # [B, S] bounds of all predicted states
     high: Tensor  # [B, S]
 
     def push(self, state: Tensor) -> PointState:
@@ -249,7 +249,7 @@ class PointPredictor(nn.Module):
         self.velocity_scale = steps.square().mean(dim=0).sqrt().clamp(min=1e-6)
 
     def begin(self, past: Tensor) -> PointState:
-        """The predictor's state after real states [B, T, S]; padded by the first one if T < P.
+        """The predictor's state after real states [B, T, S], padded with the first if T < P.
 
         The bounds are extended to states outside the training range, as in other footage.
         """
@@ -265,14 +265,14 @@ class PointPredictor(nn.Module):
         newest = past[:, -1]
         steps = past[:, 1:] - past[:, :-1]
         # Squashed, so that inputs far from the training data do not cause larger outputs.
-        seen = torch.cat(
+        inputs = torch.cat(
             [((newest - self.centre) / self.spread)[:, None], steps / self.velocity_scale], dim=1
         )
-        seen = 4 * torch.tanh(seen / 4)
-        added = (seen * self.linear).sum(dim=1) + self.mlp(seen.flatten(1))
+        inputs = 4 * torch.tanh(inputs / 4)
+        residual = (inputs * self.linear).sum(dim=1) + self.mlp(inputs.flatten(1))
         step = (
             torch.sigmoid(self.damping) * steps[:, -1]
-            + 2 * torch.tanh(added / 2) * self.velocity_scale
+            + 2 * torch.tanh(residual / 2) * self.velocity_scale
         )
         following = torch.minimum(torch.maximum(newest + step, state.low), state.high)
         return following, state.push(following)
@@ -293,7 +293,7 @@ PAST_MAPS = 3
 
 @dataclass(frozen=True, repr=False)
 class LabelState(Tensors):
-    """What the next map depends on."""
+    """The maps that the next one is predicted from."""
 
     maps: Tensor  # [B, 3, K, H, W] class probabilities, one-hot for real maps
 
@@ -308,8 +308,8 @@ class LabelOutput(Tensors):
 
     following: Tensor  # [B, K, H, W] class probabilities
     flow: Tensor  # [B, 2, H, W] backward, in pixels of the map
-    occlusion: Tensor  # [B, 1, H, W] 1 where nothing can be copied
-    made_up: Tensor  # [B, K, H, W] class probabilities where nothing can be copied
+    occlusion: Tensor  # [B, 1, H, W] 1 where the last map cannot be copied
+    made_up: Tensor  # [B, K, H, W] synthesised class probabilities
 
 
 class LabelPredictor(nn.Module):
@@ -339,17 +339,17 @@ class LabelPredictor(nn.Module):
         self.head = zeroed(conv(width, 3 + channels))
 
     multiple = 16  # the divisor of both sides of a map
-    RESERVE = 4.0  # an untrained network copies every pixel with probability 98 percent
+    RESERVE = 4.0  # in logits: an untrained network copies every pixel with probability 98 percent
 
     def forward(self, state: LabelState) -> tuple[LabelOutput, LabelState]:
         """The next map, and the state after it."""
         maps = state.maps
         batch, count, channels, height, width = maps.shape
-        seen = self.embed(maps.flatten(0, 1)).reshape(batch, -1, height, width)
+        embedded = self.embed(maps.flatten(0, 1)).reshape(batch, -1, height, width)
         y = torch.linspace(-1, 1, height, device=maps.device)[:, None].expand(height, width)
         x = torch.linspace(-1, 1, width, device=maps.device).expand(height, width)
-        place = torch.stack([x, y]).expand(batch, -1, -1, -1)
-        h = F.leaky_relu(self.stem(F.pixel_unshuffle(torch.cat([seen, place], dim=1), 2)), 0.2)
+        xy = torch.stack([x, y]).expand(batch, -1, -1, -1)
+        h = F.leaky_relu(self.stem(F.pixel_unshuffle(torch.cat([embedded, xy], dim=1), 2)), 0.2)
         skips = []
         for layer in self.down:
             skips.append(h)
@@ -360,9 +360,9 @@ class LabelPredictor(nn.Module):
             h = F.leaky_relu(layer(torch.cat([h, skip], dim=1)), 0.2)
         output = self.head(h)
         flow = resize_flow(4 * output[:, :2], (height, width))
-        rest = F.interpolate(output[:, 2:], (height, width), mode="bilinear", align_corners=False)
-        occlusion = torch.sigmoid(rest[:, :1] - self.RESERVE)
-        made_up = F.pad(torch.softmax(rest[:, 1:-1], dim=1), (0, 0, 0, 0, 0, 1))
+        logits = F.interpolate(output[:, 2:], (height, width), mode="bilinear", align_corners=False)
+        occlusion = torch.sigmoid(logits[:, :1] - self.RESERVE)
+        made_up = F.pad(torch.softmax(logits[:, 1:-1], dim=1), (0, 0, 0, 0, 0, 1))
         predicted = compose_map(maps[:, -1], flow, occlusion, made_up)
         return predicted, state.push(predicted.following)
 

@@ -41,10 +41,10 @@ def rollout(
     for condition in conditions:
         if state is None:
             state = GeneratorState.empty(condition, PAST)
-        seen = state if corrupt is None else state.with_frames(corrupt(state.frames))
+        past = state if corrupt is None else state.with_frames(corrupt(state.frames))
         if recompute:
-            output = checkpoint(generator, condition, seen, use_reentrant=False)
+            output = checkpoint(generator, condition, past, use_reentrant=False)
         else:
-            output = generator(condition, seen)
+            output = generator(condition, past)
         state = state.push(condition, output.frame)
         yield output, state

@@ -1,8 +1,8 @@
-"""Frame-by-frame generators to compare the sequential one with, in the same training loop.
+"""Frame-by-frame baselines for the sequential generator, trained in the same loop.
 
 Implemented from their papers. They normalise over each picture instead of the batch (a frame must
 not depend on its neighbours in a batch), and accept any size with sides of at least 16 pixels. They
-ignore the state: their flicker is what a video model must remove.
+ignore the state, so they show the flicker that a video model must remove.
 """
 
 from __future__ import annotations

@@ -59,8 +59,10 @@ class Pix2Pix(nn.Module):
         for level in reversed(range(depth)):
             inputs = widths[level] * (1 if level == depth - 1 else 2)
             outputs = widths[level - 1] if level > 0 else 3
-            noisy = level >= max(depth - 3, 1)
-            self.up.append(DecoderBlock(inputs, outputs, normed=level > 0, dropout=dropout * noisy))
+            has_dropout = level >= max(depth - 3, 1)
+            self.up.append(
+                DecoderBlock(inputs, outputs, normed=level > 0, dropout=dropout * has_dropout)
+            )
 
     @classmethod
     def for_size(cls, channels: int, preset: str) -> Pix2Pix:
@@ -71,16 +73,16 @@ class Pix2Pix(nn.Module):
 
     def forward(self, condition: Condition, state: GeneratorState) -> GeneratorOutput:
         x = condition.signals
-        kept: list[Tensor] = []
+        skips: list[Tensor] = []
         sizes = []
         for down in self.down:
             sizes.append(x.shape[-2:])
             x = down(x)
-            kept.append(x)
+            skips.append(x)
 
         for up in self.up:
-            level = len(kept) - 1
-            skip = kept.pop()
+            level = len(skips) - 1
+            skip = skips.pop()
             x = up(skip if level == len(sizes) - 1 else torch.cat([x, skip], dim=1))
             # The encoder rounded odd sides up.
             x = x[..., : sizes[level][0], : sizes[level][1]]
@@ -93,7 +95,7 @@ class EncoderBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int, *, normed: bool, activated: bool) -> None:
         super().__init__()
         self.activated = activated
-        # A bias is lost in the norm.
+        # The norm would cancel a bias.
         self.conv = nn.Conv2d(inputs, outputs, 4, stride=2, padding=1, bias=not normed)
         self.norm = _Norm(outputs) if normed else nn.Identity()
         nn.init.normal_(self.conv.weight, 0, 0.02)
@@ -101,7 +103,7 @@ class EncoderBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.activated:
             x = F.leaky_relu(x, 0.2)
-        # Odd sides get one pixel more, so any size can be halved to the end.
+        # Odd sides are padded by one pixel, so that any size can be halved repeatedly.
         x = F.pad(x, (0, x.shape[-1] % 2, 0, x.shape[-2] % 2), mode="replicate")
         x = self.conv(x)
         return self.norm(x)  # type: ignore[no-any-return]
@@ -123,7 +125,7 @@ class DecoderBlock(nn.Module):
 
 
 class _Norm(nn.InstanceNorm2d):
-    """Instance norm that lets a single pixel pass: it would be 0, whatever it says."""
+    """Instance norm that leaves a single pixel unchanged: it would always become 0."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, affine=True)

@@ -1,8 +1,8 @@
 """pix2pixHD (Wang et al., arXiv 1711.11585): coarse to fine, with features per instance.
 
-The boundaries of instances are a channel of the signals, as everything that is drawn. The look of
-an instance is a feature vector: in training the encoder takes it from the real frame, afterwards it
-is picked from clusters of what the encoder saw.
+Instance boundaries are a channel of the signals. The appearance of an instance is a feature vector:
+in training the encoder computes it from the real frame; afterwards it is picked from clusters of
+the features of the training footage.
 
     clusters = cluster_features(generator.encoder, batches)         # stored with the model
     features = pick_features(clusters, instances, seed=0)           # Condition.features
@@ -39,9 +39,9 @@ Clusters = dict[int, NDArray[np.float32]]  # class -> [k, F] centres, k at most 
 class Pix2PixHD(nn.Module):
     """Global generator and local enhancer of section 3.1, instance features of section 3.4.
 
-    `condition.style` must be the very frame to be rendered, in training only: it is what the
-    features are taken from (`wants_target`). In `eval()` it is not looked at: features come from
-    `condition.features`, or are 0.
+    In training `condition.style` must be the target frame, from which the encoder computes the
+    features (`wants_target`). In `eval()` it is ignored: features come from `condition.features`,
+    or are 0.
     """
 
     wants_target: ClassVar[bool] = True
@@ -68,7 +68,7 @@ class Pix2PixHD(nn.Module):
             assert width % 2 == 0, f"width {width} cannot be halved"
             width //= 2
             self.enhancers.append(Enhancer(inputs, width=width))
-        self.out = _wide(width, 3)
+        self.out = _conv7(width, 3)
 
     @classmethod
     def for_size(cls, channels: int, preset: str) -> Pix2PixHD:
@@ -78,12 +78,12 @@ class Pix2PixHD(nn.Module):
         return cls(channels=channels, **PRESETS[preset])
 
     def forward(self, condition: Condition, state: GeneratorState) -> GeneratorOutput:
-        seen = condition.signals
+        inputs = condition.signals
         if self.features:
-            seen = torch.cat([seen, self._features(condition)], dim=1)
+            inputs = torch.cat([inputs, self._features(condition)], dim=1)
 
         # A pyramid by average pooling; the core starts at the smallest size, the last.
-        pyramid = [seen]
+        pyramid = [inputs]
         for _ in self.enhancers:
             pyramid.append(F.avg_pool2d(pyramid[-1], 2, ceil_mode=True))
         x = self.core(pyramid[-1])
@@ -92,7 +92,7 @@ class Pix2PixHD(nn.Module):
         return GeneratorOutput(frame=torch.tanh(self.out(x)))
 
     def _features(self, condition: Condition) -> Tensor:
-        """[B, F, H, W]"""
+        """[B, F, H, W] as given, or encoded from the target frame, or 0."""
         signals = condition.signals
         if condition.features is not None:
             return condition.features.to(signals.dtype)
@@ -108,7 +108,7 @@ class Global(nn.Module):
     def __init__(self, inputs: int, *, width: int, downs: int, blocks: int) -> None:
         super().__init__()
         widths = [width << level for level in range(downs + 1)]
-        self.stem = _wide(inputs, width)
+        self.stem = _conv7(inputs, width)
         self.down = nn.ModuleList(
             nn.Conv2d(a, b, 3, stride=2, padding=1)
             for a, b in zip(widths, widths[1:], strict=False)
@@ -120,16 +120,16 @@ class Global(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        x = _active(self.stem(x))
+        x = _norm_relu(self.stem(x))
         sizes = []
         for down in self.down:
             sizes.append(x.shape[-2:])
-            x = _active(down(x))
+            x = _norm_relu(down(x))
         for block in self.blocks:
             x = block(x)
         for up in self.up:
-            # Odd and even sides halve to the same size, so the output size is given.
-            x = _active(up(x, output_size=sizes.pop()))
+            # Odd and even sides halve to the same size, so the output size must be given.
+            x = _norm_relu(up(x, output_size=sizes.pop()))
         return x
 
 
@@ -138,7 +138,7 @@ class Enhancer(nn.Module):
 
     def __init__(self, inputs: int, *, width: int, blocks: int = 3) -> None:
         super().__init__()
-        self.stem = _wide(inputs, width)
+        self.stem = _conv7(inputs, width)
         self.down = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1)
         self.blocks = nn.ModuleList(Residual(2 * width) for _ in range(blocks))
         self.up = nn.ConvTranspose2d(2 * width, width, 3, stride=2, padding=1)
@@ -146,10 +146,10 @@ class Enhancer(nn.Module):
     def forward(self, x: Tensor, below: Tensor) -> Tensor:
         """[B, inputs, H, W] and [B, 2 * width, H/2, W/2] -> [B, width, H, W]"""
         size = x.shape[-2:]
-        x = _active(self.down(_active(self.stem(x)))) + below
+        x = _norm_relu(self.down(_norm_relu(self.stem(x)))) + below
         for block in self.blocks:
             x = block(x)
-        return _active(self.up(x, output_size=size))
+        return _norm_relu(self.up(x, output_size=size))
 
 
 class FeatureEncoder(nn.Module):
@@ -158,7 +158,7 @@ class FeatureEncoder(nn.Module):
     def __init__(self, features: int, *, width: int, downs: int = 4) -> None:
         super().__init__()
         self.body = Global(3, width=width, downs=downs, blocks=0)
-        self.out = _wide(width, features)
+        self.out = _conv7(width, features)
 
     def forward(self, image: Tensor, instances: Tensor | None) -> Tensor:
         """[B, 3, H, W] and ids [B, 1, H, W] -> [B, F, H, W] in [-1, 1].
@@ -180,17 +180,17 @@ class Residual(nn.Module):
         self.conv_1 = Reflected(width, width, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + _norm(self.conv_1(_active(self.conv_0(x))))
+        return x + _norm(self.conv_1(_norm_relu(self.conv_0(x))))
 
 
 class Reflected(nn.Conv2d):
     """Convolution of odd size with reflection padding."""
 
     def forward(self, x: Tensor) -> Tensor:
-        reach = self.kernel_size[0] // 2
+        padding = self.kernel_size[0] // 2
         # Sides below the padding cannot be reflected.
-        mode = "reflect" if min(x.shape[-2:]) > reach else "replicate"
-        return super().forward(F.pad(x, (reach,) * 4, mode=mode))
+        mode = "reflect" if min(x.shape[-2:]) > padding else "replicate"
+        return super().forward(F.pad(x, (padding,) * 4, mode=mode))
 
 
 def instance_mean(features: Tensor, instances: Tensor) -> Tensor:
@@ -221,8 +221,8 @@ def cluster_features(
 ) -> Clusters:
     """K-means over the instance features of each class (section 3.4; the paper's K is 10).
 
-    A class is an instance's id over 1000, or the id itself below (Cityscapes). Classes with fewer
-    instances than clusters get one cluster for each.
+    An instance's class is its id divided by 1000, or the id itself if it is smaller (Cityscapes).
+    Classes with fewer instances than clusters get one cluster for each instance.
 
     Args:
         batches: frames and instances of the training clips; those without instances count as one
@@ -239,20 +239,20 @@ def cluster_features(
             else batch.instances.flatten(0, 1)
         )
         means, ids, sizes, _ = _instances(encoder(images, instances), instances)
-        there = sizes > 0
-        for mean, number in zip(means[there].cpu().numpy(), ids[there].tolist(), strict=True):
+        present = sizes > 0
+        for mean, number in zip(means[present].cpu().numpy(), ids[present].tolist(), strict=True):
             found.setdefault(_class(number), []).append(mean)
 
     cv2.setRNGSeed(seed)
     stop = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, 100, 1e-5)
     centres: Clusters = {}
-    for kind, rows in sorted(found.items()):
-        looks = np.stack(rows).astype(np.float32)
+    for class_id, rows in sorted(found.items()):
+        samples = np.stack(rows).astype(np.float32)
         # More clusters than distinct features would give empty clusters.
-        count = min(clusters, len(np.unique(looks, axis=0)))
+        count = min(clusters, len(np.unique(samples, axis=0)))
         best = np.empty((0,), np.int32)
-        _, _, middle = cv2.kmeans(looks, count, best, stop, 10, cv2.KMEANS_PP_CENTERS)
-        centres[kind] = np.asarray(middle, np.float32)
+        _, _, middle = cv2.kmeans(samples, count, best, stop, 10, cv2.KMEANS_PP_CENTERS)
+        centres[class_id] = np.asarray(middle, np.float32)
     return centres
 
 
@@ -261,8 +261,8 @@ def pick_features(
 ) -> Tensor:
     """Random features for each instance, from the clusters of its class.
 
-    The choice depends only on the seed and the id: an instance keeps its features over a video, as
-    far as its id lasts. Classes without clusters get 0.
+    The choice depends only on the seed and the id: an instance keeps its features as long as it
+    keeps its id. Classes without clusters get 0.
 
     Args:
         clusters: from `cluster_features`.
@@ -274,12 +274,12 @@ def pick_features(
     assert clusters, "no clusters to pick from"
     ids, which = torch.unique(instances[:, 0], return_inverse=True)
     length = next(iter(clusters.values())).shape[1]
-    looks = np.zeros((len(ids), length), np.float32)
-    for look, number in zip(looks, ids.tolist(), strict=True):
-        known = clusters.get(_class(number))
-        if known is not None:
-            look[:] = known[np.random.default_rng([seed, number]).integers(len(known))]
-    return torch.from_numpy(looks).to(instances.device)[which].movedim(-1, 1)
+    vectors = np.zeros((len(ids), length), np.float32)
+    for vector, number in zip(vectors, ids.tolist(), strict=True):
+        centres = clusters.get(_class(number))
+        if centres is not None:
+            vector[:] = centres[np.random.default_rng([seed, number]).integers(len(centres))]
+    return torch.from_numpy(vectors).to(instances.device)[which].movedim(-1, 1)
 
 
 def _instances(features: Tensor, instances: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -307,11 +307,11 @@ def _class(number: int) -> int:
     return number // IDS_PER_CLASS if number >= IDS_PER_CLASS else number
 
 
-def _wide(inputs: int, outputs: int) -> nn.Module:
+def _conv7(inputs: int, outputs: int) -> nn.Module:
     return Reflected(inputs, outputs, 7)
 
 
-def _active(x: Tensor) -> Tensor:
+def _norm_relu(x: Tensor) -> Tensor:
     return F.relu(_norm(x))
 
 

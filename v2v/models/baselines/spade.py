@@ -1,6 +1,6 @@
 """SPADE (Park et al., arXiv 1903.07291): the conditions modulate a latent vector at all scales.
 
-With its style encoder, a variational one: an image becomes a distribution over latent vectors.
+Includes the variational style encoder, which maps an image to a distribution of latent vectors.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ GRID = 4  # side in pixels of the grid that the latent vector is mapped to
 class Spade(nn.Module):
     """The generator and the image encoder of appendix A.
 
-    The latent vector is laid out on a grid of 4x4 that is stretched to the frame's shape, so one
-    network renders any size. Instance norm stands for synchronised batch norm, so that a frame
-    does not depend on its batch.
+    The latent vector is mapped to a 4x4 grid that is resized to the frame's shape, so one network
+    renders any size. Instance norm replaces synchronised batch norm, so that a frame does not
+    depend on its batch.
 
-    The style comes from `condition.style`. In training it is sampled from what the encoder says
-    and `auxiliary` is the KL divergence, which the authors' code weights by 0.05; at test it is
-    the mean. Without an image it is zeros, the middle of what was trained.
+    The style comes from `condition.style`. In training it is sampled from the encoder's
+    distribution, and `auxiliary` is the KL divergence, which the authors' code weights by 0.05; in
+    `eval()` it is the mean. Without an image it is 0, the mean of the prior.
     """
 
     wants_target: ClassVar[bool] = False
@@ -77,14 +77,14 @@ class Spade(nn.Module):
         height, width = signals.shape[-2:]
         code, divergence = self._style(condition)
 
-        # From noise to picture: the conditions modulate each scale.
+        # Coarse to fine: the conditions modulate each scale.
         x = self.layout(code).reshape(len(signals), -1, GRID, GRID)
         x = F.interpolate(x, _shrunk(signals, SHRINKS[0]), mode="bilinear", align_corners=False)
         for block, shrink in zip(self.blocks, SHRINKS, strict=True):
             size = _shrunk(signals, shrink)
             if x.shape[-2:] != size:
                 x = F.interpolate(x, size, mode="nearest")
-            # By averaging: the paper's nearest neighbour would lose thin lines.
+            # Averaged, because the paper's nearest neighbour would lose thin lines.
             x = block(x, F.adaptive_avg_pool2d(signals, size))
         frame = torch.tanh(self.out(F.leaky_relu(x, 0.2)))
         return GeneratorOutput(frame=frame, auxiliary=divergence)
@@ -92,12 +92,12 @@ class Spade(nn.Module):
     def _style(self, condition: Condition) -> tuple[Tensor, Tensor]:
         """The latent vectors [B, latent], and the KL divergence of their distribution []."""
         signals, image = condition.signals, condition.style
-        nothing = signals.new_zeros(())
+        zero = signals.new_zeros(())
         if image is None:
-            return signals.new_zeros(len(signals), self.latent), nothing
+            return signals.new_zeros(len(signals), self.latent), zero
         mean, log_variance = self.encoder(image)
         if not self.training:
-            return mean, nothing
+            return mean, zero
         code = mean + torch.randn_like(mean) * (log_variance / 2).exp()
         return code, kl_divergence(mean, log_variance)
 
@@ -127,10 +127,10 @@ class Block(nn.Module):
             self.conv_s = _convolution(inputs, outputs, size=1)
 
     def forward(self, x: Tensor, signals: Tensor) -> Tensor:
-        around = self.conv_s(self.norm_s(x, signals)) if self.around else x
+        skip = self.conv_s(self.norm_s(x, signals)) if self.around else x
         x = self.conv_0(F.leaky_relu(self.norm_0(x, signals), 0.2))
         x = self.conv_1(F.leaky_relu(self.norm_1(x, signals), 0.2))
-        return around + x  # type: ignore[no-any-return]
+        return skip + x  # type: ignore[no-any-return]
 
 
 class SpatialModulation(nn.Module):
@@ -151,7 +151,7 @@ class SpatialModulation(nn.Module):
     def forward(self, x: Tensor, signals: Tensor) -> Tensor:
         """[B, width, H, W] and [B, channels, H, W] of the same size."""
         shared = F.relu(self.shared(signals))
-        # Gamma is relative to 1, so that an untrained block normalises plainly.
+        # Gamma is relative to 1, so that an untrained block only normalises.
         return (1 + self.gamma(shared)) * _norm(x) + self.beta(shared)  # type: ignore[no-any-return]
 
 
