@@ -134,7 +134,7 @@ class CameraTracker:
 
         Maps all their points to the reference frame and fits one homography.
         """
-        places, ends, whose = [], [], []
+        places, ends, owners = [], [], []
         tried = 0
         for number in self._nearest_keys(picture, free, guess):
             key = self.keys[number]
@@ -144,8 +144,8 @@ class CameraTracker:
             reliable = np.isfinite(found).all(axis=1)
             places.append(carry(np.linalg.inv(key.matrix), key.points[which[reliable]]))
             ends.append(found[reliable])
-            whose += [(number, int(point)) for point in which[reliable]]
-        if not whose:
+            owners += [(number, int(point)) for point in which[reliable]]
+        if not owners:
             return None
         source, target = np.concatenate(places), np.concatenate(ends)
         fitted = _fit(source, target, (picture.shape[1], picture.shape[0]))
@@ -154,14 +154,14 @@ class CameraTracker:
         self.matrix, inner = fitted
         self.agreed = float(inner.sum() / tried)
         self.moved = float(np.median(np.linalg.norm(source - target, axis=1)[inner]))
-        off = np.linalg.norm(carry(self.matrix, source) - target, axis=1)
-        for (number, point), away in zip(whose, off, strict=True):
-            self.keys[number].against[point] += 1 if away > 2 * INLIER else -1
+        distances = np.linalg.norm(carry(self.matrix, source) - target, axis=1)
+        for (number, point), distance in zip(owners, distances, strict=True):
+            self.keys[number].against[point] += 1 if distance > 2 * INLIER else -1
         for key in self.keys:  # points on captions, cars, leaves
             moving = key.against >= STRIKES
             if moving.any():
                 key.points, key.against = key.points[~moving], key.against[~moving]
-        return float(np.median(off[inner]))
+        return float(np.median(distances[inner]))
 
     def _nearest_keys(
         self, picture: Picture, free: Picture, guess: Matrices, *, most: int = COMPARED
@@ -195,8 +195,8 @@ class CameraTracker:
         change = matrix @ np.linalg.inv(self.matrix)
         which, found = _track_points(key, change, earlier, all_free)
         with np.errstate(invalid="ignore"):
-            off = np.linalg.norm(carry(change, points[which]) - found, axis=1)
-            kept: Points = points[which[off < INLIER / 2]]
+            distances = np.linalg.norm(carry(change, points[which]) - found, axis=1)
+            kept: Points = points[which[distances < INLIER / 2]]
         return kept
 
 
@@ -531,10 +531,10 @@ def _interpolate_gaps(
     known = np.isfinite(residual)
     for first in np.unique(reference[~known]).tolist():
         own = np.flatnonzero(reference == first)
-        sure = own[known[own]]
-        if len(sure):
+        valid = own[known[own]]
+        if len(valid):
             flat = matrices[own].reshape(len(own), 9)
-            flat = np.stack([np.interp(own, sure, entry[known[own]]) for entry in flat.T], axis=1)
+            flat = np.stack([np.interp(own, valid, entry[known[own]]) for entry in flat.T], axis=1)
             matrices[own] = flat.reshape(-1, 3, 3)
 
 

@@ -137,9 +137,9 @@ class _FootageScan:
         self.finder = _FaceFinder()
         self.stored = {"pose", "face"} & set(store.signals) if store else set()
         if store:
-            self._take_stored(store)
+            self._load_stored(store)
 
-    def _take_stored(self, store: ClipStore) -> None:
+    def _load_stored(self, store: ClipStore) -> None:
         width, height = self.geometry.width, self.geometry.height
         index = list(self.samples)
         if "pose" in self.stored:

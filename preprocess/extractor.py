@@ -176,7 +176,7 @@ def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
 
 
 def _write_array(file: IO[bytes], array: Array) -> None:
-    """Write in NumPy's format, but in pieces, so that a mapped array is never wholly in memory."""
+    """Write NumPy's format in pieces, so that a memory-mapped array is never loaded whole."""
     header = np.lib.format.header_data_from_array_1_0(array)  # type: ignore[no-untyped-call]
     np.lib.format.write_array_header_1_0(file, header)  # type: ignore[no-untyped-call]
     if array.ndim == 0:

@@ -189,9 +189,9 @@ class Extractor(ArrayExtractor):
                 values[..., :3] = smooth(
                     values[..., :3], rate, face_width[read], **settings.smoothing.model_dump()
                 )
-            kept, away = values[keep][..., [0, 1, 3]], values[keep][..., 2]
-            points[place], depth[place] = kept, away
-            rigid[place] = rigid_points(kept, away)
+            kept, kept_depth = values[keep][..., [0, 1, 3]], values[keep][..., 2]
+            points[place], depth[place] = kept, kept_depth
+            rigid[place] = rigid_points(kept, kept_depth)
             eyes[place], mouth[place] = eye_openness(kept), mouth_openness(kept)
             present[place] = np.isfinite(kept[:, 0, 0])
             for array in (raw, points, depth):

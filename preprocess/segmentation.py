@@ -251,7 +251,7 @@ class LabelImages:
         if self.numbering == "auto":
             self.numbering = self._infer_numbering()
         self._check_numbering()
-        # So that parts made by earlier versions with another numbering are not reused.
+        # Distinguishes the parts that earlier versions made with another numbering.
         self.version = "images, 1" + ("" if self.numbering == "ids" else f", {self.numbering}")
 
     def begin(self, carry: Record | None) -> None:
@@ -394,7 +394,7 @@ class LabelImages:
             wrong = int(values[labels < 0][0])
             raise LabelsMismatch(
                 f"{path} has the value {wrong}, which is not a {kind}",
-                hint="set what the label maps contain with -s segmentation.numbering=ids, trainids"
+                hint="set the numbering of the label maps: -s segmentation.numbering=ids, trainids"
                 " or mask",
             )
         return labels

@@ -148,10 +148,10 @@ class SingleTargetTracker:
     def accepts(self, centre: NDArray[np.float32], size: float) -> bool:
         """Whether this is the target; if so, its position and size are stored."""
         if self.centre is not None and self.unseen < self.patience:
-            away = float(np.linalg.norm(centre - self.centre))
+            jump = float(np.linalg.norm(centre - self.centre))
             tolerance = 1 + 0.25 * self.unseen
             grown = max(size, self.size) / max(min(size, self.size), 1e-3)
-            if away > self.max_jump * max(size, self.size) * tolerance or grown > 1.6 * tolerance:
+            if jump > self.max_jump * max(size, self.size) * tolerance or grown > 1.6 * tolerance:
                 return False
         self.follow(centre, size)
         return True

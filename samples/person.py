@@ -1,4 +1,4 @@
-"""Draws two people, a host and a guest, each dancing empty_room in a static room.
+"""Draws two people, a host and a guest, each dancing alone in a static room.
 
 The figure is drawn over a small 3D skeleton. Body axes, in units of the standing height: x to the
 image's right, y down, z to the viewer; the origin is on the floor between the feet. The
@@ -169,7 +169,7 @@ PEOPLE = {
 }
 
 
-def _known(who: str) -> Person:
+def _find_person(who: str) -> Person:
     if who not in PEOPLE:
         raise UnknownName.among("person", who, PEOPLE)
     return PEOPLE[who]
@@ -187,7 +187,7 @@ def _vector(x: float, y: float, z: float) -> Vector:
     return np.array((x, y, z), float)
 
 
-def _turned(offset: Vector, yaw: float, roll: float) -> Vector:
+def _rotated(offset: Vector, yaw: float, roll: float) -> Vector:
     """`offset` rotated by `roll` in the image plane, then by `yaw` about the vertical."""
     x, y, z = offset
     x, y = x * np.cos(roll) - y * np.sin(roll), x * np.sin(roll) + y * np.cos(roll)
@@ -224,12 +224,12 @@ def _pose(t: float, phase: Vector, person: Person) -> _Body:
     lean = 0.05 * size * np.sin(step + 0.6)
 
     pelvis = _vector(0.032 * sway, -build.hips_up + 0.022 * bounce, 0.0)
-    chest = pelvis + _turned(_vector(0, -build.spine, 0), 0.0, lean)
-    head = chest + _turned(_vector(0, -build.neck, 0.012), 0.0, 1.4 * lean)
+    chest = pelvis + _rotated(_vector(0, -build.spine, 0), 0.0, lean)
+    head = chest + _rotated(_vector(0, -build.neck, 0.012), 0.0, 1.4 * lean)
     points = {"pelvis": pelvis, "chest": chest, "head": head}
 
     for side, sign in _SIDES:
-        hip = pelvis + _turned(_vector(sign * build.hip, 0, 0), 0.5 * turn, -0.07 * sway)
+        hip = pelvis + _rotated(_vector(sign * build.hip, 0, 0), 0.5 * turn, -0.07 * sway)
         # The foot without weight steps out and back.
         free = np.clip(-sign * sway, 0, 1) ** 2
         ankle = _vector(sign * (0.088 + 0.05 * free), -_ANKLE - 0.05 * free, 0.01)
@@ -250,7 +250,7 @@ def _pose(t: float, phase: Vector, person: Person) -> _Body:
     )
     yaw, pitch = expression.yaw, expression.pitch
     nose = _vector(1.05 * np.sin(yaw), 0.37 + 0.95 * np.sin(pitch), 1.0) * build.head
-    points["nose"] = head + _turned(nose, 0.0, expression.roll)
+    points["nose"] = head + _rotated(nose, 0.0, expression.roll)
     return _Body(points, expression)
 
 
@@ -279,9 +279,9 @@ def _arm(
     def bone(elevation: float, length: float, forward: float) -> Vector:
         flat = np.cos(forward) * length
         x, y = sign * np.sin(elevation) * flat, np.cos(elevation) * flat
-        return _turned(_vector(x, y, np.sin(forward) * length), turn, lean)
+        return _rotated(_vector(x, y, np.sin(forward) * length), turn, lean)
 
-    shoulder = chest + _turned(_vector(sign * build.shoulder, shrug, 0), turn, lean)
+    shoulder = chest + _rotated(_vector(sign * build.shoulder, shrug, 0), turn, lean)
     elbow = shoulder + bone(upper, build.upper_arm, 0.3)
     wrist = elbow + bone(fore, build.forearm, 0.62)
     points = {"shoulder": shoulder, "elbow": elbow, "wrist": wrist}
@@ -307,12 +307,12 @@ class _Camera:
         return np.asarray(self.origin + self.scale * point[:2])
 
 
-def _dancing(
+def _posed_bodies(
     who: str, *, count: int, fps: float, seed: int, finale: int
 ) -> tuple[Person, Iterator[_Body]]:
     """The person, and their posed body in each frame."""
-    person, phase = _known(who), _dancer(seed)
-    other = next(them for name, them in PEOPLE.items() if name != who)
+    person, phase = _find_person(who), _dancer(seed)
+    other = next(value for name, value in PEOPLE.items() if name != who)
     encore = replace(person, dance=other.dance)
 
     def bodies() -> Iterator[_Body]:
@@ -342,7 +342,7 @@ def joints(
 
     J is in the order of `JOINT_NAMES`.
     """
-    person, bodies = _dancing(who, count=count, fps=fps, seed=seed, finale=finale)
+    person, bodies = _posed_bodies(who, count=count, fps=fps, seed=seed, finale=finale)
     camera = _Camera.fitting(height, width, person)
     truths = [[camera(body.points[name]) for name in JOINT_NAMES] for body in bodies]
     return np.asarray(truths, np.float32).reshape(count, len(JOINT_NAMES), 2)
@@ -365,7 +365,7 @@ def frames(
     show the empty room, so that the whole background is visible. In the last `finale` frames the
     person dances the other person's dance.
     """
-    person, bodies = _dancing(who, count=count, fps=fps, seed=seed, finale=finale)
+    person, bodies = _posed_bodies(who, count=count, fps=fps, seed=seed, finale=finale)
     camera = _Camera.fitting(height, width, person)
 
     def drawn() -> Iterator[Image]:

@@ -30,7 +30,7 @@ from v2v.samples._street_view import (
 )
 
 _SPEED = 6.0  # metres per second
-_SHADED = 40.0  # maximum distance of drawn shadows, metres
+_SHADOW_RANGE = 40.0  # maximum distance of drawn shadows, metres
 _NEAR = 0.25  # near clipping plane of panels, metres
 
 
@@ -81,7 +81,7 @@ class _Traffic:
     def __init__(self, seed: int) -> None:
         self._seed = seed
         self._tracks = tracks()
-        self._things: dict[tuple[int, int], _Object | None] = {}
+        self._objects: dict[tuple[int, int], _Object | None] = {}
 
     def around(self, t: float, z: float) -> list[_Object]:
         """The objects near the camera at `z`, farthest first."""
@@ -98,12 +98,12 @@ class _Traffic:
     def _object(self, row: int, track: Track, place: int) -> _Object | None:
         """The object in one slot of a track, None if the slot is empty."""
         key = (row, place)
-        if key not in self._things:
+        if key not in self._objects:
             # Slots behind the start are negative, but seeds must not be.
             rng = np.random.default_rng((self._seed, 2, row, place + 1_000_000))
             shift, shift_x, occupied = rng.uniform(size=3)
-            number = len(self._things) + 1
-            self._things[key] = (
+            number = len(self._objects) + 1
+            self._objects[key] = (
                 _Object(
                     panels=track.make(rng),
                     surface=16 * number,
@@ -115,7 +115,7 @@ class _Traffic:
                 if occupied < track.share
                 else None
             )
-        return self._things[key]
+        return self._objects[key]
 
 
 def _paint(
@@ -135,7 +135,7 @@ def _paint(
         if panel.solid and np.linalg.det(to_pixels) < 0:
             continue  # seen from behind
         corners = panel.corners @ view[:, :3].T + view[:, 3]
-        if panel.label == SHADOW and corners[:, 2].max() > _SHADED:
+        if panel.label == SHADOW and corners[:, 2].max() > _SHADOW_RANGE:
             continue
         patch = _patch(panel, corners, to_pixels, *layers.labels.shape)
         if patch is None:

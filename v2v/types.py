@@ -179,7 +179,7 @@ class GeneratorState(Tensors):
             signals=append(self.signals, condition.signals),
             valid=append(self.valid, torch.ones_like(self.valid[:, 0])),
             # A copy, or the whole window would stay in memory.
-            control_points=_control_points(condition).contiguous(),
+            control_points=_control_points(condition).clone(),  # a view would keep the whole window
         )
 
 

@@ -42,8 +42,8 @@ def warp(
     """
     _check_flow(flow)
     height, width = flow.shape[-2:]
-    # grid_sample counts in half images: with align_corners=False, -1 and 1 are the outer edges
-    # of the outer pixels, so pixel x lies at (2x + 1) / width - 1. In fp32: bf16 has 8 bits.
+    # grid_sample normalises coordinates: with align_corners=False, -1 and 1 are the outer edges of
+    # the outer pixels, so pixel x lies at (2x + 1) / width - 1. In fp32: bf16 has 8 bits.
     flow = flow.float()
     x = torch.arange(width, device=flow.device, dtype=flow.dtype) + flow[:, 0]
     y = torch.arange(height, device=flow.device, dtype=flow.dtype)[:, None] + flow[:, 1]

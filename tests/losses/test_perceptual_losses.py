@@ -73,7 +73,7 @@ def test_the_pyramid_is_zero_for_identical_images_only(size: int) -> None:
 def test_bands_and_residual_reconstruct_the_image(size: tuple[int, int]) -> None:
     """The decomposition is invertible, so the loss covers all image content."""
     image = scene(1, 200)[..., : size[0], : size[1]]
-    bands, _ = PyramidPerceptual()._take_apart(image)
+    bands, _ = PyramidPerceptual()._decompose(image)
     whole = bands[-1]
     for band in reversed(bands[:-1]):
         whole = band + F.interpolate(whole, band.shape[-2:], mode="bilinear", align_corners=False)

@@ -170,8 +170,8 @@ def test_colour_changes_match_their_formulas() -> None:
     torch.testing.assert_close(brighter.frames(x), x + 0.2)
     grey = DiscriminatorAugmentation(((0.0, 0.0, 1.0),) * B, identity, no_holes).frames(x)
     torch.testing.assert_close(grey, x.mean(2, keepdim=True).expand_as(x))
-    harder = DiscriminatorAugmentation(((0.0, 1.0, 1.5),) * B, identity, no_holes)
-    torch.testing.assert_close(harder.frames(x), 1.5 * x)
+    stronger = DiscriminatorAugmentation(((0.0, 1.0, 1.5),) * B, identity, no_holes)
+    torch.testing.assert_close(stronger.frames(x), 1.5 * x)
 
 
 def test_the_gradient_reaches_only_the_pixels_still_visible() -> None:

@@ -114,7 +114,7 @@ def test_temporal_discriminators_need_3_7_and_19_frames(
     length: int, newest: int, triplets: dict[str, int]
 ) -> None:
     found = discriminate(discriminators(), scene(length), newest)
-    assert {n: j.weight.shape[1] for n, j in found.items() if "temporal" in n} == triplets
+    assert {n: o.weight.shape[1] for n, o in found.items() if "temporal" in n} == triplets
     assert found["image"].weight.shape == found["face"].weight.shape == (B, newest)
     assert found["hands"].weight.shape == (B, 2 * newest)
 
@@ -169,7 +169,7 @@ def test_only_the_newest_frames_and_their_triplets_get_gradient() -> None:
         found = discriminate(discriminators(dict.fromkeys(names, 1.0)), inputs | {"fake": fake}, 2)
         assert set(found) == set(names)
         torch.stack(
-            [x.abs().sum() for j in found.values() for x in tensors(j.fake)]
+            [x.abs().sum() for o in found.values() for x in tensors(o.fake)]
         ).sum().backward()
         assert fake.grad is not None
         assert fake.grad.abs().sum((0, 2, 3, 4)).nonzero().flatten().tolist() == frames
@@ -320,7 +320,7 @@ def test_no_box_at_all_keeps_the_graph(none: bool) -> None:
     boxes = None if none else torch.full_like(inputs["boxes"], float("nan"))
     model = discriminators({"face": 1, "hands": 1})
     hinge(found := discriminate(model, inputs | {"boxes": boxes}, 1)).backward()
-    assert not any(j.weight.any() for j in found.values())
+    assert not any(o.weight.any() for o in found.values())
     for parameter in model.parameters():
         assert parameter.grad is not None and not parameter.grad.any()
 
@@ -374,7 +374,7 @@ def test_samples_are_independent(normed: bool, training: bool) -> None:
         for changed in ({}, other)
     ]
     for name in outputs[0]:
-        first, second = (tensors(j[name].fake) for j in outputs)
+        first, second = (tensors(o[name].fake) for o in outputs)
         for a, b in zip(first, second, strict=True):
             torch.testing.assert_close(a[0], b[0], rtol=1e-4, atol=1e-5)
             assert not torch.equal(a[1], b[1])
@@ -385,7 +385,7 @@ def test_every_weight_is_trained(normed: bool) -> None:
     model = discriminators(instance_norm=normed)
     inputs = scene(19)
     # No hinge loss here: within its margin the real and fake gradients on the last bias cancel.
-    logits = [x for j in discriminate(model, inputs).values() for x in j.fake.logits]
+    logits = [x for o in discriminate(model, inputs).values() for x in o.fake.logits]
     torch.stack([(1 - x).square().sum() for x in logits]).sum().backward()
     for name, parameter in model.named_parameters():
         if "bias" in name and normed:
@@ -452,7 +452,7 @@ def test_half_precision() -> None:
         hinge(found).backward()
         with frozen(model):
             discriminate(model, inputs | {"real": None, "fake": inputs["fake"].bfloat16()})
-    assert all(x.isfinite().all() for j in found.values() for x in tensors(j.fake))
+    assert all(x.isfinite().all() for o in found.values() for x in tensors(o.fake))
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
@@ -486,7 +486,7 @@ def test_ddp_accepts_steps_with_and_without_boxes(tmp_path: Path) -> None:
             fake = inputs["fake"].clone().requires_grad_()
             with frozen(model):
                 found = discriminate(bare, inputs | {"boxes": boxes, "fake": fake, "real": None})
-            sum(j.fake.logits[0].mean() for j in found.values()).backward()  # type: ignore[union-attr]
+            sum(o.fake.logits[0].mean() for o in found.values()).backward()  # type: ignore[union-attr]
         assert all(p.grad is not None for p in bare.parameters())
     finally:
         torch.distributed.destroy_process_group()

@@ -199,7 +199,7 @@ def test_past_signals_synthesises_without_past_frames() -> None:
     assert torch.equal(one.synthesised, other.synthesised)
     torch.testing.assert_close(one.warped, -other.warped)
     assert not torch.equal(one.frame, other.frame)
-    with pytest.raises(AssertionError, match="without pictures"):
+    with pytest.raises(AssertionError, match="compose=none needs past=frames"):
         tiny(compose="none", past="signals")
 
 
@@ -267,7 +267,7 @@ def test_the_foreground_ignores_past_frames() -> None:
 
 
 def test_background_plate_and_prior_exclude_each_other() -> None:
-    with pytest.raises(AssertionError, match="plate is the better prior"):
+    with pytest.raises(AssertionError, match="exclude each other"):
         tiny(background_plate=True, prior=True)
 
 

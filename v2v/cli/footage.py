@@ -54,7 +54,7 @@ def preprocess(
         typer.Option(
             "--signal",
             "-S",
-            help="pose, face, segmentation, flow or all; repeat or separate with commas."
+            help="pose, face, segmentation, flow, camera or all; repeat or separate with commas."
             " [default: pose]",
         ),
     ] = None,

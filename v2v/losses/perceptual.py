@@ -173,11 +173,11 @@ class PyramidPerceptual(PerceptualLoss):
 
     def features(self, real: Tensor) -> list[Tensor]:
         with torch.no_grad():
-            bands, edges = self._take_apart(real)
+            bands, edges = self._decompose(real)
         return bands + edges
 
     def forward(self, fake: Tensor, real_features: Sequence[Tensor]) -> Tensor:
-        bands, edges = self._take_apart(fake)
+        bands, edges = self._decompose(fake)
         real_bands, real_edges = real_features[: len(bands)], real_features[len(bands) :]
         loss = fake.new_zeros((), dtype=torch.float32)
         for ours, theirs in zip(bands, real_bands, strict=True):
@@ -187,7 +187,7 @@ class PyramidPerceptual(PerceptualLoss):
             loss = loss + relative.mean() * (self.EDGES / len(edges))
         return loss
 
-    def _take_apart(self, image: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    def _decompose(self, image: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Bands [B, 3, h, w], fine to coarse, then the low-pass residual; edges [B, 8, h', w']."""
         _check_image(image)
         red, green, blue = image.float().unbind(1)
@@ -219,4 +219,6 @@ class PyramidPerceptual(PerceptualLoss):
 
 
 def _check_image(image: Tensor) -> None:
-    assert image.ndim == 4 and image.shape[1] == 3, f"must be [B, 3, H, W], is {list(image.shape)}"
+    assert image.ndim == 4 and image.shape[1] == 3, (
+        f"image must be [B, 3, H, W], is {list(image.shape)}"
+    )

@@ -4,7 +4,7 @@ Shapes: B clips, T frames, C signal channels, H height, W width, N samples of on
 triplets of frames, or crops), K boxes. Frames are RGB in [-1, 1], flow is backward in pixels, boxes
 are in continuous pixels (the picture spans [0, W] x [0, H]).
 
-One training step evaluates nothing twice:
+A training step evaluates every half once:
 
 1. Discriminator step: `discriminators(signals, real, fake.detach(), ...)`. Both halves pass each
    network as one batch, so that DDP sees one forward for one backward.
@@ -313,7 +313,7 @@ def _convolution(
 def frozen(module: nn.Module) -> Iterator[None]:
     """A context in which `module` gets no weight gradients and keeps the vectors of spectral norm.
 
-    Gradients still flow through it to its inputs, also if the backward pass runs after the context.
+    Gradients still flow through it to its inputs, even if the backward pass runs after the context.
     """
     trainable = [p for p in module.parameters() if p.requires_grad]
     training = [m for m in module.modules() if m.training]

@@ -12,7 +12,7 @@ a synthesised picture by an occlusion map (equation 4). It departs from it in se
   and the first frame is like any other.
 - Where the background is known, it is a plate from the training footage that moves with the
   camera; only the foreground is synthesised.
-- Generation starts without a past, and the network is told so by a validity flag.
+- Generation starts without a past; a validity flag marks missing past frames.
 - Appearance references, real frames of the person whose parts were warped to the pose
   (`v2v.data.references`), are inputs at every scale and enter a per-pixel softmax with the
   synthesised picture.
@@ -62,13 +62,13 @@ Motion = Literal["parts", "dense"]
 # Initial logit of a reference in exactly the rendered pose, and its decrease with pose distance.
 TRUST, DISTRUST = 4.0, 4.0
 # Largest change in logits that the network makes to the initial weight of a reference. Pixel losses
-# prefer a blur to a sharp reference that is a pixel off: a network that may depart further draws
+# prefer a blur to a sharp reference that is a pixel off: a network that may depart further paints
 # its own blurred faces over real ones (docs/RESULTS.md).
 DEPARTURE = 2.0
-# The same for the matte, against the outline of the references. Where parts meet, or miss a piece
-# of cloth, the network knows better than for a mesh.
+# The same for the matte, relative to the outline of the references. Parts may depart further than a
+# mesh, because their outline is wrong at joints and where it misses a piece of cloth.
 OUTLINE_DEPARTURE: dict[Motion, float] = {"parts": 2.0, "dense": 1.0}
-SURE = 0.99  # the references' outline is never taken as more certain than this
+SURE = 0.99  # upper bound of the certainty of the references' outline
 INVALID = 1e-5  # relative weight of a reference where it is not valid
 
 
@@ -145,9 +145,9 @@ class GeneratorArguments(Config):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.background_plate and self.prior:
-            raise ValueError("plate and prior exclude each other")
+            raise ValueError("background_plate and prior exclude each other")
         if self.sequential and self.compose == "none" and self.past != "frames":
-            raise ValueError("without compose, past must be frames")
+            raise ValueError("compose=none needs past=frames")
         return self
 
 
@@ -348,8 +348,10 @@ class SequentialGenerator(nn.Module):
         outline_departure: float = OUTLINE_DEPARTURE["parts"],  # largest change of the outline's
     ) -> None:
         super().__init__()
-        assert not (background_plate and prior), "a plate is the better prior"
-        assert past == "frames" or compose != "none" or not sequential, "a past without pictures"
+        assert not (background_plate and prior), "background_plate and prior exclude each other"
+        assert past == "frames" or compose != "none" or not sequential, (
+            "compose=none needs past=frames"
+        )
         self.sequential, self.compose, self.prior = sequential, compose, prior
         self.background_plate = background_plate
         self.scales = self.active = scales
@@ -559,8 +561,8 @@ class SequentialGenerator(nn.Module):
             occlusion = 1 - (1 - torch.sigmoid(output[:, place : place + 1])) * valid
             frame = occlusion * frame + (1 - occlusion) * warped
         if background_plate is not None:
-            # The matte also decides where the plate is only a guess: a smooth guess is better than
-            # what a young generator makes of a wall that it has rarely seen.
+            # The matte also applies where the plate is only a guess: a smooth guess is better than
+            # the synthesis of a rarely seen wall early in training.
             logits = output[:, -1:]
             if references is not None and self.outline:
                 outline = references[:, :, 3].amax(1, keepdim=True).clamp(1 - SURE, SURE)

@@ -251,8 +251,8 @@ def cluster_features(
         # More clusters than distinct features would give empty clusters.
         count = min(clusters, len(np.unique(samples, axis=0)))
         best = np.empty((0,), np.int32)
-        _, _, middle = cv2.kmeans(samples, count, best, stop, 10, cv2.KMEANS_PP_CENTERS)
-        centres[class_id] = np.asarray(middle, np.float32)
+        _, _, class_centres = cv2.kmeans(samples, count, best, stop, 10, cv2.KMEANS_PP_CENTERS)
+        centres[class_id] = np.asarray(class_centres, np.float32)
     return centres
 
 
