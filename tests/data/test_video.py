@@ -294,6 +294,31 @@ def test_three_decoders_agree(numbered_frames, reference_decode, read_numbers, t
     assert np.abs(by_ffmpeg.astype(int) - decoded).max() <= 1
 
 
+@pytest.mark.parametrize("width, height", [(40, 72), (48, 64)])
+def test_narrow_hevc_video_leaves_the_heap_intact(width, height, tmp_path):
+    """x265 wrote beyond its buffers; malloc notices in a process of our own settings."""
+    script = f"""
+from fractions import Fraction
+from pathlib import Path
+from v2v.runtime import prepare_process
+prepare_process()
+import numpy as np
+from v2v.data.video import VideoWriter
+noise = np.random.default_rng(0)
+for part in range(6):
+    writer = VideoWriter(
+        Path(r"{tmp_path}") / f"{{part}}.mov", width={width}, height={height}, rate=Fraction(25),
+        crf=10, codec="hevc",
+    )
+    for _ in range(12):
+        writer.write(noise.integers(0, 255, ({height}, {width}, 3), dtype=np.uint8))
+    writer.close()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert probe(tmp_path / "5.mov").frames == 12
+
+
 @pytest.mark.parametrize("order", ["decord, torchvision", "torchvision, decord"])
 def test_decord_and_torchvision_can_be_imported_together(order, numbered_frames, tmp_path):
     def run(script: str) -> subprocess.CompletedProcess[bytes]:

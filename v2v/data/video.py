@@ -664,6 +664,9 @@ CODECS = {
     ),
     "ffv1": Codec("ffv1", "bgr0", "matroska", (".mkv",), {"level": "3", "slices": "4"}),
 }  # fmt: skip
+# Pixels. For narrower pictures the SIMD code of x265 writes beyond its buffers and corrupts the
+# heap (PyAV 18.1, x86 without AVX-512).
+X265_SIMD_WIDTH = 64
 RENDERED_GOP = 48
 
 
@@ -683,6 +686,8 @@ def _rendered_stream(
         context.options |= {"crf": f"{crf:g}"}
     if "preset" in codec.options:
         context.options |= {"preset": preset}
+    if codec.encoder == "libx265" and width < X265_SIMD_WIDTH:
+        context.options |= {"x265-params": codec.options["x265-params"] + ":asm=0"}
     if codec.tag:
         context.codec_tag = codec.tag
     return stream
