@@ -50,7 +50,7 @@ class Panel:
 
 
 @dataclass(frozen=True)
-class Track:
+class Lane:
     """A row of similar objects, about one per `spacing` metres, all moving at `speed` along z."""
 
     make: Callable[[np.random.Generator], list[Panel]]
@@ -62,21 +62,21 @@ class Track:
     visible: float = 70.0  # maximum distance of drawn objects, metres
 
 
-def tracks() -> tuple[Track, ...]:
+def lanes() -> tuple[Lane, ...]:
     """All objects along the street; traffic drives on the right."""
     return (
-        Track(lambda rng: _car(rng, facing=1), x=3.6, spacing=8.0, share=0.55),
-        Track(lambda rng: _car(rng, facing=-1), x=-3.6, spacing=8.0, share=0.4),
-        Track(lambda rng: _car(rng, facing=-1), x=-1.5, spacing=31.0, speed=-7.0),
-        Track(lambda rng: _car(rng, facing=1), x=1.45, spacing=19.0, speed=6.5, first=1),
-        Track(_tree, x=5.5, spacing=12.0, share=0.85, visible=110),
-        Track(_tree, x=-5.5, spacing=12.0, share=0.85, visible=110),
-        Track(_lamp, x=4.95, spacing=27.0),
-        Track(_traffic_light, x=5.0, spacing=43.0, first=0),
-        Track(_sign, x=-4.95, spacing=21.0),
-        Track(_walker, x=6.5, spacing=9.0, speed=0.9, share=0.8),
-        Track(_walker, x=6.9, spacing=11.0, speed=-1.1, share=0.7),
-        Track(_walker, x=-6.6, spacing=7.0, speed=-0.9, share=0.8),
+        Lane(lambda rng: _car(rng, facing=1), x=3.6, spacing=8.0, share=0.55),
+        Lane(lambda rng: _car(rng, facing=-1), x=-3.6, spacing=8.0, share=0.4),
+        Lane(lambda rng: _car(rng, facing=-1), x=-1.5, spacing=31.0, speed=-7.0),
+        Lane(lambda rng: _car(rng, facing=1), x=1.45, spacing=19.0, speed=6.5, first=1),
+        Lane(_tree, x=5.5, spacing=12.0, share=0.85, visible=110),
+        Lane(_tree, x=-5.5, spacing=12.0, share=0.85, visible=110),
+        Lane(_lamp, x=4.95, spacing=27.0),
+        Lane(_traffic_light, x=5.0, spacing=43.0, first=0),
+        Lane(_sign, x=-4.95, spacing=21.0),
+        Lane(_walker, x=6.5, spacing=9.0, speed=0.9, share=0.8),
+        Lane(_walker, x=6.9, spacing=11.0, speed=-1.1, share=0.7),
+        Lane(_walker, x=-6.6, spacing=7.0, speed=-0.9, share=0.8),
     )
 
 

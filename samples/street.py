@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from v2v.samples._draw import fill_polygon
-from v2v.samples._street_things import CAR, PERSON, SHADOW, Panel, Track, tracks
+from v2v.samples._street_things import CAR, PERSON, SHADOW, Lane, Panel, lanes
 from v2v.samples._street_view import (
     EYE,
     HAZE,
@@ -80,23 +80,23 @@ class _Traffic:
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
-        self._tracks = tracks()
+        self._lanes = lanes()
         self._objects: dict[tuple[int, int], _Object | None] = {}
 
     def around(self, t: float, z: float) -> list[_Object]:
         """The objects near the camera at `z`, farthest first."""
         found = []
-        for row, track in enumerate(self._tracks):
-            start = z - 6 - track.speed * t
-            low, high = (int(np.floor((start + d) / track.spacing)) for d in (0.0, track.visible))
-            for place in range(low if track.first is None else max(low, track.first), high):
-                item = self._object(row, track, place)
+        for row, lane in enumerate(self._lanes):
+            start = z - 6 - lane.speed * t
+            low, high = (int(np.floor((start + d) / lane.spacing)) for d in (0.0, lane.visible))
+            for place in range(low if lane.first is None else max(low, lane.first), high):
+                item = self._object(row, lane, place)
                 if item is not None:
                     found.append(item)
         return sorted(found, key=lambda item: -float(item.place(t)[2]))
 
-    def _object(self, row: int, track: Track, place: int) -> _Object | None:
-        """The object in one slot of a track, None if the slot is empty."""
+    def _object(self, row: int, lane: Lane, place: int) -> _Object | None:
+        """The object in one slot of a lane, None if the slot is empty."""
         key = (row, place)
         if key not in self._objects:
             # Slots behind the start are negative, but seeds must not be.
@@ -105,14 +105,14 @@ class _Traffic:
             number = len(self._objects) + 1
             self._objects[key] = (
                 _Object(
-                    panels=track.make(rng),
+                    panels=lane.make(rng),
                     surface=16 * number,
                     instance=number % 1000,
-                    x=track.x + 0.24 * (shift_x - 0.5),
-                    z=(place + 0.35 + 0.3 * shift) * track.spacing,
-                    speed=track.speed,
+                    x=lane.x + 0.24 * (shift_x - 0.5),
+                    z=(place + 0.35 + 0.3 * shift) * lane.spacing,
+                    speed=lane.speed,
                 )
-                if occupied < track.share
+                if occupied < lane.share
                 else None
             )
         return self._objects[key]
