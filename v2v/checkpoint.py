@@ -161,9 +161,8 @@ class Model:
 
     record: ModelRecord
     generator: nn.Module
-    background_plates: dict[int, Tensor] = field(
-        default_factory=dict
-    )  # clip -> [4, H, W] as in `Condition`
+    # clip -> [4, H, W] as in `Condition`
+    background_plates: dict[int, Tensor] = field(default_factory=dict)
     statistics: dict[str, Tensor] = field(default_factory=dict)  # "0.pose.points" [T, 75, 3], ...
     references: dict[int, References] = field(default_factory=dict)  # by clip
     backgrounds: dict[int, Backgrounds] = field(default_factory=dict)  # for moving cameras
@@ -183,11 +182,8 @@ def save_model(folder: Path, model: Model) -> None:
     with replacing(folder) as partial:
         save_file(plain(model.generator.state_dict()), partial / "generator.safetensors")
         if model.background_plates:
-            background_plates = {
-                str(clip): background_plate
-                for clip, background_plate in model.background_plates.items()
-            }
-            save_file(plain(background_plates), partial / "plates.safetensors")
+            plates = {str(clip): plate for clip, plate in model.background_plates.items()}
+            save_file(plain(plates), partial / "plates.safetensors")
         if model.statistics:
             save_file(plain(model.statistics), partial / "statistics.safetensors")
         if model.references:
@@ -219,13 +215,13 @@ def load_model(path: str | Path, *, device: torch.device | str = "cpu") -> Model
             hint="train the model again",
         )
     load_weights(generator, read_tensors(folder / "generator.safetensors"), folder)
-    background_plates, statistics = folder / "plates.safetensors", folder / "statistics.safetensors"
+    plates, statistics = folder / "plates.safetensors", folder / "statistics.safetensors"
     return Model(
         record=record,
         generator=generator.to(device).eval(),
         background_plates={
-            clip: background_plate.to(device)
-            for clip, background_plate in _read_background_plates(background_plates, record).items()
+            clip: plate.to(device)
+            for clip, plate in _read_background_plates(plates, record).items()
         },
         statistics=_read_statistics(statistics, record),
         references=_read_references(folder / REFERENCES, record),
