@@ -58,9 +58,9 @@ from v2v import __version__
 from v2v.checkpoint import MODEL_FILE, load_model
 from v2v.data.store import ClipStore
 from v2v.errors import ConfigError, TooFewFrames, UnknownName, UsageError
+from v2v.evaluation.evaluate import evaluate
+from v2v.evaluation.methods import FRAME, REAL
 from v2v.evaluation.registry import BY_NAME
-from v2v.pipelines.evaluation.evaluate import evaluate
-from v2v.pipelines.evaluation.methods import FRAME, REAL
 from v2v.progress import Reporter, Silent, Terminal
 from v2v.training.estimate import DryRunTrainer
 from v2v.training.loop import train

@@ -7,7 +7,7 @@ python benchmarks/held_out.py --data data/dance --task pose --against copy,neare
 
 Trains two models: `sequential`, and `frame`, the same generator without past frames
 (generator.sequential=false), with equal compute, budget, data and discriminators. Then `v2v
-evaluate` renders and measures them together with baselines (see `pipelines/evaluation/methods.py`).
+evaluate` renders and measures them together with baselines (see `v2v/evaluation/methods.py`).
 
 Run the same command again to resume. --models takes finished runs; a run named sequential or frame
 replaces the one that would be trained. OUT holds sequential/ and frame/ (the runs), report.html
@@ -30,9 +30,9 @@ from shared import run_command, settings_of
 
 from v2v.data.store import ClipStore
 from v2v.errors import UnknownName, UsageError
-from v2v.pipelines.evaluation.evaluate import evaluate
-from v2v.pipelines.evaluation.methods import FRAME, SIMPLE
-from v2v.pipelines.evaluation.table import lines, table
+from v2v.evaluation.evaluate import evaluate
+from v2v.evaluation.methods import FRAME, SIMPLE
+from v2v.evaluation.table import lines, table
 from v2v.progress import Terminal
 from v2v.training.loop import train
 

@@ -36,10 +36,10 @@ import cv2
 import numpy as np
 
 from v2v.config import PreprocessSettings, load_config
-from v2v.data.video import VideoWriter
 from v2v.preprocess import _mediapipe as mp
 from v2v.preprocess.build import preprocess
 from v2v.samples import face, person
+from v2v.video.write import VideoWriter
 
 REPEATS = 3
 

@@ -43,8 +43,8 @@ from shared import (
 
 from v2v import __version__
 from v2v.checkpoint import load_model
+from v2v.evaluation.evaluate import evaluate
 from v2v.evaluation.registry import BY_NAME
-from v2v.pipelines.evaluation.evaluate import evaluate
 from v2v.progress import Terminal
 from v2v.training.loop import train
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from v2v.config import load_config
-from v2v.data.windows import ClipDataset
+from v2v.data.dataset import ClipDataset
 from v2v.models import build_generator
 from v2v.models.rollout import rollout
 from v2v.training.prepare import open_windows, plan_run

@@ -34,17 +34,17 @@ import torch
 from v2v.checkpoint import FORMAT, ClipUse, Model, ModelRecord, SignalUse, save_model
 from v2v.config import PreprocessSettings, load_config
 from v2v.data.store import ClipStore, SignalRecord, file_record, write_record
-from v2v.data.video import VideoWriter
 from v2v.models import build_generator
 from v2v.models.rollout import rollout
 from v2v.pipelines.model import Appearance, LoadedModel
 from v2v.pipelines.motion_transfer import MotionTransfer
-from v2v.pipelines.rendering import Rendering
+from v2v.pipelines.rendering.rendering import Rendering
 from v2v.preprocess.build import preprocess
 from v2v.preprocess.extractor import write_arrays
 from v2v.samples.person import frames as dancing
 from v2v.signals.pose import NAMES
 from v2v.types import Condition
+from v2v.video.write import VideoWriter
 
 REPEATS = 5
 FRAMES = 240  # per timed render

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from v2v.config import PreprocessSettings, load_config
 from v2v.data.store import CLIP_FILE, ClipStore
 from v2v.errors import V2VError
+from v2v.evaluation.clips import Measured, measured_clips
+from v2v.evaluation.methods import rendering
 from v2v.evaluation.registry import BY_NAME
-from v2v.pipelines.evaluation.clips import Measured, measured_clips
-from v2v.pipelines.evaluation.methods import rendering
 from v2v.pipelines.model import LoadedModel
 from v2v.preprocess.build import preprocess
 from v2v.progress import Reporter, Silent

@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from v2v.data.probe import probe
-from v2v.data.video import read_stored
 from v2v.errors import NotWritable, UsageError
 from v2v.files import replacing_file, workplace
 from v2v.pipelines.end_to_end import Run, run
-from v2v.pipelines.rendering import Picture, RenderResult
+from v2v.pipelines.rendering.frames import Picture, RenderResult
 from v2v.progress import Reporter, Silent
 from v2v.samples.clips import write_sample
+from v2v.video.probe import probe
+from v2v.video.stored import read_stored
 
 SEEDS = {"host": 11, "guest": 0}  # the host's arms soon cover their whole range of motion
 EMPTY = {"host": 0.4, "guest": 0.0}  # seconds of empty room: they complete the background plate

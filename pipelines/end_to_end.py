@@ -15,18 +15,21 @@ from typing import Any
 
 from v2v.checkpoint import MODEL_FILE, load_model
 from v2v.config import load_config
-from v2v.data.probe import probe
 from v2v.data.store import CLIP_FILE, ClipStore
 from v2v.errors import MediaError, RunConflict, UnknownName, UsageError
 from v2v.pipelines.face_reenactment import FaceReenactment
 from v2v.pipelines.motion_transfer import MotionTransfer
 from v2v.pipelines.provenance import read_provenance
-from v2v.pipelines.rendering import Output, Rendering, RenderResult
+from v2v.pipelines.rendering.frames import RenderResult
+from v2v.pipelines.rendering.output import Output
+from v2v.pipelines.rendering.rendering import Rendering
 from v2v.pipelines.source import Source, open_source
-from v2v.preprocess.build import default_folder, source_hash
+from v2v.preprocess.build import default_folder
+from v2v.preprocess.job import source_hash
 from v2v.progress import Reporter, Silent
 from v2v.records import check_name
 from v2v.training.settings import TrainSettings
+from v2v.video.probe import probe
 
 TASKS = ("pose", "face")
 STAGES = 4

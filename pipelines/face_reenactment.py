@@ -20,8 +20,9 @@ from v2v.data.store import ClipStore
 from v2v.errors import NothingFound, UsageError
 from v2v.pipelines.camera_path import camera_path, check_camera_path, filmed, steadied, still_views
 from v2v.pipelines.model import LoadedModel
-from v2v.pipelines.rendering import ConditioningSource, Rendering
-from v2v.pipelines.retarget_face import (
+from v2v.pipelines.rendering.frames import ConditioningSource
+from v2v.pipelines.rendering.rendering import Rendering
+from v2v.pipelines.retarget.face import (
     MEASURES,
     FaceProfile,
     FaceTransfer,

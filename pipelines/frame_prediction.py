@@ -22,13 +22,14 @@ from v2v.data.store import ClipStore, file_record, frames_to_tensor
 from v2v.data.transforms import Placement
 from v2v.errors import TooFewFrames, UsageError
 from v2v.evaluation.measures import psnr
-from v2v.evaluation.prediction import constant_velocity, copy_last, track_error
 from v2v.pipelines.model import Appearance, LoadedModel
-from v2v.pipelines.rendering import ConditioningSource, Picture, Rendering, row
+from v2v.pipelines.rendering.frames import ConditioningSource, Picture, row
+from v2v.pipelines.rendering.rendering import Rendering
 from v2v.pipelines.source import Source, check_finite, open_source
+from v2v.prediction.measures import constant_velocity, copy_last, track_error
+from v2v.prediction.predictor import WEIGHTS_FILE, Predictor, load_predictor
 from v2v.progress import Reporter, Silent
 from v2v.signals import Track
-from v2v.training.predictor import WEIGHTS_FILE, Predictor, load_predictor
 from v2v.types import PAST, GeneratorState
 
 PAST_SECONDS = 4.0  # maximum length of the predictor's input

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from v2v.checkpoint import MODEL_FILE, load_model
-from v2v.data.probe import probe
 from v2v.data.store import CLIP_FILE, ClipStore
 from v2v.errors import UsageError
 from v2v.pipelines.provenance import read_provenance
+from v2v.prediction.predictor import load_predictor
 from v2v.progress import Reporter, Silent
 from v2v.signals import signal_names
-from v2v.training.predictor import load_predictor
+from v2v.video.probe import probe
 
 
 def describe(

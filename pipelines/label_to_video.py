@@ -23,7 +23,8 @@ from v2v.data.transforms import Placement
 from v2v.errors import LabelsMismatch, MediaError, MediaNotFound, UnknownName, UsageError
 from v2v.images import float_white, read_picture
 from v2v.pipelines.model import Appearance, LoadedModel
-from v2v.pipelines.rendering import ConditioningSource, Rendering
+from v2v.pipelines.rendering.frames import ConditioningSource
+from v2v.pipelines.rendering.rendering import Rendering
 from v2v.pipelines.source import Source, open_source
 from v2v.progress import Reporter, Silent
 from v2v.signals import Track

@@ -21,9 +21,10 @@ from v2v.data.store import ClipStore
 from v2v.errors import NothingFound, UnknownName
 from v2v.pipelines.camera_path import camera_path, check_camera_path, filmed, steadied, still_views
 from v2v.pipelines.model import LoadedModel
-from v2v.pipelines.pose_range import out_of_distribution
-from v2v.pipelines.rendering import ConditioningSource, Rendering
-from v2v.pipelines.retarget_pose import RETARGETS, Body, kept_inside, retarget
+from v2v.pipelines.rendering.frames import ConditioningSource
+from v2v.pipelines.rendering.rendering import Rendering
+from v2v.pipelines.retarget.pose import RETARGETS, Body, kept_inside, retarget
+from v2v.pipelines.retarget.pose_range import out_of_distribution
 from v2v.pipelines.segments import format_segments
 from v2v.pipelines.source import Source, open_source
 from v2v.progress import Reporter, Silent

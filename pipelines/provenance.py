@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from v2v import __version__
-from v2v.data.video import read_tags
+from v2v.video.read import read_tags
 
 if TYPE_CHECKING:
     from v2v.pipelines.model import LoadedModel

@@ -19,12 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from v2v.config import PreprocessSettings, load_config
-from v2v.data.probe import probe
 from v2v.data.store import CLIP_FILE, ClipStore, read_record
-from v2v.data.video import Sound, read_stored
 from v2v.errors import NothingFound, StoreError, UsageError
-from v2v.preprocess.build import default_folder, preprocess, source_hash
+from v2v.preprocess.build import default_folder, preprocess
+from v2v.preprocess.job import source_hash
 from v2v.progress import Reporter, Silent
+from v2v.video.audio import Sound
+from v2v.video.probe import probe
+from v2v.video.stored import read_stored
 
 Picture = NDArray[np.uint8]  # RGB [H, W, 3]
 

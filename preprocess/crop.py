@@ -9,13 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from v2v.config import PreprocessSettings
-from v2v.data.probe import Probe
-from v2v.data.video import FramePlan, PixelReader, plan_geometry, read_upright
 from v2v.errors import NothingFound
 from v2v.preprocess import _mediapipe as mp
 from v2v.preprocess.pose import detect_people
 from v2v.progress import Reporter
 from v2v.signals.face import OVAL
+from v2v.video.plan import FramePlan, plan_geometry
+from v2v.video.probe import Probe
+from v2v.video.read import read_upright
+from v2v.video.stored import PixelReader
 
 SAMPLES_PER_SECOND = 3
 LEAST = 24  # minimum box side, pixels of the analysed frame; smaller faces are false detections

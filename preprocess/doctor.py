@@ -17,9 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from v2v.data.background import build_background_plate
-from v2v.data.probe import Probe, probe
 from v2v.data.store import CLIP_FILE, ClipStore
-from v2v.data.video import FramePlan, PixelReader, plan_frames, plan_geometry, read_upright
 from v2v.preprocess import _mediapipe as mp
 from v2v.preprocess.footage import (
     CameraFindings,
@@ -45,6 +43,10 @@ from v2v.preprocess.tracks import SingleTargetTracker
 from v2v.progress import Reporter
 from v2v.signals.face import OVAL, POINTS, eye_openness, head_pose, mouth_openness
 from v2v.signals.pose import HEAD, MIN_SCORE, POINT
+from v2v.video.plan import FramePlan, plan_frames, plan_geometry
+from v2v.video.probe import Probe, probe
+from v2v.video.read import read_upright
+from v2v.video.stored import PixelReader
 
 SAMPLES_PER_SECOND = 4
 MOST_SAMPLES = 240

@@ -18,20 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from v2v.config import FrameSettings
-from v2v.data.probe import Probe
-from v2v.data.video import (
-    FramePlan,
-    Geometry,
-    PixelReader,
-    RoundTripEncoder,
-    concatenate,
-    read_stored,
-    read_upright,
-    stored_matrix,
-)
 from v2v.files import Seal
 from v2v.preprocess.extractor import PART, write_arrays
 from v2v.preprocess.shots import LOOKAHEAD, find_cuts, thumbnail
+from v2v.video.plan import FramePlan, Geometry
+from v2v.video.probe import Probe
+from v2v.video.read import read_upright, stored_matrix
+from v2v.video.stored import PixelReader, read_stored
+from v2v.video.write import RoundTripEncoder, concatenate
 
 _Decoded = tuple[int, NDArray[np.uint8], NDArray[np.uint8]]  # index, RGB [H, W, 3], thumbnail
 

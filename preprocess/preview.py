@@ -12,11 +12,12 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from v2v.data.store import ClipStore
-from v2v.data.video import VideoWriter, stored_frames
 from v2v.prefetch import prefetch
 from v2v.progress import Reporter
 from v2v.signals import Track
 from v2v.signals.camera import CameraTrack, carry, corners_of
+from v2v.video.stored import stored_frames
+from v2v.video.write import VideoWriter
 
 Picture = NDArray[np.uint8]
 CHUNK = 32  # frames drawn at a time

@@ -15,15 +15,16 @@ from typing import Any
 import cv2
 
 from v2v.config import PreprocessSettings
-from v2v.data.probe import VIDEO_SUFFIXES, image_files
 from v2v.data.store import CLIP_FILE
 from v2v.errors import MediaNotFound, UsageError, V2VError
 from v2v.images import animation_kind
 from v2v.listing import is_hidden, natural_key, visible_files
-from v2v.preprocess.build import BuildResult, default_folder, preprocess
+from v2v.preprocess.build import default_folder, preprocess
+from v2v.preprocess.job import BuildResult
 from v2v.progress import Relayed, Reporter
 from v2v.runtime import prepare_process
 from v2v.signals import load_signal, signal_names
+from v2v.video.probe import VIDEO_SUFFIXES, image_files
 
 
 @dataclass(frozen=True)

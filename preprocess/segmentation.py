@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 
 from v2v.config import PreprocessSettings
-from v2v.data.probe import hash_files, image_files
 from v2v.errors import LabelsMismatch, NothingFound, UsageError, V2VError
 from v2v.images import LabelImage, read_labels
 from v2v.preprocess import _mediapipe as mp
@@ -26,6 +25,7 @@ from v2v.signals.segmentation import (
     VOID,
     distinct_colours,
 )
+from v2v.video.probe import hash_files, image_files
 from v2v.weights import find_weights, load_state, torchvision_models
 
 PERSON = ("background", "person")

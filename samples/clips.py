@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from v2v.data.video import VideoWriter
 from v2v.errors import NotWritable, writing
 from v2v.files import partial_of, replacing_file, workplace
 from v2v.progress import Reporter, Silent
+from v2v.video.write import VideoWriter
 
 Kind = Literal["person", "face", "street"]
 KINDS: tuple[str, ...] = get_args(Kind)

@@ -17,7 +17,7 @@ import pytest
 from v2v import __version__, cli
 from v2v.cli import _library_problem
 from v2v.data.store import ClipStore
-from v2v.data.video import VideoWriter
+from v2v.video.write import VideoWriter
 
 
 def v2v(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:

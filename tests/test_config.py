@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from v2v.config import Config, PreprocessSettings, load_config
 from v2v.errors import ConfigError
-from v2v.training.prediction import PredictSettings
+from v2v.prediction.settings import PredictSettings
 from v2v.training.settings import TrainSettings
 
 SCHEMAS: dict[tuple[str, ...], type[Config]] = {

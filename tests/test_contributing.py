@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from v2v.data.video import VideoWriter
+from v2v.video.write import VideoWriter
 
 DOCUMENT = Path(__file__).parents[1] / "CONTRIBUTING.md"
 

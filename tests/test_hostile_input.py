@@ -37,11 +37,11 @@ VALUES: list[Any] = [
 
 @pytest.fixture(scope="module", autouse=True)
 def _tiny_preset() -> Iterator[None]:
-    from v2v.models import generator
+    from v2v.models.generator_settings import PRESETS, Architecture
 
-    tiny = generator.Architecture(stem=8, trunk=16, blocks=1, detail=8, fine=(8,), fine_blocks=1)
+    tiny = Architecture(stem=8, trunk=16, blocks=1, detail=8, fine=(8,), fine_blocks=1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(generator.PRESETS, "mobile", tiny)
+        patch.setitem(PRESETS, "mobile", tiny)
         # The commands run in this process, where pytest captures standard error.
         patch.setattr("v2v.runtime._silence_native_logs", lambda: None)
         yield

@@ -15,8 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-from v2v.data.probe import ANIMATED_WEBP, probe
-from v2v.data.video import PixelReader, plan_frames, plan_geometry, read_upright
 from v2v.errors import MediaError, NotAVideo, V2VError
 from v2v.images import (
     animation_durations,
@@ -29,6 +27,10 @@ from v2v.images import (
     read_picture,
 )
 from v2v.preprocess.run import expand_inputs
+from v2v.video.plan import plan_frames, plan_geometry
+from v2v.video.probe import ANIMATED_WEBP, probe
+from v2v.video.read import read_upright
+from v2v.video.stored import PixelReader
 
 # Every eighth of 96 levels from black to white, and their 8-bit values (value / 257, rounded).
 RAMP = np.rint(np.linspace(0, 65535, 96)).astype(np.uint16)[None, ::8].repeat(8, axis=0)

@@ -28,16 +28,17 @@ pytestmark = [
 
 SERVER = """
 import json, os, signal, sys
-import v2v.pipelines.compare, v2v.pipelines.demo, v2v.pipelines.evaluation.evaluate
-import v2v.pipelines.motion_transfer, v2v.pipelines.study, v2v.preprocess.run
+import v2v.evaluation.compare, v2v.pipelines.demo, v2v.evaluation.evaluate
+import v2v.pipelines.motion_transfer, v2v.evaluation.study, v2v.preprocess.run
 import v2v.cli, v2v.training.loop, v2v.training.plot
-from v2v.pipelines import demo, rendering
-from v2v.preprocess import build, extractor, flow, frames, pose, segmentation
-from v2v.models import generator
+from v2v.pipelines import demo
+from v2v.pipelines.rendering.segments import SegmentedVideo
+from v2v.preprocess import extractor, job, worker, flow, frames, pose, segmentation
+from v2v.models import generator_settings as g
 
-generator.PRESETS["mobile"] = generator.Architecture(16, 32, 1, 8, (16,), 1)
-demo.SIZE, rendering.SEGMENT = 64, 8
-extractor.PART = build.PART = frames.PART = 16
+g.PRESETS["mobile"] = g.Architecture(16, 32, 1, 8, (16,), 1)
+demo.SIZE, SegmentedVideo.SEGMENT = 64, 8
+extractor.PART = job.PART = worker.PART = frames.PART = 16
 CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate")
 
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from v2v.data.probe import hash_files, image_files, probe
+from v2v.evaluation.study import _clips_in
 from v2v.listing import is_hidden, natural_key, visible_files
-from v2v.pipelines.study import _clips_in
 from v2v.preprocess.run import expand_inputs
+from v2v.video.probe import hash_files, image_files, probe
 
 CLUTTER = (".DS_Store", "._1.png", "Thumbs.db", "desktop.ini", ".hidden.png", "._a.mp4")
 

@@ -39,12 +39,12 @@ from v2v.data.store import (
 )
 from v2v.errors import CheckpointInvalid, RunConflict, StoreDamaged, UsageError, V2VError
 from v2v.models import build_generator
-from v2v.models.predictor import PointPredictor, ShapePCA
+from v2v.prediction.model import PointPredictor, ShapePCA
+from v2v.prediction.predictor import PointsPredictor, PredictorRecord, load_predictor
 from v2v.records import check_name
 from v2v.records import read_record as read
-from v2v.training.loop import Progress
-from v2v.training.predictor import PointsPredictor, PredictorRecord, load_predictor
 from v2v.training.run import read_log, read_run
+from v2v.training.state import Progress
 
 FILE = FileRecord(bytes=3, sha256="0" * 64)
 CLIP = ClipUse(

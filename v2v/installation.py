@@ -251,7 +251,7 @@ def _decord() -> Check:
     import decord
     import numpy as np
 
-    from v2v.data.video import VideoWriter
+    from v2v.video.write import VideoWriter
 
     with tempfile.TemporaryDirectory() as folder:
         from fractions import Fraction

@@ -17,7 +17,6 @@ import torch
 from v2v.config import PreprocessSettings, load_config
 from v2v.data import verified
 from v2v.data.store import ClipStore, file_record, frames_to_tensor
-from v2v.data.video import MapWriter, VideoWriter, read_range, read_stored
 from v2v.errors import (
     SignalMissing,
     StoreDamaged,
@@ -27,6 +26,8 @@ from v2v.errors import (
     UsageError,
 )
 from v2v.preprocess.build import preprocess
+from v2v.video.stored import read_range, read_stored
+from v2v.video.write import MapWriter, VideoWriter
 
 COUNT = 20
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from v2v.data.video import VideoWriter, read_stored
 from v2v.evaluation.duplicates import (
     CELLS,
     FINE,
@@ -21,6 +20,8 @@ from v2v.evaluation.duplicates import (
     tolerances,
 )
 from v2v.samples import person
+from v2v.video.stored import read_stored
+from v2v.video.write import VideoWriter
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,10 @@ import cv2
 import numpy as np
 import pytest
 
-from v2v.data.video import VideoWriter
 from v2v.errors import MissingLibrary
 from v2v.evaluation import vmaf as module
 from v2v.evaluation.vmaf import ffmpeg_with_vmaf, vmaf
+from v2v.video.write import VideoWriter
 
 
 @pytest.fixture

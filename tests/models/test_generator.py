@@ -11,17 +11,14 @@ from torch import Tensor
 
 from v2v.models import build_generator, check_generator
 from v2v.models.blocks import double, fold, half
-from v2v.models.generator import (
+from v2v.models.generator import Heads, SequentialGenerator, _weighted, multiply_adds
+from v2v.models.generator_settings import (
     DEPARTURE,
     OUTLINE_DEPARTURE,
     PRESETS,
     SURE,
     TRUST,
     Architecture,
-    Heads,
-    SequentialGenerator,
-    _weighted,
-    multiply_adds,
 )
 from v2v.types import Condition, GeneratorState
 from v2v.warp import dense_motion, moved

@@ -8,7 +8,7 @@ from test_generator import TINY
 from v2v.data.transforms import PastCorruption
 from v2v.models.generator import SequentialGenerator
 from v2v.models.rollout import rollout
-from v2v.training.loop import Unroll
+from v2v.training.unroll import Unroll
 from v2v.types import Batch, Condition, GeneratorState
 
 FRAMES = 64

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from v2v.data.probe import probe
-from v2v.data.video import read_stored
 from v2v.errors import RunConflict, UsageError
 from v2v.pipelines.demo import demo
 from v2v.pipelines.end_to_end import run
 from v2v.pipelines.provenance import read_provenance
 from v2v.progress import Silent
 from v2v.samples.clips import write_sample
+from v2v.video.probe import probe
+from v2v.video.stored import read_stored
 
 pytestmark = pytest.mark.slow
 SMALL = [

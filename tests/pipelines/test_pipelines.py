@@ -14,7 +14,6 @@ from PIL import Image
 from test_retarget_face import about, filmed, person, speaking
 
 from v2v.data.store import ClipStore
-from v2v.data.video import read_stored
 from v2v.errors import (
     CheckpointInvalid,
     ConfigError,
@@ -36,6 +35,7 @@ from v2v.pipelines.source import open_source
 from v2v.progress import Silent
 from v2v.signals.pose import MIRROR
 from v2v.signals.segmentation import VOID
+from v2v.video.stored import read_stored
 
 COUNT = 40
 HEIGHT, WIDTH = 64, 48
@@ -413,7 +413,8 @@ def test_clusters_are_selected(make_store, make_model):
 def predicting(make_store, make_model, skeletons) -> tuple[Path, Path]:
     """A store, and a run with a model and a predictor trained on it."""
     from v2v.config import load_config
-    from v2v.training.prediction import PredictSettings, train_predictor
+    from v2v.prediction.settings import PredictSettings
+    from v2v.prediction.training import train_predictor
 
     store = make_store(pose=skeletons(120))
     run = model_of(make_model, store, "pose")

@@ -7,8 +7,8 @@ import pytest
 from test_retarget_pose import SIZE, person
 
 from v2v.errors import NothingFound
-from v2v.pipelines.pose_range import MAX_LIMIT, MIN_LIMIT, _limit, out_of_distribution
-from v2v.pipelines.retarget_pose import Points
+from v2v.pipelines.retarget.pose import Points
+from v2v.pipelines.retarget.pose_range import MAX_LIMIT, MIN_LIMIT, _limit, out_of_distribution
 from v2v.signals.pose import LEFT_HAND, NAMES, POINT
 
 RATE = 24.0

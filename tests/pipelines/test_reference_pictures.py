@@ -18,7 +18,9 @@ from v2v.data.references import References
 from v2v.errors import CheckpointInvalid, UsageError
 from v2v.pipelines.model import LoadedModel
 from v2v.pipelines.references import drop_reference, list_references
-from v2v.pipelines.rendering import ConditioningSource, Output, Rendering
+from v2v.pipelines.rendering.frames import ConditioningSource
+from v2v.pipelines.rendering.output import Output
+from v2v.pipelines.rendering.rendering import Rendering
 from v2v.signals.pose import PoseTrack
 
 HEIGHT, WIDTH = 64, 48

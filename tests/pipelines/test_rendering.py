@@ -16,16 +16,19 @@ import numpy as np
 import pytest
 import torch
 
-from v2v.data.probe import probe
-from v2v.data.video import Sound, read_stored
 from v2v.errors import CheckpointInvalid, DiskFull, NotWritable, UnknownName, UsageError
-from v2v.pipelines import rendering
 from v2v.pipelines.info import describe
 from v2v.pipelines.model import LoadedModel
 from v2v.pipelines.provenance import read_provenance
-from v2v.pipelines.rendering import ConditioningSource, Rendering, output_size
+from v2v.pipelines.rendering import encoding, segments
+from v2v.pipelines.rendering.frames import ConditioningSource
+from v2v.pipelines.rendering.output import Output, output_size
+from v2v.pipelines.rendering.rendering import Rendering
 from v2v.progress import Silent
 from v2v.signals.pose import PoseTrack
+from v2v.video.audio import Sound
+from v2v.video.probe import probe
+from v2v.video.stored import read_stored
 
 HEIGHT, WIDTH = 64, 48
 COUNT = 30
@@ -113,7 +116,7 @@ def test_the_video_holds_the_rendered_frames(make, tmp_path):
     [("h264", "a.mp4", "h264"), ("hevc", "a.mov", "hevc"), ("vp9", "a.webm", "vp9")],
 )
 def test_each_codec_writes_a_readable_video(make, tmp_path, monkeypatch, codec, name, known):
-    monkeypatch.setattr(rendering, "SEGMENT", 12)
+    monkeypatch.setattr(segments.SegmentedVideo, "SEGMENT", 12)
     whole = make()
     outcome = whole.save(tmp_path / name, codec=codec, crf=10)
     seen = probe(outcome.video)
@@ -142,7 +145,7 @@ class StopsAt(Silent):
 
 @pytest.mark.parametrize("stop", [1, 7, 8, 21, 29])
 def test_a_killed_render_resumes_to_the_same_video(make, tmp_path, monkeypatch, stop):
-    monkeypatch.setattr(rendering, "SEGMENT", 8)
+    monkeypatch.setattr(segments.SegmentedVideo, "SEGMENT", 8)
     path = tmp_path / "out.mkv"
     whole = make()
     with pytest.raises(Stopped):
@@ -159,7 +162,7 @@ def test_a_killed_render_resumes_to_the_same_video(make, tmp_path, monkeypatch, 
 
 
 def test_a_damaged_state_loses_one_segment(make, tmp_path, monkeypatch):
-    monkeypatch.setattr(rendering, "SEGMENT", 8)
+    monkeypatch.setattr(segments.SegmentedVideo, "SEGMENT", 8)
     path = tmp_path / "out.mkv"
     with pytest.raises(Stopped):
         make().save(path, codec="ffv1", report=StopsAt(29))
@@ -170,7 +173,7 @@ def test_a_damaged_state_loses_one_segment(make, tmp_path, monkeypatch):
 
 
 def test_is_saved_recognises_its_own_files(make, tmp_path):
-    whole, output = make(3), rendering.Output(tmp_path / "a.mkv", codec="ffv1", compare=True)
+    whole, output = make(3), Output(tmp_path / "a.mkv", codec="ffv1", compare=True)
     assert not whole.is_saved(output)
     whole.save(output)
     assert whole.is_saved(output)
@@ -180,7 +183,7 @@ def test_is_saved_recognises_its_own_files(make, tmp_path):
 
 
 def test_changed_settings_restart_the_render(make, tmp_path, monkeypatch):
-    monkeypatch.setattr(rendering, "SEGMENT", 8)
+    monkeypatch.setattr(segments.SegmentedVideo, "SEGMENT", 8)
     path = tmp_path / "out.mkv"
     with pytest.raises(Stopped):
         make().save(path, codec="ffv1", report=StopsAt(25))
@@ -190,7 +193,7 @@ def test_changed_settings_restart_the_render(make, tmp_path, monkeypatch):
 
 
 def test_the_panels_of_a_comparison_show_the_same_frame(make, tmp_path, read_numbers, monkeypatch):
-    monkeypatch.setattr(rendering, "SEGMENT", 8)
+    monkeypatch.setattr(segments.SegmentedVideo, "SEGMENT", 8)
     whole = make()
     outcome = whole.save(tmp_path / "out.mkv", codec="ffv1", compare=True)
     panels = read(outcome.comparison)
@@ -301,7 +304,7 @@ class Killed(BaseException):
 @pytest.fixture
 def torn(make, tmp_path, monkeypatch):
     """A finished render of three segments, killed before its work files are removed."""
-    monkeypatch.setattr(rendering, "SEGMENT", 8)
+    monkeypatch.setattr(segments.SegmentedVideo, "SEGMENT", 8)
     with monkeypatch.context() as patch:
         kill_at_removal(patch, 0)
         with pytest.raises(Killed):
@@ -311,7 +314,7 @@ def torn(make, tmp_path, monkeypatch):
 
 def kill_at_removal(patch: pytest.MonkeyPatch, number: int) -> None:
     """Kill after `number` files of finished work are removed."""
-    original, count = rendering.remove, [0]
+    original, count = segments.remove, [0]
 
     def remove(path: Path) -> None:
         if path.name != "whole":
@@ -320,15 +323,16 @@ def kill_at_removal(patch: pytest.MonkeyPatch, number: int) -> None:
             count[0] += 1
         original(path)
 
-    patch.setattr(rendering, "remove", remove)
+    patch.setattr(segments, "remove", remove)
+    patch.setattr(encoding, "remove", remove)
     patch.setattr("v2v.files.remove", remove)
-    patch.setattr(rendering._Encoding, "_keep", kept_without_removing(rendering._Encoding._keep))
+    patch.setattr(encoding.Encoding, "_keep", kept_without_removing(encoding.Encoding._keep))
 
 
 def kept_without_removing(keep: Callable[..., None]) -> Callable[..., None]:
     def inner(self: Any, *arguments: Any) -> None:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(rendering, "remove", lambda path: path.unlink())
+            patch.setattr(encoding, "remove", lambda path: path.unlink())
             keep(self, *arguments)
 
     return inner
@@ -339,7 +343,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_finished_render_recovers_from_a_kill_during_clean_up(make, torn, tmp_path, monkeypatch):
-    monkeypatch.setattr(rendering, "SEGMENT", 8)
+    monkeypatch.setattr(segments.SegmentedVideo, "SEGMENT", 8)
     whole = {name: data for name, data in contents(torn).items() if "/" not in name}
     assert whole.keys() == {"out.mkv", "out-compare.mkv"}
     options = {"codec": "ffv1", "compare": True}
@@ -392,8 +396,8 @@ DAMAGED = [  # file, damage, frames that need not be rendered again
 
 
 def test_a_damaged_file_of_an_interrupted_render_is_rendered_again(make, tmp_path, monkeypatch):
-    monkeypatch.setattr(rendering, "SEGMENT", 8)
-    monkeypatch.setattr(rendering, "MAX_LAG", 0)
+    monkeypatch.setattr(segments.SegmentedVideo, "SEGMENT", 8)
+    monkeypatch.setattr(encoding, "MAX_LAG", 0)
     options = {"codec": "ffv1", "compare": True}
     whole = make(18)
     whole.save(tmp_path / "whole" / "a.mkv", **options)
@@ -420,8 +424,8 @@ def test_two_processes_do_not_render_the_same_file(make, tmp_path):
 
 
 def test_a_full_disk_loses_no_finished_segments(make, tmp_path, monkeypatch):
-    monkeypatch.setattr(rendering, "SEGMENT", 8)
-    write = rendering.VideoWriter.write
+    monkeypatch.setattr(segments.SegmentedVideo, "SEGMENT", 8)
+    write = encoding.VideoWriter.write
     written = 0
 
     def filling(self: Any, frame: np.ndarray) -> None:
@@ -431,7 +435,7 @@ def test_a_full_disk_loses_no_finished_segments(make, tmp_path, monkeypatch):
             raise OSError(28, os.strerror(28))
         write(self, frame)
 
-    monkeypatch.setattr(rendering.VideoWriter, "write", filling)
+    monkeypatch.setattr(encoding.VideoWriter, "write", filling)
     with pytest.raises((DiskFull, OSError)):
         make().save(tmp_path / "out.mkv", codec="ffv1")
     assert not (tmp_path / "out.mkv").exists()
@@ -485,7 +489,7 @@ def test_a_preview_shows_input_over_signals(make, tmp_path):
 
 
 def test_the_plan_of_a_render_is_json(make, tmp_path, monkeypatch):
-    monkeypatch.setattr(rendering, "SEGMENT", 8)
+    monkeypatch.setattr(segments.SegmentedVideo, "SEGMENT", 8)
     with pytest.raises(Stopped):
         make().save(tmp_path / "o.mkv", codec="ffv1", report=StopsAt(20))
     plan = json.loads((tmp_path / ".o.mkv.render" / "plan.json").read_text())

@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from v2v.errors import ConfigError, NothingFound, UnknownName
-from v2v.pipelines.retarget_face import (
+from v2v.pipelines.retarget.face import (
     EYES,
     LIPS,
     PARTS,

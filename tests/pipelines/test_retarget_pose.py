@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from v2v.errors import NothingFound, UnknownName
-from v2v.pipelines.retarget_pose import FEET, RETARGETS, Body, Points, retarget
+from v2v.pipelines.retarget.pose import FEET, RETARGETS, Body, Points, retarget
 from v2v.signals.pose import HEAD, LEFT_HAND, MIRROR, NAMES, POINT, RIGHT_HAND
 
 FRAMES = 120

@@ -20,7 +20,6 @@ from PIL import Image
 
 from v2v.config import PreprocessSettings, load_config
 from v2v.data.store import ClipStore, read_record, write_record
-from v2v.data.video import VideoWriter, read_stored
 from v2v.errors import (
     DiskFull,
     LabelsMismatch,
@@ -38,6 +37,8 @@ from v2v.preprocess.build import preprocess
 from v2v.samples import person
 from v2v.samples.clips import write_sample
 from v2v.signals.camera import CameraTrack, carry
+from v2v.video.stored import read_stored
+from v2v.video.write import VideoWriter
 
 RATE = Fraction(30)
 FRAMES = 40
@@ -51,7 +52,7 @@ def settings(*overrides: str, **values: object) -> PreprocessSettings:
 
 @pytest.fixture(autouse=True)
 def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("extractor", "build", "frames"):
+    for module in ("extractor", "job", "worker", "frames"):
         monkeypatch.setattr(f"v2v.preprocess.{module}.PART", PART)
 
 
@@ -268,13 +269,14 @@ def test_damaged_files_of_a_stopped_run_are_rebuilt(
 ) -> None:
     """Whichever kept file is damaged, the store equals that of an undisturbed run."""
     monkeypatch.setattr("v2v.preprocess.extractor.PART", 8)
-    monkeypatch.setattr("v2v.preprocess.build.PART", 8)
+    monkeypatch.setattr("v2v.preprocess.job.PART", 8)
+    monkeypatch.setattr("v2v.preprocess.worker.PART", 8)
     monkeypatch.setattr("v2v.preprocess.frames.PART", 8)
     names = ["flow"]
     preprocess(blank, names, settings(), output=tmp_path / "straight")
     straight = contents(tmp_path / "straight")
     with monkeypatch.context() as patch:
-        patch.setattr("v2v.preprocess.build._Job._finish_frames", killed)
+        patch.setattr("v2v.preprocess.job.Job._finish_frames", killed)
         with pytest.raises(Killed):
             preprocess(blank, names, settings(), output=tmp_path / "stopped")
     pieces = sorted(
@@ -305,7 +307,7 @@ def test_preview_is_rebuilt_after_a_kill_before_it(
     folder = tmp_path / "killed"
     preprocess(blank, [], settings(), output=folder)
     with monkeypatch.context() as patch:
-        patch.setattr("v2v.preprocess.build.write_preview", killed)
+        patch.setattr("v2v.preprocess.job.write_preview", killed)
         with pytest.raises(Killed):
             preprocess(folder, names, settings())
     (folder / ".preview.mp4.partial").write_bytes(b"half")

@@ -25,7 +25,7 @@ Frames = list[NDArray[np.uint8]]
 
 
 def write_video(path: Path, frames: Iterable[NDArray[np.uint8]], rate: int = 10) -> Path:
-    from v2v.data.video import VideoWriter
+    from v2v.video.write import VideoWriter
 
     frames = list(frames)
     height, width = frames[0].shape[:2]

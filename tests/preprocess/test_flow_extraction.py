@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 
 from v2v.config import PreprocessSettings, load_config
-from v2v.data.video import Geometry
 from v2v.errors import WeightsUnavailable
 from v2v.preprocess.extractor import ClipContext
 from v2v.preprocess.flow import Dis, Extractor
 from v2v.signals.flow import unpack
+from v2v.video.plan import Geometry
 from v2v.warp import occlusion, warp
 from v2v.weights import torchvision_models
 

@@ -11,9 +11,9 @@ import pytest
 from numpy.typing import NDArray
 
 from v2v.config import PreprocessSettings, load_config
-from v2v.data.video import Geometry
 from v2v.preprocess.extractor import ClipContext
 from v2v.preprocess.pose import HIPS, SHOULDERS, BodyTracker
+from v2v.video.plan import Geometry
 
 # Torso centre of the woman in the denim jacket and the pink skirt, annotated by eye. Another woman,
 # in turquoise, dances around her, 100 pixels away at frame 150.

@@ -18,12 +18,12 @@ from PIL import Image
 from v2v import weights
 from v2v.config import PreprocessSettings, load_config
 from v2v.data.store import ClipStore
-from v2v.data.video import Geometry
 from v2v.errors import LabelsMismatch, NothingFound, UsageError, WeightsUnavailable
 from v2v.preprocess import segmentation as extraction
 from v2v.preprocess.extractor import ClipContext
 from v2v.preprocess.segmentation import LICENSE_PLATE, Extractor, pair_names
 from v2v.signals.segmentation import CITYSCAPES, VOC, VOID, LabelTrack
+from v2v.video.plan import Geometry
 from v2v.weights import torchvision_models
 
 WIDTH, HEIGHT, COUNT = 64, 48, 6

@@ -176,7 +176,7 @@ import numpy as np
 from v2v.preprocess.build import preprocess
 from v2v.config import PreprocessSettings, load_config
 from v2v.data.store import ClipStore
-from v2v.data.video import VideoWriter
+from v2v.video.write import VideoWriter
 from v2v.signals import signal_names
 
 assert signal_names() == ("pose", "face", "segmentation", "flow", "camera", "light"), signal_names()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from model_fixtures import one_thread, tiny_preset  # noqa: F401
 from training_settings import SMALL
 
 from v2v.config import PreprocessSettings, load_config
@@ -40,20 +40,3 @@ def small_settings() -> Callable[..., TrainSettings]:
         return load_config(TrainSettings, "train", f"train-{task}", values=values)
 
     return make
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    """Two test processes share the cores; with more threads they would block each other."""
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _tiny_preset() -> Iterator[None]:
-    """Shrink the mobile preset so that an update takes milliseconds."""
-    from v2v.models import generator
-
-    tiny = generator.Architecture(stem=16, trunk=32, blocks=1, detail=8, fine=(16,), fine_blocks=1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(generator.PRESETS, "mobile", tiny)
-        yield

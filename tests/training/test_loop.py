@@ -29,9 +29,10 @@ from v2v.errors import (
 )
 from v2v.progress import Silent
 from v2v.training import run as run_module
-from v2v.training.loop import Trainer, train
+from v2v.training.loop import train
 from v2v.training.run import RunFolder, read_run
 from v2v.training.settings import TrainSettings
+from v2v.training.trainer import Trainer
 
 Settings = Callable[..., TrainSettings]
 
@@ -268,7 +269,7 @@ def test_the_model_is_the_moving_average_and_loads_without_extras(uninterrupted:
 
 
 def trainer(settings: TrainSettings, store: Path) -> Trainer:
-    from v2v.training.loop import launch
+    from v2v.training.fabric import launch
     from v2v.training.prepare import open_windows, plan_run
 
     windows = open_windows(settings, [store])
@@ -692,11 +693,11 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from v2v.config import load_config
-from v2v.models import generator
+from v2v.models import generator_settings as g
 from v2v.progress import Silent
 from v2v.training.loop import train
 from v2v.training.settings import TrainSettings
-generator.PRESETS["mobile"] = generator.Architecture(16, 32, 1, 8, (16,), 1)
+g.PRESETS["mobile"] = g.Architecture(16, 32, 1, 8, (16,), 1)
 store, folder, values = sys.argv[1:]
 settings = load_config(TrainSettings, "train", "train-pose", values=json.loads(values))
 train(settings, [Path(store)], Path(folder), Silent())

@@ -74,7 +74,7 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     prepare_process()
-    from v2v.pipelines.evaluation.evaluate import evaluate as run
+    from v2v.evaluation.evaluate import evaluate as run
 
     names = None if against is None else [name for name in against.split(",") if name]
     with progress(quiet or as_json) as report:
@@ -88,7 +88,7 @@ def evaluate(
 
         print(json.dumps(found.as_json(), indent=1))
     elif not quiet:
-        from v2v.pipelines.evaluation.table import lines, table
+        from v2v.evaluation.table import lines, table
 
         out = console(150)
         out.print(table(found))

@@ -12,7 +12,9 @@ from v2v.errors import UsageError
 from v2v.runtime import prepare_process
 
 if TYPE_CHECKING:
-    from v2v.pipelines.rendering import Output, Rendering, RenderResult
+    from v2v.pipelines.rendering.frames import RenderResult
+    from v2v.pipelines.rendering.output import Output
+    from v2v.pipelines.rendering.rendering import Rendering
     from v2v.progress import Reporter
 
 Model = Annotated[
@@ -387,7 +389,7 @@ def _prepare_output(
     preview: bool = False,
 ) -> Output:
     """The output options; raises for those that cannot be written, before any computation."""
-    from v2v.pipelines.rendering import Output
+    from v2v.pipelines.rendering.output import Output
 
     suffix = {"ffv1": ".mkv", "vp9": ".webm"}.get(codec, ".mp4")
     folder = Path(model).resolve()

@@ -14,7 +14,7 @@ from v2v.timecode import TIME_FORMS, parse_time
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from v2v.preprocess.build import BuildResult
+    from v2v.preprocess.job import BuildResult
     from v2v.preprocess.run import ClipResult
     from v2v.progress import Reporter
 

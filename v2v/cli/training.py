@@ -150,7 +150,8 @@ def _train_predictor(
     as_json: bool,
 ) -> None:
     from v2v.config import load_config
-    from v2v.training.prediction import PredictSettings, train_predictor
+    from v2v.prediction.settings import PredictSettings
+    from v2v.prediction.training import train_predictor
 
     values = {"budget.steps": steps, "budget.minutes": minutes}
     settings = load_config(

@@ -29,7 +29,6 @@ from pydantic import Field, model_validator
 
 from v2v import records
 from v2v.data import verified
-from v2v.data.video import check_stored, read_range
 from v2v.errors import (
     SignalMissing,
     StoreDamaged,
@@ -52,6 +51,7 @@ from v2v.records import (
     Side,
 )
 from v2v.signals import Track, load_signal, signal_names
+from v2v.video.stored import check_stored, read_range
 
 if TYPE_CHECKING:
     import torch

@@ -29,7 +29,7 @@ def check_generator(architecture: dict[str, Any]) -> None:
     Raises pydantic's `ValidationError` for wrong types, unknown arguments and sizes out of range.
     """
     if architecture.get("name") == "sequential":
-        from v2v.models.generator import GeneratorArguments
+        from v2v.models.generator_settings import GeneratorArguments
 
         GeneratorArguments.model_validate(architecture, strict=True)
     elif architecture.get("name") in BASELINES:
@@ -48,7 +48,8 @@ def build_generator(name: str, **architecture: Any) -> nn.Module:
     Raises `UnknownName`, which lists the valid names.
     """
     if name == "sequential":
-        from v2v.models.generator import PRESETS, SequentialGenerator, complete
+        from v2v.models.generator import SequentialGenerator
+        from v2v.models.generator_settings import PRESETS, complete
 
         preset = architecture.pop("preset")
         return SequentialGenerator(arch=PRESETS[preset], **complete(architecture))

@@ -14,8 +14,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from v2v.data.video import check_stored, read_range
 from v2v.signals._base import Signal, Track
+from v2v.video.stored import check_stored, read_range
 
 if TYPE_CHECKING:
     import torch

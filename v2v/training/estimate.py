@@ -18,10 +18,11 @@ import torch
 
 from v2v.models.generator import multiply_adds
 from v2v.progress import Reporter, Silent
-from v2v.training.loop import Trainer, launch, with_budget
+from v2v.training.fabric import launch, with_budget
 from v2v.training.prepare import TrainingPlan, open_windows, plan_run
 from v2v.training.schedule import Stage
 from v2v.training.settings import TrainSettings
+from v2v.training.trainer import Trainer
 from v2v.types import REFERENCE_CHANNELS, Condition, GeneratorState
 
 if TYPE_CHECKING:

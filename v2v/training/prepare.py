@@ -17,12 +17,13 @@ from torch import Tensor
 from v2v import __version__
 from v2v.checkpoint import FORMAT, ClipUse, ModelRecord, SignalUse
 from v2v.data.background import BackgroundPlate, build_background_plate
+from v2v.data.dataset import ClipDataset
 from v2v.data.references import COUNTS, References, gather, reference_signal
+from v2v.data.sampling import trained_part
 from v2v.data.store import ClipStore
-from v2v.data.windows import ClipDataset, trained_part
 from v2v.errors import ConfigError, UnknownName
 from v2v.models import generator_names
-from v2v.models.generator import (
+from v2v.models.generator_settings import (
     CORE_STRIDE,
     DEPARTURE,
     OUTLINE_DEPARTURE,

@@ -11,13 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from v2v.data.dataset import ClipDataset
 from v2v.data.store import ClipStore
-from v2v.data.video import VideoWriter
-from v2v.data.windows import ClipDataset
 from v2v.errors import writing
 from v2v.models.baselines.pix2pixhd import Clusters, pick_features
 from v2v.models.rollout import rollout
 from v2v.types import Batch, Condition, GeneratorState
+from v2v.video.write import VideoWriter
 
 CHUNK = 16
 

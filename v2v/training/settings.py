@@ -11,7 +11,7 @@ from v2v.config import Config, Positive, Unit
 from v2v.data.transforms import AugmentationSettings
 from v2v.models.augment import DiscriminatorAugmentSettings
 from v2v.models.discriminators import DiscriminatorSettings
-from v2v.models.generator import GeneratorSettings
+from v2v.models.generator_settings import GeneratorSettings
 from v2v.training.schedule import ScheduleSettings
 
 TASKS = ("pose", "face", "street")

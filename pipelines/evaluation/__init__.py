@@ -1,1 +1,0 @@
-"""Model evaluation, the implementation of `v2v evaluate`. The entry point is evaluate.py."""

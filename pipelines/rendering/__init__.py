@@ -1,0 +1,1 @@
+"""The rendering core of all pipelines: from signals to frames, from frames to a video file."""

@@ -1,0 +1,1 @@
+"""Retargeting: the source's motion in the proportions of the target."""

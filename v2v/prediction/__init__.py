@@ -1,0 +1,1 @@
+"""Signal predictors: the next frames of a signal, their training and their measures."""
