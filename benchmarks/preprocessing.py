@@ -33,11 +33,12 @@ prepare_process()  # also for the bare loops, to compare fairly
 
 import av
 import cv2
+import mediapipe
 import numpy as np
 
 from v2v.config import PreprocessSettings, load_config
-from v2v.preprocess import _mediapipe as mp
 from v2v.preprocess.build import preprocess
+from v2v.preprocess.detectors import detectors
 from v2v.samples import face, person
 from v2v.video.write import VideoWriter
 
@@ -73,20 +74,20 @@ def frames_of(clip: Path) -> Iterator[np.ndarray]:
 
 def bare_pose(clip: Path) -> None:
     """Body and hands by MediaPipe's Holistic solution."""
-    with mp.mediapipe().solutions.holistic.Holistic(smooth_landmarks=False) as network:
+    with mediapipe.solutions.holistic.Holistic(smooth_landmarks=False) as network:
         for frame in frames_of(clip):
             network.process(frame)
 
 
 def bare_face(clip: Path) -> None:
-    with mp.mediapipe().solutions.face_mesh.FaceMesh(refine_landmarks=True) as network:
+    with mediapipe.solutions.face_mesh.FaceMesh(refine_landmarks=True) as network:
         for frame in frames_of(clip):
             network.process(frame)
 
 
 def bare_segmentation(clip: Path) -> None:
     options = {"smooth_landmarks": False, "enable_segmentation": True, "smooth_segmentation": False}
-    with mp.mediapipe().solutions.pose.Pose(**options) as network:
+    with mediapipe.solutions.pose.Pose(**options) as network:
         for frame in frames_of(clip):
             network.process(frame)
 
@@ -184,16 +185,15 @@ def run_drawing(clip: Path, work: Path) -> None:
     from v2v.signals.face import draw_face
     from v2v.signals.pose import draw_pose
 
-    network = mp.mediapipe().solutions.holistic.Holistic(
-        static_image_mode=True, refine_face_landmarks=True
-    )
     frame = next(person.frames(count=1, height=512, width=512))
-    found = network.process(frame)
-    hands = [found.left_hand_landmarks, found.right_hand_landmarks]
-    points = [mp.points(found.pose_landmarks, 512, 512)]
-    points += [mp.points(h, 512, 512) if h else np.zeros((21, 4), np.float32) for h in hands]
-    pose = np.concatenate(points)[:, [0, 1, 3]]
-    mesh = mp.points(found.face_landmarks, 512, 512)[:, [0, 1, 3]]
+    body = detectors().body(hands=True, mask=False, min_detection=0.5, min_tracking=0.5)
+    with body, detectors().face(tracking=False) as face:
+        found, mesh = body.find(frame), face.find(frame)
+    assert found is not None and mesh is not None
+    hands = [found.left_hand, found.right_hand]
+    points = [found.points, *(np.zeros((21, 4)) if hand is None else hand for hand in hands)]
+    pose = np.concatenate(points)[:, [0, 1, 3]].astype(np.float32)
+    mesh = mesh[:, [0, 1, 3]]
     canvas = np.zeros((512, 512, 3), np.uint8)
     for name, draw, what in (("pose", draw_pose, pose), ("face", draw_face, mesh)):
         canvas[:] = 0

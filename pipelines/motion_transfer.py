@@ -32,7 +32,6 @@ from v2v.signals import Track
 from v2v.signals.pose import MIN_SCORE, NAMES, PoseTrack
 
 SIGNAL = "pose"
-SAMPLES = 4  # frames in which other people are searched for
 
 
 @dataclass(frozen=True)
@@ -183,25 +182,20 @@ def _missing_note(driven: Source, moved: NDArray[np.float32]) -> list[str]:
 
 
 def _other_people_note(driven: Source) -> list[str]:
-    """A note if other people are in view; it says which person is tracked."""
-    from v2v.preprocess.pose import detect_people, is_another  # MediaPipe loads where it is used
-
-    width = driven.size[1]
-    pose = cast(PoseTrack, driven.store.track(SIGNAL))
-    seen = np.flatnonzero(_person_visible(pose.points[driven.start : driven.stop]))
-    indices = seen[np.unique(np.linspace(0, len(seen) - 1, SAMPLES).astype(int))]
-    for index in indices + driven.start:
-        frame = driven.store.frames(int(index), int(index) + 1)[0]
-        body = pose.points[index]
-        body = body[body[:, 2] >= MIN_SCORE]
-        if any(is_another(person, body) for person in detect_people(frame, most=3)):
-            x = float(np.median(body[:, 0])) / width
-            sides = ("on the left", "in the middle", "on the right")
-            side = sides[int(x > 0.4) + int(x > 0.6)]
-            seconds = driven.seconds(int(index))
-            return [
-                f"several people are in view (at {seconds:.1f} s): the one {side} is tracked, as"
-                f" shown in {driven.store.folder / 'preview.mp4'}; v2v preprocess --crop person"
-                " excludes the others"
-            ]
-    return []
+    """A note if preprocessing found other people in the range; it says which person is tracked."""
+    found = driven.store.record.signals[SIGNAL].measured.get("other_people", [])
+    frames = [n for n in found if isinstance(n, int) and driven.start <= n < driven.stop]
+    if not frames:
+        return []
+    index = frames[0]
+    body = cast(PoseTrack, driven.store.track(SIGNAL, index, index + 1)).points[0]
+    body = body[body[:, 2] >= MIN_SCORE]
+    if not len(body):
+        return []
+    x = float(np.median(body[:, 0])) / driven.size[1]
+    side = ("on the left", "in the middle", "on the right")[int(x > 0.4) + int(x > 0.6)]
+    return [
+        f"several people are in view (at {driven.seconds(index):.1f} s): the one {side} is tracked,"
+        f" as shown in {driven.store.folder / 'preview.mp4'}; v2v preprocess --crop person excludes"
+        " the others"
+    ]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from v2v.config import PreprocessSettings
 from v2v.errors import NothingFound
-from v2v.preprocess import _mediapipe as mp
+from v2v.preprocess.detectors import Frame, box_of, detectors
 from v2v.preprocess.pose import detect_people
 from v2v.progress import Reporter
 from v2v.signals.face import OVAL
@@ -25,7 +25,7 @@ ANALYSIS_SIZE = 480  # pixels of the shorter side; the networks' input is 256
 
 Box = tuple[int, int, int, int]
 FloatBox = tuple[float, float, float, float]
-Finder = Callable[[mp.Frame, NDArray[np.float64] | None], FloatBox | None]
+Finder = Callable[[Frame, NDArray[np.float64] | None], FloatBox | None]
 
 
 def find_box(
@@ -67,11 +67,11 @@ def find_box(
 
 
 def _people(settings: PreprocessSettings) -> Finder:
-    def find(frame: mp.Frame, last: NDArray[np.float64] | None) -> FloatBox | None:
+    def find(frame: Frame, last: NDArray[np.float64] | None) -> FloatBox | None:
         people = detect_people(frame, settings.pose.min_detection, most=1 if last is None else 2)
         if not people:
             return None
-        boxes = [mp.box_of(points[:, :2]) for points in people]
+        boxes = [box_of(points[:, :2]) for points in people]
         if last is None:
             return boxes[0]
         return min(boxes, key=lambda b: abs(b[0] + b[2] / 2 - last[0] - last[2] / 2))
@@ -80,27 +80,19 @@ def _people(settings: PreprocessSettings) -> Finder:
 
 
 def _faces(settings: PreprocessSettings) -> Finder:
-    mesh = mp.mediapipe().solutions.face_mesh.FaceMesh(
-        static_image_mode=True, max_num_faces=1,
-        min_detection_confidence=settings.face.min_detection,
-    )  # fmt: skip
-    detector = mp.mediapipe().solutions.face_detection.FaceDetection(
-        model_selection=1, min_detection_confidence=settings.face.min_detection
-    )
+    minimum = settings.face.min_detection
+    mesh = detectors().face(tracking=False, irises=False, min_detection=minimum)
+    detector = detectors().face_boxes(min_detection=minimum)
 
-    def find(frame: mp.Frame, last: NDArray[np.float64] | None) -> FloatBox | None:
-        height, width = frame.shape[:2]
-        faces = mesh.process(frame).multi_face_landmarks
-        if faces:
-            return mp.box_of(mp.points(faces[0], width, height)[list(OVAL), :2])
-        boxes = [
-            d.location_data.relative_bounding_box for d in detector.process(frame).detections or []
-        ]
+    def find(frame: Frame, last: NDArray[np.float64] | None) -> FloatBox | None:
+        face = mesh.find(frame)
+        if face is not None:
+            return box_of(face[list(OVAL), :2])
+        boxes = detector.find(frame)
         if not boxes:
             return None
-        box = max(boxes, key=lambda b: b.width)
         # The detector's box ends at the eyebrows; the face oval extends to the hairline.
-        x, y, w, h = box.xmin * width, box.ymin * height, box.width * width, box.height * height
+        x, y, w, h = max(boxes, key=lambda box: box[2])
         return (x, y - 0.25 * h, w, 1.25 * h)
 
     return find

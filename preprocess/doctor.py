@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from v2v.data.background import build_background_plate
 from v2v.data.store import CLIP_FILE, ClipStore
-from v2v.preprocess import _mediapipe as mp
+from v2v.preprocess.detectors import box_of, detectors
 from v2v.preprocess.footage import (
     CameraFindings,
     FaceFindings,
@@ -201,14 +201,14 @@ class _FootageScan:
         outline while head and hands blur.
         """
         if np.isfinite(face[0, 0]):
-            x, y, w, h = mp.box_of(face[list(OVAL), :2])
+            x, y, w, h = box_of(face[list(OVAL), :2])
         elif np.isfinite(body[0, 0]):
-            x, y, w, h = mp.box_of(body[HEAD, :2])
+            x, y, w, h = box_of(body[HEAD, :2])
             x, y, w, h = x - 0.3 * w, y - h, 1.6 * w, 3 * h
         else:
             return slice(None), slice(None)
         if w < 32:
-            x, y, w, h = mp.box_of(body[:, :2]) if np.isfinite(body[0, 0]) else (0, 0, 0, 0)
+            x, y, w, h = box_of(body[:, :2]) if np.isfinite(body[0, 0]) else (0, 0, 0, 0)
         left, right = (int(np.clip(v, 0, shape[1])) for v in (x, x + w))
         top, bottom = (int(np.clip(v, 0, shape[0])) for v in (y, y + h))
         if right - left < 16 or bottom - top < 16:
@@ -224,7 +224,7 @@ class _People:
     """
 
     def __init__(self, patience: int) -> None:
-        self.network = mp.mediapipe().solutions.pose.Pose(static_image_mode=True)
+        self.network = detectors().still_body()
         # In the quarter of a second between samples a person may move by two torso lengths.
         self.tracker = SingleTargetTracker(max_jump=2.0, patience=patience)
 
@@ -238,10 +238,10 @@ class _People:
         main: NDArray[np.float32] | None = None
         canvas = frame
         for _ in range(SEARCH):
-            result = self.network.process(canvas).pose_landmarks
-            if result is None:
+            body = self.network.find(canvas)
+            if body is None:
                 break
-            points = mp.points(result, frame.shape[1], frame.shape[0])
+            points = body.points
             if not people and self.tracker.lost:
                 chosen = detect_people(frame)
                 self.tracker.follow(*torso_center_and_size(chosen[0] if chosen else points))
@@ -270,9 +270,8 @@ class _FaceFinder:
     """Detects the main person's face mesh in each frame; small faces in a crop."""
 
     def __init__(self) -> None:
-        solutions = mp.mediapipe().solutions
-        self.mesh = solutions.face_mesh.FaceMesh(static_image_mode=True, refine_landmarks=True)
-        self.detector = solutions.face_detection.FaceDetection(model_selection=1)
+        self.mesh = detectors().face(tracking=False)
+        self.detector = detectors().face_boxes()
 
     def close(self) -> None:
         self.mesh.close()
@@ -283,12 +282,9 @@ class _FaceFinder:
         found = self._mesh(frame, 0, 0)
         if found is None or not _same_head(found, head):
             found = None
-            height, width = frame.shape[:2]
-            for detection in self.detector.process(frame).detections or []:
-                box = detection.location_data.relative_bounding_box
-                side = 2.2 * max(box.width * width, box.height * height)
-                left = max(int((box.xmin + box.width / 2) * width - side / 2), 0)
-                top = max(int((box.ymin + box.height / 2) * height - side / 2), 0)
+            for x, y, w, h in self.detector.find(frame):
+                side = 2.2 * max(w, h)
+                left, top = max(int(x + w / 2 - side / 2), 0), max(int(y + h / 2 - side / 2), 0)
                 part = frame[top : top + int(side), left : left + int(side)]
                 closer = self._mesh(np.ascontiguousarray(part), left, top) if part.size else None
                 if closer is not None and _same_head(closer, head):
@@ -297,11 +293,9 @@ class _FaceFinder:
         return np.full((POINTS, 4), np.nan, np.float32) if found is None else found
 
     def _mesh(self, frame: Array, left: int, top: int) -> Array | None:
-        faces = self.mesh.process(frame).multi_face_landmarks
-        if not faces:
-            return None
-        points = mp.points(faces[0], frame.shape[1], frame.shape[0])
-        points[:, :2] += (left, top)
+        points = self.mesh.find(frame)
+        if points is not None:
+            points[:, :2] += (left, top)
         return points
 
 
@@ -314,7 +308,7 @@ def _with_hair(face: Array) -> Array:
 def _same_head(face: Array, head: Array | None) -> bool:
     if head is None:
         return True
-    x, y, w, h = mp.box_of(face[:, :2])
+    x, y, w, h = box_of(face[:, :2])
     away = np.abs(head[0, :2] - (x + w / 2, y + h / 2))  # the nose
     return bool(away.max() < max(w, h))
 

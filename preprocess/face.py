@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import ClassVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from v2v.config import PreprocessSettings
 from v2v.errors import NothingFound, writing
-from v2v.preprocess import _mediapipe as mp
+from v2v.preprocess.detectors import FaceBoxDetector, FaceDetector, Frame, detectors
 from v2v.preprocess.extractor import (
     ArrayExtractor,
     ClipContext,
@@ -50,32 +50,31 @@ class Extractor(ArrayExtractor):
         super().__init__(settings, clip)
         face = settings.face
         self.tracker = SingleTargetTracker(face.max_jump, patience=round(float(clip.rate)))
-        self.mesh: Any = None
-        self.detector: Any = None
+        self.mesh: FaceDetector | None = None
+        self.boxes: FaceBoxDetector | None = None
 
     def begin(self, carry: Record | None) -> None:
         self.end()
-        mediapipe = mp.mediapipe()
         face = self.settings.face
-        # This network tracks; `detector` is for faces too small for the network's own detector.
-        self.mesh = mediapipe.solutions.face_mesh.FaceMesh(
-            refine_landmarks=True, max_num_faces=1,
-            min_detection_confidence=face.min_detection,
-            min_tracking_confidence=face.min_tracking,
-        )  # fmt: skip
+        # This network tracks; `boxes` is for faces too small for the network's own detector.
+        self.mesh = detectors().face(
+            tracking=True, min_detection=face.min_detection, min_tracking=face.min_tracking
+        )
         self.tracker.restore(None if carry is None else carry["state"])
 
     def end(self) -> None:
-        for graph in (self.mesh, self.detector):
-            if graph is not None:
-                graph.close()
-        self.mesh = self.detector = None
+        for network in (self.mesh, self.boxes):
+            if network is not None:
+                network.close()
+        self.mesh = self.boxes = None
 
-    def step(self, index: int, frame: mp.Frame, previous: mp.Frame | None, cut: bool) -> Record:
+    def step(self, index: int, frame: Frame, previous: Frame | None, cut: bool) -> Record:
         if cut:
             self.begin(None)
         points = np.full((POINTS, 4), np.nan, np.float32)
-        found = self._find(self.mesh, frame)
+        assert self.mesh is not None
+        mesh = self.mesh.find(frame)
+        found = None if mesh is None else self._accepted(mesh)
         if found is None and self.tracker.searches:
             found = self._find_in_crop(frame)
         if found is None:
@@ -84,27 +83,13 @@ class Extractor(ArrayExtractor):
             points = found
         return {"points": points, "state": self.tracker.state}
 
-    def _find(self, mesh: Any, frame: mp.Frame) -> NDArray[np.float32] | None:
-        result = mesh.process(frame).multi_face_landmarks
-        if not result:
-            return None
-        height, width = frame.shape[:2]
-        return self._accepted(mp.points(result[0], width, height))
-
-    def _find_in_crop(self, frame: mp.Frame) -> NDArray[np.float32] | None:
+    def _find_in_crop(self, frame: Frame) -> NDArray[np.float32] | None:
         """Detect faces at full range, then run the mesh on a crop of the tracked one."""
-        mediapipe = mp.mediapipe()
-        if self.detector is None:
-            self.detector = mediapipe.solutions.face_detection.FaceDetection(
-                model_selection=1, min_detection_confidence=self.settings.face.min_detection
-            )
-        detections = self.detector.process(frame).detections or []
+        minimum = self.settings.face.min_detection
+        if self.boxes is None:
+            self.boxes = detectors().face_boxes(min_detection=minimum)
+        boxes = self.boxes.find(frame)
         height, width = frame.shape[:2]
-        boxes = []
-        for detection in detections:
-            box = detection.location_data.relative_bounding_box
-            x, y, w, h = box.xmin * width, box.ymin * height, box.width * width, box.height * height
-            boxes.append((x, y, w, h))
         centre = self.tracker.centre
         if centre is not None:  # the nearest to the last position; otherwise the largest
             boxes.sort(
@@ -117,14 +102,9 @@ class Extractor(ArrayExtractor):
             left = int(np.clip(x + w / 2 - side / 2, 0, width - 1))
             top = int(np.clip(y + h / 2 - side / 2, 0, height - 1))
             crop = np.ascontiguousarray(frame[top : top + int(side), left : left + int(side)])
-            mesh = mediapipe.solutions.face_mesh.FaceMesh(
-                static_image_mode=True, refine_landmarks=True, max_num_faces=1,
-                min_detection_confidence=self.settings.face.min_detection,
-            )  # fmt: skip
-            with mesh:
-                result = mesh.process(crop).multi_face_landmarks
-            if result:
-                points = mp.points(result[0], crop.shape[1], crop.shape[0])
+            with detectors().face(tracking=False, min_detection=minimum) as mesh:
+                points = mesh.find(crop)
+            if points is not None:
                 points[:, :2] += (left, top)
                 return self._accepted(points)
         return None

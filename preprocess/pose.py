@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from v2v.config import PreprocessSettings
 from v2v.errors import NothingFound
-from v2v.preprocess import _mediapipe as mp
+from v2v.preprocess.detectors import Body, BodyDetector, Frame, box_of, detectors
 from v2v.preprocess.extractor import ArrayExtractor, ClipContext, Finished, Record, write_arrays
 from v2v.preprocess.tracks import (
     SingleTargetTracker,
@@ -27,10 +28,12 @@ HIPS = [POINT["left_hip"], POINT["right_hip"]]
 EARS = [POINT["left_ear"], POINT["right_ear"]]
 TORSO = [*SHOULDERS, *HIPS]
 SEARCH = 3  # maximum number of people examined in a search for the tracked one
+SURVEY_SECONDS = 2.0  # how often other people are searched for,
+LEAST_SURVEYED, MOST_SURVEYED = 4, 100  # in how many frames of a clip
 
 
 class BodyTracker:
-    """Runs MediaPipe's body network on the tracked person.
+    """Runs the body network on the tracked person.
 
     Pose (with hands) and segmentation (with the mask) share it, so that they track alike.
     """
@@ -44,8 +47,8 @@ class BodyTracker:
             "min_tracking": pose.min_tracking,
         }
         self.tracker = SingleTargetTracker(pose.max_jump, patience=round(float(clip.rate)))
-        self.graph: Any = None
-        self.fresh = True  # the graph has no region yet and will search the whole frame
+        self.network: BodyDetector | None = None
+        self.fresh = True  # the network has no region yet and will search the whole frame
 
     def begin(self, state: NDArray[np.float32] | None) -> None:
         """Continue from `state` (see `SingleTargetTracker.state`); None starts without a target."""
@@ -57,12 +60,12 @@ class BodyTracker:
         return self.tracker.state
 
     def end(self) -> None:
-        if self.graph is not None:
-            self.graph.close()
-            self.graph = None
+        if self.network is not None:
+            self.network.close()
+            self.network = None
 
-    def find(self, frame: mp.Frame, cut: bool) -> tuple[Any, NDArray[np.float32]] | None:
-        """MediaPipe's result and the body's points [33, 4], or None if the person is not found."""
+    def find(self, frame: Frame, cut: bool) -> Body | None:
+        """The tracked person, or None if it is not found."""
         if cut:
             self.begin(None)
         if not self.tracker.searches:
@@ -82,25 +85,24 @@ class BodyTracker:
             self._renew()
         return found
 
-    def _search(self, frame: mp.Frame, *, tries: int) -> tuple[Any, NDArray[np.float32]] | None:
+    def _search(self, frame: Frame, *, tries: int) -> Body | None:
         """Run the network up to `tries` times, masking out people who are not the tracked one."""
-        height, width = frame.shape[:2]
         for _ in range(tries):
-            result = self.graph.process(input_data={"image": frame})
+            assert self.network is not None
+            body = self.network.find(frame)
             self.fresh = False
-            if result.pose_landmarks is None:
+            if body is None:
                 return None
-            points = mp.points(result.pose_landmarks, width, height)
-            if self.tracker.accepts(*torso_center_and_size(points)):
-                return result, points
-            frame = mask_out_person(frame, points)
+            if self.tracker.accepts(*torso_center_and_size(body.points)):
+                return body
+            frame = mask_out_person(frame, body.points)
             self._renew()
         return None
 
     def _renew(self) -> None:
-        if self.graph is None or not self.fresh:
+        if self.network is None or not self.fresh:
             self.end()
-            self.graph = mp.body_graph(**self.options)
+            self.network = detectors().body(**self.options)
             self.fresh = True
 
 
@@ -110,9 +112,9 @@ def torso_center_and_size(points: NDArray[np.float32]) -> tuple[NDArray[np.float
     return torso.mean(axis=0), float(np.ptp(torso, axis=0).max())
 
 
-def mask_out_person(frame: mp.Frame, points: NDArray[np.float32]) -> mp.Frame:
+def mask_out_person(frame: Frame, points: NDArray[np.float32]) -> Frame:
     """Cover one person with grey, so that the detector finds the next one."""
-    x, y, w, h = mp.box_of(points[:, :2])
+    x, y, w, h = box_of(points[:, :2])
     out = frame.copy()
     top, left = max(int(y - 0.1 * h), 0), max(int(x - 0.1 * w), 0)
     out[top : max(int(y + 1.05 * h), 0), left : max(int(x + 1.1 * w), 0)] = 127
@@ -120,31 +122,40 @@ def mask_out_person(frame: mp.Frame, points: NDArray[np.float32]) -> mp.Frame:
 
 
 def detect_people(
-    frame: mp.Frame, min_detection: float = 0.5, *, most: int = SEARCH
+    frame: Frame, min_detection: float = 0.5, *, most: int = SEARCH
 ) -> list[NDArray[np.float32]]:
     """Points [33, 4] of the people in a frame, RGB uint8 [H, W, 3], the main one first.
 
-    The detector finds one person, so each is masked out and the frame is searched again. The main
-    person is the tallest, with a preference for the middle.
+    The main person is the tallest, with a preference for the middle.
     """
-    height, width = frame.shape[:2]
-    people: list[NDArray[np.float32]] = []
-    for _ in range(most):
-        with mp.body_graph(
+
+    def find(frame: Frame) -> Body | None:
+        with detectors().body(
             hands=False, mask=False, min_detection=min_detection, min_tracking=min_detection
-        ) as graph:
-            result = graph.process(input_data={"image": frame})
-        if result.pose_landmarks is None:
-            break
-        people.append(mp.points(result.pose_landmarks, width, height))
-        frame = mask_out_person(frame, people[-1])
+        ) as network:
+            return network.find(frame)
 
     def weight(points: NDArray[np.float32]) -> float:
-        x, _, w, h = mp.box_of(points[:, :2])
+        x, _, w, h = box_of(points[:, :2])
         offset = min(abs(x + w / 2 - width / 2) / (width / 2), 1.0)
         return h * (1 - 0.3 * offset)
 
-    return sorted(people, key=weight, reverse=True)
+    width = frame.shape[1]
+    return sorted(people_found(frame, find, most), key=weight, reverse=True)
+
+
+def people_found(
+    frame: Frame, find: Callable[[Frame], Body | None], most: int
+) -> list[NDArray[np.float32]]:
+    """Points [33, 4] of up to `most` people.
+
+    A detector finds one person, so each is masked out and the frame is searched again.
+    """
+    people: list[NDArray[np.float32]] = []
+    while len(people) < most and (body := find(frame)) is not None:
+        people.append(body.points)
+        frame = mask_out_person(frame, body.points)
+    return people
 
 
 def is_another(points: NDArray[np.float32], main: NDArray[np.float32]) -> bool:
@@ -152,11 +163,18 @@ def is_another(points: NDArray[np.float32], main: NDArray[np.float32]) -> bool:
 
     Hair and edges left by `mask_out_person` are detected as small people with low scores.
     """
-    x, y, w, h = mp.box_of(main[:, :2])
+    x, y, w, h = box_of(main[:, :2])
     centre, _ = torso_center_and_size(points)
     inside = x < centre[0] < x + w and y < centre[1] < y + h
     height = float(np.ptp(points[:, 1]))
     return not inside and height > 0.25 * h and bool(points[TORSO, 3].mean() >= MIN_SCORE)
+
+
+def surveyed_frames(count: int, rate: float) -> frozenset[int]:
+    """The frames of a clip in which other people are searched for, evenly spaced."""
+    wanted = round(count / rate / SURVEY_SECONDS)
+    chosen = np.linspace(0, count - 1, min(max(wanted, LEAST_SURVEYED), MOST_SURVEYED))
+    return frozenset(int(index) for index in chosen)
 
 
 class Extractor(ArrayExtractor):
@@ -167,31 +185,46 @@ class Extractor(ArrayExtractor):
     def __init__(self, settings: PreprocessSettings, clip: ClipContext) -> None:
         super().__init__(settings, clip)
         self.tracker = BodyTracker(settings, clip, mask=False)
+        self.survey: BodyDetector | None = None
+        self.surveyed = surveyed_frames(clip.count, float(clip.rate))
 
     def begin(self, carry: Record | None) -> None:
         self.tracker.begin(None if carry is None else carry["state"])
 
     def end(self) -> None:
         self.tracker.end()
+        if self.survey is not None:
+            self.survey.close()
+            self.survey = None
 
-    def step(self, index: int, frame: mp.Frame, previous: mp.Frame | None, cut: bool) -> Record:
+    def step(self, index: int, frame: Frame, previous: Frame | None, cut: bool) -> Record:
         points = np.full((len(NAMES), 3), np.nan, np.float32)
         found = self.tracker.find(frame, cut or index == 0)
         if found is not None:
-            result, body = found
-            points[: len(BODY)] = body[:, [0, 1, 3]]
-            _hide_face_from_behind(points, body[:, 2])
-            height, width = frame.shape[:2]
-            for part, hand in (
-                (LEFT_HAND, result.left_hand_landmarks),
-                (RIGHT_HAND, result.right_hand_landmarks),
-            ):
+            points[: len(BODY)] = found.points[:, [0, 1, 3]]
+            _hide_face_from_behind(points, found.points[:, 2])
+            for part, hand in ((LEFT_HAND, found.left_hand), (RIGHT_HAND, found.right_hand)):
                 if hand is not None:
-                    _place_hand(points, part, mp.points(hand, width, height))
-        return {"points": points, "state": self.tracker.state}
+                    _place_hand(points, part, hand)
+        return {
+            "points": points,
+            "state": self.tracker.state,
+            "others": self._others(index, frame, points),
+        }
+
+    def _others(self, index: int, frame: Frame, points: NDArray[np.float32]) -> NDArray[np.int8]:
+        """[] 1 if other people are in view, 0 if not, -1 if this frame is not searched for them."""
+        body = points[points[:, 2] >= MIN_SCORE]
+        if index not in self.surveyed or not len(body):
+            return np.array(-1, np.int8)
+        if self.survey is None:
+            self.survey = detectors().still_body()
+        people = people_found(frame, self.survey.find, SEARCH)
+        return np.array(any(is_another(person, body) for person in people), np.int8)
 
     def finish(self, parts: list[Path], folder: Path, shots: list[tuple[int, int]]) -> Finished:
-        raw = self.load_parts(parts)["points"]
+        arrays = self.load_parts(parts)
+        raw, others = arrays["points"], arrays.get("others", np.empty(0, np.int8))
         found = np.isfinite(raw[:, 0, 0])
         if not found.any():
             raise NothingFound(
@@ -216,17 +249,21 @@ class Extractor(ArrayExtractor):
             folder / "pose.npz",
             {"points": points, "filled": filled, "raw": raw, "names": np.array(NAMES)},
         )
-        return self._describe(raw, points, filled)
+        return self._describe(raw, points, filled, others)
 
     def _describe(
-        self, raw: NDArray[np.float32], points: NDArray[np.float32], filled: NDArray[np.bool_]
+        self,
+        raw: NDArray[np.float32],
+        points: NDArray[np.float32],
+        filled: NDArray[np.bool_],
+        others: NDArray[np.int8],
     ) -> Finished:
         body = slice(0, len(BODY))
         present = np.isfinite(points[:, 0, 0])
         start, stop = quietest_window(raw[:, TORSO, :2], round(float(self.clip.rate)))
         with np.errstate(invalid="ignore"):
             whole = (points[:, [*TORSO, *range(25, 29)], 2] >= MIN_SCORE).all(axis=1)
-        measured = {
+        measured: dict[str, Any] = {
             "still_frames": [start, stop],
             "jitter_before_px": round(jitter(raw[start:stop, body, :2]), 3),
             "jitter_after_px": round(jitter(points[start:stop, body, :2]), 3),
@@ -235,6 +272,8 @@ class Extractor(ArrayExtractor):
             "left_hand": round(float(np.isfinite(points[:, LEFT_HAND.start, 0]).mean()), 4),
             "right_hand": round(float(np.isfinite(points[:, RIGHT_HAND.start, 0]).mean()), 4),
         }
+        if len(others) == len(points):  # not in parts of a version that did not search for them
+            measured["other_people"] = np.flatnonzero(others == 1).tolist()
         warnings = []
         if present.mean() < 0.9:
             warnings.append(

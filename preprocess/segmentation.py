@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from v2v.config import PreprocessSettings
 from v2v.errors import LabelsMismatch, NothingFound, UsageError, V2VError
 from v2v.images import LabelImage, read_labels
-from v2v.preprocess import _mediapipe as mp
+from v2v.preprocess.detectors import Frame, PersonMaskDetector, detectors
 from v2v.preprocess.extractor import ClipContext, Finished, MapExtractor, Record
 from v2v.preprocess.pose import BodyTracker
 from v2v.signals.segmentation import (
@@ -40,7 +40,7 @@ class Segmenter(Protocol):
     palette: list[tuple[int, int, int]]
 
     def begin(self, carry: Record | None) -> None: ...
-    def label(self, index: int, frame: mp.Frame, cut: bool) -> Record: ...
+    def label(self, index: int, frame: Frame, cut: bool) -> Record: ...
     def end(self) -> None: ...
 
 
@@ -68,7 +68,7 @@ class Extractor(MapExtractor):
     def end(self) -> None:
         self.segmenter.end()
 
-    def step(self, index: int, frame: mp.Frame, previous: mp.Frame | None, cut: bool) -> Record:
+    def step(self, index: int, frame: Frame, previous: Frame | None, cut: bool) -> Record:
         record = dict(self.segmenter.label(index, frame, cut or index == 0))
         labels = record["segmentation.mkv"]
         counts = np.bincount(labels.reshape(-1), minlength=256)
@@ -127,9 +127,9 @@ class FollowedPerson:
     def end(self) -> None:
         self.tracker.end()
 
-    def label(self, index: int, frame: mp.Frame, cut: bool) -> Record:
+    def label(self, index: int, frame: Frame, cut: bool) -> Record:
         found = self.tracker.find(frame, cut)
-        mask = None if found is None else found[0].segmentation_mask
+        mask = None if found is None else found.mask
         if mask is None:
             labels = np.zeros(frame.shape[:2], np.uint8)
         else:
@@ -146,24 +146,27 @@ class Selfie:
 
     def __init__(self, settings: PreprocessSettings, clip: ClipContext) -> None:
         self.threshold = settings.segmentation.threshold
-        self.network: Any = None
+        self.network: PersonMaskDetector | None = None
 
     def begin(self, carry: Record | None) -> None:
-        package = mp.mediapipe()
-        self.network = package.solutions.selfie_segmentation.SelfieSegmentation(model_selection=0)
+        self.network = detectors().person_mask()
 
     def end(self) -> None:
         if self.network is not None:
             self.network.close()
             self.network = None
 
-    def label(self, index: int, frame: mp.Frame, cut: bool) -> Record:
+    def label(self, index: int, frame: Frame, cut: bool) -> Record:
         # The network's input is 256x256, so larger images only cost time.
         height, width = frame.shape[:2]
         factor = min(512 / max(height, width), 1.0)
         small = cv2.resize(frame, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
-        mask = self.network.process(small).segmentation_mask
-        mask = cv2.resize(mask, (width, height), interpolation=cv2.INTER_LINEAR)
+        assert self.network is not None
+        mask = cv2.resize(
+            self.network.find(np.asarray(small, np.uint8)),
+            (width, height),
+            interpolation=cv2.INTER_LINEAR,
+        )
         return {"segmentation.mkv": (mask > self.threshold).astype(np.uint8)}
 
 
@@ -192,7 +195,7 @@ class ClassMaps:
         pass
 
     @torch.inference_mode()
-    def label(self, index: int, frame: mp.Frame, cut: bool) -> Record:
+    def label(self, index: int, frame: Frame, cut: bool) -> Record:
         height, width = frame.shape[:2]
         image = torch.from_numpy(frame).to(self.device).permute(2, 0, 1)[None].float() / 255
         factor = 520 / min(height, width)  # the training size
@@ -260,7 +263,7 @@ class LabelImages:
     def end(self) -> None:
         pass
 
-    def label(self, index: int, frame: mp.Frame, cut: bool) -> Record:
+    def label(self, index: int, frame: Frame, cut: bool) -> Record:
         path = self.paired[int(self.sources[index])]
         labels, instances = self._read(path)
         record = {"segmentation.mkv": self._crop_and_resize(labels, path)}

@@ -174,6 +174,11 @@ def test_only_main_imports_the_command_line(name: str) -> None:
         assert not [o for o in imports_of(name, everywhere=True) if within(o, ("v2v.cli",))]
 
 
+def test_one_module_imports_mediapipe() -> None:
+    found = {n for n in modules() if "mediapipe" in imports_of(n, everywhere=True)}
+    assert found == {"v2v.preprocess.mediapipe_backend", "v2v.installation"}  # v2v doctor
+
+
 @pytest.mark.parametrize(
     "name", ["v2v", "v2v.cli", "v2v.data.store", "v2v.signals", "v2v.config", "v2v.video.read"]
 )

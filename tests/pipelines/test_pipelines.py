@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import torch
 from PIL import Image
 from test_retarget_face import about, filmed, person, speaking
 
-from v2v.data.store import ClipStore
+from v2v.data.store import ClipStore, write_record
 from v2v.errors import (
     CheckpointInvalid,
     ConfigError,
@@ -42,12 +44,6 @@ HEIGHT, WIDTH = 64, 48
 MakeModel = Callable[..., Path]
 MakeStore = Callable[..., Path]
 Skeletons = Callable[..., np.ndarray]
-
-
-@pytest.fixture(autouse=True)
-def _nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawn numbers show no people: skip the detection by MediaPipe."""
-    monkeypatch.setattr("v2v.pipelines.motion_transfer._other_people_note", lambda driven: [])
 
 
 def model_of(make_model: MakeModel, store: Path, signal: str, name: str = "b") -> Path:
@@ -147,6 +143,35 @@ def test_frames_without_a_person_are_noted(make_store, make_model, skeletons):
     with pytest.raises(NothingFound) as caught:
         transfer(store, start=0.9)
     assert "0.92 s" in caught.value.message or "0.88 s" in caught.value.message
+
+
+def test_other_people_in_the_range_are_noted(make_store, make_model, skeletons):
+    """Preprocessing has found them: rendering only reads the store."""
+    own = make_store("own", pose=skeletons(COUNT))
+    transfer = MotionTransfer.from_model(model_of(make_model, own, "pose"), device="cpu")
+    assert not any("several people" in note for note in transfer(own).notes)
+    record = ClipStore.open(own).record
+    pose = record.signals["pose"].model_copy(update={"measured": {"other_people": [3, 20, "x"]}})
+    write_record(own, record.model_copy(update={"signals": {**record.signals, "pose": pose}}))
+    (note,) = [n for n in transfer(own, start=0.4).notes if "several people" in n]
+    assert "at 0.8 s" in note and "in the middle" in note
+    assert not any("several people" in note for note in transfer(own, start=1.0).notes)
+
+
+def test_rendering_from_a_store_does_not_load_mediapipe(make_store, make_model, skeletons):
+    store = make_store(pose=skeletons(COUNT))
+    run = model_of(make_model, store, "pose")
+    code = (
+        "import sys; sys.modules['mediapipe'] = None\n"
+        "from v2v.models.generator_settings import PRESETS, Architecture\n"
+        "PRESETS['mobile'] = Architecture(16, 32, 1, 8, (16,), 1)\n"
+        "from v2v.pipelines.motion_transfer import MotionTransfer\n"
+        f"frames = MotionTransfer.from_model({str(run)!r}, device='cpu')({str(store)!r}, end=0.2)\n"
+        "print(sum(1 for _ in frames))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["5"]
 
 
 def test_new_poses_are_reported(make_store, make_model, skeletons):

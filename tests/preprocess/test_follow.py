@@ -36,7 +36,7 @@ def test_dancer_is_tracked_among_passers_by(clips: Path) -> None:
         for index, frame in enumerate(container.decode(video=0)):
             found = tracker.find(frame.to_ndarray(format="rgb24"), index == 0)
             missing = np.full((33, 4), np.nan, np.float32)
-            bodies.append(missing if found is None else found[1])
+            bodies.append(missing if found is None else found.points)
     tracker.end()
 
     points = np.stack(bodies)[..., :2]

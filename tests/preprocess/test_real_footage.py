@@ -10,6 +10,7 @@ import pytest
 from v2v.config import PreprocessSettings, load_config
 from v2v.data.store import ClipStore
 from v2v.preprocess.build import preprocess
+from v2v.preprocess.pose import surveyed_frames
 from v2v.preprocess.run import expand_signals
 from v2v.signals.face import FaceTrack
 from v2v.signals.pose import POINT, PoseTrack
@@ -34,6 +35,7 @@ def test_dancer(clips: Path, tmp_path: Path) -> None:
     assert pose.coverage == 1.0
     # Smoothing reduces jitter in the quietest second by more than half.
     assert pose.measured["jitter_after_px"] < 0.5 * pose.measured["jitter_before_px"]
+    assert pose.measured["other_people"] == []
     track = store.track("pose")
     assert isinstance(track, PoseTrack)
     left, right = (track.points[:, POINT[f"{side}_shoulder"], 0] for side in ("left", "right"))
@@ -42,6 +44,15 @@ def test_dancer(clips: Path, tmp_path: Path) -> None:
     hips = track.points[:, [POINT["left_hip"], POINT["right_hip"]], :2].mean(axis=1).astype(int)
     inside = [labels[t, y, x] for t, (x, y) in enumerate(hips)]
     assert np.mean(inside) > 0.99
+
+
+@pytest.mark.slow
+def test_passers_by_are_other_people(clips: Path, tmp_path: Path) -> None:
+    store = build_store(
+        clips / "pose" / "street_crowd.avi", tmp_path / "s", "pose", frames__size=480
+    )
+    found = store.record.signals["pose"].measured["other_people"]
+    assert found and set(found) <= surveyed_frames(len(store), 50)
 
 
 def test_small_actor_is_cropped(clips: Path, tmp_path: Path) -> None:

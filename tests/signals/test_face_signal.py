@@ -50,19 +50,17 @@ def connections() -> dict[str, set[frozenset[int]]]:
 @pytest.fixture(scope="module")
 def filmed() -> tuple[Array, Array]:
     """Meshes [T, 478, 3] of the turning drawn face, and its yaw, pitch, roll in degrees."""
-    from v2v.preprocess import _mediapipe as mp
+    from v2v.preprocess.detectors import detectors
 
     count, every = 90, 6
     truths = drawn_face.truth(count=count)
     shapes = []
-    with mp.mediapipe().solutions.face_mesh.FaceMesh(
-        static_image_mode=True, refine_landmarks=True, max_num_faces=1
-    ) as network:
+    with detectors().face(tracking=False) as network:
         frames = drawn_face.frames(count=count, height=SIDE, width=SIDE)
         for frame in islice(frames, 0, None, every):
-            found = network.process(frame).multi_face_landmarks
-            assert found, "no face detected in the drawn frame"
-            shapes.append(mp.points(found[0], SIDE, SIDE)[:, :3])
+            found = network.find(frame)
+            assert found is not None, "no face detected in the drawn frame"
+            shapes.append(found[:, :3])
     angles = np.degrees(np.stack([truths[name] for name in ("yaw", "pitch", "roll")], axis=1))
     return np.stack(shapes), angles[::every]
 
