@@ -22,14 +22,9 @@ from v2v.pipelines.camera_path import camera_path, check_camera_path, filmed, st
 from v2v.pipelines.model import LoadedModel
 from v2v.pipelines.rendering.frames import ConditioningSource
 from v2v.pipelines.rendering.rendering import Rendering
-from v2v.pipelines.retarget.face import (
-    MEASURES,
-    FaceProfile,
-    FaceTransfer,
-    Strengths,
-    measures,
-    out_of_distribution,
-)
+from v2v.pipelines.retarget.face import FaceTransfer, Strengths
+from v2v.pipelines.retarget.face_profile import MEASURES, FaceProfile, measures
+from v2v.pipelines.retarget.face_range import out_of_distribution
 from v2v.pipelines.segments import format_segments
 from v2v.pipelines.source import Source, check_finite, open_source
 from v2v.progress import Reporter, Silent

@@ -13,15 +13,10 @@ import pytest
 from numpy.typing import NDArray
 
 from v2v.errors import ConfigError, NothingFound, UnknownName
-from v2v.pipelines.retarget.face import (
-    EYES,
-    LIPS,
-    PARTS,
-    FaceProfile,
-    FaceTransfer,
-    Strengths,
-    out_of_distribution,
-)
+from v2v.pipelines.retarget.face import FaceTransfer, Strengths
+from v2v.pipelines.retarget.face_parts import EYES, LIPS, PARTS
+from v2v.pipelines.retarget.face_profile import FaceProfile
+from v2v.pipelines.retarget.face_range import out_of_distribution
 from v2v.signals.face import (
     LIPS_INNER,
     LIPS_OUTER,
