@@ -61,6 +61,7 @@ from v2v.errors import ConfigError, TooFewFrames, UnknownName, UsageError
 from v2v.evaluation.evaluate import evaluate
 from v2v.evaluation.methods import FRAME, REAL
 from v2v.evaluation.registry import BY_NAME
+from v2v.files import atomic_file
 from v2v.progress import Reporter, Silent, Terminal
 from v2v.training.estimate import DryRunTrainer
 from v2v.training.loop import train
@@ -281,9 +282,8 @@ def _model(bench: Bench, variant: str) -> str:
 
 
 def write_whole(path: Path, data: dict[str, Any]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(data, indent=1) + "\n", "utf-8")
-    os.replace(partial, path)
+    with atomic_file(path) as partial:
+        partial.write_text(json.dumps(data, indent=1) + "\n", "utf-8")
 
 
 # ---------------------------------------------------------------- training and measuring

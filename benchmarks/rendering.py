@@ -31,7 +31,7 @@ prepare_process()
 import numpy as np
 import torch
 
-from v2v.checkpoint import FORMAT, ClipUse, Model, ModelRecord, SignalUse, save_model
+from v2v.checkpoint import ClipUse, Model, ModelRecord, SignalUse, save_model
 from v2v.config import PreprocessSettings, load_config
 from v2v.data.store import ClipStore, SignalRecord, file_record, write_record
 from v2v.models import build_generator
@@ -42,6 +42,7 @@ from v2v.pipelines.rendering.rendering import Rendering
 from v2v.preprocess.build import preprocess
 from v2v.preprocess.extractor import write_arrays
 from v2v.samples.person import frames as dancing
+from v2v.saved import FORMAT
 from v2v.signals.pose import NAMES
 from v2v.types import Condition
 from v2v.video.write import VideoWriter

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from v2v.checkpoint import REFERENCES, plain, read_tensors
+from v2v.checkpoint import REFERENCES
 from v2v.data.references import (
     gather,
     picture_name,
@@ -31,6 +31,7 @@ from v2v.files import replacing_file
 from v2v.pipelines.model import LoadedModel
 from v2v.pipelines.source import open_source
 from v2v.progress import Reporter
+from v2v.tensors import plain, read_tensors
 
 POINTS = "points.safetensors"
 ADDED = -1  # frame number of a picture that does not come from the footage

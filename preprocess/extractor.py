@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from v2v.config import PreprocessSettings
 from v2v.errors import writing
+from v2v.files import atomic_file, partial_of
 from v2v.signals import load_signal
 from v2v.signals._base import import_own_or_installed
 from v2v.video.plan import Geometry
@@ -165,15 +166,10 @@ def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
 
     `np.savez` is not deterministic: it stores the time in the file.
     """
-    partial = path.with_name(f".{path.name}.partial")
-    with writing(path):
-        with zipfile.ZipFile(partial, "w") as archive:
-            for name, array in arrays.items():
-                with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as file:
-                    _write_array(file, array)
-        with open(partial, "rb+") as written:
-            os.fsync(written.fileno())
-        os.replace(partial, path)
+    with atomic_file(path) as partial, zipfile.ZipFile(partial, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as file:
+                _write_array(file, array)
 
 
 def _write_array(file: IO[bytes], array: Array) -> None:
@@ -239,7 +235,7 @@ class _MapPart(PartWriter):
     def __init__(self, path: Path, rate: Fraction) -> None:
         self.path = path
         self.rate = rate
-        self.partial = path.with_name(f".{path.name}.partial")
+        self.partial = partial_of(path)
         shutil.rmtree(self.partial, ignore_errors=True)
         with writing(path):
             self.partial.mkdir(parents=True)

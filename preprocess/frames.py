@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from v2v.config import FrameSettings
-from v2v.files import Seal
+from v2v.files import Seal, partial_of
 from v2v.preprocess.extractor import PART, write_arrays
 from v2v.preprocess.shots import LOOKAHEAD, find_cuts, thumbnail
 from v2v.video.plan import FramePlan, Geometry
@@ -155,7 +155,7 @@ class GrowingFrames:
                 thumbs, lost = [], []
 
     def _partial(self, part: int) -> Path:
-        return self.folder / f".{part:05}.mp4.partial"
+        return partial_of(self._video(part))
 
     def finish(self, target: Path) -> tuple[list[int], list[int]]:
         """Join all parts into `target`; returns the shots' first frames and the lost frames."""

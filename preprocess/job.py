@@ -27,7 +27,7 @@ from v2v.data.store import (
     write_record,
 )
 from v2v.errors import BrokenStream, StoreConflict, StoreError, UsageError, V2VError
-from v2v.files import Seal, remove
+from v2v.files import Seal, file_sha256, remove
 from v2v.preprocess.crop import find_box
 from v2v.preprocess.extractor import PART, ClipContext, Extractor
 from v2v.preprocess.frames import GrowingFrames, Item, finished_frames
@@ -417,8 +417,7 @@ def source_hash(footage: Probe) -> str:
     """SHA-256 of a file, or of the names and contents of a folder's images."""
     if footage.images:
         return hash_files(list(footage.images))
-    with open(footage.path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_sha256(footage.path)
 
 
 def source_record(footage: Probe, sha256: str) -> SourceRecord:

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from v2v.checkpoint import FORMAT, ClipUse, Model, ModelRecord, SignalUse, save_model
+from v2v.checkpoint import ClipUse, Model, ModelRecord, SignalUse, save_model
 from v2v.data.references import References
 from v2v.models import build_generator
 from v2v.models.generator_settings import PRESETS, Architecture
+from v2v.saved import FORMAT
 from v2v.signals.pose import NAMES
 
 HEIGHT, WIDTH = 64, 48

@@ -13,24 +13,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from v2v.checkpoint import (
-    FORMAT,
-    Checkpoint,
-    ClipUse,
-    Model,
-    ModelRecord,
-    SignalUse,
-    load_checkpoint,
-    load_model,
-    read_tensors,
-    restore_replaced,
-    save_checkpoint,
-    save_model,
-)
+from v2v.checkpoint import ClipUse, Model, ModelRecord, SignalUse, load_model, save_model
 from v2v.data.background import Backgrounds, Mosaic
 from v2v.errors import CheckpointInvalid, DiskFull, V2VError
+from v2v.files import restore_replaced
 from v2v.models import build_generator
+from v2v.resume import Checkpoint, load_checkpoint, save_checkpoint
+from v2v.saved import FORMAT
 from v2v.signals.camera import CameraTrack
+from v2v.tensors import read_tensors
 from v2v.types import Condition, GeneratorState
 
 ARCHITECTURE = {"name": "sequential", "channels": 3, "preset": "mobile", "scales": 2}
@@ -266,7 +257,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("v2v.checkpoint.save_file", full)
+    monkeypatch.setattr("v2v.resume.save_file", full)
     with pytest.raises(DiskFull):
         save_checkpoint(tmp_path / "c", checkpoint(2))
     assert load_checkpoint(tmp_path / "c").progress == {"step": 1}

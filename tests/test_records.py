@@ -15,9 +15,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from v2v.checkpoint import (
-    FORMAT,
-    Checkpoint,
-    CheckpointRecord,
     ClipUse,
     Model,
     ModelRecord,
@@ -43,6 +40,8 @@ from v2v.prediction.model import PointPredictor, ShapePCA
 from v2v.prediction.predictor import PointsPredictor, PredictorRecord, load_predictor
 from v2v.records import check_name
 from v2v.records import read_record as read
+from v2v.resume import Checkpoint, CheckpointRecord
+from v2v.saved import FORMAT
 from v2v.training.run import read_log, read_run
 from v2v.training.state import Progress
 
@@ -374,7 +373,7 @@ def adam(**changes: Any) -> dict[str, Any]:
     ids=range(9),
 )  # fmt: skip
 def test_adam_moments_of_other_weights_are_refused(state: Any, tmp_path: Path) -> None:
-    from v2v.checkpoint import load_optimiser
+    from v2v.tensors import load_optimiser
 
     own = torch.optim.Adam(torch.nn.Linear(2, 3).parameters(), betas=(0.5, 0.9))
     with pytest.raises(CheckpointInvalid, match=r"optimisers\.pt does not fit"):
@@ -382,7 +381,7 @@ def test_adam_moments_of_other_weights_are_refused(state: Any, tmp_path: Path) -
 
 
 def test_adam_moments_are_loaded_but_settings_are_not(tmp_path: Path) -> None:
-    from v2v.checkpoint import load_optimiser
+    from v2v.tensors import load_optimiser
 
     own = torch.optim.Adam(torch.nn.Linear(2, 3).parameters(), betas=(0.5, 0.9))
     state = adam()

@@ -1,4 +1,4 @@
-"""Models and training checkpoints on disk: safetensors and JSON, never untrusted pickles.
+"""Models on disk: safetensors and JSON, never untrusted pickles.
 
     runs/b/model/
       model.json               what the model is: signals, size, generator, clips, provenance
@@ -6,65 +6,41 @@
       plates.safetensors       the background plate of each clip, for a static camera
       backgrounds.safetensors  for moving cameras: mosaics and the camera's motion
       statistics.safetensors   statistics of the training footage for transfer, e.g. its poses
+      references/              the appearance references of each clip, as pictures
 
-    runs/b/checkpoints/00001200/
-      checkpoint.json          format, step, position in the schedule
-      weights.safetensors      generator, moving average, discriminators
-      optimisers.pt            Adam's moments; loaded by torch with weights_only=True
-
-A checkpoint folder is written under a temporary name and then renamed, so it is complete or absent.
+The folder is written under a temporary name and then renamed, so it is complete or absent.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Annotated, Any, Self
 
 import numpy as np
 import torch
-from pydantic import Field, ValidationError, model_validator
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from pydantic import Field, model_validator
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from v2v.data.background import Backgrounds, Mosaic
-from v2v.data.references import (
-    References,
-    read_references,
-    reference_signal,
-    write_pictures,
-)
-from v2v.errors import CheckpointInvalid, UnknownName, writing
-from v2v.files import partial_of, remove
+from v2v.data.references import References, read_references, reference_signal, write_pictures
+from v2v.errors import CheckpointInvalid, UnknownName
+from v2v.files import replacing
 from v2v.models import build_generator, check_generator
-from v2v.records import (
-    Checked,
-    Count,
-    Frames,
-    Plain,
-    Rate,
-    Record,
-    RecordT,
-    Side,
-    explain,
-    read_record,
-    shown,
-)
+from v2v.records import Count, Frames, Plain, Rate, Record, Side
+from v2v.saved import check_format, read_saved, write_json
 from v2v.signals import load_signal
 from v2v.signals._base import check_values
 from v2v.signals.camera import Camera, CameraTrack
+from v2v.tensors import RESTORE, first_line, load_weights, plain, read_tensors
 
-FORMAT = 1
 MODEL_FILE = "model.json"
-CHECKPOINT_FILE = "checkpoint.json"
 REFERENCES = "references"  # folder of images
 BACKGROUNDS = "backgrounds.safetensors"
+
 # Arguments of the generator in records of earlier versions -> their current names.
 RENAMED_ARGUMENTS = {"handles": "control_points", "plate": "background_plate"}
 CAMERA_LAYOUT = Camera.layout
@@ -241,7 +217,7 @@ def generator_of(record: ModelRecord, folder: Path) -> nn.Module:
         ) from error
     except (TypeError, ValueError) as error:  # from generators of installed packages
         raise CheckpointInvalid(
-            f"{file}: generator: {_first_line(error)}", hint="train the model again"
+            f"{file}: generator: {first_line(error)}", hint="train the model again"
         ) from error
 
 
@@ -270,7 +246,7 @@ def read_model_record(folder: Path) -> ModelRecord:
 def _read_background_plates(path: Path, record: ModelRecord) -> dict[int, Tensor]:
     """The plate of each clip. Raises `CheckpointInvalid` if one is missing or invalid."""
     found: dict[int, Tensor] = {}
-    if _exists(path):
+    if os.path.lexists(path):
         for key, background_plate in read_tensors(path).items():
             shape = [4, record.height, record.width]
             if (
@@ -305,7 +281,7 @@ def write_backgrounds(path: Path, backgrounds: Mapping[int, Backgrounds]) -> Non
 
 def _read_backgrounds(path: Path, record: ModelRecord) -> dict[int, Backgrounds]:
     """The backgrounds of clips with a moving camera. Raises `CheckpointInvalid`."""
-    if not _exists(path):
+    if not os.path.lexists(path):
         return {}
     tensors = read_tensors(path, missing=True)
     clips = sorted({name.partition(".")[0] for name in tensors})
@@ -399,7 +375,7 @@ def _read_references(folder: Path, record: ModelRecord) -> dict[int, References]
 
 def _read_statistics(path: Path, record: ModelRecord) -> dict[str, Tensor]:
     """The stored statistics of the footage. Raises `CheckpointInvalid` if one is invalid."""
-    if not _exists(path):
+    if not os.path.lexists(path):
         return {}
     found = read_tensors(path, missing=True)
     for key, value in found.items():
@@ -455,277 +431,3 @@ def _statistic_problem(
     except ValueError as error:
         return str(error)
     return None
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """The complete state of a run, from which it resumes exactly."""
-
-    progress: dict[str, Any]  # plain data: step, window, stage, time, learning rate
-    modules: Mapping[str, dict[str, Tensor]]  # name -> state dict
-    optimisers: Mapping[str, dict[str, Any]]
-
-
-class CheckpointRecord(Record):
-    """checkpoint.json. The code that resumes from it validates `progress`."""
-
-    format: int
-    progress: Plain
-
-
-def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint folder atomically. Raises `DiskFull`, `NotWritable`."""
-    with replacing(folder) as partial:
-        weights = {
-            f"{name}/{key}": value
-            for name, state in checkpoint.modules.items()
-            for key, value in state.items()
-        }
-        save_file(plain(weights), partial / "weights.safetensors")
-        torch.save(dict(checkpoint.optimisers), partial / "optimisers.pt")
-        record = {"format": FORMAT, "progress": checkpoint.progress}
-        write_json(partial / CHECKPOINT_FILE, record)
-
-
-def load_checkpoint(folder: Path) -> Checkpoint:
-    """Read a checkpoint folder. Raises `CheckpointInvalid`."""
-    record = read_saved(
-        folder / CHECKPOINT_FILE, CheckpointRecord, "a checkpoint",
-        lambda data: check_format(folder, data), DAMAGED,
-    )  # fmt: skip
-    modules: dict[str, dict[str, Tensor]] = {}
-    for key, value in read_tensors(folder / "weights.safetensors", hint=DAMAGED).items():
-        name, _, rest = key.partition("/")
-        modules.setdefault(name, {})[rest] = value
-    path = folder / "optimisers.pt"
-    try:
-        optimisers = torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError as error:
-        raise CheckpointInvalid(
-            f"{path} is refused: it holds more than tensors and numbers",
-            hint="it was not written by v2v; use a checkpoint of your own",
-        ) from error
-    except Exception as error:  # torch raises many types of errors for damaged files
-        raise CheckpointInvalid(
-            f"{path} cannot be read: {_first_line(error)}", hint=DAMAGED
-        ) from error
-    if not isinstance(optimisers, dict):
-        raise CheckpointInvalid(f"{path} contains no optimiser state", hint=DAMAGED)
-    return Checkpoint(record.progress, modules, optimisers)
-
-
-def as_progress(model: type[RecordT], progress: dict[str, Any], where: Path) -> RecordT:
-    """The validated training progress of a checkpoint. Raises `CheckpointInvalid`."""
-    try:
-        return model.model_validate(progress, strict=True)
-    except ValidationError as error:
-        raise CheckpointInvalid(f"{where}: progress.{explain(error)}", hint=DAMAGED) from error
-
-
-DAMAGED = "delete this checkpoint's folder; the run resumes from the previous one"
-RESTORE = "restore the file, or train the model again"
-
-
-def _exists(path: Path) -> bool:
-    """Whether the path exists, even as a folder or a broken link."""
-    return os.path.lexists(path)
-
-
-def read_tensors(path: Path, *, missing: bool = False, hint: str = RESTORE) -> dict[str, Tensor]:
-    """Read a safetensors file of finite values.
-
-    Args:
-        missing: whether NaN is accepted, for missing values.
-        hint: what to do about a damaged file.
-
-    Raises `CheckpointInvalid`, also for a pickle under any name.
-    """
-    if not path.is_file():
-        raise CheckpointInvalid(f"{path} is missing", hint=hint)
-    with open(path, "rb") as file:
-        head = file.read(9)
-    # A safetensors file begins with a length in 8 arbitrary bytes and a JSON header.
-    if path.suffix != ".safetensors" or head[8:] != b"{":
-        raise CheckpointInvalid(
-            f"{path} is refused: it is a pickle or a torch archive, which can run code",
-            hint="only safetensors are loaded as weights",
-        )
-    try:
-        tensors: dict[str, Tensor] = load_file(path)
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise CheckpointInvalid(
-            f"{path} cannot be read: {_first_line(error)}", hint=hint
-        ) from error
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not _finite(tensor, missing):
-            raise CheckpointInvalid(
-                f"{path}: {name} has {'' if missing else 'NaN or '}infinite values",
-                hint="restore the file, or train again",
-            )
-    return tensors
-
-
-def _finite(tensor: Tensor, missing: bool) -> bool:
-    return not bool(tensor.isinf().any() if missing else (~tensor.isfinite()).any())
-
-
-def load_weights(module: nn.Module, state: dict[str, Tensor], where: Path) -> None:
-    """Load a state dict. Raises `CheckpointInvalid` if it does not fit the module."""
-    for name, own in module.state_dict().items():
-        if name in state and state[name].dtype != own.dtype:
-            raise CheckpointInvalid(
-                f"{where}: {name} is {state[name].dtype}, expected {own.dtype}", hint=RESTORE
-            )
-    try:
-        module.load_state_dict(state)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[1:2] or [str(error)]
-        raise CheckpointInvalid(
-            f"{where} has weights that do not match its record: {reason[0].strip()}",
-            hint="another version of v2v wrote it, or its files were mixed up: restore them, or"
-            " train again",
-        ) from error
-
-
-def load_optimiser(optimiser: Any, state: object, where: Path) -> None:
-    """Load the moments of an optimiser but not its settings: the run determines those.
-
-    Raises `CheckpointInvalid` if they do not fit its parameters or are not finite.
-    """
-    inner = getattr(optimiser, "optimizer", optimiser)  # Fabric's wrapper hides it
-    settings = [{k: v for k, v in g.items() if k != "params"} for g in inner.param_groups]
-    problem: str | None = None
-    try:
-        inner.load_state_dict(state)
-    except Exception as error:  # torch does not validate the structure, so any error may occur
-        problem = _first_line(error)
-    else:
-        for group, own in zip(inner.param_groups, settings, strict=True):
-            group.update(own)
-        known = {id(p) for group in inner.param_groups for p in group["params"]}
-        for parameter, moments in inner.state.items():
-            if id(parameter) not in known or set(moments) != {"step", "exp_avg", "exp_avg_sq"}:
-                problem = "it contains more than Adam's moments"
-                break
-            shapes = ((), parameter.shape, parameter.shape)
-            for name, shape in zip(("step", "exp_avg", "exp_avg_sq"), shapes, strict=True):
-                value = moments[name]
-                fits = isinstance(value, Tensor) and value.shape == shape
-                if not fits or not _finite(value, missing=False):
-                    problem = f"{name} is not finite or has another shape"
-    if problem is not None:
-        raise CheckpointInvalid(
-            f"{where / 'optimisers.pt'} does not fit its networks: {problem}", hint=DAMAGED
-        )
-
-
-def plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors as safetensors needs them: contiguous, on the CPU, without shared memory."""
-    return {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
-
-
-class replacing:  # noqa: N801 - used like a function
-    """`with replacing(folder) as partial`: fill `partial`, which then replaces the folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.partial = partial_of(folder)
-
-    def __enter__(self) -> Path:
-        with writing(self.folder):
-            settle(self.folder)
-            self.partial.mkdir(parents=True)
-        return self.partial
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: object
-    ) -> None:
-        if error is not None:
-            shutil.rmtree(self.partial, ignore_errors=True)
-            if isinstance(error, SafetensorError | RuntimeError):
-                _raise_full_disk(self.folder, error)
-            if isinstance(error, OSError):
-                with writing(self.folder):
-                    raise error
-            return
-        with writing(self.folder):
-            for path in (p for p in self.partial.rglob("*") if p.is_file()):
-                with open(path, "rb+") as file:
-                    os.fsync(file.fileno())
-            old = _old(self.folder)
-            if self.folder.exists():
-                os.replace(self.folder, old)
-            os.replace(self.partial, self.folder)
-            shutil.rmtree(old, ignore_errors=True)
-
-
-def _old(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.old")
-
-
-def restore_replaced(folder: Path) -> None:
-    """Restore the old folder if a process was killed before it could replace it."""
-    if not folder.exists() and _old(folder).exists():
-        os.replace(_old(folder), folder)
-
-
-def settle(folder: Path) -> None:
-    """Restore or remove what a process killed while replacing the folder left behind."""
-    restore_replaced(folder)
-    remove(_old(folder))
-    remove(partial_of(folder))
-
-
-def _raise_full_disk(folder: Path, error: BaseException) -> None:
-    """Raise `DiskFull` or `NotWritable` for the errors of safetensors and torch.save."""
-    import errno
-
-    text = str(error).lower()
-    full = "no space" in text or "os error 28" in text or "enforce fail" in text
-    if full or shutil.disk_usage(_existing(folder)).free < 1 << 20:
-        with writing(folder):
-            raise OSError(errno.ENOSPC, "no space left on device") from error
-    if "permission denied" in text or "read-only" in text:
-        with writing(folder):
-            raise OSError(errno.EACCES, "permission denied") from error
-
-
-def _existing(path: Path) -> Path:
-    while not path.exists():
-        path = path.parent
-    return path
-
-
-def write_json(path: Path, data: dict[str, Any]) -> None:
-    path.write_text(json.dumps(data, indent=1) + "\n", "utf-8")
-
-
-def read_saved(
-    path: Path, model: type[RecordT], what: str, check: Checked, hint: str
-) -> RecordT:  # fmt: skip
-    """Read the record of a model, checkpoint or predictor. Raises `CheckpointInvalid`.
-
-    Args:
-        what: the kind of record, for the error message.
-    """
-    if not path.is_file():
-        raise CheckpointInvalid(
-            f"{path.parent} is not {what}: it has no {path.name}",
-            hint="give a run folder such as runs/b, or train one: v2v train --help",
-        )
-    return read_record(path, model, CheckpointInvalid, hint=hint, check=check)
-
-
-def check_format(folder: Path, data: dict[str, Any]) -> None:
-    version = data.get("format")
-    if version != FORMAT or not isinstance(version, int):
-        age = "a newer" if isinstance(version, int) and version > FORMAT else "another"
-        raise CheckpointInvalid(
-            f"{folder} was written by {age} version of v2v (format {shown(version)}, this"
-            f" version reads {FORMAT})",
-            hint="use the version that wrote it, or train again",
-        )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

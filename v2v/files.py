@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
 from v2v.errors import NotWritable, V2VError, writing
 
@@ -126,6 +127,40 @@ def replacing_file(path: Path) -> Iterator[Path]:
         os.replace(folder / path.name, path)
 
 
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Use as `with atomic_file(path) as partial`: `partial` replaces the file at the end.
+
+    For files in a folder that this process has to itself; `replacing_file` also locks. After an
+    error the file is unchanged. Raises `NotWritable`, `DiskFull`.
+    """
+    partial = partial_of(path)
+    try:
+        with writing(path):
+            yield partial
+            commit(partial, path)
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def commit(partial: Path, path: Path) -> None:
+    """Put a finished file in its place, on the disk and not only in its cache."""
+    flush_to_disk(partial)
+    os.replace(partial, path)
+
+
+def flush_to_disk(path: Path) -> None:
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's content, as hexadecimal digits. Raises `OSError`."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def remove(path: Path) -> None:
     """Remove a file, or a folder with its contents."""
     if path.is_dir() and not path.is_symlink():
@@ -148,6 +183,77 @@ def partial_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.partial")
 
 
+class replacing:  # noqa: N801 - used like a function
+    """`with replacing(folder) as partial`: fill `partial`, which then replaces the folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.partial = partial_of(folder)
+
+    def __enter__(self) -> Path:
+        with writing(self.folder):
+            settle(self.folder)
+            self.partial.mkdir(parents=True)
+        return self.partial
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: object
+    ) -> None:
+        if error is not None:
+            shutil.rmtree(self.partial, ignore_errors=True)
+            if isinstance(error, SafetensorError | RuntimeError):
+                _raise_full_disk(self.folder, error)
+            if isinstance(error, OSError):
+                with writing(self.folder):
+                    raise error
+            return
+        with writing(self.folder):
+            for path in (p for p in self.partial.rglob("*") if p.is_file()):
+                flush_to_disk(path)
+            old = _old(self.folder)
+            if self.folder.exists():
+                os.replace(self.folder, old)
+            os.replace(self.partial, self.folder)
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _old(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.old")
+
+
+def restore_replaced(folder: Path) -> None:
+    """Restore the old folder if a process was killed before it could replace it."""
+    if not folder.exists() and _old(folder).exists():
+        os.replace(_old(folder), folder)
+
+
+def settle(folder: Path) -> None:
+    """Restore or remove what a process killed while replacing the folder left behind."""
+    restore_replaced(folder)
+    remove(_old(folder))
+    remove(partial_of(folder))
+
+
+def _raise_full_disk(folder: Path, error: BaseException) -> None:
+    """Raise `DiskFull` or `NotWritable` for the errors of safetensors and torch.save."""
+    import errno
+
+    text = str(error).lower()
+    full = "no space" in text or "os error 28" in text or "enforce fail" in text
+    if full or shutil.disk_usage(_existing(folder)).free < 1 << 20:
+        with writing(folder):
+            raise OSError(errno.ENOSPC, "no space left on device") from error
+    if "permission denied" in text or "read-only" in text:
+        with writing(folder):
+            raise OSError(errno.EACCES, "permission denied") from error
+
+
+def _existing(path: Path) -> Path:
+    while not path.exists():
+        path = path.parent
+    return path
+
+
 # ---------------------------------------------------------------- seals
 
 
@@ -160,13 +266,8 @@ class Seal:
     def write(self, paths: Iterable[Path]) -> None:
         """Record files, and folders with their contents. Raises `NotWritable`, `DiskFull`."""
         fingerprints = {path.name: _fingerprint(path) for path in paths}
-        partial = partial_of(self.path)
-        with writing(self.path):
-            with open(partial, "w", encoding="utf-8") as file:
-                json.dump(fingerprints, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, self.path)
+        with atomic_file(self.path) as partial:
+            partial.write_text(json.dumps(fingerprints), "utf-8")
 
     def holds(self, paths: Iterable[Path]) -> bool:
         """Whether all `paths` were sealed and are unchanged."""
@@ -185,5 +286,4 @@ def _fingerprint(path: Path) -> list[int | str]:
         inner = {str(p.relative_to(path)): _fingerprint(p) for p in sorted(path.rglob("*"))}
         content = json.dumps(inner).encode()
         return [len(inner), hashlib.sha256(content).hexdigest()]
-    with open(path, "rb") as file:
-        return [path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()]
+    return [path.stat().st_size, file_sha256(path)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from functools import cache
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 
 from v2v.errors import MissingLibrary, UnknownName, WeightsUnavailable
+from v2v.files import file_sha256
 
 PERSON_MASK = "-s segmentation.backend=person"
 ENUMS = {  # name: torchvision module, enum, and the option that works without these weights
@@ -94,8 +94,7 @@ def _check_hash(path: Path) -> None:
     match = re.search(r"-([0-9a-f]{8,})\.", path.name)
     if match is None:
         return
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = file_sha256(path)
     if not digest.startswith(match[1]):
         raise WeightsUnavailable(
             f"{path} is damaged: its SHA-256 begins with {digest[:8]}, not {match[1]}",

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from v2v.checkpoint import FORMAT, Model, ModelRecord, SignalUse, save_model
+from v2v.checkpoint import Model, ModelRecord, SignalUse, save_model
 from v2v.config import load_config
 from v2v.data.store import (
     SCHEMA,
@@ -52,6 +52,7 @@ from v2v.prediction.predictor import (
 from v2v.prediction.settings import PredictSettings
 from v2v.prediction.training import PredictorResult, load_predictor, train_predictor
 from v2v.progress import Silent
+from v2v.saved import FORMAT
 from v2v.signals.face import POINTS, FaceTrack
 from v2v.signals.pose import BODY, NAMES, POINT, PoseTrack
 from v2v.signals.segmentation import VOID, LabelTrack

@@ -16,7 +16,7 @@ import pytest
 import torch
 from training_settings import SMALL
 
-from v2v.checkpoint import load_checkpoint, load_model
+from v2v.checkpoint import load_model
 from v2v.errors import (
     ConfigError,
     OutOfMemory,
@@ -28,6 +28,7 @@ from v2v.errors import (
     V2VError,
 )
 from v2v.progress import Silent
+from v2v.resume import load_checkpoint
 from v2v.training import run as run_module
 from v2v.training.loop import train
 from v2v.training.run import RunFolder, read_run

@@ -15,7 +15,6 @@ clip.json is written last and replaced atomically: the files that it lists are c
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -35,8 +34,8 @@ from v2v.errors import (
     StoreNotFound,
     StoreSchemaError,
     UsageError,
-    writing,
 )
+from v2v.files import atomic_file, file_sha256
 from v2v.progress import Reporter, Silent
 from v2v.records import (
     MOST_SIDE,
@@ -192,25 +191,15 @@ def _increasing(numbers: tuple[int, ...]) -> bool:
 
 
 def write_record(folder: Path, record: ClipRecord) -> None:
-    path = folder / CLIP_FILE
-    partial = folder / f".{CLIP_FILE}.partial"
     content = record.model_dump(mode="json")
     if not record.source.notes:  # most footage has none
         del content["source"]["notes"]
-    with writing(path):
-        with open(partial, "w", encoding="utf-8") as file:
-            file.write(json.dumps(content, indent=1) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+    with atomic_file(folder / CLIP_FILE) as partial:
+        partial.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
 
 
 def file_record(path: Path) -> FileRecord:
-    import hashlib
-
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return FileRecord(bytes=path.stat().st_size, sha256=digest)
+    return FileRecord(bytes=path.stat().st_size, sha256=file_sha256(path))
 
 
 @dataclass(frozen=True)

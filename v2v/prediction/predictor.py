@@ -24,21 +24,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from v2v import __version__
-from v2v.checkpoint import (
-    FORMAT,
-    MODEL_FILE,
-    ClipUse,
-    check_format,
-    load_weights,
-    plain,
-    read_model_record,
-    read_saved,
-    read_tensors,
-    replacing,
-    restore_replaced,
-    write_json,
-)
+from v2v.checkpoint import MODEL_FILE, ClipUse, read_model_record
 from v2v.errors import CheckpointInvalid, NothingFound, UsageError
+from v2v.files import replacing, restore_replaced
 from v2v.prediction.measures import LabelPropagator, joined, known, moved_points
 from v2v.prediction.model import (
     PAST_MAPS,
@@ -51,10 +39,12 @@ from v2v.prediction.model import (
     one_hot,
 )
 from v2v.records import Plain, Record, explain, shown
+from v2v.saved import FORMAT, check_format, read_saved, write_json
 from v2v.signals import Track
 from v2v.signals.face import POINTS, RIGID, FaceTrack
 from v2v.signals.pose import BODY, NAMES, PoseTrack
 from v2v.signals.segmentation import VOID, LabelTrack
+from v2v.tensors import load_weights, plain, read_tensors
 from v2v.warp import resize_flow
 
 Floats = NDArray[np.float32]

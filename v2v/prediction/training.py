@@ -25,16 +25,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from v2v.checkpoint import (
-    CHECKPOINT_FILE,
-    Checkpoint,
-    as_progress,
-    load_checkpoint,
-    load_model,
-    load_optimiser,
-    load_weights,
-    save_checkpoint,
-)
+from v2v.checkpoint import load_model
 from v2v.config import Duration
 from v2v.data.store import ClipStore
 from v2v.errors import RunConflict
@@ -54,6 +45,8 @@ from v2v.prediction.task import Task
 from v2v.progress import Reporter
 from v2v.records import Count as Steps
 from v2v.records import Plain, Record
+from v2v.resume import CHECKPOINT_FILE, Checkpoint, as_progress, load_checkpoint, save_checkpoint
+from v2v.tensors import load_optimiser, load_weights
 from v2v.training.run import RunFolder
 from v2v.training.stopping import GracefulStop
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from v2v import __version__
-from v2v.checkpoint import FORMAT, ClipUse, ModelRecord, SignalUse
+from v2v.checkpoint import ClipUse, ModelRecord, SignalUse
 from v2v.data.background import BackgroundPlate, build_background_plate
 from v2v.data.dataset import ClipDataset
 from v2v.data.references import COUNTS, References, gather, reference_signal
@@ -33,6 +33,7 @@ from v2v.models.generator_settings import (
     Past,
 )
 from v2v.progress import Reporter
+from v2v.saved import FORMAT
 from v2v.signals._landmarks import planes
 from v2v.signals.segmentation import LabelTrack
 from v2v.training.schedule import Stage, build_schedule

@@ -22,18 +22,12 @@ from omegaconf import OmegaConf
 from pydantic import Field
 
 from v2v import __version__
-from v2v.checkpoint import (
-    CHECKPOINT_FILE,
-    Checkpoint,
-    load_checkpoint,
-    save_checkpoint,
-    settle,
-)
 from v2v.config import load_yaml
 from v2v.errors import CheckpointInvalid, ConfigError, RunConflict, writing
-from v2v.files import LOCK, FolderLock, partial_of, remove, remove_at_once
+from v2v.files import LOCK, FolderLock, partial_of, remove, remove_at_once, settle
 from v2v.listing import is_hidden
 from v2v.records import Count, FileName, Record, Side, read_lines, read_record, shown
+from v2v.resume import CHECKPOINT_FILE, Checkpoint, load_checkpoint, save_checkpoint
 from v2v.training.settings import OPERATIONAL, TrainSettings
 
 FORMAT = 2

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field
 from torch import Tensor
 
-from v2v.checkpoint import as_progress
 from v2v.records import Count, Record
+from v2v.resume import as_progress
 from v2v.training.settings import Budget
 from v2v.types import Batch, GeneratorState
 

@@ -15,7 +15,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from v2v.checkpoint import DAMAGED, Checkpoint, Model, load_optimiser, load_weights, save_model
+from v2v.checkpoint import Model, save_model
 from v2v.data.dataset import ClipDataset
 from v2v.data.loader import loader
 from v2v.errors import CheckpointInvalid, OutOfMemory, TrainingDiverged
@@ -25,6 +25,8 @@ from v2v.models.baselines.pix2pixhd import Clusters, FeatureEncoder, cluster_fea
 from v2v.models.discriminators import DiscriminatorOutput, Discriminators, frozen, with_real
 from v2v.prefetch import prefetch
 from v2v.progress import Reporter
+from v2v.resume import Checkpoint
+from v2v.tensors import DAMAGED, load_optimiser, load_weights
 from v2v.training.objective import Objective, Rendered
 from v2v.training.prepare import TrainingPlan, describe_model
 from v2v.training.preview import write_preview

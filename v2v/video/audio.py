@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any, cast
 import av
 
 from v2v.errors import NotAVideo, writing
+from v2v.files import commit, partial_of
 from v2v.video.media import create_media, open_media, packets_of, picture_stream, sound_stream
 from v2v.video.probe import Audio
 from v2v.video.timing import ContinuousClock
@@ -67,7 +67,7 @@ def copy_audio(
 def _copy_audio(
     sound: Sound, target: Path, container: str, end: float
 ) -> tuple[Path, float] | None:
-    partial = target.with_name(f".{target.name}.partial")
+    partial = partial_of(target)
     try:
         with writing(target):
             # Without bitexact, Matroska and Ogg files contain a random id.
@@ -80,8 +80,7 @@ def _copy_audio(
                 return None
             if not any(written):
                 raise ValueError(f"{container} accepts none of the packets")
-            flush_to_disk(partial)
-            os.replace(partial, target)
+            commit(partial, target)
         return target, offset
     finally:
         partial.unlink(missing_ok=True)
@@ -244,8 +243,3 @@ def _audio_source(sound: Sound, out: Any) -> _AudioCopy | _AudioEncode:
             raise NotAVideo(f"{sound.path} has no decodable audio stream", hint=None)
         copyable = stream.codec_context.codec.canonical_name in supported
     return _AudioCopy(sound, out) if copyable else _AudioEncode(sound, out)
-
-
-def flush_to_disk(path: Path) -> None:
-    with open(path, "rb+") as file:
-        os.fsync(file.fileno())

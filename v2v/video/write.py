@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,7 +14,8 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from v2v.errors import writing
-from v2v.video.audio import AudioMuxer, Sound, flush_to_disk
+from v2v.files import atomic_file, commit, flush_to_disk, partial_of
+from v2v.video.audio import AudioMuxer, Sound
 from v2v.video.media import create_media, open_media
 from v2v.video.read import BT709, SMPTE170M
 from v2v.video.stored import Array
@@ -217,7 +217,7 @@ class VideoWriter:
         self.path = path
         self.rate = rate
         self.codec = CODECS[codec]
-        self.partial = path.with_name(f".{path.name}.partial")
+        self.partial = partial_of(path)
         container = container or self.codec.container
         with writing(path):
             self.container = create_media(
@@ -259,8 +259,7 @@ class VideoWriter:
                 if self.sound:
                     self.sound.close()
                 self.container.close()
-                flush_to_disk(self.partial)
-                os.replace(self.partial, self.path)
+                commit(self.partial, self.path)
         except BaseException:
             self._discard()
             raise
@@ -299,18 +298,13 @@ def concatenate(
         tags: metadata of the file, e.g. `comment`.
         tag: the codec tag in mp4, for codecs with several.
     """
-    partial = target.with_name(f".{target.name}.partial")
-    try:
-        with writing(target):
-            with create_media(
-                partial, format=container, options=_container_options(container)
-            ) as out:
-                out.metadata.update(tags or {})
-                _join(parts, out, rate, sound, tag)
-            flush_to_disk(partial)
-            os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+    options = _container_options(container)
+    with (
+        atomic_file(target) as partial,
+        create_media(partial, format=container, options=options) as out,
+    ):
+        out.metadata.update(tags or {})
+        _join(parts, out, rate, sound, tag)
 
 
 def _join(
