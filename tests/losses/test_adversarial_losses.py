@@ -14,7 +14,6 @@ from v2v.losses import (
     discriminator_loss,
     feature_matching,
     generator_loss,
-    r1_penalty,
 )
 
 KINDS: tuple[AdversarialKind, ...] = ("hinge", "least_squares")
@@ -129,40 +128,13 @@ def test_unpaired_features_fail_an_assertion() -> None:
 # ---------------------------------------------------------------- R1
 
 
-@pytest.mark.parametrize("size", [(4, 4), (8, 32)])
-def test_r1_of_a_linear_discriminator_is_half_its_squared_slope_at_every_size(
-    size: tuple[int, int],
-) -> None:
-    """D(x) = sum_c a_c mean(x_c) has gradient a_c / HW at each pixel; R1 is |a|^2 / 2."""
-    slope = torch.tensor([3.0, 0.0, 4.0]).requires_grad_()
-    real = noise(2, 3, *size).requires_grad_()
-    patches = (real * slope[:, None, None]).sum(1, keepdim=True)  # a logit for each pixel
-    penalty = r1_penalty([patches], real)
-    assert penalty.item() == pytest.approx(12.5, rel=1e-5)
-    penalty.backward()
-    assert slope.grad is not None
-    torch.testing.assert_close(slope.grad, slope.detach())  # gradient of |a|^2 / 2
-    assert r1_penalty([patches, patches], real).item() == pytest.approx(12.5, rel=1e-5)
-
-
-def test_r1_needs_frames_with_gradients() -> None:
-    with pytest.raises(AssertionError, match="requires_grad"):
-        r1_penalty(flat(0.0), torch.zeros(2, 3, 4, 4))
-
-
 # ---------------------------------------------------------------- all losses
-
-
-def _r1(real: Tensor, fake: Tensor) -> Tensor:
-    real = real.detach().float().requires_grad_()
-    return r1_penalty([real.tanh().sum(1, keepdim=True)], real)
 
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     **{f"d {k}": lambda r, f, k=k: discriminator_loss([r, r[..., :2]], [f, f], k) for k in KINDS},
     **{f"g {k}": lambda r, f, k=k: generator_loss([f, f[..., :2]], k) for k in KINDS},
     "feature matching": lambda r, f: feature_matching([[r, r[..., :2]]], [[f, f[..., :2]]]),
-    "r1": _r1,
 }
 
 

@@ -8,7 +8,6 @@ from v2v.losses.adversarial import (
     discriminator_loss,
     feature_matching,
     generator_loss,
-    r1_penalty,
 )
 from v2v.losses.perceptual import (
     PerceptualLoss,
@@ -16,7 +15,6 @@ from v2v.losses.perceptual import (
     PyramidPerceptual,
     VGGPerceptual,
     build_perceptual,
-    pyramid_loss,
 )
 from v2v.losses.temporal import (
     confidence,
@@ -41,8 +39,6 @@ __all__ = [
     "generator_loss",
     "matte_loss",
     "occlusion_loss",
-    "pyramid_loss",
-    "r1_penalty",
     "synthesised_share",
     "warp_loss",
 ]

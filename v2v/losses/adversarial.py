@@ -102,32 +102,6 @@ def feature_matching(
     return torch.stack(scales).mean()
 
 
-def r1_penalty(real_logits: Sequence[Tensor], real: Tensor) -> Tensor:
-    """R1: the squared gradient of the discriminator at real frames.
-
-    `1/2 H W E[|grad_x D(x)|^2]` (Mescheder et al. 2018, arXiv 1801.04406), with D(x) the mean over
-    scales and patches. The per-pixel gradient of a mean over the picture shrinks with its area; the
-    factor H W compensates, so that one weight fits all sizes (the published heuristic, gamma
-    proportional to H W, has the same reason: Karras et al. 2020, arXiv 2006.06676).
-
-    The discriminator must treat samples independently (no batch norm), and its forward pass must
-    run in float32: bf16 is too coarse for second-order gradients.
-
-    Args:
-        real_logits: for each scale [B, 1, h, w], computed from `real`.
-        real: [B, C, H, W], the discriminator's input, with `requires_grad`.
-
-    Returns:
-        [] float32, differentiable with respect to the discriminator's weights.
-    """
-    assert real.requires_grad, "set real.requires_grad before the forward pass of the discriminator"
-    scores = torch.stack([logits.float().flatten(1).mean(1) for logits in real_logits]).mean(0)
-    # Each score depends on one sample only, so the gradient of the sum contains all gradients.
-    (gradient,) = torch.autograd.grad(scores.sum(), real, create_graph=True)
-    height, width = real.shape[-2:]
-    return gradient.float().square().sum(dim=(1, 2, 3)).mean() * (height * width / 2)
-
-
 def _mean(scales: Sequence[Tensor]) -> Tensor:
     """Mean over scales of the mean over each scale; all scales have equal weight."""
     assert scales, "no logits: a discriminator has at least one scale"

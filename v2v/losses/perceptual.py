@@ -123,21 +123,6 @@ class VGGPerceptual(PerceptualLoss):
 # ---------------------------------------------------------------- the pyramid
 
 
-def pyramid_loss(fake: Tensor, real: Tensor) -> Tensor:
-    """Distance of `fake` from `real` in frequency bands and local edges.
-
-    Args:
-        fake: [B, 3, H, W] in [-1, 1].
-        real: [B, 3, H, W] in [-1, 1]; receives no gradient.
-
-    Returns:
-        [] float32, 0 if and only if the two are equal. See `PyramidPerceptual`.
-    """
-    perceptual = PyramidPerceptual()
-    loss: Tensor = perceptual(fake, perceptual.features(real))
-    return loss
-
-
 class PyramidPerceptual(PerceptualLoss):
     """The perceptual loss without weights: a Laplacian pyramid, and edges in windows.
 
