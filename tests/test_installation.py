@@ -71,7 +71,6 @@ def test_a_missing_libgl_names_its_package(monkeypatch):
         ("torch", "torch", "torch"),
         ("av", "codecs", "av"),
         ("decord", "decord", "decord2"),
-        ("imageio_ffmpeg", "ffmpeg", "imageio-ffmpeg"),
         ("mediapipe", "mediapipe", "mediapipe==0.10.21"),
     ],
 )
@@ -82,6 +81,12 @@ def test_a_missing_library_fails_only_its_check_and_names_its_package(
     check = installation._run_check(name, getattr(installation, f"_{name}"))
     assert isinstance(check, Check) and check.state == "fail"
     assert check.advice is not None and check.advice.endswith(package)
+
+
+def test_ffmpeg_is_optional(monkeypatch):
+    make_missing(monkeypatch, "imageio_ffmpeg", "No module named 'imageio_ffmpeg'")
+    check = installation._ffmpeg()
+    assert check.state == "warn" and check.advice is not None and "v2v[metrics]" in check.advice
 
 
 def test_two_builds_of_opencv_give_a_warning(monkeypatch):

@@ -110,7 +110,6 @@ def _advice(name: str, error: Exception) -> str:
         "mediapipe": "mediapipe==0.10.21",
         "codecs": "av",
         "decord": "decord2",
-        "ffmpeg": "imageio-ffmpeg",
         "weights": "torchvision",
     }.get(name, name)
     return f"reinstall it: pip install --force-reinstall --no-deps {package}"
@@ -271,8 +270,12 @@ def _decord() -> Check:
 
 
 def _ffmpeg() -> Check:
-    import imageio_ffmpeg
-
+    try:
+        import imageio_ffmpeg
+    except ImportError:
+        return Check(
+            "ffmpeg", "warn", "missing: no VMAF in v2v evaluate", "pip install 'v2v[metrics]'"
+        )
     path = imageio_ffmpeg.get_ffmpeg_exe()
     return Check("ffmpeg", "ok", f"{imageio_ffmpeg.get_ffmpeg_version()} at {path}")
 
