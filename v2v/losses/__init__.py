@@ -10,6 +10,7 @@ from v2v.losses.adversarial import (
     generator_loss,
 )
 from v2v.losses.perceptual import (
+    EfficientNetPerceptual,
     PerceptualLoss,
     PerceptualName,
     PyramidPerceptual,
@@ -27,6 +28,7 @@ from v2v.losses.temporal import (
 
 __all__ = [
     "AdversarialKind",
+    "EfficientNetPerceptual",
     "PerceptualLoss",
     "PerceptualName",
     "PyramidPerceptual",

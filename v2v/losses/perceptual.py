@@ -1,4 +1,5 @@
-"""Perceptual losses: VGG19 features, or a weight-free pyramid of bands and edges.
+"""Perceptual losses: a weight-free pyramid of bands and edges, alone or with the features of
+EfficientNet-Lite0 beside it; or VGG19's features.
 
 Both work in two steps, so that the features of the real frame are computed once for all generated
 pictures (the frame, its raw synthesis) that are compared with it:
@@ -22,9 +23,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from v2v.errors import UnknownName
-from v2v.weights import find_weights, have_weights, load_state, torchvision_models
+from v2v.losses.efficientnet import TAPS, EfficientNetFeatures, installed_weights
+from v2v.weights import find_weights, load_state, torchvision_models
 
-PerceptualName = Literal["vgg", "pyramid", "auto"]
+PerceptualName = Literal["auto", "efficientnet", "pyramid", "vgg"]
 
 
 class PerceptualLoss(nn.Module, ABC):
@@ -43,19 +45,23 @@ def build_perceptual(name: PerceptualName, weights: Path | None = None) -> Perce
     """Build a perceptual loss by name, on the CPU.
 
     Args:
-        name: "vgg", "pyramid", or "auto": VGG if its weights are on this machine, else the
-            pyramid. Their values differ, so their runs are not comparable: record the choice.
+        name: "efficientnet" (the pyramid and the features), "pyramid", "vgg", or "auto":
+            efficientnet if its weights are installed, else the pyramid. Their values differ, so
+            their runs are not comparable: record the choice.
         weights: VGG19's weight file; None looks in torch's own folder.
 
     Raises:
         UnknownName: for any other `name`.
-        WeightsUnavailable: for "vgg" without its weights, or with a file of another network.
+        WeightsUnavailable: for "efficientnet" or "vgg" without its weights, or with a file of
+            another network.
     """
     if name not in (known := get_args(PerceptualName)):
         raise UnknownName.among("perceptual loss", name, known)
     if name == "auto":
-        name = "vgg" if weights is not None or have_weights("vgg19") else "pyramid"
-    return VGGPerceptual(weights) if name == "vgg" else PyramidPerceptual()
+        name = "pyramid" if installed_weights() is None else "efficientnet"
+    if name == "vgg":
+        return VGGPerceptual(weights)
+    return EfficientNetPerceptual() if name == "efficientnet" else PyramidPerceptual()
 
 
 # ---------------------------------------------------------------- VGG19
@@ -201,6 +207,39 @@ class PyramidPerceptual(PerceptualLoss):
         )
         windows = F.avg_pool2d(differences.abs(), 4, ceil_mode=True)
         return F.avg_pool2d(windows, 2, stride=1)
+
+
+# ---------------------------------------------------------------- EfficientNet
+
+
+class EfficientNetPerceptual(PerceptualLoss):
+    """The pyramid, plus the relative L1 distance of EfficientNet-Lite0's features.
+
+    `pyramid + sum_i E|F_i(fake) - F_i(real)| / E|F_i(real)|` over the features at 1/2, 1/4, 1/8 and
+    1/16 of the size; relative, so that all four have the same weight. The pyramid matches what
+    pixels show; the features know eyes and mouths: they prefer one pair of eyes to a blend of two.
+
+    Raises:
+        WeightsUnavailable: as `EfficientNetFeatures` does.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pyramid = PyramidPerceptual()
+        self.network = EfficientNetFeatures()
+
+    def features(self, real: Tensor) -> list[Tensor]:
+        _check_image(real)
+        with torch.no_grad():
+            return [*self.network(real), *self.pyramid.features(real)]
+
+    def forward(self, fake: Tensor, real_features: Sequence[Tensor]) -> Tensor:
+        loss: Tensor = self.pyramid(fake, real_features[len(TAPS) :])
+        for ours, theirs in zip(self.network(fake), real_features, strict=False):
+            away = (ours.float() - theirs.float()).abs().flatten(1).mean(1)
+            size = theirs.float().abs().flatten(1).mean(1).clamp_min(1e-6)
+            loss = loss + (away / size).mean()
+        return loss
 
 
 def _check_image(image: Tensor) -> None:
