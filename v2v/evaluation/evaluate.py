@@ -31,12 +31,12 @@ from v2v.evaluation.leakage import Leakage, find_leakage
 from v2v.evaluation.methods import REAL, Method, methods_for
 from v2v.evaluation.networks import Inception, Lpips, VideoResNet, frechet
 from v2v.evaluation.ranking import Place, compare, order
-from v2v.evaluation.registry import ALL, BY_NAME, FRAME_STATISTICS, MEASURES, SET_MEASURES, Picture
+from v2v.evaluation.registry import ALL, BY_NAME, FRAME_STATISTICS, MEASURES, SET_MEASURES
 from v2v.evaluation.returns import difference_on_return
 from v2v.evaluation.statistics import FEWEST, Summary, known, summary
 from v2v.evaluation.vmaf import ffmpeg_with_vmaf, vmaf
 from v2v.files import remove, workplace
-from v2v.images import read_picture
+from v2v.images import Picture, read_picture
 from v2v.pipelines.model import LoadedModel
 from v2v.progress import Reporter, Silent
 from v2v.signals.segmentation import LabelTrack

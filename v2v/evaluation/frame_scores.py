@@ -19,8 +19,8 @@ from v2v.evaluation.registry import (
     ChunkPair,
     Distance,
     FrameChunk,
-    Picture,
 )
+from v2v.images import Picture
 
 CHUNK = VIDEO_CLIP  # frames per chunk: one clip of the video network
 TRUTH = ""  # key of the real video's own scores in the measures that need no reference

@@ -24,8 +24,8 @@ from torch import Tensor
 
 from v2v.evaluation import measures
 from v2v.evaluation.measures import Motion, Values
+from v2v.images import Picture
 
-Picture = NDArray[np.uint8]  # RGB [H, W, 3]
 Better = Literal["higher", "lower", "one", "real"]  # real: the real video's own value is best
 MOST_DECIBELS = 100.0  # PSNR assigned to identical frames, to keep the mean finite
 

@@ -19,7 +19,8 @@ import numpy as np
 
 from v2v.evaluation.measures import Values
 from v2v.evaluation.methods import REAL
-from v2v.evaluation.registry import BY_NAME, MEASURES, Picture
+from v2v.evaluation.registry import BY_NAME, MEASURES
+from v2v.images import Picture
 from v2v.video.stored import read_range, read_stored
 from v2v.video.write import VideoWriter
 
