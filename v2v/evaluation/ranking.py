@@ -15,7 +15,7 @@ import numpy as np
 
 from v2v.evaluation.frame_scores import FrameScores
 from v2v.evaluation.measures import Values
-from v2v.evaluation.registry import BY_NAME, MEASURES
+from v2v.evaluation.metrics import all_metrics
 from v2v.evaluation.statistics import Summary, interval
 
 # Thresholds relative to the real video: of its frame difference, and of its sharpness.
@@ -58,7 +58,7 @@ def faults(method: MethodSummary, real: MethodSummary) -> tuple[str, ...]:
 def order(methods: Mapping[str, MethodSummary], real: MethodSummary) -> list[Place]:
     """Rank the methods from best to worst."""
     groups: dict[str, list[dict[str, float]]] = {}
-    for name, measure in BY_NAME.items():
+    for name, measure in all_metrics().items():
         if measure.family is None or not any(name in method for method in methods.values()):
             continue
         costs = {method: _cost(_mean(values, name), name) for method, values in methods.items()}
@@ -95,7 +95,7 @@ def compare(
     better: list[str] = []
     worse: list[str] = []
     same: list[str] = []
-    for measure in MEASURES:
+    for measure in all_metrics().values():
         name = measure.name
         if measure.family is None or not all(name in c for c in (*one, *other)):
             continue
@@ -137,7 +137,7 @@ def _cost(value: float, measure: str) -> float:
     """A cost, lower is better; infinite if the value is undefined."""
     if np.isnan(value):
         return float("inf")
-    better = BY_NAME[measure].better
+    better = all_metrics()[measure].better
     if better == "one":
         return abs(float(np.log(max(value, 1e-6))))
     return -value if better == "higher" else value

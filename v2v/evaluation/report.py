@@ -12,20 +12,18 @@ from fractions import Fraction
 from html import escape
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
 from v2v.evaluation.measures import Values
 from v2v.evaluation.methods import REAL
-from v2v.evaluation.registry import BY_NAME, MEASURES
+from v2v.evaluation.metrics import all_metrics
+from v2v.evaluation.rendered import REAL_FRAMES
+from v2v.evaluation.results import Evaluation
 from v2v.images import Picture
 from v2v.video.stored import read_range, read_stored
 from v2v.video.write import VideoWriter
-
-if TYPE_CHECKING:
-    from v2v.evaluation.evaluate import Evaluation
 
 TALLEST = 256  # maximum shorter side of shown frames in pixels
 SECONDS = 20.0  # maximum length of the video
@@ -33,7 +31,6 @@ MOMENTS = 6  # frames of the contact sheet
 SMOOTH = 0.5  # seconds, smoothing window of a curve
 POINTS = 400  # maximum points of a curve
 COLOURS = ("#777777", "#0b6bcb", "#d1495b", "#e3a008", "#2a9d57", "#8e5bd0", "#00838f", "#b05c1f")
-REAL_FRAMES = ""
 
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:1080px;margin:2em auto;padding:0 1em;color:#222}
@@ -105,7 +102,7 @@ def _ranking(found: Evaluation) -> str:
         better, worse, same = found.against(method.name)
         total = len(better) + len(worse) + len(same)
         what = [
-            f"{word} in {len(names)} ({', '.join(BY_NAME[n].title for n in names)})"
+            f"{word} in {len(names)} ({', '.join(all_metrics()[n].title for n in names)})"
             for word, names in (
                 ("better", better),
                 ("worse", worse),
@@ -145,7 +142,7 @@ def _unavailable(found: Evaluation) -> str:
         return ""
     by_reason: dict[str, list[str]] = {}
     for name, why in found.unavailable.items():
-        by_reason.setdefault(why, []).append(BY_NAME[name].title)
+        by_reason.setdefault(why, []).append(all_metrics()[name].title)
     items = "".join(
         f"<li><b>{escape(', '.join(names))}</b>: unavailable: {escape(why)}</li>"
         for why, names in by_reason.items()
@@ -161,7 +158,7 @@ def _measures(found: Evaluation) -> str:
     items = "".join(
         f"<li><b>{escape(measure.title)}</b> ({directions[measure.better]}):"
         f" {escape(measure.about)}</li>"
-        for measure in BY_NAME.values()
+        for measure in all_metrics().values()
         if measure.name not in found.unavailable
     )
     return (
@@ -178,11 +175,11 @@ def _measures(found: Evaluation) -> str:
 
 
 def _table(found: Evaluation) -> str:
-    names = [name for name in BY_NAME if any(name in s for s in found.summaries.values())]
+    names = [name for name in all_metrics() if any(name in s for s in found.summaries.values())]
     head = "".join(f"<th>{escape(method.name)}</th>" for method in found.methods)
     lines = []
     for name in names:
-        measure = BY_NAME[name]
+        measure = all_metrics()[name]
         best = _best(found, name)
         cells = []
         for method in found.methods:
@@ -210,7 +207,7 @@ def _table(found: Evaluation) -> str:
 
 def _best(found: Evaluation, name: str) -> set[str]:
     """The ranked methods with the best mean."""
-    measure = BY_NAME[name]
+    measure = all_metrics()[name]
     if measure.family is None:
         return set()
     means = {
@@ -236,7 +233,7 @@ def _several_clips(found: Evaluation) -> str:
     for name, summary in found.summaries[found.name].items():
         if len(summary.clips) != len(found.clips):
             continue
-        measure = BY_NAME[name]
+        measure = all_metrics()[name]
         cells = "".join(f"<td>{measure.format(mean)}</td>" for mean in summary.clips)
         over = f"{measure.format(summary.clips_low)} – {measure.format(summary.clips_high)}"
         lines.append(f"<tr><td>{escape(measure.title)}</td>{cells}<td>{over}</td></tr>")
@@ -256,7 +253,7 @@ def _curves(found: Evaluation, colours: Mapping[str, str]) -> str:
     clip, frame_scores = found.clips[number], found.frame_scores[number]
     rate = float(clip.store.rate)
     plots = []
-    for measure in MEASURES:
+    for measure in all_metrics().values():
         series = {
             method.name: np.asarray(frame_scores[method.name][measure.name]) * measure.factor
             for method in found.methods
@@ -460,7 +457,7 @@ def _extremes(found: Evaluation, rendered: Mapping[str, Path]) -> str:
     name = next((n for n in ("lpips", "ssim", "psnr") if n in scores), None)
     if name is None:
         return ""
-    measure = BY_NAME[name]
+    measure = all_metrics()[name]
     values = np.asarray(scores[name][: clip.count])
     known = np.flatnonzero(np.isfinite(values))
     if not len(known):

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from rich.markup import escape
 from rich.table import Table
 
-from v2v.evaluation.registry import BY_NAME
-
-if TYPE_CHECKING:
-    from v2v.evaluation.evaluate import Evaluation
+from v2v.evaluation.metrics import all_metrics
+from v2v.evaluation.results import Evaluation
 
 
 def table(found: Evaluation) -> Table:
@@ -20,7 +17,7 @@ def table(found: Evaluation) -> Table:
     grid.add_column("")
     for method in found.methods:
         grid.add_column(escape(method.name), justify="right")
-    for name, measure in BY_NAME.items():
+    for name, measure in all_metrics().items():
         if not any(name in summaries for summaries in found.summaries.values()):
             continue
         title = f"{measure.title} ({measure.unit})" if measure.unit else measure.title
@@ -39,6 +36,6 @@ def lines(found: Evaluation) -> Iterator[str]:
     for note in found.notes:
         yield f"note: {escape(note)}"
     if found.unavailable:
-        titles = ", ".join(BY_NAME[name].title for name in found.unavailable)
+        titles = ", ".join(all_metrics()[name].title for name in found.unavailable)
         yield f"unavailable: {escape(titles)} (the report explains why)"
     yield f"see {escape(str(found.folder / 'report.html'))}"

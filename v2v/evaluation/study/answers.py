@@ -14,7 +14,7 @@ from v2v.listing import is_hidden
 
 
 def answer_files(given: Sequence[str | Path]) -> list[Path]:
-    """The files, and the JSON files in folders, each once. Raises `UsageError` if there are none."""
+    """The files, and the JSON files in folders, each once. Raises `UsageError` if none."""
     found: list[Path] = []
     for one in map(Path, given):
         inside = (file for file in one.glob("*.json") if not is_hidden(file))
