@@ -22,9 +22,10 @@ from v2v.evaluation.study.answers import read_answers, read_key
 from v2v.evaluation.study.clips import spoiled
 from v2v.evaluation.study.deal import deal
 from v2v.evaluation.study.make import study
-from v2v.evaluation.study.page import DEAL, page
+from v2v.evaluation.study.page import page
 from v2v.evaluation.study.records import Key, Trial
 from v2v.evaluation.study.results import Z95, Preference, evaluate_answers, wilson
+from v2v.pages import read_template_file
 from v2v.video.probe import probe
 from v2v.video.read import read_tags
 from v2v.video.stored import read_stored
@@ -305,9 +306,9 @@ def test_synthetic_clips_stay_marked_without_identifying_them(film, tmp_path, mo
 
 
 def test_a_question_cannot_break_the_page(made):
-    key = made().model_copy(update={"question": "</script><b>@SCRIPT@ @DATA@"})
+    key = made().model_copy(update={"question": "</script><b>{{ plan }}"})
     text = page(key)
-    assert text.count("</script>") == 2 and text.count("@DATA@") == 1
+    assert text.count("</script>") == 2 and "<b>" not in text
     plan = json.loads(re.findall(r'id="plan">(.*?)</script>', text)[0])
     assert plan["question"] == key.question
 
@@ -525,9 +526,10 @@ def node(code: str) -> str:
 @needs_node
 def test_the_page_deals_like_python():
     people = [*(f"p{i}" for i in range(60)), "A-b_9", "x" * 40]
+    script = read_template_file("v2v.evaluation.study", "deal.js")
     for count in (1, 2, 7):
         given = trials(count)
-        code = f"""{DEAL}
+        code = f"""{script}
         const trials = {json.dumps([t.model_dump() for t in given])};
         const dealt = {json.dumps(people)}.map((p) => deal("f00d", p, trials));
         console.log(JSON.stringify(dealt.map((d) => d.map((x) => [x.trial, x.left, x.right]))));

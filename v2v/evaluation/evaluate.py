@@ -28,7 +28,7 @@ from v2v.evaluation.networks import frechet
 from v2v.evaluation.ranking import order
 from v2v.evaluation.region import read_region
 from v2v.evaluation.rendered import REAL_FRAMES, RenderedVideos, render_methods, return_differences
-from v2v.evaluation.report import page
+from v2v.evaluation.report.page import page
 from v2v.evaluation.results import Evaluation, block_of
 from v2v.evaluation.statistics import FEWEST, Summary, known, summary
 from v2v.files import remove, workplace

@@ -12,7 +12,7 @@ def deal(study: str, participant: str, trials: Sequence[Trial]) -> list[tuple[st
     """(trial, left clip, right clip) in the order that this participant sees.
 
     Half of the trials show their first clip on the left (rounded up or down if odd).
-    The page runs the same algorithm: `DEAL`.
+    The page runs the same algorithm: `templates/deal.js`.
     """
     below = _numbers(f"{study}/{participant}")
     order = list(trials)
