@@ -304,3 +304,14 @@ def test_faults_are_described() -> None:
         "blurred: 30% of the real video's sharpness",
     )
     assert faults(real, real) == ()
+
+
+def test_ties_share_their_mean_rank() -> None:
+    row = {"psnr": Summary(20.0), "frame_difference": Summary(0.02), "sharpness": Summary(1.0)}
+    better = row | {"psnr": Summary(30.0)}
+    undefined = {name: summary for name, summary in row.items() if name != "psnr"}
+    places = order({"a": row, "b": row, "best": better, "none": undefined}, row)
+    picture = {place.method: place.groups["picture"] for place in places}
+    # Ranks by PSNR 2.5, 2.5, 1, 4; by sharpness all 2.5.
+    assert picture == {"a": 2.5, "b": 2.5, "best": 1.75, "none": 3.25}
+    assert [place.method for place in places] == ["best", "a", "b", "none"]

@@ -15,6 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 from v2v.errors import DiskFull, MediaNotFound, NotWritable, UsageError
 from v2v.evaluation.compare.align import ComparedVideo
@@ -24,7 +25,7 @@ from v2v.evaluation.study.deal import deal
 from v2v.evaluation.study.make import study
 from v2v.evaluation.study.page import page
 from v2v.evaluation.study.records import Key, Trial
-from v2v.evaluation.study.results import Z95, Preference, evaluate_answers, wilson
+from v2v.evaluation.study.results import Preference, evaluate_answers, wilson
 from v2v.pages import read_template_file
 from v2v.video.probe import probe
 from v2v.video.read import read_tags
@@ -124,7 +125,7 @@ def test_intervals_solve_their_defining_equation():
             assert 0 <= low <= wins / n <= high <= 1
             for p in {low, high} - {0.0, 1.0}:
                 deviations = abs(wins / n - p) / (p * (1 - p) / n) ** 0.5
-                assert deviations == pytest.approx(Z95)
+                assert deviations == pytest.approx(norm.ppf(0.975))
             assert wilson(n - wins, n) == pytest.approx((1 - high, 1 - low))
 
 
