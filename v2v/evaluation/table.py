@@ -12,25 +12,25 @@ from v2v.evaluation.results import Evaluation
 
 
 def table(found: Evaluation) -> Table:
-    """A table with one row per measure and one column per method."""
+    """A table with one row per metric and one column per method."""
     grid = Table(box=None, pad_edge=False, header_style="bold")
     grid.add_column("")
     for method in found.methods:
         grid.add_column(escape(method.name), justify="right")
-    for name, measure in all_metrics().items():
+    for name, metric in all_metrics().items():
         if not any(name in summaries for summaries in found.summaries.values()):
             continue
-        title = f"{measure.title} ({measure.unit})" if measure.unit else measure.title
+        title = f"{metric.title} ({metric.unit})" if metric.unit else metric.title
         cells = []
         for method in found.methods:
             summary = found.summaries[method.name].get(name)
-            cells.append(measure.format(None if summary is None else summary.mean))
+            cells.append(metric.format(None if summary is None else summary.mean))
         grid.add_row(escape(title), *cells)
     return grid
 
 
 def lines(found: Evaluation) -> Iterator[str]:
-    """Ranking, notes and unavailable measures, line by line."""
+    """Ranking, notes and unavailable metrics, line by line."""
     for place in found.order:
         yield f"{escape(place.method)}: {escape('; '.join(place.faults) or 'no obvious fault')}"
     for note in found.notes:
