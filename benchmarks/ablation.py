@@ -60,7 +60,7 @@ from v2v.data.store import ClipStore
 from v2v.errors import ConfigError, TooFewFrames, UnknownName, UsageError
 from v2v.evaluation.evaluate import evaluate
 from v2v.evaluation.methods import FRAME, REAL
-from v2v.evaluation.registry import BY_NAME
+from v2v.evaluation.metrics import all_metrics
 from v2v.files import atomic_file
 from v2v.progress import Reporter, Silent, Terminal
 from v2v.training.estimate import DryRunTrainer
@@ -403,7 +403,7 @@ def format_cell(result: dict[str, Any], row: str, name: str) -> str:
     The mark (+ better, - worse) requires that all seeds agree and that the mean difference exceeds
     twice its standard error; one seed gives no mark.
     """
-    measure, values = BY_NAME[name], result["rows"][row].get(name, {}).get("seeds", [None])
+    measure, values = all_metrics()[name], result["rows"][row].get(name, {}).get("seeds", [None])
     if any(value is None for value in values):
         return "–"
     text = measure.format(statistics.mean(values))
@@ -432,7 +432,7 @@ def mark(result: dict[str, Any], row: str, name: str) -> str:
         return ""
     real = result["rows"][REAL][name]["seeds"]
     pairs = zip(values, other_values, real, strict=True)
-    gains = [_cost(BY_NAME[name].better, b, r) - _cost(BY_NAME[name].better, a, r)
+    gains = [_cost(all_metrics()[name].better, b, r) - _cost(all_metrics()[name].better, a, r)
              for a, b, r in pairs]  # fmt: skip
     mean, error = statistics.mean(gains), statistics.stdev(gains) / len(gains) ** 0.5
     if len({gain > 0 for gain in gains}) > 1 or abs(mean) <= 2 * error:
@@ -481,7 +481,7 @@ def drift_table(result: dict[str, Any]) -> str:
     names = [n for n in SHOWN if any(first[row].get(n) is not None for row in rows)]
     if not names:
         return "No drift was measured."
-    lines = ["| drift | " + " | ".join(BY_NAME[n].title for n in names) + " |",
+    lines = ["| drift | " + " | ".join(all_metrics()[n].title for n in names) + " |",
              "|---" + "|---:" * len(names) + "|"]  # fmt: skip
     for row in rows:
         values = [first[row].get(n) for n in names]

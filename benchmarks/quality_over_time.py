@@ -44,7 +44,7 @@ from shared import (
 from v2v import __version__
 from v2v.checkpoint import load_model
 from v2v.evaluation.evaluate import evaluate
-from v2v.evaluation.registry import BY_NAME
+from v2v.evaluation.metrics import all_metrics
 from v2v.progress import Terminal
 from v2v.training.loop import train
 
@@ -111,10 +111,10 @@ def table(result: dict[str, Any]) -> str:
         cells = [row, str(result["lengths"].get(row, {}).get("updates", ""))]
         for name in names:
             summary = measures.get(name, {})
-            cell = BY_NAME[name].format(summary.get("mean"))
+            cell = all_metrics()[name].format(summary.get("mean"))
             if row in result["lengths"] and summary.get("low") is not None:
-                cell += f" ({BY_NAME[name].format(summary['low'])}–" \
-                        f"{BY_NAME[name].format(summary['high'])})"  # fmt: skip
+                cell += f" ({all_metrics()[name].format(summary['low'])}–" \
+                        f"{all_metrics()[name].format(summary['high'])})"  # fmt: skip
             cells.append(cell)
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -136,7 +136,7 @@ def draw_curves(result: dict[str, Any], path: Path) -> None:
         if place >= len(names):
             axis.axis("off")
             continue
-        name, measure = names[place], BY_NAME[names[place]]
+        name, measure = names[place], all_metrics()[names[place]]
         rows = [result["rows"][row][name] for row in result["lengths"]]
         means = [row["mean"] * measure.factor for row in rows]
         axis.plot(minutes, means, "o-", color="#1f5fa8")

@@ -17,7 +17,7 @@ from v2v.data.store import CLIP_FILE, ClipStore
 from v2v.errors import V2VError
 from v2v.evaluation.clips import Measured, measured_clips
 from v2v.evaluation.methods import rendering
-from v2v.evaluation.registry import BY_NAME
+from v2v.evaluation.metrics import all_metrics
 from v2v.pipelines.model import LoadedModel
 from v2v.preprocess.build import preprocess
 from v2v.progress import Reporter, Silent
@@ -64,7 +64,7 @@ def settings_of(
 
 def column_title(measure: str) -> str:
     """Title and unit of a measure."""
-    known = BY_NAME[measure]
+    known = all_metrics()[measure]
     return f"{known.title} ({known.unit})" if known.unit else known.title
 
 

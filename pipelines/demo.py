@@ -5,7 +5,6 @@ It downloads nothing and ships no pretrained model: the model is trained from sc
 
 from __future__ import annotations
 
-import html
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from v2v.errors import NotWritable, UsageError
 from v2v.files import replacing_file, workplace
+from v2v.pages import render
 from v2v.pipelines.end_to_end import Run, run
 from v2v.pipelines.rendering.frames import Picture, RenderResult
 from v2v.progress import Reporter, Silent
@@ -146,33 +146,9 @@ def _page(made: Run, sheet: Path, steps: tuple[tuple[str, float], ...]) -> str:
     rendered = made.rendered
     assert rendered.comparison is not None
     input_width = probe(rendered.comparison).upright_width - 2 * rendered.width
-    columns = f"{input_width}fr {rendered.width}fr {rendered.width}fr"
-    rows = "".join(f"<tr><td>{html.escape(w)}<td>{s:.0f} s" for w, s in steps)
-    training = made.training
-    notes = "".join(f"<li>{html.escape(note)}" for note in rendered.notes)
-    return f"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>v2v demo</title>
-<meta name="viewport" content="width=device-width">
-<style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
-  color: #222; background: #fafafa }}
-video, img {{ width: 100%; border-radius: 6px; background: #000 }}
-.captions {{ display: grid; grid-template-columns: {columns}; text-align: center; color: #666 }}
-td {{ padding-right: 2rem }} code {{ background: #eee; padding: 0 .3em }}
-</style>
-<h1>Motion transfer between two dancers</h1>
-<p>Both people are drawn by a program. A model was trained on the first from scratch for
-{training.get("minutes", 0):.1f} minutes ({training.get("steps", 0)} updates). Here it renders the
-first person from the skeleton of the second, whose body, clothes and room are different.
-<div class="captions"><span>input</span><span>signals</span><span>output</span></div>
-<video src="{html.escape(rendered.comparison.name)}" controls loop muted autoplay playsinline>
-</video>
-<p><img src="{html.escape(sheet.name)}" alt="Frames of input, signals and output">
-<h2>Steps</h2>
-<table>{rows}</table>
-<ul>{notes}</ul>
-<h2>With your own footage</h2>
-<p><code>v2v run --target me.mp4 --source dance.mp4</code> does the same. Film only people who agree
-to it, and label what you publish as synthetic. The files carry this label, too
-(<code>v2v info {html.escape(rendered.video.name)}</code>).
-"""
+    return render(
+        "v2v.pipelines", "demo.html",
+        widths=(input_width, rendered.width, rendered.width), steps=steps, notes=rendered.notes,
+        minutes=made.training.get("minutes", 0), updates=made.training.get("steps", 0),
+        comparison=rendered.comparison.name, sheet=sheet.name, video=rendered.video.name,
+    )  # fmt: skip

@@ -29,6 +29,8 @@ LAYERS = (
         "v2v.files",
         "v2v.listing",
         "v2v.images",
+        "v2v.pages",
+        "v2v.figures",
         "v2v.timecode",
         "v2v.records",
         "v2v.saved",

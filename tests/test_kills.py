@@ -28,8 +28,8 @@ pytestmark = [
 
 SERVER = """
 import json, os, signal, sys
-import v2v.evaluation.compare, v2v.pipelines.demo, v2v.evaluation.evaluate
-import v2v.pipelines.motion_transfer, v2v.evaluation.study, v2v.preprocess.run
+import v2v.evaluation.compare.compare, v2v.pipelines.demo, v2v.evaluation.evaluate
+import v2v.pipelines.motion_transfer, v2v.evaluation.study.make, v2v.preprocess.run
 import v2v.cli, v2v.training.loop, v2v.training.plot
 from v2v.pipelines import demo
 from v2v.pipelines.rendering.segments import SegmentedVideo

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from v2v.evaluation.study import _clips_in
+from v2v.evaluation.study.make import clips_in
 from v2v.listing import is_hidden, natural_key, visible_files
 from v2v.preprocess.run import expand_inputs
 from v2v.video.probe import hash_files, image_files, probe
@@ -31,7 +31,7 @@ def test_system_files_are_ignored(folder: Path) -> None:
         "2.png", "10.png", "a.mp4", "b.mp4", "notes.txt"
     ]  # fmt: skip
     assert [p.name for p in image_files(folder)] == ["2.png", "10.png"]
-    assert sorted(_clips_in(folder)) == ["a", "b"]
+    assert sorted(clips_in(folder)) == ["a", "b"]
     for given in (str(folder), f"{folder}/*.mp4", f"{folder}/[ab.T]*[4b]"):
         jobs = expand_inputs([given], None)
         assert [job.source.name for job in jobs] == ["a.mp4", "b.mp4"], given

@@ -13,23 +13,15 @@ import numpy as np
 import pytest
 
 from v2v.errors import DiskFull, MediaNotFound, NotWritable, UnknownName, UsageError
-from v2v.evaluation import compare as module
-from v2v.evaluation.compare import (
-    ComparedVideo,
-    Composite,
-    Layout,
-    View,
-    align,
-    compare,
-    label_font,
-    open_all,
-    panel_height,
-    parse_zoom,
-    shortened,
-)
+from v2v.evaluation.compare.align import ComparedVideo, align, open_all
+from v2v.evaluation.compare.compare import compare
+from v2v.evaluation.compare.compose import DIMMED, composed
+from v2v.evaluation.compare.layout import Layout, label_font, panel_height, shortened
+from v2v.evaluation.compare.provenance import Composite
+from v2v.evaluation.compare.view import View, parse_zoom
 from v2v.pipelines.provenance import Provenance, read_provenance
 from v2v.video.probe import probe
-from v2v.video.read import read_tags
+from v2v.video.read import read_tags, read_upright
 from v2v.video.stored import read_stored
 from v2v.video.write import VideoWriter, concatenate
 
@@ -150,7 +142,7 @@ def test_with_longest_ended_clips_freeze_dimmed(film, tmp_path, read_numbers):
     assert read_numbers(panel(frames, layout, "clip", 0)) == list(range(20))
     second = panel(frames, layout, "clip", 1)
     assert read_numbers(second[:12]) == list(range(12))
-    dimmed = second[11].astype(float) * module.DIMMED
+    dimmed = second[11].astype(float) * DIMMED
     assert np.abs(second[12:] - dimmed).max() <= 1
     assert not panel(frames, layout, "difference", 1)[12:].any()
 
@@ -488,15 +480,14 @@ def test_a_second_process_gets_a_clear_error(film, tmp_path):
 def test_frames_are_decoded_lazily(film, monkeypatch):
     clips = [ComparedVideo.open(film(n, frames=200)) for n in ("a.mkv", "b.mkv")]
     decoded = []
-    read_upright = module.read_upright
 
     def watched(*arguments: Any, **options: Any) -> Any:
         for placed in read_upright(*arguments, **options):
             decoded.append(placed.index)
             yield placed
 
-    monkeypatch.setattr(module, "read_upright", watched)
-    frames = module._composed(align(clips), layout_of(2))
+    monkeypatch.setattr("v2v.evaluation.compare.align.read_upright", watched)
+    frames = composed(align(clips), layout_of(2))
     for _ in range(10):
         next(frames)
     frames.close()

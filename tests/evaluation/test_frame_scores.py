@@ -11,7 +11,6 @@ import torch
 
 from v2v.evaluation.frame_scores import (
     CHUNK,
-    OWN,
     TRUTH,
     FeatureStatistics,
     FrameScores,
@@ -20,8 +19,8 @@ from v2v.evaluation.frame_scores import (
     measure,
 )
 from v2v.evaluation.measures import average
+from v2v.evaluation.metrics import FrameStatistic, all_metrics
 from v2v.evaluation.ranking import compare, faults, order
-from v2v.evaluation.registry import BY_NAME, FRAME_STATISTICS, MEASURES
 from v2v.evaluation.statistics import Summary, summary
 
 COUNT, HEIGHT, WIDTH = 40, 64, 80
@@ -82,7 +81,7 @@ def test_an_identical_video_scores_perfectly() -> None:
     for name, value in expected.items():
         assert average(scores[name]) == pytest.approx(value, abs=1e-6), name
     assert all(len(values) == COUNT for values in scores.values())
-    for name in OWN:
+    for name in ("warping_error", "frame_difference"):
         assert average(scores[name]) > 0
 
 
@@ -128,7 +127,9 @@ def test_temporal_measures_belong_to_the_later_frame_and_are_undefined_at_cuts()
     real = footage()
     scores = run(real, {"row": real}, cuts=(7, CHUNK))["row"]
     for name, values in scores.items():
-        undefined = {0, 7, CHUNK} if FRAME_STATISTICS[BY_NAME[name].source].temporal else set()
+        statistic = all_metrics()[name].statistic
+        assert isinstance(statistic, FrameStatistic)
+        undefined = {0, 7, CHUNK} if statistic.temporal else set()
         assert set(np.flatnonzero(np.isnan(values)).tolist()) == undefined, name
 
 
@@ -158,10 +159,9 @@ def test_an_output_may_end_early() -> None:
     assert average(scores["psnr"]) == 100
 
 
-def test_every_measure_has_a_statistic_and_a_description() -> None:
-    for measure_ in MEASURES:
-        assert measure_.name == "vmaf" or measure_.source in FRAME_STATISTICS
-        assert measure_.about and measure_.title
+def test_every_metric_has_a_description() -> None:
+    for name, metric in all_metrics().items():
+        assert metric.name == name and metric.about and metric.title
 
 
 # ---------------------------------------------------------------- detections
@@ -232,7 +232,7 @@ class Brightness:
 def test_tlp_is_the_difference_of_perceptual_distances() -> None:
     real = np.full((8, HEIGHT, WIDTH, 3), 100, np.uint8)
     real += np.arange(8, dtype=np.uint8)[:, None, None, None] * 5  # steps of 5 / 255
-    tools = Tools(distance=Brightness())
+    tools = Tools({"lpips": Brightness()})
     frame_scores = run(real, {"frozen": np.repeat(real[:1], 8, axis=0), "same": real}, tools)
     assert average(frame_scores["frozen"]["tlp"]) == pytest.approx(5 / 255, rel=1e-4)
     assert average(frame_scores["same"]["tlp"]) == 0
@@ -241,7 +241,7 @@ def test_tlp_is_the_difference_of_perceptual_distances() -> None:
 
 def test_features_come_from_the_measured_frames_only() -> None:
     real = footage()
-    tools = Tools(features={"fid": lambda frames: frames.mean(dim=(2, 3)).double().numpy()})
+    tools = Tools({"inception": lambda frames: frames.mean(dim=(2, 3)).double().numpy()})
     sets = FeatureStatistics(), {"row": FeatureStatistics()}
     run(real, {"row": real}, tools, sets=sets, sets_until=CHUNK)
     assert sets[0].sets["fid"].count == sets[1]["row"].sets["fid"].count == CHUNK
@@ -278,7 +278,7 @@ def test_warping_error_favours_a_frozen_video_and_is_not_ranked() -> None:
     frame_scores = run(
         real, {"frozen": np.repeat(real[:1], COUNT, axis=0), "noisy": noisy(real, 12.0)}
     )
-    assert BY_NAME["warping_error"].family is None
+    assert all_metrics()["warping_error"].family is None
     better, worse, same = compare(
         [frame_scores["noisy"]], [frame_scores["frozen"]], [COUNT], block=10
     )
@@ -304,3 +304,14 @@ def test_faults_are_described() -> None:
         "blurred: 30% of the real video's sharpness",
     )
     assert faults(real, real) == ()
+
+
+def test_ties_share_their_mean_rank() -> None:
+    row = {"psnr": Summary(20.0), "frame_difference": Summary(0.02), "sharpness": Summary(1.0)}
+    better = row | {"psnr": Summary(30.0)}
+    undefined = {name: summary for name, summary in row.items() if name != "psnr"}
+    places = order({"a": row, "b": row, "best": better, "none": undefined}, row)
+    picture = {place.method: place.groups["picture"] for place in places}
+    # Ranks by PSNR 2.5, 2.5, 1, 4; by sharpness all 2.5.
+    assert picture == {"a": 2.5, "b": 2.5, "best": 1.75, "none": 3.25}
+    assert [place.method for place in places] == ["best", "a", "b", "none"]

@@ -12,25 +12,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 from v2v.errors import DiskFull, MediaNotFound, NotWritable, UsageError
-from v2v.evaluation import study as module
-from v2v.evaluation.compare import ComparedVideo
-from v2v.evaluation.study import (
-    Key,
-    Preference,
-    Trial,
-    deal,
-    evaluate_answers,
-    page,
-    read_answers,
-    read_key,
-    spoiled,
-    study,
-    wilson,
-)
+from v2v.evaluation.compare.align import ComparedVideo
+from v2v.evaluation.study.answers import read_answers, read_key
+from v2v.evaluation.study.clips import spoiled
+from v2v.evaluation.study.deal import deal
+from v2v.evaluation.study.make import study
+from v2v.evaluation.study.page import page
+from v2v.evaluation.study.records import Key, Trial
+from v2v.evaluation.study.results import Preference, evaluate_answers, wilson
+from v2v.pages import read_template_file
 from v2v.video.probe import probe
 from v2v.video.read import read_tags
 from v2v.video.stored import read_stored
@@ -129,7 +125,7 @@ def test_intervals_solve_their_defining_equation():
             assert 0 <= low <= wins / n <= high <= 1
             for p in {low, high} - {0.0, 1.0}:
                 deviations = abs(wins / n - p) / (p * (1 - p) / n) ** 0.5
-                assert deviations == pytest.approx(module.Z95)
+                assert deviations == pytest.approx(norm.ppf(0.975))
             assert wilson(n - wins, n) == pytest.approx((1 - high, 1 - low))
 
 
@@ -278,7 +274,7 @@ def test_spoiled_clips_are_obviously_worse(numbered_frames, read_numbers):
     frames = list(numbered_frames(40, width=W, height=H))
     worse = list(spoiled(iter(frames), 5))
     assert len(worse) == 40
-    blurred = [module.cv2.GaussianBlur(f, (0, 0), H / 24) for f in frames]
+    blurred = [cv2.GaussianBlur(f, (0, 0), H / 24) for f in frames]
     order = [int(np.argmin([np.abs(w.astype(int) - b).mean() for b in blurred])) for w in worse]
     assert order != sorted(order)
     assert sorted(o // 12 for o in order) == [o // 12 for o in order], "memory stays small"
@@ -311,9 +307,9 @@ def test_synthetic_clips_stay_marked_without_identifying_them(film, tmp_path, mo
 
 
 def test_a_question_cannot_break_the_page(made):
-    key = made().model_copy(update={"question": "</script><b>@SCRIPT@ @DATA@"})
+    key = made().model_copy(update={"question": "</script><b>{{ plan }}"})
     text = page(key)
-    assert text.count("</script>") == 2 and text.count("@DATA@") == 1
+    assert text.count("</script>") == 2 and "<b>" not in text
     plan = json.loads(re.findall(r'id="plan">(.*?)</script>', text)[0])
     assert plan["question"] == key.question
 
@@ -507,7 +503,7 @@ def test_a_full_disk_leaves_the_existing_study(film, tmp_path, monkeypatch):
     def full(*_: Any, **__: Any) -> None:
         raise DiskFull("the disk is full")
 
-    monkeypatch.setattr(module, "write_video", full)
+    monkeypatch.setattr("v2v.evaluation.study.clips.write_video", full)
     for home in ("s", "new"):
         with pytest.raises(DiskFull):
             study(clips, tmp_path / home, overwrite=True)
@@ -531,9 +527,10 @@ def node(code: str) -> str:
 @needs_node
 def test_the_page_deals_like_python():
     people = [*(f"p{i}" for i in range(60)), "A-b_9", "x" * 40]
+    script = read_template_file("v2v.evaluation.study", "deal.js")
     for count in (1, 2, 7):
         given = trials(count)
-        code = f"""{module.DEAL}
+        code = f"""{script}
         const trials = {json.dumps([t.model_dump() for t in given])};
         const dealt = {json.dumps(people)}.map((p) => deal("f00d", p, trials));
         console.log(JSON.stringify(dealt.map((d) => d.map((x) => [x.trial, x.left, x.right]))));

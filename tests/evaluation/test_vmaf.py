@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from v2v.errors import MissingLibrary
-from v2v.evaluation import vmaf as module
-from v2v.evaluation.vmaf import ffmpeg_with_vmaf, vmaf
+from v2v.evaluation.metrics import vmaf as module
+from v2v.evaluation.metrics.vmaf import ffmpeg_with_vmaf, vmaf
 from v2v.video.write import VideoWriter
 
 

@@ -29,10 +29,11 @@ from v2v.errors import (
     UsageError,
     V2VError,
 )
-from v2v.pipelines.face_reenactment import FaceReenactment, Strengths
+from v2v.pipelines.face_reenactment import FaceReenactment
 from v2v.pipelines.frame_prediction import FramePrediction
 from v2v.pipelines.label_to_video import LabelToVideo
 from v2v.pipelines.motion_transfer import MotionTransfer
+from v2v.pipelines.retarget.face import Strengths
 from v2v.pipelines.source import open_source
 from v2v.progress import Silent
 from v2v.signals.pose import MIRROR

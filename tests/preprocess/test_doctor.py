@@ -17,7 +17,8 @@ from rich.console import Console
 from v2v.config import PreprocessSettings, load_config
 from v2v.errors import MediaNotFound, NotAVideo
 from v2v.preprocess.build import preprocess
-from v2v.preprocess.doctor import FootageReport, examine
+from v2v.preprocess.doctor import examine
+from v2v.preprocess.footage import FootageReport
 from v2v.progress import Silent
 from v2v.samples import face, person
 

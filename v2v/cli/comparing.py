@@ -77,7 +77,7 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     prepare_process()
-    from v2v.evaluation.compare import compare as run
+    from v2v.evaluation.compare.compare import compare as run
 
     suffix = ".mkv" if codec == "ffv1" else ".webm" if codec == "vp9" else ".mp4"
     with progress(quiet or as_json) as report:
@@ -174,7 +174,7 @@ def study(
     if key is not None:
         raise UsageError("--key needs --results", hint="v2v study --results a.json --key KEY")
     prepare_process()
-    from v2v.evaluation.study import study as make_study
+    from v2v.evaluation.study.make import study as make_study
 
     with progress(quiet or as_json) as report:
         made = make_study(
@@ -197,7 +197,8 @@ def _count(
     given: list[Path], key: Path | None, output: Path | None, *, overwrite: bool, quiet: bool,
     as_json: bool,
 ) -> None:  # fmt: skip
-    from v2v.evaluation.study import RESULTS_FILE, evaluate_answers
+    from v2v.evaluation.study.records import RESULTS_FILE
+    from v2v.evaluation.study.results import evaluate_answers
 
     if key is None:
         raise UsageError("--results needs --key", hint="add --key study/key.json")

@@ -194,7 +194,8 @@ def reenact(
     as_json: AsJson = False,
 ) -> None:
     prepare_process()
-    from v2v.pipelines.face_reenactment import FaceReenactment, Strengths
+    from v2v.pipelines.face_reenactment import FaceReenactment
+    from v2v.pipelines.retarget.face import Strengths
 
     wanted = _prepare_output(
         output, source, target_model, compare=compare, size=size, codec=codec, crf=crf,

@@ -31,7 +31,7 @@ from v2v.errors import (
     StoreError,
     UsageError,
 )
-from v2v.evaluation.registry import Picture
+from v2v.images import Picture
 from v2v.pipelines.model import LoadedModel
 from v2v.pipelines.source import open_source
 from v2v.progress import Reporter

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from v2v.config import PreprocessSettings, load_config
-from v2v.evaluation.registry import Picture
+from v2v.images import Picture
 from v2v.preprocess.extractor import ClipContext
 from v2v.video.plan import Geometry
 

@@ -14,6 +14,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from v2v.images import Picture
+
 CELLS = 8  # along the shorter side of a picture
 FINE = 4  # thumbnail pixels along each side of a cell
 # Distances in [0, 255]. Re-encoding a frame at crf 16 to 23 changes its worst cell by 1 to 2, the
@@ -22,7 +24,7 @@ FINE = 4  # thumbnail pixels along each side of a cell
 NOISE = 3.0
 MOST = 6.0
 
-Picture = NDArray[np.uint8]  # RGB [H, W, 3]
+
 Thumbnails = NDArray[np.uint8]  # [T, h, w, 3]; h and w are multiples of `FINE`
 
 

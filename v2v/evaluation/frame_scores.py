@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from v2v.evaluation.measures import Values
-from v2v.evaluation.networks import VIDEO_CLIP, Gaussian
-from v2v.evaluation.registry import (
-    FRAME_STATISTICS,
-    MEASURES,
+from v2v.evaluation.metrics import (
     ChunkPair,
-    Distance,
+    FeatureDistance,
     FrameChunk,
-    Picture,
+    FrameStatistic,
+    Metric,
+    all_metrics,
 )
+from v2v.evaluation.networks import VIDEO_CLIP, Gaussian
+from v2v.images import Picture
 
 CHUNK = VIDEO_CLIP  # frames per chunk: one clip of the video network
-TRUTH = ""  # key of the real video's own scores in the measures that need no reference
-OWN = ("warping_error", "frame_difference")  # the measures that need no reference
+TRUTH = ""  # key of the real video's own scores
 
-FrameScores = dict[str, Values]  # measure -> [T]
+FrameScores = dict[str, Values]  # metric -> [T]
+Statistics = dict[FrameStatistic, list[Values]]  # of the chunks so far
 
 
 @dataclass(frozen=True)
@@ -39,30 +39,32 @@ class Video:
 
 @dataclass(frozen=True)
 class Tools:
-    """Networks for measuring; measures whose network is missing are skipped."""
+    """What metrics need besides frames and detections; metrics that lack something are skipped."""
 
-    distance: Distance | None = None  # LPIPS
-    features: Mapping[str, Callable[[Tensor], NDArray[np.float64]]] = field(default_factory=dict)
+    networks: Mapping[str, Any] = field(default_factory=dict)  # by `Network.name`
     person: int | None = None  # label id of the person class; None: not detected
     region: NDArray[np.bool_] | None = None  # [H, W] the measured region; None: all pixels
 
-    def can_read(self, name: str, detectors: Collection[str], height: int, width: int) -> bool:
-        """Whether a frame statistic is available for this frame size and these detectors."""
+    def lacking(
+        self, statistic: FrameStatistic, detections: Collection[str], height: int, width: int
+    ) -> str | None:
+        """The first thing that a statistic needs and that is missing; None: nothing is.
 
-        def available(need: str) -> bool:
-            number, _, unit = need.partition(" ")
-            if unit == "pixels":
-                return min(height, width) >= int(number)
-            if need == "person":
-                return self.person is not None
-            return self.distance is not None if need == "lpips" else need in detectors
-
-        return all(available(need) for need in FRAME_STATISTICS[name].needs)
+        "pixels" (the frames are too small), the name of a network or detector, or "person".
+        """
+        if min(height, width) < statistic.pixels:
+            return "pixels"
+        if statistic.network is not None and statistic.network.name not in self.networks:
+            return statistic.network.name
+        for name in statistic.detections:
+            if name not in detections:
+                return name
+        return "person" if statistic.person and self.person is None else None
 
 
 @dataclass
 class FeatureStatistics:
-    """Feature statistics of a video, by set measure."""
+    """Feature statistics of a video, by metric."""
 
     sets: dict[str, Gaussian] = field(default_factory=dict)
 
@@ -89,7 +91,7 @@ class _ChunkReader:
         first, self.done, self.last = self.done, self.done + len(new), new[-1]
         found = {k: np.asarray(v[first : self.done]) for k, v in self.video.found.items()}
         return FrameChunk(
-            [*before, *new], bool(before), steady[: len(new)], self.tools.distance, found,
+            [*before, *new], bool(before), steady[: len(new)], found, self.tools.networks,
             self.tools.person, self.tools.region,
         )  # fmt: skip
 
@@ -105,22 +107,25 @@ def measure(
     sets_until: int | None = None,
     advance: Callable[[int], None] = lambda frames: None,
 ) -> dict[str, FrameScores]:
-    """Compute all available per-frame measures of every output.
+    """Compute the per-frame values of every output by all available metrics.
 
     Args:
         real: the real video of `count` frames.
         outputs: videos of the same frames; they may be shorter, but not longer or empty.
-        cuts: first frames of new shots; temporal measures do not cross them.
+        cuts: first frames of new shots; temporal metrics do not cross them.
         sets: feature statistics of the real video and of each output, which are updated from
-            the first `sets_until` frames for the set measures.
+            the first `sets_until` frames for feature distances.
         advance: called with the number of frames processed.
 
     Returns:
-        The per-frame scores of every output, and of the real video itself under `TRUTH`.
+        The per-frame scores of every output, and under `TRUTH` those of the real video itself by
+        the metrics whose best value is the real video's own.
     """
     videos = {name: _ChunkReader(video, tools) for name, video in outputs.items()}
     truth = _ChunkReader(real, tools)
-    statistics: dict[str, dict[str, list[Values]]] = {name: {} for name in (TRUTH, *videos)}
+    statistics: dict[str, Statistics] = {name: {} for name in (TRUTH, *videos)}
+    every = list(all_metrics().values())
+    own = [metric for metric in every if metric.better == "real"]
     steady = np.ones(count, np.bool_)
     steady[[0, *(cut for cut in cuts if 0 <= cut < count)]] = False
     for first in range(0, count, CHUNK):
@@ -131,7 +136,7 @@ def measure(
         )
         if sets and first < (count if sets_until is None else sets_until):
             sets[0].add(_features(tools, reference))
-        for key, values in _read(ChunkPair(reference, reference), tools, OWN).items():
+        for key, values in _read(ChunkPair(reference, reference), tools, own).items():
             statistics[TRUTH].setdefault(key, []).append(values)
         for name, video in videos.items():
             chunk = video.next(expected)
@@ -139,12 +144,15 @@ def measure(
                 continue
             matching = _same_length(reference, chunk)
             pair = ChunkPair(_within_region(chunk, matching), matching)
-            for key, values in _read(pair, tools).items():
+            for key, values in _read(pair, tools, every).items():
                 statistics[name].setdefault(key, []).append(values)
             if sets and first < (count if sets_until is None else sets_until):
                 sets[1][name].add(_features(tools, pair.output))
         advance(len(expected))
-    return {name: _frame_scores(found) for name, found in statistics.items()}
+    return {
+        name: _frame_scores(found, own if name == TRUTH else every)
+        for name, found in statistics.items()
+    }
 
 
 def _same_length(reference: FrameChunk, chunk: FrameChunk) -> FrameChunk:
@@ -152,8 +160,10 @@ def _same_length(reference: FrameChunk, chunk: FrameChunk) -> FrameChunk:
     count = len(chunk.pictures)
     if len(reference.pictures) == count:
         return reference
-    found = {name: values[: len(chunk.new)] for name, values in reference.found.items()}
-    return replace(reference, pictures=reference.pictures[:count], steady=chunk.steady, found=found)
+    found = {name: values[: len(chunk.new)] for name, values in reference.detections.items()}
+    return replace(
+        reference, pictures=reference.pictures[:count], steady=chunk.steady, detections=found
+    )
 
 
 def _within_region(chunk: FrameChunk, reference: FrameChunk) -> FrameChunk:
@@ -168,26 +178,39 @@ def _within_region(chunk: FrameChunk, reference: FrameChunk) -> FrameChunk:
     return replace(chunk, pictures=pictures)
 
 
-def _read(
-    pair: ChunkPair, tools: Tools, only: Sequence[str] = tuple(FRAME_STATISTICS)
-) -> dict[str, Values]:
+def _read(pair: ChunkPair, tools: Tools, metrics: Iterable[Metric]) -> dict[FrameStatistic, Values]:
     height, width = pair.real.frames.shape[-2:]
-    found = {}
-    for name in only:
-        statistic = FRAME_STATISTICS[name]
-        if not tools.can_read(name, pair.real.found, height, width):
+    found: dict[FrameStatistic, Values] = {}
+    for metric in metrics:
+        statistic = metric.statistic
+        if not isinstance(statistic, FrameStatistic) or statistic in found:
             continue
+        if tools.lacking(statistic, pair.real.detections, height, width) is not None:
+            continue
+        count = len(pair.real.new)
         if statistic.temporal and len(pair.real.frames) < 2:
-            found[name] = np.full(len(pair.real.new), np.nan)  # the first frame has no predecessor
-        else:
-            found[name] = statistic.take(pair)
+            found[statistic] = np.full(count, np.nan)  # the first frame has no predecessor
+            continue
+        values = statistic.take(pair)
+        if len(values) != count:
+            raise ValueError(f"{metric.name}: {len(values)} values for {count} frames")
+        found[statistic] = values
     return found
 
 
 def _features(tools: Tools, chunk: FrameChunk) -> dict[str, NDArray[np.float64]]:
-    return {name: take(chunk.new) for name, take in tools.features.items()}
+    return {
+        metric.name: tools.networks[metric.statistic.network.name](chunk.new)
+        for metric in all_metrics().values()
+        if isinstance(metric.statistic, FeatureDistance)
+        and metric.statistic.network.name in tools.networks
+    }
 
 
-def _frame_scores(statistics: Mapping[str, list[Values]]) -> FrameScores:
-    whole = {name: np.concatenate(parts) for name, parts in statistics.items()}
-    return {m.name: m.values(whole[m.source]) for m in MEASURES if m.source in whole}
+def _frame_scores(statistics: Statistics, metrics: Iterable[Metric]) -> FrameScores:
+    whole = {key: np.concatenate(parts) for key, parts in statistics.items()}
+    return {
+        metric.name: metric.values(whole[metric.statistic])
+        for metric in metrics
+        if isinstance(metric.statistic, FrameStatistic) and metric.statistic in whole
+    }

@@ -19,12 +19,12 @@ from v2v.data.store import ClipStore
 from v2v.evaluation.clips import Measured, find_store, is_of
 from v2v.evaluation.duplicates import (
     DuplicateFinder,
-    Picture,
     Thumbnails,
     still,
     thumbnail,
     tolerances,
 )
+from v2v.images import Picture
 from v2v.pipelines.model import LoadedModel
 from v2v.progress import Reporter
 

@@ -28,7 +28,7 @@ from v2v.data.store import ClipStore
 from v2v.data.transforms import Placement
 from v2v.errors import UnknownName, UsageError
 from v2v.evaluation.clips import Measured, find_store, is_of, trained_on
-from v2v.evaluation.registry import Picture
+from v2v.images import Picture
 from v2v.pipelines.model import LoadedModel, find_model
 from v2v.pipelines.rendering.frames import ConditioningSource
 from v2v.pipelines.rendering.rendering import Rendering

@@ -1,7 +1,7 @@
-"""Rank several videos by all measures together; no single measure decides.
+"""Rank several videos by all metrics together; no single metric decides.
 
-Every measure can be won by a bad video: a blurred one has a small pixel error, a frozen one does
-not flicker. Measures are therefore grouped (picture, motion, subject) with equal weight per group,
+Every metric can be won by a bad video: a blurred one has a small pixel error, a frozen one does
+not flicker. Metrics are therefore grouped (picture, motion, subject) with equal weight per group,
 and a video with an obvious fault (frozen, blurred, noisy) ranks below all without one, whatever its
 scores. Warping error does not count.
 """
@@ -15,7 +15,7 @@ import numpy as np
 
 from v2v.evaluation.frame_scores import FrameScores
 from v2v.evaluation.measures import Values
-from v2v.evaluation.registry import BY_NAME, MEASURES
+from v2v.evaluation.metrics import all_metrics
 from v2v.evaluation.statistics import Summary, interval
 
 # Thresholds relative to the real video: of its frame difference, and of its sharpness.
@@ -24,7 +24,7 @@ SHAKING = 2.5  # above: noise or flicker
 BLURRED = 0.6  # below: blurred
 NOISY = 1.7  # above: noisy
 
-MethodSummary = Mapping[str, Summary]  # measure -> summary
+MethodSummary = Mapping[str, Summary]  # metric -> summary
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Place:
 
     method: str
     faults: tuple[str, ...]
-    rank: float  # mean over the groups of measures; 1: best in all
+    rank: float  # mean over the groups of metrics; 1: best in all
     groups: dict[str, float]  # mean rank in each group
 
 
@@ -58,13 +58,13 @@ def faults(method: MethodSummary, real: MethodSummary) -> tuple[str, ...]:
 def order(methods: Mapping[str, MethodSummary], real: MethodSummary) -> list[Place]:
     """Rank the methods from best to worst."""
     groups: dict[str, list[dict[str, float]]] = {}
-    for name, measure in BY_NAME.items():
-        if measure.family is None or not any(name in method for method in methods.values()):
+    for name, metric in all_metrics().items():
+        if metric.family is None or not any(name in method for method in methods.values()):
             continue
         costs = {method: _cost(_mean(values, name), name) for method, values in methods.items()}
         if all(np.isinf(cost) for cost in costs.values()):
             continue
-        groups.setdefault(measure.family, []).append(_ranks(costs))
+        groups.setdefault(metric.family, []).append(_ranks(costs))
     places = []
     for method, values in methods.items():
         means = {
@@ -79,7 +79,7 @@ def order(methods: Mapping[str, MethodSummary], real: MethodSummary) -> list[Pla
 def compare(
     one: Sequence[FrameScores], other: Sequence[FrameScores], counts: Sequence[int], *, block: int
 ) -> tuple[list[str], list[str], list[str]]:
-    """Measures in which one video is better, worse, or not significantly different from another.
+    """Metrics in which one video is better, worse, or not significantly different from another.
 
     The comparison is paired by frame, because hard frames are hard for both. A difference is not
     significant if the 95 % interval of its mean contains 0.
@@ -90,14 +90,14 @@ def compare(
         block: see `summary`.
 
     Returns:
-        Names of the measures: better, worse, not significantly different.
+        Names of the metrics: better, worse, not significantly different.
     """
     better: list[str] = []
     worse: list[str] = []
     same: list[str] = []
-    for measure in MEASURES:
-        name = measure.name
-        if measure.family is None or not all(name in c for c in (*one, *other)):
+    for metric in all_metrics().values():
+        name = metric.name
+        if metric.family is None or not all(name in c for c in (*one, *other)):
             continue
         ours, theirs = (
             [np.asarray(scores[name][:count]) for scores, count in zip(side, counts, strict=True)]
@@ -111,7 +111,7 @@ def compare(
             continue
         shorter = [min(len(a), len(b)) for a, b in zip(ours, theirs, strict=True)]
         gaps = [
-            _costs(a[:n], measure.better) - _costs(b[:n], measure.better)
+            _costs(a[:n], metric.better) - _costs(b[:n], metric.better)
             for a, b, n in zip(ours, theirs, shorter, strict=True)
         ]
         low, high = interval(gaps, block)
@@ -128,16 +128,16 @@ def _costs(values: Values, better: str) -> Values:
     return -values if better == "higher" else values
 
 
-def _mean(method: MethodSummary, measure: str) -> float:
-    found = method.get(measure)
+def _mean(method: MethodSummary, metric: str) -> float:
+    found = method.get(metric)
     return float("nan") if found is None or found.mean is None else found.mean
 
 
-def _cost(value: float, measure: str) -> float:
+def _cost(value: float, metric: str) -> float:
     """A cost, lower is better; infinite if the value is undefined."""
     if np.isnan(value):
         return float("inf")
-    better = BY_NAME[measure].better
+    better = all_metrics()[metric].better
     if better == "one":
         return abs(float(np.log(max(value, 1e-6))))
     return -value if better == "higher" else value
@@ -145,8 +145,6 @@ def _cost(value: float, measure: str) -> float:
 
 def _ranks(costs: Mapping[str, float]) -> dict[str, float]:
     """1 for the lowest cost; ties get their mean rank."""
-    ordered: Sequence[float] = sorted(costs.values())
-    return {
-        method: float(np.mean([i + 1 for i, value in enumerate(ordered) if value == cost]))
-        for method, cost in costs.items()
-    }
+    from scipy.stats import rankdata  # on first use: its import takes half a second
+
+    return dict(zip(costs, rankdata(list(costs.values())).tolist(), strict=True))

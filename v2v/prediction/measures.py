@@ -211,21 +211,6 @@ def track_error(predicted: Track, true: Track) -> Floats:
     return _ratio(wrong, counted.sum(axis=(1, 2)))
 
 
-def label_iou(predicted: LabelTrack, true: LabelTrack) -> Floats:
-    """[T] mean intersection over union, over the classes present in either frame."""
-    predicted = predicted.scaled(true.width, true.height)
-    scores = []
-    for guess, truth in zip(predicted.labels, true.labels, strict=True):
-        counted = truth != VOID
-        found = [
-            (both.sum(), either.sum())
-            for number in range(len(true.classes))
-            for both, either in [_overlap(guess[counted] == number, truth[counted] == number)]
-        ]
-        scores.append(np.mean([a / b for a, b in found if b]) if any(b for _, b in found) else 1.0)
-    return np.asarray(scores, np.float32)
-
-
 _SIDES = ("left", "right")
 
 
@@ -240,12 +225,6 @@ def _distance(
     median = float(np.median(unit[np.isfinite(unit)])) if np.isfinite(unit).any() else np.nan
     total = np.where(visible, np.nan_to_num(distance), 0).sum(axis=1)
     return _ratio(total, visible.sum(axis=1)) / np.float32(max(median, 1e-6))
-
-
-def _overlap(
-    a: NDArray[np.bool_], b: NDArray[np.bool_]
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    return a & b, a | b
 
 
 def _ratio(total: NDArray[Any], count: NDArray[Any]) -> Floats:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from v2v.errors import UsageError
+from v2v.figures import save_figure
 from v2v.files import replacing_file
 from v2v.training.run import read_log
 
@@ -140,8 +141,8 @@ def plot(folders: Sequence[Path], path: Path, *, minutes: bool = False) -> Path:
         if number >= len(panels) - columns:
             axes.set_xlabel("minutes of training" if minutes else "updates")
     figure.suptitle(" · ".join(run.name for run in runs))
-    with replacing_file(path) as partial:
-        figure.savefig(partial)
+    with replacing_file(path) as partial, open(partial, "wb") as file:
+        save_figure(figure, file, path.suffix.lower()[1:])
     return path
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from v2v.errors import MissingLibrary
 from v2v.evaluation.measures import Values
+from v2v.evaluation.metrics._base import Metric, VideoStatistic
 
 
 @cache
@@ -59,3 +60,12 @@ def vmaf(output: Path, real: Path, work: Path) -> Values:
     frames = json.loads(log.read_text("utf-8"))["frames"]
     log.unlink()
     return np.asarray([frame["metrics"]["vmaf"] for frame in frames], np.float64)
+
+
+METRICS = (
+    Metric(
+        "vmaf", "VMAF", "higher",
+        "perceived quality of television (Netflix, by ffmpeg); designed for larger frames",
+        VideoStatistic(vmaf, check=ffmpeg_with_vmaf), family="picture", unit="of 100", digits=1,
+    ),
+)  # fmt: skip

@@ -1,0 +1,1 @@
+"""Comparison videos: clips side by side on one time base."""

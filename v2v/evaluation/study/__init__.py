@@ -1,0 +1,1 @@
+"""Blind pairwise preference studies: a page for participants, and the evaluation of its answers."""
