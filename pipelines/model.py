@@ -19,13 +19,13 @@ from v2v.data.references import Chooser, as_condition, reference_signal
 from v2v.data.store import ClipStore, file_record
 from v2v.data.transforms import Placement, downscale_of
 from v2v.errors import CheckpointInvalid, UnknownName, UsageError
+from v2v.homography import carry_each
 from v2v.models.baselines.pix2pixhd import Clusters, pick_features
 from v2v.models.generator import SequentialGenerator
+from v2v.pixels import planes
 from v2v.runtime import cpu_has_bf16
 from v2v.signals import Track
-from v2v.signals._landmarks import planes
-from v2v.signals.camera import carry_each
-from v2v.signals.segmentation import LabelTrack
+from v2v.signals.traits import LabelMaps
 from v2v.types import Condition
 
 RUNS = Path("runs")
@@ -220,7 +220,7 @@ class LoadedModel:
         names = [use.name for use in self.model.record.signals]
         signal = reference_signal(names)
         assert signal is not None
-        return tracks[names.index(signal)]
+        return tracks[names.index(signal.name)]
 
     def conditions(
         self, tracks: Sequence[Track], appearance: Appearance, chooser: Chooser | None = None,
@@ -246,7 +246,7 @@ class LoadedModel:
             planes(behind[..., :3], background_plate[:, :3].numpy())
             background_plate[:, 3] = torch.from_numpy(behind[..., 3]).float().div_(255)
         instances = features = None
-        maps = next((t for t in tracks if isinstance(t, LabelTrack)), None)
+        maps = next((t for t in tracks if isinstance(t, LabelMaps)), None)
         if maps is not None and (self.clusters or maps.instances is not None):
             ids = maps.labels if maps.instances is None else maps.instances
             instances = torch.from_numpy(ids.astype(np.int64))[:, None]

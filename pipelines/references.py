@@ -106,7 +106,7 @@ def add_reference(
     assert signal is not None
     with tempfile.TemporaryDirectory() as data:
         source = open_source(
-            picture, [signal, "segmentation"], data=Path(data), report=report,
+            picture, [signal.name, "segmentation"], data=Path(data), report=report,
             values={"preview.enabled": False},
         )  # fmt: skip
         found = gather(
@@ -115,7 +115,7 @@ def add_reference(
         )  # fmt: skip
     if found is None:
         raise NothingFound(
-            f"no {signal} was found in {picture}",
+            f"no {signal.name} was found in {picture}",
             hint="use a picture that shows the whole body or face",
         )
     found = replace(found, frames=np.array([ADDED]))

@@ -31,6 +31,8 @@ LAYERS = (
         "v2v.images",
         "v2v.timecode",
         "v2v.records",
+        "v2v.homography",
+        "v2v.pixels",
         "v2v.warp",
         "v2v.weights",
         "v2v.progress",
@@ -172,6 +174,17 @@ def test_the_library_does_not_import_its_users(name: str) -> None:
 def test_only_main_imports_the_command_line(name: str) -> None:
     if name != "v2v.__main__":
         assert not [o for o in imports_of(name, everywhere=True) if within(o, ("v2v.cli",))]
+
+
+BUILT_IN = tuple(f"v2v.signals.{n}" for n in ("pose", "face", "segmentation", "flow", "camera"))
+GENERIC = ("v2v.data", "v2v.models", "v2v.losses", "v2v.training", "v2v.checkpoint")
+
+
+@pytest.mark.parametrize("name", [n for n in modules() if within(n, GENERIC)])
+def test_data_and_training_ask_for_traits_and_know_no_signal(name: str) -> None:
+    """So that installed signals get what built-in ones get; see `v2v.signals.traits`."""
+    wrong = [o for o in imports_of(name, everywhere=True) if within(o, BUILT_IN)]
+    assert not wrong, f"{name} imports {', '.join(wrong)}"
 
 
 @pytest.mark.parametrize(

@@ -56,9 +56,9 @@ from v2v.records import (
     read_record,
     shown,
 )
-from v2v.signals import load_signal
-from v2v.signals._base import check_values
-from v2v.signals.camera import Camera, CameraTrack
+from v2v.signals import find, load_signal, signal_names
+from v2v.signals.arrays import check_values
+from v2v.signals.traits import ArraySignal, CameraSignal
 
 FORMAT = 1
 MODEL_FILE = "model.json"
@@ -67,7 +67,6 @@ REFERENCES = "references"  # folder of images
 BACKGROUNDS = "backgrounds.safetensors"
 # Arguments of the generator in records of earlier versions -> their current names.
 RENAMED_ARGUMENTS = {"handles": "control_points", "plate": "background_plate"}
-CAMERA_LAYOUT = Camera.layout
 MOST_PIXELS = 1 << 25  # per frame of a model: 7680x4320
 
 
@@ -295,7 +294,7 @@ def write_backgrounds(path: Path, backgrounds: Mapping[int, Backgrounds]) -> Non
     """Write the mosaics and camera tracks of the clips, in the model's pixels."""
     arrays: dict[str, Any] = {}
     for clip, found in backgrounds.items():
-        for name in CAMERA_LAYOUT:
+        for name in found.track.per_frame:
             arrays[f"{clip}.{name}"] = getattr(found.track, name)
         for first, mosaic in found.mosaics.items():
             arrays[f"{clip}.{first}.picture"] = mosaic.picture
@@ -328,7 +327,9 @@ def _read_backgrounds(path: Path, record: ModelRecord) -> dict[int, Backgrounds]
 
 def _background(arrays: dict[str, Any], height: int, width: int, count: int) -> Backgrounds:
     """Build the background of `count` frames. Raises `ValueError` for invalid arrays."""
-    for name, (kind, shape) in CAMERA_LAYOUT.items():
+    camera = find(CameraSignal, signal_names())
+    assert camera is not None
+    for name, (kind, shape) in camera.layout.items():
         values = arrays.get(name)
         if values is None or values.dtype != kind or values.shape != (count, *shape):
             raise ValueError(f"{name} must be {kind} {[count, *shape]}")
@@ -350,9 +351,7 @@ def _background(arrays: dict[str, Any], height: int, width: int, count: int) -> 
             raise ValueError(f"{first}.place must be finite, with a scale above 0")
         x, y, across, down = place.tolist()
         mosaics[int(first)] = Mosaic(picture, (x, y), (across, down))
-    track = CameraTrack(
-        arrays["homography"], arrays["reference"], arrays["residual"], width, height
-    )
+    track = camera.assemble(arrays, width=width, height=height)
     known = set(track.reference[track.present()].tolist())
     if not mosaics or not set(mosaics) <= known:
         raise ValueError("a mosaic belongs to no frame")
@@ -446,7 +445,8 @@ def _statistic_problem(
         return None
     frames_of = found.get(f"{clip}.frames")
     rows = len(frames_of) if frames_of is not None else len(value)
-    layout = getattr(load_signal(signal), "layout", {})
+    definition = load_signal(signal)
+    layout = definition.layout if isinstance(definition, ArraySignal) else {}
     shape = layout.get(kind, ("", tuple(value.shape[1:])))[1]
     if tuple(value.shape) != (rows, *shape) or value.dtype != torch.float32 or not rows:
         return f"is {value.dtype} {list(value.shape)}, expected float32 {[rows, *shape]}"

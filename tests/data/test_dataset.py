@@ -52,7 +52,7 @@ from v2v.errors import (
 from v2v.preprocess.extractor import write_arrays
 from v2v.signals.camera import CameraTrack
 from v2v.signals.flow import pack
-from v2v.signals.pose import LIMB_GROUPS, MIRROR, NAMES
+from v2v.signals.pose import LIMB_GROUPS, MIRROR, NAMES, SIGNAL
 from v2v.signals.segmentation import CITYSCAPES
 from v2v.types import Batch
 from v2v.video.write import MapWriter, h264_stream
@@ -1043,7 +1043,7 @@ def with_references(scene: Path, **changes: Any) -> ClipDataset:
     )
     clip = windows.clips[0]
     found = gather(
-        ClipStore(*windows.records[0]), *clip.train, signal="pose", whole=True, count=6,
+        ClipStore(*windows.records[0]), *clip.train, signal=SIGNAL, whole=True, count=6,
         placement=windows.placement(0, 48),
     )  # fmt: skip
     assert found is not None

@@ -16,13 +16,12 @@ from v2v.data.references import (
     _poses,
     as_condition,
     farthest_points,
-    join,
     read_references,
     sharpness,
     write_pictures,
 )
-from v2v.signals._parts import NARROWEST, Part, Rig, regions
-from v2v.signals.pose import NAMES, PARTS, POINT, PoseTrack
+from v2v.signals.parts import NARROWEST, Part, Rig, regions
+from v2v.signals.pose import NAMES, PARTS, POINT, SIGNAL, PoseTrack
 
 HEIGHT, WIDTH = 96, 80
 BONES = (  # drawn from back to front: ends, thickness, colour
@@ -399,7 +398,7 @@ def written(folder: Any) -> tuple[References, dict[str, Any]]:
 
 def read(folder: Any, arrays: Any) -> References | None:
     return read_references(
-        folder / "references", 0, arrays, signal="pose", size=(HEIGHT, WIDTH), whole=False
+        folder / "references", 0, arrays, signal=SIGNAL, size=(HEIGHT, WIDTH), whole=False
     )
 
 
@@ -443,6 +442,6 @@ def test_arrays_that_do_not_match_are_refused(tmp_path):
 
 def test_join_concatenates_tracks():
     parts = [track_of(body(a)) for a in (0.1, 0.5)]
-    assert np.array_equal(
-        join(parts).part_points(), track_of(body(0.1), body(0.5)).part_points(), equal_nan=True
-    )
+    whole = track_of(body(0.1), body(0.5))
+    joined = PoseTrack.joined(parts).part_points()
+    assert np.array_equal(joined, whole.part_points(), equal_nan=True)

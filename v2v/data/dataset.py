@@ -40,10 +40,9 @@ from v2v.errors import (
     UnknownName,
     UsageError,
 )
+from v2v.pixels import planes
 from v2v.signals import Track, load_signal
-from v2v.signals._landmarks import planes
-from v2v.signals.flow import FlowTrack, unpack
-from v2v.signals.segmentation import CITYSCAPES, LabelTrack
+from v2v.signals.traits import FlowField, FlowSignal, LabelMaps, LabelSignal, PointSignal
 from v2v.types import REFERENCE_CHANNELS, Batch
 from v2v.warp import compose, warp
 
@@ -140,7 +139,8 @@ class ClipDataset:
             )
         self.candidates = candidates
         self.references: tuple[References, ...] = ()
-        self._has = {name: all(name in s.record.signals for s in stores) for name in _READ}
+        self._labels = [store.record.find(LabelSignal) for store in stores]
+        self._flows = [store.record.find(FlowSignal) for store in stores]
         self._foreground = self._foreground_classes(stores)
         self.boxes = self._box_names()
         self.control_points = self._count_control_points()
@@ -181,23 +181,22 @@ class ClipDataset:
 
     def _foreground_classes(self, stores: Sequence[ClipStore]) -> list[NDArray[np.bool_]] | None:
         """Per clip, [256] true for the class ids of the foreground."""
-        if "foreground" not in self.extras or not self._has["segmentation"]:
+        if "foreground" not in self.extras:
             return None
-        tables = []
-        for store in stores:
-            classes = tuple(store.record.signals["segmentation"].spec["classes"])
-            # In street scenes the foreground is everything that moves; elsewhere, the person.
-            names = _MOVING if classes == tuple(CITYSCAPES) else {"person"}
-            table = np.zeros(256, np.bool_)
-            table[[i for i, name in enumerate(classes) if name in names]] = True
-            tables.append(table)
-        return tables if all(table.any() for table in tables) else None
+        tables = [
+            signal.foreground(store.record.signals[signal.name].spec)
+            for store, signal in zip(stores, self._labels, strict=True)
+            if signal is not None
+        ]
+        known = len(tables) == len(stores) and all(table.any() for table in tables)
+        return tables if known else None
 
     def _box_names(self) -> tuple[str, ...]:
         if "boxes" not in self.extras:
             return ()
         store = ClipStore(*self.records[0])
-        return tuple(n for s in self.signals if s in _POINTS for n in store.track(s, 0, 1).regions)
+        points = (name for name in self.signals if _has_points(name))
+        return tuple(region for name in points for region in store.track(name, 0, 1).regions)
 
     def _count_control_points(self) -> int:
         if "control_points" not in self.extras:
@@ -394,14 +393,16 @@ class ClipDataset:
         if name not in self.extras:
             return False
         if name == "flow":
-            return self._has["flow"]
+            return all(signal is not None for signal in self._flows)
         if name == "foreground":
             return self.has_foreground
         if name == "background_plate":
             return all(background_plate is not None for background_plate in self.background_plates)
         if name == "instances":
-            specs = (record.signals.get("segmentation") for _, record in self.records)
-            return all(signal is not None and signal.spec["instances"] for signal in specs)
+            return all(
+                signal is not None and signal.has_instances(record.signals[signal.name].spec)
+                for signal, (_, record) in zip(self._labels, self.records, strict=True)
+            )
         if name == "boxes":
             return bool(self.boxes)
         if name == "references":
@@ -449,12 +450,18 @@ class ClipDataset:
             place_and_write(picture, batch.style[number])
 
         labels = flow = None
-        if "segmentation" in self.signals or batch.foreground is not None or (
-            batch.instances is not None
-        ):  # fmt: skip
-            labels = cast(LabelTrack, placement.track(reader.labels(draw)))
-        if "flow" in self.signals or batch.flow is not None:
-            flow = self._flow(reader, draw)
+        tracks: dict[str, Track] = {}  # signals with uses besides the condition are read once
+        signal, flow_signal = self._labels[draw.clip], self._flows[draw.clip]
+        if signal is not None and (
+            signal.name in self.signals
+            or batch.foreground is not None
+            or batch.instances is not None
+        ):
+            labels = cast(LabelMaps, placement.track(reader.labels(draw)))
+            tracks[signal.name] = labels
+        if flow_signal is not None and (flow_signal.name in self.signals or batch.flow is not None):
+            flow = self._flow(flow_signal, reader, draw)
+            tracks[flow_signal.name] = flow
         if batch.flow is not None and batch.occlusion is not None:
             assert flow is not None
             batch.flow[number] = torch.from_numpy(flow.flow)
@@ -466,7 +473,7 @@ class ClipDataset:
         if batch.instances is not None:
             assert labels is not None and labels.instances is not None
             batch.instances[number, :, 0] = torch.from_numpy(labels.instances.astype(np.int64))
-        self._fill_signals(batch, number, draw, {"segmentation": labels, "flow": flow})
+        self._fill_signals(batch, number, draw, tracks)
 
     def backgrounds(self, clip: int, size: Size) -> Backgrounds | None:
         """The backgrounds of a clip with a moving camera, placed by `placement`; else None."""
@@ -537,9 +544,9 @@ class ClipDataset:
         references = self._references(draw.clip, plain)
         # Warp unmirrored and mirror the result, so that parts keep their names.
         placement = replace(draw.placement, flip=False)
-        name = reference_signal(self.signals)
-        assert name is not None
-        track = placement.track(reader.track(name, draw))
+        signal = reference_signal(self.signals)
+        assert signal is not None
+        track = placement.track(reader.track(signal.name, draw))
         chooser, kept = draw.chooser, np.ones(self.candidates, np.bool_)
         if chooser is None:
             chooser = Chooser(references, self.candidates, banned=_near(references, draw, clip))
@@ -562,7 +569,7 @@ class ClipDataset:
             out[t] = as_condition(warped)
 
     def _fill_signals(
-        self, batch: Batch, number: int, draw: WindowSample, tracks: dict[str, Track | None]
+        self, batch: Batch, number: int, draw: WindowSample, tracks: dict[str, Track]
     ) -> None:
         augmentation = self.augmentation if draw.index is not None else None
         channel = box = point_index = 0
@@ -575,7 +582,7 @@ class ClipDataset:
                     points
                 )
                 point_index += points.shape[1]
-            if batch.boxes is not None and name in _POINTS:
+            if batch.boxes is not None and _has_points(name):
                 found = _visible(track.boxes(), track.width, track.height)
                 batch.boxes[number, :, box : box + found.shape[1]] = torch.from_numpy(found)
                 box += found.shape[1]
@@ -591,19 +598,19 @@ class ClipDataset:
             channel += drawn.shape[1]
 
     @staticmethod
-    def _flow(reader: FrameCache, draw: WindowSample) -> FlowTrack:
+    def _flow(signal: FlowSignal, reader: FrameCache, draw: WindowSample) -> FlowField:
         """Placed flow from each frame of a window to the previous frame of the window."""
         height, width = draw.placement.size
         if draw.length == 1 and not draw.continues:
             zeros = np.zeros((1, 2, height, width), np.float32)
-            return FlowTrack(zeros, np.ones_like(zeros[:, :1]), width, height)
-        flow, occlusion = unpack(reader.flow(draw))
+            return signal.build(zeros, np.ones_like(zeros[:, :1]), width=width, height=height)
+        flow, occlusion = reader.flow(draw)
         if draw.stride > 1:
             flow, occlusion = compose_over(flow, occlusion, draw.stride)
         flow, occlusion = draw.placement.flow(flow, occlusion)
         if not draw.continues:
             flow[0], occlusion[0] = 0, 1
-        return FlowTrack(flow, occlusion, width, height)
+        return signal.build(flow, occlusion, width=width, height=height)
 
     # ------------------------------------------------------------ processes
 
@@ -629,9 +636,8 @@ class ClipDataset:
         )
 
 
-_READ = ("segmentation", "flow")  # signals with uses besides the condition
-_POINTS = ("pose", "face")
-_MOVING = set(list(CITYSCAPES)[24:34])  # from person to bicycle
+def _has_points(name: str) -> bool:
+    return isinstance(load_signal(name), PointSignal)
 
 
 def _near(references: References, draw: WindowSample, clip: TrainingClip) -> NDArray[np.int64]:
@@ -654,7 +660,7 @@ def _presence(store: ClipStore, signals: Sequence[str]) -> NDArray[np.bool_]:
     present = np.ones(len(store), np.bool_)
     chunk = 4096  # frames per read: an hour of faces does not fit into memory
     for name in signals:
-        if name in _POINTS:
+        if _has_points(name):
             for start in range(0, len(store), chunk):
                 stop = min(start + chunk, len(store))
                 present[start:stop] &= store.track(name, start, stop).present()

@@ -1,6 +1,6 @@
 """Appearance references: a few real frames of a person, warped to the target pose.
 
-A reference is cut into the parts of its signal (`v2v.signals._parts`). The limbs, torso, head and
+A reference is cut into the parts of its signal (`v2v.signals.parts`). The limbs, torso, head and
 hands of a body are each warped by an affine transform. A face is warped as a whole by the dense
 motion of its control points (arXiv 2003.00196, equation 4, with known weights); its mouth and eyes
 come from other frames if those fit better. Each part comes from the reference that shows it in the
@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -26,12 +26,10 @@ from PIL import Image
 
 from v2v.data.store import ClipStore
 from v2v.data.transforms import Placement
-from v2v.signals import Track, load_signal
-from v2v.signals._base import check_values
-from v2v.signals._parts import Part, Rig, hull_mask, regions
-from v2v.signals.face import FaceTrack
-from v2v.signals.pose import PoseTrack
-from v2v.signals.segmentation import LabelTrack
+from v2v.signals import Track, find
+from v2v.signals.arrays import check_values
+from v2v.signals.parts import Part, Rig, hull_mask, regions
+from v2v.signals.traits import LabelMaps, LabelSignal, ReferenceSignal
 from v2v.types import REFERENCE_CHANNELS
 from v2v.warp import dense_motion, twicing
 
@@ -44,8 +42,6 @@ BACKGROUND_WEIGHT = 0.01  # of `dense_motion`; low, so that hair, neck and shoul
 NARROWEST_POINT = 2.0  # radius of the narrowest control point, in pixels of the coarse motion field
 VISIBLE = 1 / 64  # of alpha; colours below it are rounding errors
 SHARPEST = 0.6  # fraction of the frames, the sharpest, that references are chosen from
-COUNTS = {"pose": 16, "face": 32}  # references per clip
-TRACKS = {"pose": PoseTrack, "face": FaceTrack}
 LOOKED_AT = 512  # evenly spaced frames that references are chosen from
 
 
@@ -123,8 +119,8 @@ class References:
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """All data besides the pictures: the track's arrays and `frames`."""
-        layout = load_signal(_signal_of(self.track)).layout  # type: ignore[attr-defined]
-        return {name: getattr(self.track, name) for name in layout} | {"frames": self.frames}
+        own = {name: getattr(self.track, name) for name in self.track.per_frame}
+        return own | {"frames": self.frames}
 
     # ------------------------------------------------------------ choice
 
@@ -614,17 +610,6 @@ class Chooser:
         return np.array([r if r >= 0 or not new else new.pop(0) for r in kept])
 
 
-def join(tracks: Sequence[Track]) -> Track:
-    """Concatenate single-frame tracks of one signal."""
-    first = tracks[0]
-    timed = {
-        name: np.concatenate([getattr(track, name) for track in tracks])
-        for name, value in vars(first).items()
-        if isinstance(value, np.ndarray) and len(value) == len(first)
-    }
-    return replace(first, **timed)  # type: ignore[type-var]
-
-
 def as_condition(warped: NDArray[np.float32]) -> torch.Tensor:
     """Convert [K, 5, H, W] of `References.candidates` for a `Condition`: RGB in [-1, 1]."""
     found = torch.from_numpy(warped)
@@ -632,9 +617,9 @@ def as_condition(warped: NDArray[np.float32]) -> torch.Tensor:
     return found
 
 
-def reference_signal(signals: Sequence[str]) -> str | None:
-    """The first of a model's signals that defines parts."""
-    return next((name for name in signals if name in COUNTS), None)
+def reference_signal(signals: Sequence[str]) -> ReferenceSignal | None:
+    """The first of a model's signals that chooses and warps references."""
+    return find(ReferenceSignal, signals)
 
 
 # ---------------------------------------------------------------- the choice of references
@@ -672,7 +657,7 @@ def gather(
     start: int,
     stop: int,
     *,
-    signal: str,
+    signal: ReferenceSignal,
     placement: Placement,
     count: int,
     whole: bool,
@@ -686,36 +671,37 @@ def gather(
         whole: whether candidates include the background; true without a background plate.
 
     Returns:
-        None if the signal has no parts or no frame shows it.
+        None if no frame shows the signal.
     """
     sampled = np.unique(np.linspace(start, stop - 1, LOOKED_AT).astype(int))
-    rows = [placement.track(store.track(signal, int(t), int(t) + 1)) for t in sampled]
-    track = join(rows)
-    if not track.parts:
-        return None
+    rows = [placement.track(store.track(signal.name, int(t), int(t) + 1)) for t in sampled]
+    track = type(rows[0]).joined(rows)
     points, size = track.part_points(), track.body_size()
     completeness = np.isfinite(points).all(axis=-1).mean(axis=1) * np.isfinite(size)
-    masked = "segmentation" in store.signals and "person" in _classes(store)
     usable = np.flatnonzero(completeness > 0)
     if not len(usable):
         return None
     # Prefer frames that are sharp and show every point.
-    sharp = np.array([_sharpness(store, int(sampled[i]), placement, masked) for i in usable])
+    sharp = np.array([_sharpness(store, int(sampled[i]), placement) for i in usable])
     preferred = (sharp >= np.quantile(sharp, 1 - SHARPEST)) & (
         completeness[usable] >= np.quantile(completeness[usable], 0.3)
     )
     pool = usable[preferred] if preferred.sum() >= count else usable
     best = int(np.argmax(completeness[pool]))
-    chosen = farthest_points(_poses(join([rows[i] for i in pool])), count, best)
+    chosen = farthest_points(_poses(type(track).joined([rows[i] for i in pool])), count, best)
     frames = np.sort(sampled[pool[chosen]])
     pictures = np.stack([_picture(store, int(t), placement) for t in frames])
-    masks = np.stack([_mask(store, int(t), placement, masked) for t in frames])
-    chosen_track = join([placement.track(store.track(signal, int(t), int(t) + 1)) for t in frames])
+    masks = np.stack([_mask(store, int(t), placement) for t in frames])
+    own = [placement.track(store.track(signal.name, int(t), int(t) + 1)) for t in frames]
+    chosen_track = type(track).joined(own)
     return References(pictures, masks, chosen_track, frames.astype(np.int64), whole)
 
 
-def _classes(store: ClipStore) -> list[str]:
-    return list(store.record.signals["segmentation"].spec.get("classes", []))
+def _person(store: ClipStore) -> tuple[LabelSignal, int] | None:
+    """The clip's label maps and the class id of persons in them; None without either."""
+    labels = store.record.find(LabelSignal)
+    person = None if labels is None else labels.person(store.record.signals[labels.name].spec)
+    return None if labels is None or person is None else (labels, person)
 
 
 def _picture(store: ClipStore, frame: int, placement: Placement) -> NDArray[np.uint8]:
@@ -723,18 +709,18 @@ def _picture(store: ClipStore, frame: int, placement: Placement) -> NDArray[np.u
     return np.asarray(placement.picture(picture), np.uint8)
 
 
-def _mask(store: ClipStore, frame: int, placement: Placement, masked: bool) -> NDArray[np.uint8]:
+def _mask(store: ClipStore, frame: int, placement: Placement) -> NDArray[np.uint8]:
     """[H, W] 255 on the person; 255 everywhere if the clip has no mask."""
-    if not masked:
+    found = _person(store)
+    if found is None:
         return np.full(placement.size, 255, np.uint8)
-    track = store.track("segmentation", frame, frame + 1)
-    assert isinstance(track, LabelTrack)
-    person = (track.labels[0] == _classes(store).index("person")).astype(np.uint8) * 255
-    return np.asarray(placement.picture(person), np.uint8)
+    track = cast(LabelMaps, store.track(found[0].name, frame, frame + 1))
+    mask = (track.labels[0] == found[1]).astype(np.uint8) * 255
+    return np.asarray(placement.picture(mask), np.uint8)
 
 
-def _sharpness(store: ClipStore, frame: int, placement: Placement, masked: bool) -> float:
-    return sharpness(_picture(store, frame, placement), _mask(store, frame, placement, masked))
+def _sharpness(store: ClipStore, frame: int, placement: Placement) -> float:
+    return sharpness(_picture(store, frame, placement), _mask(store, frame, placement))
 
 
 # ---------------------------------------------------------------- on disk
@@ -757,12 +743,8 @@ def write_picture(path: Path, picture: NDArray[np.uint8], mask: NDArray[np.uint8
     Image.fromarray(rgba, "RGBA").save(path, format="PNG")
 
 
-def _signal_of(track: Track) -> str:
-    return next(name for name, kind in TRACKS.items() if isinstance(track, kind))
-
-
 def read_references(
-    folder: Path, clip: int, arrays: dict[str, NDArray[Any]], *, signal: str,
+    folder: Path, clip: int, arrays: dict[str, NDArray[Any]], *, signal: ReferenceSignal,
     size: tuple[int, int], whole: bool,
 ) -> References | None:  # fmt: skip
     """The references of a clip whose pictures are in `folder`; None if none are left.
@@ -770,7 +752,7 @@ def read_references(
     Removed pictures are skipped. Raises `ValueError` for a picture that is damaged or not of
     `size` (H, W), and for arrays that do not match the signal.
     """
-    layout = load_signal(signal).layout  # type: ignore[attr-defined]
+    layout = signal.layout
     frames = arrays.get("frames")
     if frames is None or frames.dtype != np.int64 or frames.ndim != 1 or not len(frames):
         raise ValueError("frames must be a non-empty int64 array [R]")
@@ -798,5 +780,5 @@ def read_references(
         pictures.append(rgba[..., :3])
         masks.append(rgba[..., 3])
     chosen = {name: arrays[name][existing] for name in layout}
-    track = TRACKS[signal](**chosen, width=size[1], height=size[0])
+    track = signal.assemble(chosen, width=size[1], height=size[0])
     return References(np.stack(pictures), np.stack(masks), track, frames[existing], whole)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,9 +18,9 @@ from v2v import __version__
 from v2v.checkpoint import FORMAT, ClipUse, ModelRecord, SignalUse
 from v2v.data.background import BackgroundPlate, build_background_plate
 from v2v.data.dataset import ClipDataset
-from v2v.data.references import COUNTS, References, gather, reference_signal
+from v2v.data.references import References, gather, reference_signal
 from v2v.data.sampling import trained_part
-from v2v.data.store import ClipStore
+from v2v.data.store import ClipRecord, ClipStore
 from v2v.errors import ConfigError, UnknownName
 from v2v.models import generator_names
 from v2v.models.generator_settings import (
@@ -32,9 +32,10 @@ from v2v.models.generator_settings import (
     Motion,
     Past,
 )
+from v2v.pixels import planes
 from v2v.progress import Reporter
-from v2v.signals._landmarks import planes
-from v2v.signals.segmentation import LabelTrack
+from v2v.signals import load_signal
+from v2v.signals.traits import BESIDE, CameraSignal, FlowSignal, LabelMaps, LabelSignal, PointSignal
 from v2v.training.schedule import Stage, build_schedule
 from v2v.training.settings import TrainSettings
 
@@ -78,9 +79,8 @@ def open_windows(
     for store in stores:
         for signal in settings.data.signals:
             store.track(signal, 0, 1)  # report a missing signal before any long work
-        used = {*settings.data.signals, "segmentation", "flow", "camera"} & set(store.signals)
         store.check_frames()
-        store.verify(used, again=False, report=report)
+        store.verify(_signals_used(settings, store.record), again=False, report=report)
     background_plates, notes = _background_plates(settings, stores)
     generator = settings.generator
     extras = ["flow", "foreground"]
@@ -123,13 +123,14 @@ def _references(
     found = []
     for number, store in enumerate(stores):
         references = gather(
-            store, *windows.clips[number].train, signal=signal, count=COUNTS[signal],
+            store, *windows.clips[number].train, signal=signal, count=signal.reference_count,
             placement=windows.placement(number, size), whole=not has_plate,
         )  # fmt: skip
         if references is None:
             if settings.generator.references == "on":
                 raise ConfigError(
-                    f"generator.references is on, but no frame of {store.folder} shows a {signal}",
+                    f"generator.references is on, but no frame of {store.folder} shows a"
+                    f" {signal.name}",
                     hint="set it to auto, or use footage that shows the person",
                 )
             return ()
@@ -137,16 +138,21 @@ def _references(
     return tuple(found)
 
 
+def _signals_used(settings: TrainSettings, record: ClipRecord) -> set[str]:
+    """The signals of a clip that training reads."""
+    beside = {signal.name for trait in BESIDE if (signal := record.find(trait)) is not None}
+    return beside | (set(settings.data.signals) & set(record.signals))
+
+
 def files_used(settings: TrainSettings, windows: ClipDataset) -> list[dict[str, str]]:
     """The files of each clip that training reads and their SHA-256, which identify the data."""
-    used = {*settings.data.signals, "segmentation", "flow", "camera"}
     return [
         {
             "frames.mp4": record.frames.file.sha256,
             **{
                 file: row.sha256
                 for name, signal in sorted(record.signals.items())
-                if name in used
+                if name in _signals_used(settings, record)
                 for file, row in signal.files.items()
             },
         }
@@ -213,7 +219,7 @@ def _no_plate_reason(store: ClipStore, background_plate: BackgroundPlate) -> str
         f" background changes (limit {moved:.0%}), by {background_plate.deviation:.1f} of 255 on"
         f" average (limit {deviation:.0f})"
     )
-    if "camera" not in store.signals:
+    if store.record.find(CameraSignal) is None:
         return (
             f"{reason}. If the camera moves, track it: v2v preprocess {store.folder}"
             " --signal camera"
@@ -269,7 +275,8 @@ def plan_run(settings: TrainSettings, windows: ClipDataset, *, world: int = 1) -
     }  # fmt: skip
     if g.name == "sequential":
         style = ("clip" if several else "none") if g.style == "auto" else g.style
-        motion: Motion = "dense" if reference_signal(settings.data.signals) == "face" else "parts"
+        signal = reference_signal(settings.data.signals)
+        motion: Motion = signal.warped_by if signal is not None else "parts"
         architecture |= {
             "sequential": g.sequential, "compose": _compose_mode(settings, windows),
             "past": _past_mode(settings, windows, has_plate), "background_plate": has_plate,
@@ -290,11 +297,11 @@ def plan_run(settings: TrainSettings, windows: ClipDataset, *, world: int = 1) -
         notes.append(f"{count} frames of the footage are references for the person's appearance")
     elif "references" in windows.extras:
         notes.append("a clip has no frame that is fit as a reference: everything is synthesised")
-    if not all("flow" in record.signals for _, record in windows.records):
-        where = next(f for f, record in windows.records if "flow" not in record.signals)
+    still = [folder for folder, record in windows.records if record.find(FlowSignal) is None]
+    if still:
         notes.append(
             "without optical flow the model learns motion from the frames alone; for steadier"
-            f" video: v2v preprocess {where} --signal flow,segmentation"
+            f" video: v2v preprocess {still[0]} --signal flow,segmentation"
         )
     if world > 1:
         for stage in schedule:
@@ -411,11 +418,10 @@ def _statistics(windows: ClipDataset, size: tuple[int, int]) -> dict[str, Tensor
             assert batch.style is not None
             found[f"{number}.style"] = batch.style[0]
         for signal in windows.signals:
-            if isinstance(store.track(signal, 0, 1), LabelTrack):
+            definition = load_signal(signal)
+            if isinstance(definition, LabelSignal):
                 found[f"{number}.{signal}.share"] = _class_shares(store, signal, start, stop)
-            for name in ("points", "depth"):
-                if not isinstance(getattr(store.track(signal, 0, 1), name, None), np.ndarray):
-                    continue
+            for name in definition.remembered if isinstance(definition, PointSignal) else ():
                 parts = []  # in pieces: the face mesh of a long clip does not fit into memory
                 for first in range(start, stop, PIECE):
                     end = min(first + PIECE, stop)
@@ -430,8 +436,7 @@ def _class_shares(store: ClipStore, signal: str, start: int, stop: int) -> Tenso
     """[256] fraction of the pixels of frames `start` to `stop` that belong to each class."""
     counts = np.zeros(256, np.int64)
     for index in np.unique(np.linspace(start, stop - 1, LABEL_SAMPLES).astype(int)):
-        track = store.track(signal, int(index), int(index) + 1)
-        assert isinstance(track, LabelTrack)
+        track = cast(LabelMaps, store.track(signal, int(index), int(index) + 1))
         counts += np.bincount(track.labels.ravel(), minlength=256)
     return torch.from_numpy((counts / counts.sum()).astype(np.float32))
 
@@ -445,8 +450,6 @@ def describe_model(
     training: dict[str, Any],
 ) -> ModelRecord:
     """Build the model's record; see `v2v.checkpoint.ModelRecord`."""
-    from v2v.signals import load_signal
-
     record = windows.records[0][1]
     halvings = 0 if active is None else plan.scales - active
     return ModelRecord(
