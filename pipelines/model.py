@@ -15,7 +15,8 @@ from torch import Tensor
 
 from v2v.checkpoint import MODEL_FILE, REFERENCES, Model, load_model
 from v2v.data.background import Backgrounds
-from v2v.data.references import Chooser, as_condition, reference_signal
+from v2v.data.references.choosing import Chooser, reference_signal
+from v2v.data.references.warping import as_condition, candidates
 from v2v.data.store import ClipStore, file_record
 from v2v.data.transforms import Placement, downscale_of
 from v2v.errors import CheckpointInvalid, UnknownName, UsageError
@@ -267,7 +268,7 @@ class LoadedModel:
             references = torch.stack(
                 [
                     as_condition(found)
-                    for found in chooser.references.candidates(track, chooser(track))
+                    for found in candidates(chooser.references, track, chooser(track))
                 ]
             )
         return Condition(

@@ -19,12 +19,9 @@ import torch
 from safetensors.torch import save_file
 
 from v2v.checkpoint import REFERENCES, plain, read_tensors
-from v2v.data.references import (
-    gather,
-    picture_name,
-    reference_signal,
-    write_picture,
-)
+from v2v.data.references.choosing import reference_signal
+from v2v.data.references.gathering import gather
+from v2v.data.references.pictures import picture_name, write_picture
 from v2v.data.transforms import Placement
 from v2v.errors import NothingFound, UsageError
 from v2v.files import replacing_file

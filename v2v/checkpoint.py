@@ -34,12 +34,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from v2v.data.background import Backgrounds, Mosaic
-from v2v.data.references import (
-    References,
-    read_references,
-    reference_signal,
-    write_pictures,
-)
+from v2v.data.references.choosing import reference_signal
+from v2v.data.references.memory import References
+from v2v.data.references.pictures import read_references, write_pictures
 from v2v.errors import CheckpointInvalid, UnknownName, writing
 from v2v.files import partial_of, remove
 from v2v.models import build_generator, check_generator

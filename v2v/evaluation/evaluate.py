@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from v2v import __version__
-from v2v.data.references import reference_signal
+from v2v.data.references.choosing import reference_signal
 from v2v.data.store import ClipStore
 from v2v.errors import EnvironmentProblem, NotWritable, UsageError, V2VError, writing
 from v2v.evaluation.clips import Measured, measured_clips

@@ -18,7 +18,9 @@ from v2v import __version__
 from v2v.checkpoint import FORMAT, ClipUse, ModelRecord, SignalUse
 from v2v.data.background import BackgroundPlate, build_background_plate
 from v2v.data.dataset import ClipDataset
-from v2v.data.references import References, gather, reference_signal
+from v2v.data.references.choosing import reference_signal
+from v2v.data.references.gathering import gather
+from v2v.data.references.memory import References
 from v2v.data.sampling import trained_part
 from v2v.data.store import ClipRecord, ClipStore
 from v2v.errors import ConfigError, UnknownName
