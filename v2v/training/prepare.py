@@ -5,17 +5,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from v2v import __version__
-from v2v.checkpoint import FORMAT, ClipUse, ModelRecord, SignalUse
 from v2v.data.background import BackgroundPlate, build_background_plate
 from v2v.data.dataset import ClipDataset
 from v2v.data.references.choosing import reference_signal
@@ -36,15 +34,13 @@ from v2v.models.generator_settings import (
 )
 from v2v.pixels import planes
 from v2v.progress import Reporter
-from v2v.signals import load_signal
-from v2v.signals.traits import BESIDE, CameraSignal, FlowSignal, LabelMaps, LabelSignal, PointSignal
+from v2v.signals.traits import BESIDE, CameraSignal, FlowSignal
 from v2v.training.schedule import Stage, build_schedule
 from v2v.training.settings import TrainSettings
+from v2v.training.statistics import footage_statistics
 
 CORE_SIDE = 128  # pixels: largest shorter side of the core, by default
-STATISTICS = 4096  # frames per clip whose poses the model stores
-PIECE = 4096  # frames read at a time
-LABEL_SAMPLES = 256  # label maps sampled for the fractions of classes
+SMALLEST_SIDE = 32  # pixels: of the first stage's frames
 REGIONS = {  # boxes that each crop discriminator covers
     "face": ("face", "eyes", "mouth", "right_eye", "left_eye"),
     "hands": ("left_hand", "right_hand"),
@@ -235,11 +231,26 @@ def plan_run(settings: TrainSettings, windows: ClipDataset, *, world: int = 1) -
 
     Raises `ConfigError`, `UnknownName`, `TooFewFrames`.
     """
-    g = settings.generator
-    if g.name not in generator_names():
-        raise UnknownName.among("generator", g.name, generator_names())
+    if settings.generator.name not in generator_names():
+        raise UnknownName.among("generator", settings.generator.name, generator_names())
     scales = scales_of(settings)
     height, width = size = windows.frame_size(settings.data.size)
+    schedule, notes = _schedule(settings, windows, size, scales, world)
+    architecture = _architecture(settings, windows, scales)
+    discriminators, crops = _discriminators(settings, windows, schedule[0])
+    return TrainingPlan(
+        height=height, width=width, scales=scales, schedule=schedule, generator=architecture,
+        discriminators=discriminators, crops=crops,
+        background_plates=dict(_background_plates_at(windows, size)) if _has_plate(windows) else {},
+        statistics=footage_statistics(windows, size), workers=_workers(settings),
+        notes=(*notes, *_notes(windows)),
+    )  # fmt: skip
+
+
+def _schedule(
+    settings: TrainSettings, windows: ClipDataset, size: tuple[int, int], scales: int, world: int
+) -> tuple[tuple[Stage, ...], list[str]]:
+    """The stages, with windows that the footage is long enough for; and notes."""
     notes = []
     longest = max((b - a for clip in windows.clips for a, b in clip.shots), default=0)
     lengths = tuple(n for n in settings.schedule.lengths if n <= longest)
@@ -251,27 +262,37 @@ def plan_run(settings: TrainSettings, windows: ClipDataset, *, world: int = 1) -
         )
     schedule = build_schedule(
         settings.schedule.model_copy(update={"lengths": lengths}),
-        height=height, width=width, scales=scales, bptt_steps=settings.loop.bptt_steps,
+        height=size[0], width=size[1], scales=scales, bptt_steps=settings.loop.bptt_steps,
     )  # fmt: skip
-    smallest = min(schedule[0].height, schedule[0].width)
-    if smallest < 32:
+    first, last = schedule[0], schedule[-1]
+    if min(first.height, first.width) < SMALLEST_SIDE:
         raise ConfigError(
-            f"the first stage would train at {schedule[0].width}x{schedule[0].height}: the"
-            " shorter side must be at least 32",
+            f"the first stage would train at {first.width}x{first.height}: the shorter side must"
+            f" be at least {SMALLEST_SIDE}",
             hint=f"use fewer scales (-s generator.scales={max(scales - 1, 1)}) or a larger --size",
         )
     for length in lengths:  # fails if no window has all signals
-        windows.draw(0, length, (schedule[-1].height, schedule[-1].width))
-    several = len(windows.clips) > 1
+        windows.draw(0, length, (last.height, last.width))
+    for stage in schedule if world > 1 else ():
+        if stage.batch % world:
+            raise ConfigError(
+                f"{world} processes cannot split a batch of {stage.batch} evenly (frames of"
+                f" {stage.width}x{stage.height}, {stage.length} at a time)",
+                hint=f"use -s schedule.frames={world * settings.loop.bptt_steps}",
+            )
+    return schedule, notes
+
+
+def _architecture(settings: TrainSettings, windows: ClipDataset, scales: int) -> dict[str, Any]:
+    """The name and arguments of the generator, for `build_generator`."""
+    g, several = settings.generator, len(windows.clips) > 1
     if g.control_points == "on" and not windows.control_points:
         raise ConfigError(
             "generator.control_points is on, but it needs the signal pose or face and a"
             " sequential generator that warps the past",
             hint="set it to auto",
         )
-    has_plate = "background_plate" in windows.extras and all(
-        p is not None for p in windows.background_plates
-    )
+    has_plate = _has_plate(windows)
     architecture: dict[str, Any] = {
         "name": g.name, "channels": windows.channels, "preset": g.preset, "scales": scales,
     }  # fmt: skip
@@ -290,7 +311,48 @@ def plan_run(settings: TrainSettings, windows: ClipDataset, *, world: int = 1) -
             "outline": bool(windows.references) and has_plate, "trust": TRUST,
             "departure": DEPARTURE, "outline_departure": OUTLINE_DEPARTURE[motion],
         }  # fmt: skip
-    if has_plate:
+    return architecture
+
+
+def _has_plate(windows: ClipDataset) -> bool:
+    return "background_plate" in windows.extras and all(
+        plate is not None for plate in windows.background_plates
+    )
+
+
+def _discriminators(
+    settings: TrainSettings, windows: ClipDataset, first: Stage
+) -> tuple[dict[str, float], dict[str, list[int]]]:
+    """The weight of each discriminator in use, and the boxes of those that see crops.
+
+    Args:
+        first: the stage with the smallest frames.
+    """
+    discriminators = {n: w for n, w in settings.losses.discriminators.model_dump().items() if w > 0}
+    crops = {}
+    for name, regions in REGIONS.items():
+        which = [i for i, box in enumerate(windows.boxes) if box in regions]
+        if which:
+            crops[name] = which
+        else:
+            discriminators.pop(name, None)
+    side = min(first.height, first.width)
+    side = min(side, settings.discriminator.crop) if crops else side
+    if discriminators and side < 3 << settings.discriminator.layers:
+        raise ConfigError(
+            f"discriminators with {settings.discriminator.layers} layers need"
+            f" {3 << settings.discriminator.layers} pixels per side, but the smallest has {side}",
+            hint="use -s discriminator.layers=3 -s discriminator.crop=48",
+        )
+    if not discriminators and not (settings.losses.l1 or settings.losses.perceptual_weight):
+        raise ConfigError("all losses are 0", hint="set losses.l1 or a discriminator above 0")
+    return discriminators, crops
+
+
+def _notes(windows: ClipDataset) -> list[str]:
+    """What the user should know about the data that the model is trained on."""
+    notes = []
+    if _has_plate(windows):
         notes.append(
             "the background is a plate of the footage (disable: -s generator.background_plate=off)"
         )
@@ -305,44 +367,16 @@ def plan_run(settings: TrainSettings, windows: ClipDataset, *, world: int = 1) -
             "without optical flow the model learns motion from the frames alone; for steadier"
             f" video: v2v preprocess {still[0]} --signal flow,segmentation"
         )
-    if world > 1:
-        for stage in schedule:
-            if stage.batch % world:
-                raise ConfigError(
-                    f"{world} processes cannot split a batch of {stage.batch} evenly (frames of"
-                    f" {stage.width}x{stage.height}, {stage.length} at a time)",
-                    hint=f"use -s schedule.frames={world * settings.loop.bptt_steps}",
-                )
-    discriminators = {n: w for n, w in settings.losses.discriminators.model_dump().items() if w > 0}
-    crops = {}
-    for name, regions in REGIONS.items():
-        which = [i for i, box in enumerate(windows.boxes) if box in regions]
-        if which:
-            crops[name] = which
-        else:
-            discriminators.pop(name, None)
-    side = min(smallest, settings.discriminator.crop) if crops else smallest
-    if discriminators and side < 3 << settings.discriminator.layers:
-        raise ConfigError(
-            f"discriminators with {settings.discriminator.layers} layers need"
-            f" {3 << settings.discriminator.layers} pixels per side, but the smallest has {side}",
-            hint="use -s discriminator.layers=3 -s discriminator.crop=48",
-        )
-    if not discriminators and not (settings.losses.l1 or settings.losses.perceptual_weight):
-        raise ConfigError("all losses are 0", hint="set losses.l1 or a discriminator above 0")
-    workers = settings.data.workers
-    if workers is None:
-        import os
+    return notes
 
-        on_gpu = torch.cuda.is_available() and settings.loop.device != "cpu"
-        workers = min((os.cpu_count() or 1) // settings.loop.devices - 1, 8) if on_gpu else 0
-        workers = max(workers, 0)
-    return TrainingPlan(
-        height=height, width=width, scales=scales, schedule=schedule, generator=architecture,
-        discriminators=discriminators, crops=crops,
-        background_plates=dict(_background_plates_at(windows, size)) if has_plate else {},
-        statistics=_statistics(windows, size), workers=workers, notes=tuple(notes),
-    )  # fmt: skip
+
+def _workers(settings: TrainSettings) -> int:
+    """The number of processes that load data."""
+    if settings.data.workers is not None:
+        return settings.data.workers
+    if not torch.cuda.is_available() or settings.loop.device == "cpu":
+        return 0
+    return max(min((os.cpu_count() or 1) // settings.loop.devices - 1, 8), 0)
 
 
 def _compose_mode(settings: TrainSettings, windows: ClipDataset) -> Compose:
@@ -401,78 +435,3 @@ def _background_plates_at(
         planes(seen[None, ..., :3], background_plate[None, :3].numpy())
         background_plate[3] = torch.from_numpy(seen[..., 3]).float().div_(255)
         yield clip, background_plate
-
-
-def _statistics(windows: ClipDataset, size: tuple[int, int]) -> dict[str, Tensor]:
-    """Statistics of the footage that rendering needs, e.g. points to measure body sizes.
-
-    `N.SIGNAL.points` and `.depth`: in stored pixels of clip N; `N.frames`: their frame numbers;
-    `N.SIGNAL.share` [256]: the fraction of pixels of each class; `N.style` [3, H, W]: a frame.
-    """
-    found: dict[str, Tensor] = {}
-    for number, (folder, record) in enumerate(windows.records):
-        store = ClipStore(folder, record)
-        start, stop = windows.clips[number].train
-        chosen = np.unique(np.linspace(start, stop - 1, STATISTICS).astype(int))
-        found[f"{number}.frames"] = torch.from_numpy(chosen)
-        if "style" in windows.extras:
-            batch = next(windows.sequence(number, start, start + 1, size=size))
-            assert batch.style is not None
-            found[f"{number}.style"] = batch.style[0]
-        for signal in windows.signals:
-            definition = load_signal(signal)
-            if isinstance(definition, LabelSignal):
-                found[f"{number}.{signal}.share"] = _class_shares(store, signal, start, stop)
-            for name in definition.remembered if isinstance(definition, PointSignal) else ():
-                parts = []  # in pieces: the face mesh of a long clip does not fit into memory
-                for first in range(start, stop, PIECE):
-                    end = min(first + PIECE, stop)
-                    rows = chosen[(chosen >= first) & (chosen < end)] - first
-                    parts.append(getattr(store.track(signal, first, end), name)[rows])
-                values = np.ascontiguousarray(np.concatenate(parts), np.float32)
-                found[f"{number}.{signal}.{name}"] = torch.from_numpy(values)
-    return found
-
-
-def _class_shares(store: ClipStore, signal: str, start: int, stop: int) -> Tensor:
-    """[256] fraction of the pixels of frames `start` to `stop` that belong to each class."""
-    counts = np.zeros(256, np.int64)
-    for index in np.unique(np.linspace(start, stop - 1, LABEL_SAMPLES).astype(int)):
-        track = cast(LabelMaps, store.track(signal, int(index), int(index) + 1))
-        counts += np.bincount(track.labels.ravel(), minlength=256)
-    return torch.from_numpy((counts / counts.sum()).astype(np.float32))
-
-
-def describe_model(
-    settings: TrainSettings,
-    windows: ClipDataset,
-    plan: TrainingPlan,
-    *,
-    active: int | None,
-    training: dict[str, Any],
-) -> ModelRecord:
-    """Build the model's record; see `v2v.checkpoint.ModelRecord`."""
-    record = windows.records[0][1]
-    halvings = 0 if active is None else plan.scales - active
-    return ModelRecord(
-        format=FORMAT, tool=f"v2v {__version__}", task=settings.task,
-        signals=tuple(
-            SignalUse(
-                name=name, spec=record.signals[name].spec,
-                channels=load_signal(name).channels(record.signals[name].spec),
-            )
-            for name in windows.signals
-        ),
-        height=plan.height >> halvings, width=plan.width >> halvings, generator=plan.generator,
-        active=active,
-        clips=tuple(
-            ClipUse(
-                name=clip.name, source=r.source.name, sha256=r.source.sha256, fps=r.frames.fps,
-                frames=clip.count, trained=clip.train, width=r.frames.width,
-                height=r.frames.height, still=number in plan.background_plates,
-            )
-            for number, clip in enumerate(windows.clips)
-            for r in [windows.records[number][1]]
-        ),
-        training={**training, "settings": settings.model_dump(mode="json")},
-    )  # fmt: skip
