@@ -39,7 +39,7 @@ from v2v.data.references.memory import References
 from v2v.data.references.pictures import read_references, write_pictures
 from v2v.errors import CheckpointInvalid, UnknownName, writing
 from v2v.files import partial_of, remove
-from v2v.models import build_generator, check_generator
+from v2v.models import Generator, build_generator, check_generator
 from v2v.records import (
     Checked,
     Count,
@@ -156,10 +156,11 @@ class Model:
     """A trained model, as `v2v transfer` and the other pipelines use it."""
 
     record: ModelRecord
-    generator: nn.Module
+    generator: Generator
     # clip -> [4, H, W] as in `Condition`
     background_plates: dict[int, Tensor] = field(default_factory=dict)
-    statistics: dict[str, Tensor] = field(default_factory=dict)  # "0.pose.points" [T, 75, 3], ...
+    # Of the footage, "0.pose.points" [T, 75, 3], and the generator's artifacts.
+    statistics: dict[str, Tensor] = field(default_factory=dict)
     references: dict[int, References] = field(default_factory=dict)  # by clip
     backgrounds: dict[int, Backgrounds] = field(default_factory=dict)  # for moving cameras
 
@@ -202,8 +203,8 @@ def load_model(path: str | Path, *, device: torch.device | str = "cpu") -> Model
     record = read_model_record(folder)
     generator = generator_of(record, folder)
     if record.active is not None:
-        generator.active = record.active  # type: ignore[assignment]
-    multiple = getattr(generator, "multiple", 1) if hasattr(generator, "active") else 1
+        generator.active = record.active
+    multiple = generator.multiple
     if record.height % multiple or record.width % multiple:
         raise CheckpointInvalid(
             f"{folder / MODEL_FILE}: height and width must be multiples of {multiple}, not"
@@ -219,13 +220,13 @@ def load_model(path: str | Path, *, device: torch.device | str = "cpu") -> Model
             clip: plate.to(device)
             for clip, plate in _read_background_plates(plates, record).items()
         },
-        statistics=_read_statistics(statistics, record),
+        statistics=_read_statistics(statistics, record, generator),
         references=_read_references(folder / REFERENCES, record),
         backgrounds=_read_backgrounds(folder / BACKGROUNDS, record),
     )
 
 
-def generator_of(record: ModelRecord, folder: Path) -> nn.Module:
+def generator_of(record: ModelRecord, folder: Path) -> Generator:
     """The generator that a record describes, untrained. Raises `CheckpointInvalid`."""
     file = folder / MODEL_FILE
     try:
@@ -393,16 +394,25 @@ def _read_references(folder: Path, record: ModelRecord) -> dict[int, References]
     return found
 
 
-def _read_statistics(path: Path, record: ModelRecord) -> dict[str, Tensor]:
+def _read_statistics(path: Path, record: ModelRecord, generator: Generator) -> dict[str, Tensor]:
     """The stored statistics of the footage. Raises `CheckpointInvalid` if one is invalid."""
     if not _exists(path):
         return {}
     found = read_tensors(path, missing=True)
     for key, value in found.items():
-        problem = _statistic_problem(key, value, found, record)
+        problem = (
+            generator.check_artifact(key, value)
+            if is_artifact(key)
+            else _statistic_problem(key, value, found, record)
+        )
         if problem:
             raise CheckpointInvalid(f"{path}: {key} {problem}", hint=RESTORE)
     return found
+
+
+def is_artifact(key: str) -> bool:
+    """Whether a stored statistic is the generator's, not that of a clip (`0.pose.points`)."""
+    return not key.partition(".")[0].isdecimal()
 
 
 def _statistic_problem(
@@ -410,10 +420,6 @@ def _statistic_problem(
 ) -> str | None:
     """What is wrong with a stored statistic, None if it is valid; see `training.prepare`."""
     finite = not value.is_floating_point() or bool(torch.isfinite(value).all())
-    if key.startswith("clusters."):
-        if not key.removeprefix("clusters.").isdecimal() or value.ndim != 2 or not len(value):
-            return f"is {list(value.shape)}, expected a class number and rows of features"
-        return None if finite else "has values that are not finite"
     clip, _, name = key.partition(".")
     if not clip.isdecimal() or int(clip) >= len(record.clips):
         return f"belongs to no clip; the model has {len(record.clips)}"

@@ -26,12 +26,13 @@ Shapes: B clips, C channels of the signals, P past frames (2), K scales; H, W th
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from v2v.models import sequential_plan
 from v2v.models.blocks import (
     ResidualBlock,
     Up,
@@ -53,15 +54,20 @@ from v2v.models.generator_settings import (
     INVALID,
     LEAK,
     OUTLINE_DEPARTURE,
+    PRESETS,
     STRIDE,
     STYLE,
     SURE,
     TRUST,
     Architecture,
     Compose,
+    GeneratorArguments,
+    GeneratorSettings,
     Motion,
     Past,
+    complete,
 )
+from v2v.models.protocol import Generator, TrainingData
 from v2v.types import PAST, REFERENCE_CHANNELS, Condition, GeneratorOutput, GeneratorState
 from v2v.warp import dense_motion, moved, resize_flow, warp
 
@@ -213,7 +219,7 @@ class StyleEncoder(nn.Module):
         return code
 
 
-class SequentialGenerator(nn.Module):
+class SequentialGenerator(Generator):
     """Renders frame t from `Condition` and `GeneratorState`; see the module's docstring.
 
     The lowest `active` scales are in use; the others join as training grows. Inputs have the size
@@ -225,7 +231,8 @@ class SequentialGenerator(nn.Module):
     torch.Size([1, 3, 64, 64])
     """
 
-    wants_target = False  # only the pix2pixHD baseline sees the real frame in training
+    grows: ClassVar[bool] = True
+    active: int
 
     def __init__(
         self,
@@ -300,10 +307,35 @@ class SequentialGenerator(nn.Module):
             for k, width in enumerate(widths)
         )  # fmt: skip
 
-    @property
-    def multiple(self) -> int:
-        """The divisor of both sides at the topmost active scale."""
-        return CORE_STRIDE << (self.active - 1)
+        used = {
+            "background_plate": background_plate, "style": style == "encoded",
+            "control_points": self.control_points, "references": references > 0,
+        }  # fmt: skip
+        self.reads = self.needs = frozenset(name for name, uses in used.items() if uses)
+
+    @classmethod
+    def build(
+        cls, *, channels: int, preset: str, scales: int | None = None, **arguments: Any
+    ) -> Self:
+        assert scales is not None
+        arch = PRESETS[preset]
+        return cls(channels=channels, arch=arch, scales=scales, **complete(arguments))
+
+    @classmethod
+    def check(cls, arguments: dict[str, Any]) -> None:
+        GeneratorArguments.model_validate(arguments, strict=True)
+
+    @classmethod
+    def arguments(cls, settings: GeneratorSettings, data: TrainingData) -> dict[str, Any]:
+        return sequential_plan.arguments(settings, data)
+
+    @classmethod
+    def reads_with(cls, settings: GeneratorSettings) -> frozenset[str]:
+        return sequential_plan.reads(settings)
+
+    @classmethod
+    def multiple_at(cls, scales: int) -> int:
+        return CORE_STRIDE << (scales - 1)
 
     def newest(self) -> list[nn.Parameter]:
         """The parameters of the topmost active scale, which is first trained alone."""

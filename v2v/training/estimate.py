@@ -262,8 +262,8 @@ def estimate(
 
 
 def _multiply_adds(trainer: Trainer, stage: Stage) -> int:
-    generator: Any = trainer.generator
-    if hasattr(generator, "active"):
+    generator = trainer.generator
+    if generator.grows:
         generator.active = stage.scale + 1
     size = (stage.height, stage.width)
     channels = trainer.windows.channels

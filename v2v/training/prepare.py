@@ -21,17 +21,8 @@ from v2v.data.references.gathering import gather
 from v2v.data.references.memory import References
 from v2v.data.sampling import trained_part
 from v2v.data.store import ClipRecord, ClipStore
-from v2v.errors import ConfigError, UnknownName
-from v2v.models import generator_names
-from v2v.models.generator_settings import (
-    CORE_STRIDE,
-    DEPARTURE,
-    OUTLINE_DEPARTURE,
-    TRUST,
-    Compose,
-    Motion,
-    Past,
-)
+from v2v.errors import ConfigError
+from v2v.models import TrainingData, generator_type
 from v2v.pixels import planes
 from v2v.progress import Reporter
 from v2v.signals.traits import BESIDE, CameraSignal, FlowSignal
@@ -81,25 +72,19 @@ def open_windows(
         store.verify(_signals_used(settings, store.record), again=False, report=report)
     background_plates, notes = _background_plates(settings, stores)
     generator = settings.generator
-    extras = ["flow", "foreground"]
-    if background_plates is not None:
-        extras.append("background_plate")
+    reads = generator_type(generator.name).reads_with(generator)
+    if reference_signal(settings.data.signals) is None:
+        reads -= {"references"}
+    if background_plates is None:
+        reads -= {"background_plate"}
+    extras = ["flow", "foreground", *sorted(reads)]
     if any(getattr(settings.losses.discriminators, name) for name in REGIONS):
         extras.append("boxes")
-    if generator.style == "encoded" or generator.name == "spade":
-        extras.append("style")
-    if generator.name == "pix2pixhd":
-        extras.append("instances")
-    warps = generator.name == "sequential" and generator.sequential and generator.compose != "none"
-    if warps and generator.control_points != "off":
-        extras.append("control_points")
-    wanted = generator.name == "sequential" and generator.references != "off"
-    if wanted and reference_signal(settings.data.signals) is not None:
-        extras.append("references")
     windows = ClipDataset(
         stores, settings.data.signals, seed=settings.loop.seed, augmentation=settings.augment,
         extras=extras, holdout=settings.data.hold_out, max_stride=settings.data.max_stride,
-        multiple=CORE_STRIDE << (scales_of(settings) - 1), cache=settings.data.cache_mb,
+        multiple=generator_type(generator.name).multiple_at(scales_of(settings)),
+        cache=settings.data.cache_mb,
         background_plates=background_plates, candidates=generator.candidates,
     )  # fmt: skip
     windows.notes = (*windows.notes, *notes)
@@ -160,7 +145,7 @@ def files_used(settings: TrainSettings, windows: ClipDataset) -> list[dict[str, 
 
 def scales_of(settings: TrainSettings) -> int:
     """The number of generator scales: one for the core, one for each doubling of the size."""
-    if settings.generator.name != "sequential":
+    if not generator_type(settings.generator.name).grows:
         return 1
     if settings.generator.scales is not None:
         return settings.generator.scales
@@ -181,7 +166,8 @@ def _background_plates(
             " the prior",
             hint="set one of them to auto",
         )
-    if settings.generator.name != "sequential" or wanted == "off" or prior == "on":
+    reads = generator_type(settings.generator.name).reads_with(settings.generator)
+    if "background_plate" not in reads:
         return None, []
     background_plates, reasons = [], []
     for store in stores:
@@ -231,8 +217,6 @@ def plan_run(settings: TrainSettings, windows: ClipDataset, *, world: int = 1) -
 
     Raises `ConfigError`, `UnknownName`, `TooFewFrames`.
     """
-    if settings.generator.name not in generator_names():
-        raise UnknownName.among("generator", settings.generator.name, generator_names())
     scales = scales_of(settings)
     height, width = size = windows.frame_size(settings.data.size)
     schedule, notes = _schedule(settings, windows, size, scales, world)
@@ -285,33 +269,25 @@ def _schedule(
 
 def _architecture(settings: TrainSettings, windows: ClipDataset, scales: int) -> dict[str, Any]:
     """The name and arguments of the generator, for `build_generator`."""
-    g, several = settings.generator, len(windows.clips) > 1
+    g = settings.generator
     if g.control_points == "on" and not windows.control_points:
         raise ConfigError(
             "generator.control_points is on, but it needs the signal pose or face and a"
             " sequential generator that warps the past",
             hint="set it to auto",
         )
-    has_plate = _has_plate(windows)
-    architecture: dict[str, Any] = {
+    signal = reference_signal(settings.data.signals)
+    data = TrainingData(
+        folders=tuple(clip.folder for clip in windows.clips),
+        background_plate=_has_plate(windows), foreground=windows.has_foreground,
+        control_points=windows.control_points,
+        references=windows.candidates if windows.references else 0,
+        warped_by=signal.warped_by if signal is not None else "parts",
+    )  # fmt: skip
+    return {
         "name": g.name, "channels": windows.channels, "preset": g.preset, "scales": scales,
+        **generator_type(g.name).arguments(g, data),
     }  # fmt: skip
-    if g.name == "sequential":
-        style = ("clip" if several else "none") if g.style == "auto" else g.style
-        signal = reference_signal(settings.data.signals)
-        motion: Motion = signal.warped_by if signal is not None else "parts"
-        architecture |= {
-            "sequential": g.sequential, "compose": _compose_mode(settings, windows),
-            "past": _past_mode(settings, windows, has_plate), "background_plate": has_plate,
-            "prior": _has_prior(settings, windows, has_plate),
-            "style": style, "clips": len(windows.clips),
-            "control_points": windows.control_points > 0,
-            "references": windows.candidates if windows.references else 0,
-            "motion": motion, "residual": bool(windows.references) and g.residual,
-            "outline": bool(windows.references) and has_plate, "trust": TRUST,
-            "departure": DEPARTURE, "outline_departure": OUTLINE_DEPARTURE[motion],
-        }  # fmt: skip
-    return architecture
 
 
 def _has_plate(windows: ClipDataset) -> bool:
@@ -377,52 +353,6 @@ def _workers(settings: TrainSettings) -> int:
     if not torch.cuda.is_available() or settings.loop.device == "cpu":
         return 0
     return max(min((os.cpu_count() or 1) // settings.loop.devices - 1, 8), 0)
-
-
-def _compose_mode(settings: TrainSettings, windows: ClipDataset) -> Compose:
-    """How the generator uses the warped past frame.
-
-    References are sharp and aligned. A past frame that was warped repeatedly is neither, and would
-    blur the output if it was blended over them.
-    """
-    wanted = settings.generator.compose
-    if wanted != "auto":
-        return wanted
-    return "condition" if windows.references else "blend"
-
-
-def _past_mode(settings: TrainSettings, windows: ClipDataset, has_plate: bool) -> Past:
-    """Which past inputs the core receives.
-
-    With a static camera the signals describe all motion, and past output frames only add their
-    errors; if control points initialise the flow, past signals are not needed either. With a
-    moving camera only images show its motion: references if there are any, else past output
-    frames.
-    """
-    g = settings.generator
-    if g.sequential and g.compose == "none" and g.past in ("signals", "nothing"):
-        raise ConfigError(
-            f"generator.past={g.past} and generator.compose=none leave no image of the past",
-            hint="use generator.sequential=false to render frame by frame",
-        )
-    if g.past != "auto":
-        return g.past
-    if _compose_mode(settings, windows) == "none" or not (has_plate or windows.references):
-        return "frames"
-    return "nothing" if windows.control_points else "signals"
-
-
-def _has_prior(settings: TrainSettings, windows: ClipDataset, has_plate: bool) -> bool:
-    wanted = settings.generator.prior
-    if wanted == "off" or has_plate:
-        return False
-    if wanted == "on" and not windows.has_foreground:
-        raise ConfigError(
-            "generator.prior=on needs to know the foreground, but a clip has neither a person mask"
-            " nor labels",
-            hint=f"add it with: v2v preprocess {windows.clips[0].folder} --signal segmentation",
-        )
-    return windows.has_foreground
 
 
 def _background_plates_at(

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from v2v import __version__
 from v2v.checkpoint import FORMAT, ClipUse, Model, ModelRecord, SignalUse, save_model
 from v2v.data.dataset import ClipDataset
-from v2v.models.baselines.pix2pixhd import Clusters, FeatureEncoder, cluster_features
 from v2v.signals import load_signal
 from v2v.training.prepare import TrainingPlan
 from v2v.training.preview import write_preview
@@ -18,30 +18,42 @@ from v2v.training.run import RunFolder
 from v2v.training.settings import TrainSettings
 from v2v.training.trainer import Trainer
 
-CLUSTERED = 64  # training frames whose instance features are clustered
+TOGETHER = 8  # training frames in a batch for `Generator.collect`
 
 
 def publish(trainer: Trainer, run: RunFolder) -> Path | None:
     """Write the current model and a preview of it."""
-    clusters = _clusters(trainer)
-    save_model(run.model, _model(trainer, clusters))
-    return _preview(trainer, run, clusters)
+    artifacts = _artifacts(trainer)
+    save_model(run.model, _model(trainer, artifacts))
+    stage = trainer.stage()
+    return write_preview(
+        trainer.averaged, trainer.shown, run.previews / f"{trainer.progress.step:08d}.mp4",
+        size=(stage.height, stage.width), seconds=trainer.settings.output.preview_seconds,
+        device=trainer.fabric.device, artifacts=artifacts,
+    )  # fmt: skip
 
 
-def _model(trainer: Trainer, features: Clusters | None) -> Model:
+@torch.no_grad()
+def _artifacts(trainer: Trainer) -> dict[str, Tensor]:
+    """What the generator stores beside its weights, from frames of the training clips."""
+    stage, generator = trainer.stage(), trainer.averaged
+    size = (stage.height, stage.width)
+    starts = range(0, generator.samples, TOGETHER)
+    drawn = (range(n, min(n + TOGETHER, generator.samples)) for n in starts)
+    batches = (trainer.shown.batch(indices, 1, size) for indices in drawn)
+    return generator.collect(batch.to(trainer.fabric.device) for batch in batches)
+
+
+def _model(trainer: Trainer, artifacts: dict[str, Tensor]) -> Model:
     """The current model: the moving average of the generator."""
     record = describe_model(
-        trainer.settings, trainer.windows, trainer.plan,
-        active=getattr(trainer.generator, "active", None),
+        trainer.settings, trainer.windows, trainer.plan, active=trainer.generator.active,
         training={
             "steps": trainer.progress.step, "minutes": round(trainer.progress.seconds / 60, 2),
             "perceptual": type(trainer.objective.perceptual).__name__,
         },
     )  # fmt: skip
-    clusters = {
-        f"clusters.{kind}": torch.from_numpy(centres) for kind, centres in (features or {}).items()
-    }
-    statistics = {**trainer.plan.statistics, **clusters}
+    statistics = {**trainer.plan.statistics, **artifacts}
     downscale = trainer.plan.height // record.height
     background_plates = {
         clip: torch.nn.functional.avg_pool2d(background_plate, downscale)
@@ -56,29 +68,7 @@ def _model(trainer: Trainer, features: Clusters | None) -> Model:
         for clip in background_plates
         if (found := trainer.windows.backgrounds(clip, (record.height, record.width)))
     }
-    return Model(record, trainer.ema.module, background_plates, statistics, references, backgrounds)
-
-
-@torch.no_grad()
-def _clusters(trainer: Trainer) -> Clusters | None:
-    """Clusters of the instance features of the training footage, for models that use them."""
-    encoder = getattr(trainer.ema.module, "encoder", None)
-    if not isinstance(encoder, FeatureEncoder):
-        return None
-    stage = trainer.stage()
-    size = (stage.height, stage.width)
-    starts = range(0, CLUSTERED, 8)
-    batches = (trainer.shown.batch(range(n, n + 8), 1, size) for n in starts)
-    return cluster_features(encoder, (b.to(trainer.fabric.device) for b in batches))
-
-
-def _preview(trainer: Trainer, run: RunFolder, features: Clusters | None) -> Path | None:
-    stage = trainer.stage()
-    return write_preview(
-        trainer.ema.module, trainer.shown, run.previews / f"{trainer.progress.step:08d}.mp4",
-        size=(stage.height, stage.width), seconds=trainer.settings.output.preview_seconds,
-        device=trainer.fabric.device, clusters=features,
-    )  # fmt: skip
+    return Model(record, trainer.averaged, background_plates, statistics, references, backgrounds)
 
 
 def describe_model(

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, fields
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning_fabric import Fabric
@@ -19,7 +19,7 @@ from v2v.checkpoint import DAMAGED, Checkpoint, load_optimiser, load_weights
 from v2v.data.dataset import ClipDataset
 from v2v.data.loader import loader
 from v2v.errors import CheckpointInvalid, OutOfMemory, TrainingDiverged
-from v2v.models import build_generator
+from v2v.models import Generator, build_generator
 from v2v.models.augment import draw
 from v2v.models.discriminators import DiscriminatorOutput, Discriminators, frozen, with_real
 from v2v.prefetch import prefetch
@@ -101,6 +101,11 @@ class Trainer:
                 fabric.setup_optimizers(d_adam),
             )
 
+    @property
+    def averaged(self) -> Generator:
+        """The moving average of the generator: what a model consists of."""
+        return cast(Generator, self.ema.module)
+
     # ------------------------------------------------------------ stages
 
     def stage(self) -> Stage:
@@ -120,9 +125,9 @@ class Trainer:
     def apply_stage(self) -> Stage:
         """Set the generator's active scales and trainable parameters for the stage."""
         stage = self.stage()
-        generator: Any = self.generator
-        if hasattr(generator, "active"):
-            for module in (generator, self.ema.module):
+        generator = self.generator
+        if generator.grows:
+            for module in (generator, self.averaged):
                 module.active = stage.scale + 1
             generator.requires_grad_(not stage.freeze_lower)
             if stage.freeze_lower:
@@ -330,7 +335,7 @@ class Trainer:
 
     def finite(self) -> bool:
         """Whether all weights are finite: a gradient can overflow although the loss is finite."""
-        modules = (self.generator, self.ema.module, self.discriminators)
+        modules = (self.generator, self.averaged, self.discriminators)
         weights = [p.detach() for module in modules for p in module.parameters()]
         norms = torch.stack(torch._foreach_norm(weights))  # type: ignore[arg-type]
         return bool(torch.isfinite(norms).all())
@@ -338,7 +343,7 @@ class Trainer:
     def save(self, run: RunFolder) -> None:
         modules = {
             "generator": self.generator.state_dict(),
-            "ema": self.ema.module.state_dict(),
+            "ema": self.averaged.state_dict(),
             "discriminators": self.discriminators.state_dict(),
         }
         for i, carried in enumerate(self.left):
@@ -358,7 +363,7 @@ class Trainer:
             )
         self.ema.n_averaged.fill_(averaged)
         modules = {
-            "generator": self.generator, "ema": self.ema.module,
+            "generator": self.generator, "ema": self.averaged,
             "discriminators": self.discriminators,
         }  # fmt: skip
         for name, module in modules.items():
