@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from v2v.models.generator import multiply_adds
+from v2v.models.cost import multiply_adds
 from v2v.progress import Reporter, Silent
 from v2v.training.fabric import launch, with_budget
 from v2v.training.prepare import TrainingPlan, open_windows, plan_run
