@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from v2v.data.background import Backgrounds
 from v2v.errors import UnknownName, UsageError
+from v2v.homography import Matrices, carry, carry_each
 from v2v.pipelines.model import LoadedModel
 from v2v.pipelines.source import Source
 from v2v.signals import Track
-from v2v.signals.camera import CameraTrack, Matrices, carry, carry_each
+from v2v.signals.camera import CameraTrack
 from v2v.signals.face import FaceTrack
 
 CAMERA_PATHS = ("still", "target", "source")

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from v2v.data.store import ClipStore
 from v2v.errors import NothingFound, UsageError
+from v2v.homography import Matrices
 from v2v.pipelines.camera_path import camera_path, check_camera_path, filmed, steadied, still_views
 from v2v.pipelines.model import LoadedModel
 from v2v.pipelines.rendering.frames import ConditioningSource
@@ -29,7 +30,6 @@ from v2v.pipelines.segments import format_segments
 from v2v.pipelines.source import Source, check_finite, open_source
 from v2v.progress import Reporter, Silent
 from v2v.signals import Track
-from v2v.signals.camera import Matrices
 from v2v.signals.face import FaceTrack
 
 __all__ = ["FaceReenactment", "Strengths"]

@@ -227,13 +227,13 @@ class LabelToVideo:
     def _appearance(self, style: Sequence[str]) -> Appearance:
         trained, by_picture = self.trained, self.trained.takes_pictures
         clips = [clip.name for clip in trained.model.record.clips]
-        clip, picture, clusters = 0, None, {}
+        clip, picture, choices = 0, None, {}
         for item in style:
             name, separator, number = item.partition("=")
             if item in clips:
                 clip = clips.index(item)
             elif separator and name in self.classes:
-                clusters[self.classes.index(name)] = self._cluster(name, number)
+                choices[self.classes.index(name)] = self._cluster(name, number)
             elif Path(item).is_file():
                 if not by_picture:
                     raise UsageError(
@@ -248,21 +248,21 @@ class LabelToVideo:
                     f"{item} is not a style of {trained.name}, and not a picture",
                     hint=self._styles(clips, by_picture),
                 )
-        return trained.appearance(clip, picture=picture, clusters=clusters)
+        return trained.appearance(clip, picture=picture, choices=choices)
 
     def _cluster(self, name: str, number: str) -> int:
-        found = self.trained.clusters.get(self.classes.index(name))
+        found = self.trained.choices.get(self.classes.index(name))
         if found is None:
-            known = [self.classes[i] for i in self.trained.clusters if i < len(self.classes)]
+            known = [self.classes[i] for i in self.trained.choices if i < len(self.classes)]
             raise UsageError(
                 f"{self.trained.name} has no clusters of {name}",
                 hint=f"it has clusters of: {', '.join(known) or 'no class'} (only pix2pixHD models"
                 " have clusters)",
             )
-        if not (number.isascii() and number.isdigit()) or int(number) >= len(found):
+        if not (number.isascii() and number.isdigit()) or int(number) >= found:
             raise UsageError(
                 f"--style {name}={number}: there is no such cluster",
-                hint=f"{name} has clusters 0 to {len(found) - 1}",
+                hint=f"{name} has clusters 0 to {found - 1}",
             )
         return int(number)
 
@@ -270,7 +270,7 @@ class LabelToVideo:
         options = [f"a training clip ({', '.join(clips)})"] if len(clips) > 1 else []
         if by_picture:
             options.append("a picture")
-        if self.trained.clusters:
+        if self.trained.choices:
             options.append("CLASS=NUMBER, such as car=3")
         return f"it accepts: {'; '.join(options)}" if options else "it has only one style"
 

@@ -13,19 +13,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from v2v.checkpoint import MODEL_FILE, REFERENCES, Model, load_model
+from v2v.checkpoint import MODEL_FILE, REFERENCES, Model, is_artifact, load_model
 from v2v.data.background import Backgrounds
-from v2v.data.references import Chooser, as_condition, reference_signal
+from v2v.data.references.choosing import Chooser, reference_signal
+from v2v.data.references.warping import as_condition, candidates
 from v2v.data.store import ClipStore, file_record
 from v2v.data.transforms import Placement, downscale_of
 from v2v.errors import CheckpointInvalid, UnknownName, UsageError
-from v2v.models.baselines.pix2pixhd import Clusters, pick_features
-from v2v.models.generator import SequentialGenerator
+from v2v.homography import carry_each
+from v2v.pixels import planes
 from v2v.runtime import cpu_has_bf16
 from v2v.signals import Track
-from v2v.signals._landmarks import planes
-from v2v.signals.camera import carry_each
-from v2v.signals.segmentation import LabelTrack
+from v2v.signals.traits import LabelMaps
 from v2v.types import Condition
 
 RUNS = Path("runs")
@@ -42,7 +41,7 @@ class Appearance:
 
     clip: int = 0  # training clip that gives background and style
     picture: Tensor | None = None  # [3, H, W] in [-1, 1], style image
-    clusters: dict[int, int] = field(default_factory=dict)  # class -> cluster of its features
+    choices: dict[int, int] = field(default_factory=dict)  # class -> number of its appearance
 
 
 @dataclass(frozen=True)
@@ -130,14 +129,11 @@ class LoadedModel:
     @property
     def takes_pictures(self) -> bool:
         """Whether the model takes its style from a picture."""
-        generator = self.model.generator
-        if isinstance(generator, SequentialGenerator):
-            return generator.encoder is not None
-        return hasattr(generator, "encoder") and not self.clusters
+        return "style" in self.model.generator.reads
 
     def appearance(
         self, clip: int = 0, *, picture: Tensor | None = None,
-        clusters: dict[int, int] | None = None,
+        choices: dict[int, int] | None = None,
     ) -> Appearance:  # fmt: skip
         """The appearance of the frames: by default that of a training clip.
 
@@ -145,13 +141,13 @@ class LoadedModel:
         """
         if picture is None and self.takes_pictures:
             picture = self.model.statistics.get(f"{clip}.style")
-            if picture is None and isinstance(self.model.generator, SequentialGenerator):
+            if picture is None and "style" in self.model.generator.needs:
                 raise UsageError(
                     f"{self.name} needs a style picture, but stores none",
                     hint="train it again with this version of v2v",
                 )
         picture = None if picture is None else picture.to(self.device)
-        return Appearance(clip, picture, clusters or {})
+        return Appearance(clip, picture, choices or {})
 
     def placement(self, clip: int) -> Placement:
         """The mapping from the pixels of a training clip to those of the rendered frames."""
@@ -199,14 +195,14 @@ class LoadedModel:
         return None if frames is None else frames.numpy()
 
     @cached_property
-    def clusters(self) -> Clusters:
-        """Feature clusters of instances by class, for models that have them (pix2pixHD)."""
-        found = self.model.statistics.items()
-        return {
-            int(key.removeprefix("clusters.")): value.numpy()
-            for key, value in found
-            if key.startswith("clusters.")
-        }
+    def artifacts(self) -> dict[str, Tensor]:
+        """What the generator collected from its training clips; see `Generator.collect`."""
+        return {key: value for key, value in self.model.statistics.items() if is_artifact(key)}
+
+    @property
+    def choices(self) -> dict[int, int]:
+        """Class id -> number of appearances that can be chosen; empty for most generators."""
+        return self.model.generator.choices(self.artifacts)
 
     def chooser(self, appearance: Appearance) -> Chooser | None:
         """The reference chooser for a new video; None: the model has no references."""
@@ -220,7 +216,7 @@ class LoadedModel:
         names = [use.name for use in self.model.record.signals]
         signal = reference_signal(names)
         assert signal is not None
-        return tracks[names.index(signal)]
+        return tracks[names.index(signal.name)]
 
     def conditions(
         self, tracks: Sequence[Track], appearance: Appearance, chooser: Chooser | None = None,
@@ -245,19 +241,11 @@ class LoadedModel:
             background_plate = torch.empty(count, 4, height, width)
             planes(behind[..., :3], background_plate[:, :3].numpy())
             background_plate[:, 3] = torch.from_numpy(behind[..., 3]).float().div_(255)
-        instances = features = None
-        maps = next((t for t in tracks if isinstance(t, LabelTrack)), None)
-        if maps is not None and (self.clusters or maps.instances is not None):
+        instances, generator = None, self.model.generator
+        maps = next((t for t in tracks if isinstance(t, LabelMaps)), None)
+        if maps is not None and "instances" in generator.reads:
             ids = maps.labels if maps.instances is None else maps.instances
             instances = torch.from_numpy(ids.astype(np.int64))[:, None]
-        if self.clusters:
-            if instances is None:
-                instances = torch.zeros(count, 1, height, width, dtype=torch.int64)
-            chosen = {  # the selected cluster, else a random one that is constant over the video
-                kind: rows[[appearance.clusters[kind]]] if kind in appearance.clusters else rows
-                for kind, rows in self.clusters.items()
-            }
-            features = pick_features(chosen, instances, seed=0)
         style = appearance.picture
         if style is not None:
             style = style[None].expand(count, -1, -1, -1)
@@ -267,17 +255,18 @@ class LoadedModel:
             references = torch.stack(
                 [
                     as_condition(found)
-                    for found in chooser.references.candidates(track, chooser(track))
+                    for found in candidates(chooser.references, track, chooser(track))
                 ]
             )
-        return Condition(
+        condition = Condition(
             signals=signals, references=references,
             clip=torch.full((count,), appearance.clip, dtype=torch.int64),
             background_plate=background_plate,
             style=style,
-            instances=instances, features=features,
+            instances=instances,
             control_points=torch.cat([track.control_point_tensor() for track in tracks], dim=1),
         )  # fmt: skip
+        return generator.complete(condition, self.artifacts, appearance.choices)
 
 
 def find_model(path: str | Path) -> Path:

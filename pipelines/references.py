@@ -19,12 +19,9 @@ import torch
 from safetensors.torch import save_file
 
 from v2v.checkpoint import REFERENCES
-from v2v.data.references import (
-    gather,
-    picture_name,
-    reference_signal,
-    write_picture,
-)
+from v2v.data.references.choosing import reference_signal
+from v2v.data.references.gathering import gather
+from v2v.data.references.pictures import picture_name, write_picture
 from v2v.data.transforms import Placement
 from v2v.errors import NothingFound, UsageError
 from v2v.files import replacing_file
@@ -107,7 +104,7 @@ def add_reference(
     assert signal is not None
     with tempfile.TemporaryDirectory() as data:
         source = open_source(
-            picture, [signal, "segmentation"], data=Path(data), report=report,
+            picture, [signal.name, "segmentation"], data=Path(data), report=report,
             values={"preview.enabled": False},
         )  # fmt: skip
         found = gather(
@@ -116,7 +113,7 @@ def add_reference(
         )  # fmt: skip
     if found is None:
         raise NothingFound(
-            f"no {signal} was found in {picture}",
+            f"no {signal.name} was found in {picture}",
             hint="use a picture that shows the whole body or face",
         )
     found = replace(found, frames=np.array([ADDED]))

@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from v2v.config import PreprocessSettings
 from v2v.data.store import CLIP_FILE, ClipStore, read_record
 from v2v.errors import SignalMissing
+from v2v.homography import Matrices, carry, centred, corners_of
 from v2v.preprocess.extractor import ArrayExtractor, ClipContext, Finished, Record, write_arrays
-from v2v.signals.camera import CameraTrack, Matrices, carry, centred, corners_of
+from v2v.signals.camera import CameraTrack
 from v2v.signals.segmentation import LabelTrack
 
 Picture = NDArray[np.uint8]

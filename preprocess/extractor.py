@@ -27,7 +27,7 @@ from v2v.config import PreprocessSettings
 from v2v.errors import writing
 from v2v.files import atomic_file, partial_of
 from v2v.signals import load_signal
-from v2v.signals._base import import_own_or_installed
+from v2v.signals.registry import import_own_or_installed
 from v2v.video.plan import Geometry
 from v2v.video.write import MapWriter, concatenate
 

@@ -12,10 +12,11 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from v2v.data.store import ClipStore
+from v2v.homography import carry, corners_of
 from v2v.prefetch import prefetch
 from v2v.progress import Reporter
 from v2v.signals import Track
-from v2v.signals.camera import CameraTrack, carry, corners_of
+from v2v.signals.camera import CameraTrack
 from v2v.video.stored import stored_frames
 from v2v.video.write import VideoWriter
 

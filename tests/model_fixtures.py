@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from v2v.checkpoint import ClipUse, Model, ModelRecord, SignalUse, save_model
-from v2v.data.references import References
+from v2v.data.references.memory import References
 from v2v.models import build_generator
 from v2v.models.generator_settings import PRESETS, Architecture
 from v2v.saved import FORMAT

@@ -35,6 +35,8 @@ LAYERS = (
         "v2v.records",
         "v2v.saved",
         "v2v.tensors",
+        "v2v.homography",
+        "v2v.pixels",
         "v2v.warp",
         "v2v.weights",
         "v2v.progress",
@@ -181,6 +183,17 @@ def test_only_main_imports_the_command_line(name: str) -> None:
 def test_one_module_imports_mediapipe() -> None:
     found = {n for n in modules() if "mediapipe" in imports_of(n, everywhere=True)}
     assert found == {"v2v.preprocess.mediapipe_backend", "v2v.installation"}  # v2v doctor
+
+
+BUILT_IN = tuple(f"v2v.signals.{n}" for n in ("pose", "face", "segmentation", "flow", "camera"))
+GENERIC = ("v2v.data", "v2v.models", "v2v.losses", "v2v.training", "v2v.checkpoint")
+
+
+@pytest.mark.parametrize("name", [n for n in modules() if within(n, GENERIC)])
+def test_data_and_training_ask_for_traits_and_know_no_signal(name: str) -> None:
+    """So that installed signals get what built-in ones get; see `v2v.signals.traits`."""
+    wrong = [o for o in imports_of(name, everywhere=True) if within(o, BUILT_IN)]
+    assert not wrong, f"{name} imports {', '.join(wrong)}"
 
 
 @pytest.mark.parametrize(

@@ -23,18 +23,27 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from v2v.data.background import Backgrounds, Mosaic
-from v2v.data.references import References, read_references, reference_signal, write_pictures
+from v2v.data.references.choosing import reference_signal
+from v2v.data.references.memory import References
+from v2v.data.references.pictures import read_references, write_pictures
 from v2v.errors import CheckpointInvalid, UnknownName
 from v2v.files import replacing
-from v2v.models import build_generator, check_generator
-from v2v.records import Count, Frames, Plain, Rate, Record, Side
+from v2v.models import Generator, build_generator, check_generator
+from v2v.records import (
+    Count,
+    Frames,
+    Plain,
+    Rate,
+    Record,
+    Side,
+)
 from v2v.saved import check_format, read_saved, write_json
-from v2v.signals import load_signal
-from v2v.signals._base import check_values
-from v2v.signals.camera import Camera, CameraTrack
+from v2v.signals import find, load_signal, signal_names
+from v2v.signals.arrays import check_values
+from v2v.signals.traits import ArraySignal, CameraSignal
 from v2v.tensors import RESTORE, first_line, load_weights, plain, read_tensors
 
 MODEL_FILE = "model.json"
@@ -43,7 +52,6 @@ BACKGROUNDS = "backgrounds.safetensors"
 
 # Arguments of the generator in records of earlier versions -> their current names.
 RENAMED_ARGUMENTS = {"handles": "control_points", "plate": "background_plate"}
-CAMERA_LAYOUT = Camera.layout
 MOST_PIXELS = 1 << 25  # per frame of a model: 7680x4320
 
 
@@ -136,10 +144,11 @@ class Model:
     """A trained model, as `v2v transfer` and the other pipelines use it."""
 
     record: ModelRecord
-    generator: nn.Module
+    generator: Generator
     # clip -> [4, H, W] as in `Condition`
     background_plates: dict[int, Tensor] = field(default_factory=dict)
-    statistics: dict[str, Tensor] = field(default_factory=dict)  # "0.pose.points" [T, 75, 3], ...
+    # Of the footage, "0.pose.points" [T, 75, 3], and the generator's artifacts.
+    statistics: dict[str, Tensor] = field(default_factory=dict)
     references: dict[int, References] = field(default_factory=dict)  # by clip
     backgrounds: dict[int, Backgrounds] = field(default_factory=dict)  # for moving cameras
 
@@ -182,8 +191,8 @@ def load_model(path: str | Path, *, device: torch.device | str = "cpu") -> Model
     record = read_model_record(folder)
     generator = generator_of(record, folder)
     if record.active is not None:
-        generator.active = record.active  # type: ignore[assignment]
-    multiple = getattr(generator, "multiple", 1) if hasattr(generator, "active") else 1
+        generator.active = record.active
+    multiple = generator.multiple
     if record.height % multiple or record.width % multiple:
         raise CheckpointInvalid(
             f"{folder / MODEL_FILE}: height and width must be multiples of {multiple}, not"
@@ -199,13 +208,13 @@ def load_model(path: str | Path, *, device: torch.device | str = "cpu") -> Model
             clip: plate.to(device)
             for clip, plate in _read_background_plates(plates, record).items()
         },
-        statistics=_read_statistics(statistics, record),
+        statistics=_read_statistics(statistics, record, generator),
         references=_read_references(folder / REFERENCES, record),
         backgrounds=_read_backgrounds(folder / BACKGROUNDS, record),
     )
 
 
-def generator_of(record: ModelRecord, folder: Path) -> nn.Module:
+def generator_of(record: ModelRecord, folder: Path) -> Generator:
     """The generator that a record describes, untrained. Raises `CheckpointInvalid`."""
     file = folder / MODEL_FILE
     try:
@@ -271,7 +280,7 @@ def write_backgrounds(path: Path, backgrounds: Mapping[int, Backgrounds]) -> Non
     """Write the mosaics and camera tracks of the clips, in the model's pixels."""
     arrays: dict[str, Any] = {}
     for clip, found in backgrounds.items():
-        for name in CAMERA_LAYOUT:
+        for name in found.track.per_frame:
             arrays[f"{clip}.{name}"] = getattr(found.track, name)
         for first, mosaic in found.mosaics.items():
             arrays[f"{clip}.{first}.picture"] = mosaic.picture
@@ -304,7 +313,9 @@ def _read_backgrounds(path: Path, record: ModelRecord) -> dict[int, Backgrounds]
 
 def _background(arrays: dict[str, Any], height: int, width: int, count: int) -> Backgrounds:
     """Build the background of `count` frames. Raises `ValueError` for invalid arrays."""
-    for name, (kind, shape) in CAMERA_LAYOUT.items():
+    camera = find(CameraSignal, signal_names())
+    assert camera is not None
+    for name, (kind, shape) in camera.layout.items():
         values = arrays.get(name)
         if values is None or values.dtype != kind or values.shape != (count, *shape):
             raise ValueError(f"{name} must be {kind} {[count, *shape]}")
@@ -326,9 +337,7 @@ def _background(arrays: dict[str, Any], height: int, width: int, count: int) -> 
             raise ValueError(f"{first}.place must be finite, with a scale above 0")
         x, y, across, down = place.tolist()
         mosaics[int(first)] = Mosaic(picture, (x, y), (across, down))
-    track = CameraTrack(
-        arrays["homography"], arrays["reference"], arrays["residual"], width, height
-    )
+    track = camera.assemble(arrays, width=width, height=height)
     known = set(track.reference[track.present()].tolist())
     if not mosaics or not set(mosaics) <= known:
         raise ValueError("a mosaic belongs to no frame")
@@ -373,16 +382,25 @@ def _read_references(folder: Path, record: ModelRecord) -> dict[int, References]
     return found
 
 
-def _read_statistics(path: Path, record: ModelRecord) -> dict[str, Tensor]:
+def _read_statistics(path: Path, record: ModelRecord, generator: Generator) -> dict[str, Tensor]:
     """The stored statistics of the footage. Raises `CheckpointInvalid` if one is invalid."""
     if not os.path.lexists(path):
         return {}
     found = read_tensors(path, missing=True)
     for key, value in found.items():
-        problem = _statistic_problem(key, value, found, record)
+        problem = (
+            generator.check_artifact(key, value)
+            if is_artifact(key)
+            else _statistic_problem(key, value, found, record)
+        )
         if problem:
             raise CheckpointInvalid(f"{path}: {key} {problem}", hint=RESTORE)
     return found
+
+
+def is_artifact(key: str) -> bool:
+    """Whether a stored statistic is the generator's, not that of a clip (`0.pose.points`)."""
+    return not key.partition(".")[0].isdecimal()
 
 
 def _statistic_problem(
@@ -390,10 +408,6 @@ def _statistic_problem(
 ) -> str | None:
     """What is wrong with a stored statistic, None if it is valid; see `training.prepare`."""
     finite = not value.is_floating_point() or bool(torch.isfinite(value).all())
-    if key.startswith("clusters."):
-        if not key.removeprefix("clusters.").isdecimal() or value.ndim != 2 or not len(value):
-            return f"is {list(value.shape)}, expected a class number and rows of features"
-        return None if finite else "has values that are not finite"
     clip, _, name = key.partition(".")
     if not clip.isdecimal() or int(clip) >= len(record.clips):
         return f"belongs to no clip; the model has {len(record.clips)}"
@@ -422,7 +436,8 @@ def _statistic_problem(
         return None
     frames_of = found.get(f"{clip}.frames")
     rows = len(frames_of) if frames_of is not None else len(value)
-    layout = getattr(load_signal(signal), "layout", {})
+    definition = load_signal(signal)
+    layout = definition.layout if isinstance(definition, ArraySignal) else {}
     shape = layout.get(kind, ("", tuple(value.shape[1:])))[1]
     if tuple(value.shape) != (rows, *shape) or value.dtype != torch.float32 or not rows:
         return f"is {value.dtype} {list(value.shape)}, expected float32 {[rows, *shape]}"

@@ -54,7 +54,7 @@ class SegmentedVideo:
                 "pipeline": conditioning.pipeline, "settings": conditioning.settings,
                 "source": conditioning.source_sha256, "frames": conditioning.count,
                 "rate": str(conditioning.rate),
-                "look": [appearance.clip, styled, sorted(appearance.clusters.items())],
+                "look": [appearance.clip, styled, sorted(appearance.choices.items())],
                 "size": [self.width, self.height], "codec": self.output.codec,
                 "crf": self.output.crf,
             }

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from v2v.data.background import LARGEST, LEAST, _median, build_background_plate
 from v2v.data.transforms import Placement
+from v2v.signals import find
 from v2v.signals.camera import CameraTrack
 
 HEIGHT, WIDTH, COUNT = 48, 64, 40
@@ -32,7 +33,11 @@ class FakeStore:
         size = SimpleNamespace(height=frames.shape[1], width=frames.shape[2])
         self.signals: Any = {"segmentation"}
         self.camera: Any = None
-        self.record = SimpleNamespace(signals={"segmentation": spec}, frames=size)
+        self.record = SimpleNamespace(
+            signals={"segmentation": spec},
+            frames=size,
+            find=lambda trait: find(trait, self.signals),
+        )
 
     def __len__(self) -> int:
         return len(self.pictures)

@@ -26,9 +26,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from v2v.data.background import BackgroundPlate, Backgrounds, Mosaic
-from v2v.data.dataset import ClipDataset, _near, compose_over
+from v2v.data.dataset import ClipDataset
+from v2v.data.filling import compose_over, near_references
 from v2v.data.loader import loader
-from v2v.data.references import gather
+from v2v.data.references.gathering import gather
 from v2v.data.sampling import WindowSample, shard
 from v2v.data.store import (
     SCHEMA,
@@ -52,7 +53,7 @@ from v2v.errors import (
 from v2v.preprocess.extractor import write_arrays
 from v2v.signals.camera import CameraTrack
 from v2v.signals.flow import pack
-from v2v.signals.pose import LIMB_GROUPS, MIRROR, NAMES
+from v2v.signals.pose import LIMB_GROUPS, MIRROR, NAMES, SIGNAL
 from v2v.signals.segmentation import CITYSCAPES
 from v2v.types import Batch
 from v2v.video.write import MapWriter, h264_stream
@@ -1043,7 +1044,7 @@ def with_references(scene: Path, **changes: Any) -> ClipDataset:
     )
     clip = windows.clips[0]
     found = gather(
-        ClipStore(*windows.records[0]), *clip.train, signal="pose", whole=True, count=6,
+        ClipStore(*windows.records[0]), *clip.train, signal=SIGNAL, whole=True, count=6,
         placement=windows.placement(0, 48),
     )  # fmt: skip
     assert found is not None
@@ -1080,13 +1081,13 @@ def test_training_uses_no_reference_close_in_time(scene):
     clip, references = windows.clips[0], windows.references[0]
     for index in range(30):
         draw = windows.draw(index, 3, 48)
-        near = _near(references, draw, clip)
+        near = near_references(references, draw, clip)
         gap = max(0.5 * clip.rate, 0.1 * clip.train[1])
         for number, frame in enumerate(references.frames):
             apart = max(draw.start - frame, frame - (draw.stop - 1))
             assert (number in near) == (apart < gap)
     shown = WindowSample(0, clip.held_out[0], 1, 1, windows.placement(0, 48))
-    assert not len(_near(references, shown, clip))  # rendering may use all of them
+    assert not len(near_references(references, shown, clip))  # rendering may use all of them
 
 
 def test_dropped_references_are_invalid_everywhere(scene):

@@ -9,20 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from v2v.data.references import (
-    FADE,
-    Chooser,
-    References,
-    _poses,
-    as_condition,
-    farthest_points,
-    join,
-    read_references,
-    sharpness,
-    write_pictures,
-)
-from v2v.signals._parts import NARROWEST, Part, Rig, regions
-from v2v.signals.pose import NAMES, PARTS, POINT, PoseTrack
+from v2v.data.references.choosing import FADE, Chooser, crowded, distances, part_poses
+from v2v.data.references.gathering import farthest_points, sharpness
+from v2v.data.references.memory import References
+from v2v.data.references.pictures import read_references, write_pictures
+from v2v.data.references.warping import as_condition, candidates
+from v2v.signals.parts import NARROWEST, Part, Rig, regions
+from v2v.signals.pose import NAMES, PARTS, POINT, SIGNAL, PoseTrack
 
 HEIGHT, WIDTH = 96, 80
 BONES = (  # drawn from back to front: ends, thickness, colour
@@ -97,7 +90,7 @@ def references_of(*bodies: Any, whole: bool = False) -> References:
 def shown(references: References, wanted: Any, count: int = 1, **place: Any) -> Any:
     """Candidates [K, H, W, 5] for one target body."""
     track = track_of(wanted)
-    (found,) = references.candidates(track, Chooser(references, count)(track), **place)
+    (found,) = candidates(references, track, Chooser(references, count)(track), **place)
     return found.transpose(0, 2, 3, 1)
 
 
@@ -261,8 +254,8 @@ def test_an_arm_uses_a_reference_with_nothing_beside_it():
         beside[POINT[f"right_{name}"], :2] = beside[POINT[f"left_{name}"], :2] + (2, 4)
     references, wanted = references_of(beside, free), track_of(body(2.1, 0.5))
     forearm = next(p for p, part in enumerate(PARTS) if part.name == "left_elbow")
-    assert references.crowded[forearm].tolist() == [1, 0]
-    assert references.distances(wanted)[0, forearm].argmin() == 0
+    assert crowded(references)[forearm].tolist() == [1, 0]
+    assert distances(references, wanted)[0, forearm].argmin() == 0
     assert Chooser(references, 1)(wanted).used[0, forearm, 0] == 1
 
 
@@ -343,7 +336,7 @@ def test_a_new_reference_fades_in():
     arm = next(p for p, part in enumerate(PARTS) if part.name == "left_elbow")
     assert choice.used[:, arm, 0].tolist() == [0, *[1] * FADE]
     assert choice.fading[:, arm, 0] == pytest.approx([0, *np.arange(1, FADE)[::-1] / FADE, 0])
-    found = [frame[0] for frame in references.candidates(track, choice)]
+    found = [frame[0] for frame in candidates(references, track, choice)]
     elbow, wrist = (track.points[-1, POINT[f"left_{name}"], :2] for name in ("elbow", "wrist"))
     x, y = (0.6 * elbow + 0.4 * wrist).astype(int)
     assert [round(float(frame[0, y, x])) for frame in found[1:]] == pytest.approx(
@@ -380,7 +373,7 @@ def test_choosing_in_chunks_gives_the_same_result():
 
 def test_the_farthest_poses_are_chosen():
     bodies = [body(a, b) for a, b in [(0.4, 0.4)] * 6 + [(2.0, 0.4), (0.4, 2.0)] + [(0.45, 0.4)]]
-    assert set(farthest_points(_poses(track_of(*bodies)), 3)) == {0, 6, 7}
+    assert set(farthest_points(part_poses(track_of(*bodies)), 3)) == {0, 6, 7}
 
 
 def test_blurred_frames_are_less_sharp():
@@ -399,7 +392,7 @@ def written(folder: Any) -> tuple[References, dict[str, Any]]:
 
 def read(folder: Any, arrays: Any) -> References | None:
     return read_references(
-        folder / "references", 0, arrays, signal="pose", size=(HEIGHT, WIDTH), whole=False
+        folder / "references", 0, arrays, signal=SIGNAL, size=(HEIGHT, WIDTH), whole=False
     )
 
 
@@ -443,6 +436,6 @@ def test_arrays_that_do_not_match_are_refused(tmp_path):
 
 def test_join_concatenates_tracks():
     parts = [track_of(body(a)) for a in (0.1, 0.5)]
-    assert np.array_equal(
-        join(parts).part_points(), track_of(body(0.1), body(0.5)).part_points(), equal_nan=True
-    )
+    whole = track_of(body(0.1), body(0.5))
+    joined = PoseTrack.joined(parts).part_points()
+    assert np.array_equal(joined, whole.part_points(), equal_nan=True)

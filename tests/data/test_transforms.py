@@ -19,7 +19,7 @@ from v2v.data.transforms import (
     recolour,
     shrink,
 )
-from v2v.signals import _landmarks as marks
+from v2v.signals import landmarks as marks
 from v2v.signals.face import MIRROR as FACE_MIRROR
 from v2v.signals.face import POINTS, FaceTrack
 from v2v.signals.flow import FlowTrack

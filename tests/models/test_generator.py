@@ -11,7 +11,9 @@ from torch import Tensor
 
 from v2v.models import build_generator, check_generator
 from v2v.models.blocks import double, fold, half
-from v2v.models.generator import Heads, SequentialGenerator, _weighted, multiply_adds
+from v2v.models.compositing import weighted_candidates
+from v2v.models.cost import multiply_adds
+from v2v.models.generator import SequentialGenerator
 from v2v.models.generator_settings import (
     DEPARTURE,
     OUTLINE_DEPARTURE,
@@ -20,6 +22,7 @@ from v2v.models.generator_settings import (
     TRUST,
     Architecture,
 )
+from v2v.models.subnetworks import Heads
 from v2v.types import Condition, GeneratorState
 from v2v.warp import dense_motion, moved
 
@@ -379,7 +382,7 @@ def test_each_pixel_selects_among_the_references():
     references, synthesised = reference_candidates(), torch.full((1, 3, 32, 32), -1.0)
     logits = torch.full((1, 2, 32, 32), -30.0)
     logits[:, 1, :, 16:] = 30
-    found = _weighted(synthesised, references, logits, TRUST, 16.0)
+    found = weighted_candidates(synthesised, references, logits, TRUST, 16.0)
     assert found[..., :16] == pytest.approx(-1, abs=1e-3)
     assert found[..., 16:] == pytest.approx(0.5, abs=1e-3)
 
@@ -387,7 +390,8 @@ def test_each_pixel_selects_among_the_references():
 def test_the_network_cannot_suppress_a_reference_in_the_rendered_pose():
     """Not even with extreme logits for synthesis, whose blur pixel losses reward."""
     references, synthesised = reference_candidates(count=1), torch.full((1, 3, 32, 32), -1.0)
-    found = _weighted(synthesised, references, torch.full((1, 1, 32, 32), -1e4), TRUST, DEPARTURE)
+    logits = torch.full((1, 1, 32, 32), -1e4)
+    found = weighted_candidates(synthesised, references, logits, TRUST, DEPARTURE)
     minimum = torch.sigmoid(torch.tensor(TRUST - DEPARTURE)).item()
     assert found == pytest.approx(minimum - 1, abs=1e-4)
 
@@ -395,7 +399,8 @@ def test_the_network_cannot_suppress_a_reference_in_the_rendered_pose():
 def test_invalid_reference_pixels_are_synthesised():
     references, synthesised = reference_candidates(), torch.full((1, 3, 32, 32), -1.0)
     references[:, :, 3] = 0
-    found = _weighted(synthesised, references, torch.zeros(1, 2, 32, 32), TRUST, DEPARTURE)
+    logits = torch.zeros(1, 2, 32, 32)
+    found = weighted_candidates(synthesised, references, logits, TRUST, DEPARTURE)
     assert found == pytest.approx(-1, abs=5e-3)
 
 

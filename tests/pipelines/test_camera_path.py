@@ -10,8 +10,9 @@ import pytest
 
 from v2v.data.background import Backgrounds, Mosaic
 from v2v.errors import UnknownName, UsageError
+from v2v.homography import carry
 from v2v.pipelines.camera_path import camera_path, seen_from, steadied, still_views
-from v2v.signals.camera import CameraTrack, carry
+from v2v.signals.camera import CameraTrack
 from v2v.signals.face import FaceTrack
 from v2v.signals.pose import PoseTrack
 

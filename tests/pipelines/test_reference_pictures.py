@@ -14,7 +14,7 @@ import torch
 
 from v2v.checkpoint import REFERENCES, load_model
 from v2v.cli import rendering as rendering_commands
-from v2v.data.references import References
+from v2v.data.references.memory import References
 from v2v.errors import CheckpointInvalid, UsageError
 from v2v.pipelines.model import LoadedModel
 from v2v.pipelines.references import drop_reference, list_references

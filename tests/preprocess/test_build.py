@@ -33,10 +33,11 @@ from v2v.errors import (
     UnknownName,
     V2VError,
 )
+from v2v.homography import carry
 from v2v.preprocess.build import preprocess
 from v2v.samples import person
 from v2v.samples.clips import write_sample
-from v2v.signals.camera import CameraTrack, carry
+from v2v.signals.camera import CameraTrack
 from v2v.video.stored import read_stored
 from v2v.video.write import VideoWriter
 

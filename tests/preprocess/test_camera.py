@@ -8,8 +8,9 @@ import cv2
 import numpy as np
 import pytest
 
+from v2v.homography import carry, corners_of
 from v2v.preprocess.camera import CameraTracker, Extractor, corners
-from v2v.signals.camera import CameraTrack, carry, corners_of
+from v2v.signals.camera import CameraTrack
 
 HEIGHT, WIDTH, COUNT, RATE = 240, 320, 16, 25.0
 FREE = np.full((HEIGHT, WIDTH), 255, np.uint8)

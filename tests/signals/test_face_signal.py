@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from v2v.data.references import Chooser, References
+from v2v.data.references.choosing import Chooser
+from v2v.data.references.memory import References
+from v2v.data.references.warping import candidates
 from v2v.samples import face as drawn_face
 from v2v.signals.face import (
     IRISES,
@@ -138,7 +140,7 @@ def test_a_reference_is_warped_with_its_face(mesh: Array) -> None:
     wanted = track((mesh + (12, 8, 0)).astype(np.float64)[None])
     choice = Chooser(references, 1)(wanted)
     assert (choice.used == 0).all()
-    ((found,),) = references.candidates(wanted, choice)
+    ((found,),) = candidates(references, wanted, choice)
     middle = mesh[:, :2].mean(axis=0).astype(int)
     x, y = slice(middle[0] - 30, middle[0] + 30), slice(middle[1] - 30, middle[1] + 30)
     expected = np.roll(picture, (8, 12), axis=(0, 1))[y, x]

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from pkgutil import iter_modules
 from textwrap import dedent
 from typing import Any
 from zipfile import ZipFile
@@ -15,10 +16,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+import v2v.signals
 from v2v.errors import StoreDamaged, UnknownName
 from v2v.preprocess.extractor import load_extractor
-from v2v.signals import Signal, load_signal, signal_names
-from v2v.signals._base import check_arrays, read_arrays
+from v2v.signals import Signal, find, load_signal, signal_names
+from v2v.signals.arrays import check_arrays, read_arrays
+from v2v.signals.registry import SHARED
+from v2v.signals.segmentation import CITYSCAPES
+from v2v.signals.traits import CameraSignal, FlowSignal, LabelSignal, PointSignal, ReferenceSignal
 
 BUILT_IN = ("pose", "face", "segmentation", "flow", "camera")
 
@@ -31,8 +36,40 @@ def test_all_built_in_signals_load() -> None:
         assert load_extractor(name).signal == name
 
 
+def test_every_module_defines_a_signal_or_is_shared() -> None:
+    modules = {m.name for m in iter_modules(v2v.signals.__path__) if not m.name.startswith("_")}
+    assert modules == set(BUILT_IN) | SHARED
+
+
+def test_signals_are_found_by_trait() -> None:
+    expected: dict[type[Signal], str] = {
+        PointSignal: "pose", ReferenceSignal: "pose", LabelSignal: "segmentation",
+        FlowSignal: "flow", CameraSignal: "camera",
+    }  # fmt: skip
+    for trait, name in expected.items():
+        found = find(trait, ("not installed", *BUILT_IN))
+        assert found is not None and found.name == name
+    first = find(ReferenceSignal, ("segmentation", "face", "pose"))
+    assert first is not None and (first.name, first.warped_by) == ("face", "dense")
+    assert find(LabelSignal, ("pose", "flow")) is None
+
+
+@pytest.mark.parametrize("cityscapes", [True, False])
+def test_the_foreground_is_what_moves_or_the_person(cityscapes: bool) -> None:
+    classes = list(CITYSCAPES) if cityscapes else ["background", "person", "car"]
+    labels = find(LabelSignal, BUILT_IN)
+    assert labels is not None
+    table = labels.foreground({"classes": classes})
+    names = {classes[i] for i in np.flatnonzero(table)}
+    assert ("car" in names) == cityscapes and "person" in names and table.shape == (256,)
+    assert labels.person({"classes": classes}) == classes.index("person")
+    assert labels.person({"classes": ["road"]}) is None
+
+
 @pytest.mark.parametrize("load", [load_signal, load_extractor])
-@pytest.mark.parametrize(("name", "near"), [("poes", "pose"), ("_base", None), ("v2v", None)])
+@pytest.mark.parametrize(
+    ("name", "near"), [("poes", "pose"), ("_base", None), ("traits", None), ("v2v", None)]
+)
 def test_the_error_for_an_unknown_signal_lists_the_valid_names(
     load: object, name: str, near: str | None
 ) -> None:
@@ -124,7 +161,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from v2v.signals import Signal, Track
-from v2v.signals._base import check_arrays, read_arrays
+from v2v.signals.arrays import check_arrays, read_arrays
 
 @dataclass(frozen=True)
 class LightTrack(Track):

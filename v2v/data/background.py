@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import cast
 
 import cv2
 import numpy as np
@@ -18,7 +19,8 @@ from numpy.typing import NDArray
 
 from v2v.data.store import ClipStore
 from v2v.data.transforms import Placement
-from v2v.signals.camera import CameraTrack, Matrices, carry, centred, corners_of
+from v2v.homography import Matrices, carry, centred, corners_of
+from v2v.signals.traits import CameraMotion, CameraSignal, LabelMaps, LabelSignal
 
 SAMPLES = 150  # most frames that the median is computed from,
 MEMORY = 256 << 20  # and most bytes of them
@@ -101,12 +103,12 @@ class Backgrounds:
     """
 
     mosaics: dict[int, Mosaic]
-    track: CameraTrack
+    track: CameraMotion
 
     def placed(self, placement: Placement) -> Backgrounds:
         mosaics = {first: mosaic.placed(placement) for first, mosaic in self.mosaics.items()}
         track = placement.track(self.track)
-        assert isinstance(track, CameraTrack)
+        assert isinstance(track, CameraMotion)
         return Backgrounds(mosaics, track)
 
     @cached_property
@@ -182,16 +184,16 @@ def build_background_plate(
     background.
     """
     stop = len(store) if stop is None else stop
-    if "segmentation" not in store.signals:
+    labels, camera = store.record.find(LabelSignal), store.record.find(CameraSignal)
+    if labels is None:
         return None
-    classes = store.record.signals["segmentation"].spec.get("classes", [])
-    if "person" not in classes:
+    person = labels.person(store.record.signals[labels.name].spec)
+    if person is None:
         return None
-    person = list(classes).index("person")
     mosaic = None
-    if "camera" in store.signals:
-        track = store.track("camera")
-        assert isinstance(track, CameraTrack)
+    if camera is not None:
+        track = store.track(camera.name)
+        assert isinstance(track, CameraMotion)
         part = track[start:stop]
         if (part.motion() > 0).any() or len(np.unique(part.reference)) > 1:
             mosaic = _mosaic(store, start, stop, person, track)
@@ -214,7 +216,7 @@ def _plain(store: ClipStore, start: int, stop: int, person: int) -> BackgroundPl
 
 
 def _mosaic(
-    store: ClipStore, start: int, stop: int, person: int, track: CameraTrack
+    store: ClipStore, start: int, stop: int, person: int, track: CameraMotion
 ) -> BackgroundPlate | None:
     """The background plate for a moving camera; None if tracking succeeded in too few frames."""
     reference, valid_mask = track.reference[start:stop], track.present()[start:stop]
@@ -257,7 +259,7 @@ def _mosaic(
     )  # fmt: skip
 
 
-def _extent(track: CameraTrack, frames: NDArray[np.int64]) -> tuple[int, int, int, int]:
+def _extent(track: CameraMotion, frames: NDArray[np.int64]) -> tuple[int, int, int, int]:
     """x, y, width, height of the area that frames cover, in pixels of their reference frame.
 
     It is limited to `LARGEST` frames around the median view: the ends of a long pan are cut off,
@@ -278,7 +280,7 @@ def _extent(track: CameraTrack, frames: NDArray[np.int64]) -> tuple[int, int, in
 
 
 def _warp_to_reference(
-    store: ClipStore, frame: int, person: int, track: CameraTrack, box: tuple[int, int, int, int]
+    store: ClipStore, frame: int, person: int, track: CameraMotion, box: tuple[int, int, int, int]
 ) -> tuple[Picture, NDArray[np.bool_]]:
     """A frame warped to its reference frame, and where it shows the background."""
     left, top, width, height = box
@@ -353,8 +355,10 @@ def _median(frames: NDArray[np.uint8], free: NDArray[np.bool_]) -> NDArray[np.ui
 
 def _free(store: ClipStore, index: int, person: int, size: tuple[int, ...]) -> NDArray[np.bool_]:
     """[H, W] true outside the person and a margin."""
-    track = store.track("segmentation", index, index + 1).scaled(size[1], size[0])
-    labels: NDArray[np.uint8] = track.labels[0]  # type: ignore[attr-defined]
+    signal = store.record.find(LabelSignal)
+    assert signal is not None
+    track = cast(LabelMaps, store.track(signal.name, index, index + 1))
+    labels = track.scaled(size[1], size[0]).labels[0]
     reach = max(round(MARGIN * max(size)), 1)
     outside = labels != person
     if outside.all():

@@ -13,8 +13,7 @@ from v2v.data.sampling import TrainingClip, WindowSample
 from v2v.data.store import ClipRecord, ClipStore
 from v2v.data.transforms import Pictures, shrink
 from v2v.signals import Track
-from v2v.signals.segmentation import LabelTrack
-from v2v.video.stored import read_range
+from v2v.signals.traits import FlowSignal, LabelMaps, LabelSignal
 
 BLOCK = 8  # frames cached together: the GOP length of frames.mp4, decoded in one go
 PIECE = 32  # frames read together without the cache
@@ -54,39 +53,37 @@ class FrameCache:
                 if start <= t < start + len(block):
                     yield block[t - start]
 
-    def labels(self, draw: WindowSample) -> LabelTrack:
+    def labels(self, draw: WindowSample) -> LabelMaps:
         """The window's label maps, subsampled by its placement's `downscale`."""
         store, downscale = self.stores[draw.clip], draw.placement.downscale
+        signal = store.record.find(LabelSignal)
+        assert signal is not None
 
         def read(start: int, stop: int) -> Any:
-            track = store.track("segmentation", start, stop)
-            return track if downscale == 1 else _thin(cast(LabelTrack, track), downscale)
+            track = cast(LabelMaps, store.track(signal.name, start, stop))
+            return track if downscale == 1 else track.subsampled(downscale)
 
-        found = [
+        found: list[LabelMaps] = [
             block[_part(draw, start, len(block))]
             for start, block in self._blocks("labels", draw, read)
         ]
-        instances = [track.instances for track in found]
-        return LabelTrack(
-            labels=np.concatenate([track.labels for track in found]),
-            classes=found[0].classes,
-            palette=found[0].palette,
-            instances=None if instances[0] is None else np.concatenate(instances),
-        )
+        return type(found[0]).joined(found)
 
-    def flow(self, draw: WindowSample) -> NDArray[np.uint16]:
-        """Packed flow of all frames that the window spans, at any stride."""
+    def flow(self, draw: WindowSample) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Flow and occlusion of all frames that the window spans, at any stride."""
         store = self.stores[draw.clip]
-        store.check_signal("flow")
+        signal = store.record.find(FlowSignal)
+        assert signal is not None
+        store.check_signal(signal.name)
 
         def read(start: int, stop: int) -> Any:
-            return read_range(store.folder / "flow.mkv", start, stop, pixel_format="gray16le")
+            return signal.packed(store.folder, start, stop)
 
         found = [
             block[max(draw.start - start, 0) : draw.stop - start]
             for start, block in self._blocks("flow", draw, read)
         ]
-        return np.concatenate(found)
+        return signal.unpack(np.concatenate(found))
 
     def track(self, name: str, draw: WindowSample) -> Track:
         """Any signal, uncached: point arrays are memory-mapped, which is fast enough."""
@@ -127,14 +124,14 @@ class FrameCache:
     def _bytes(self, clip: int, downscale: int) -> int:
         """Bytes of one decoded frame with its flow and label maps."""
         height, width = self.clips[clip].source
-        signals = self.stores[clip].record.signals
+        record = self.stores[clip].record
         pixels = (height // downscale) * (width // downscale)
         total = 3 * pixels
-        if "segmentation" in signals:
-            total += pixels * (3 if signals["segmentation"].spec["instances"] else 1)
-        if "flow" in signals:
-            grid = signals["flow"].spec["grid"]
-            total += 6 * grid[0] * grid[1]
+        labels, flow = record.find(LabelSignal), record.find(FlowSignal)
+        if labels is not None:
+            total += pixels * (3 if labels.has_instances(record.signals[labels.name].spec) else 1)
+        if flow is not None:
+            total += flow.packed_bytes(record.signals[flow.name].spec)
         return total
 
 
@@ -142,15 +139,3 @@ def _part(draw: WindowSample, start: int, count: int) -> slice:
     """Which of `count` frames from `start` belong to the window."""
     skip = -(start - draw.start) % draw.stride if start > draw.start else draw.start - start
     return slice(skip, min(draw.stop - start, count), draw.stride)
-
-
-def _thin(track: LabelTrack, downscale: int) -> LabelTrack:
-    """Subsample labels by `downscale`, taking the middle of each block."""
-    rows, columns = track.height // downscale * downscale, track.width // downscale * downscale
-    middle = downscale // 2
-
-    def thin(maps: NDArray[Any]) -> NDArray[Any]:
-        return np.ascontiguousarray(maps[:, middle:rows:downscale, middle:columns:downscale])
-
-    instances = None if track.instances is None else thin(track.instances)
-    return LabelTrack(thin(track.labels), track.classes, track.palette, instances)

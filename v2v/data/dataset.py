@@ -7,11 +7,9 @@ window has no past: its flow is 0 and it is fully occluded.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -19,33 +17,37 @@ from torch import Tensor
 
 from v2v.data.background import BackgroundPlate, Backgrounds
 from v2v.data.cache import FrameCache
-from v2v.data.references import Chooser, References, as_condition, reference_signal
-from v2v.data.sampling import Size, TrainingClip, WindowSample, common_shape, training_clip
+from v2v.data.filling import BatchFiller
+from v2v.data.opening import channels_of, foreground_tables, has_points, presence
+from v2v.data.plates import PlacedPlates
+from v2v.data.references.choosing import Chooser
+from v2v.data.references.memory import References
+from v2v.data.sampling import (
+    PLACE,
+    WHERE,
+    Size,
+    WindowSample,
+    common_shape,
+    random_of,
+    training_clip,
+)
 from v2v.data.store import ClipStore
 from v2v.data.transforms import (
     AugmentationSettings,
     Pictures,
     Placement,
-    colour_matrix,
     downscale_of,
-    recolour,
-    shrink,
 )
 from v2v.errors import (
     ConfigError,
     SignalMissing,
-    StoreConflict,
     StoreError,
     TooFewFrames,
     UnknownName,
     UsageError,
 )
-from v2v.signals import Track, load_signal
-from v2v.signals._landmarks import planes
-from v2v.signals.flow import FlowTrack, unpack
-from v2v.signals.segmentation import CITYSCAPES, LabelTrack
+from v2v.signals.traits import FlowSignal, LabelSignal
 from v2v.types import REFERENCE_CHANNELS, Batch
-from v2v.warp import compose, warp
 
 EXTRAS = (
     "flow",
@@ -57,12 +59,6 @@ EXTRAS = (
     "control_points",
     "references",
 )
-SMALLEST_BOX = 12  # pixels of the model's frame; smaller boxes are useless to a discriminator
-NEAR_SECONDS = 0.5  # a training window uses no reference closer in time than this,
-NEAR_SHARE = 0.1  # nor closer than this fraction of the training frames
-
-# Each purpose has its own random numbers: enabling one augmentation does not change the others.
-_WHERE, _PLACE, _COLOUR, _STYLE, _SIGNALS, _REFERENCES = range(6)
 
 
 class ClipDataset:
@@ -127,7 +123,7 @@ class ClipDataset:
         self.cache = cache
         stores = [c if isinstance(c, ClipStore) else ClipStore.open(c) for c in clips]
         self.records = [(store.folder, store.record) for store in stores]
-        self.channels = sum(self._check_signal(stores, name) for name in self.signals)
+        self.channels = sum(channels_of(stores, name) for name in self.signals)
         self.clips = tuple(training_clip(store, holdout) for store in stores)
         self.notes, self._shape = common_shape(self.clips)
         self.background_plates: list[BackgroundPlate | None] = list(
@@ -140,64 +136,25 @@ class ClipDataset:
             )
         self.candidates = candidates
         self.references: tuple[References, ...] = ()
-        self._has = {name: all(name in s.record.signals for s in stores) for name in _READ}
-        self._foreground = self._foreground_classes(stores)
+        self._labels = [store.record.find(LabelSignal) for store in stores]
+        self._flows = [store.record.find(FlowSignal) for store in stores]
+        self._foreground = foreground_tables(stores) if "foreground" in extras else None
         self.boxes = self._box_names()
         self.control_points = self._count_control_points()
-        self._backgrounds: dict[tuple[int, tuple[int, int]], Backgrounds] = {}
-        self._shrunk_plates: dict[tuple[int, int], tuple[Pictures, Pictures]] = {}
+        self._plates = PlacedPlates(self.background_plates, self.placement)
         self._scaled: dict[tuple[int, tuple[int, int]], References] = {}
         self._tables: dict[tuple[int, int], NDArray[np.int64]] = {}
         self._reader: FrameCache | None = None
-        self._present = [_presence(store, self.signals) for store in stores]
+        self._present = [presence(store, self.signals) for store in stores]
 
     # ------------------------------------------------------------ checks at opening
-
-    @staticmethod
-    def _check_signal(stores: Sequence[ClipStore], name: str) -> int:
-        """Channels of a signal, which must be the same in all clips."""
-        definition = load_signal(name)
-        for store in stores:
-            if name not in store.record.signals:
-                raise SignalMissing(
-                    f"{store.folder} has no {name} (it has: {', '.join(store.signals) or 'none'})",
-                    hint=f"add it with: v2v preprocess {store.folder} --signal {name}",
-                )
-        first, *others = ((s, s.record.signals[name].spec) for s in stores)
-        channels = definition.channels(first[1])
-        for store, spec in others:
-            if definition.channels(spec) != channels:
-                raise StoreConflict(
-                    f"{name} has {definition.channels(spec)} channels in {store.folder}, but"
-                    f" {channels} in {first[0].folder}",
-                    hint="extract both with the same backend and classes, using --overwrite",
-                )
-            if spec.get("classes") != first[1].get("classes"):
-                raise StoreConflict(
-                    f"the classes of {name} differ between {store.folder} and {first[0].folder}",
-                    hint="extract both with the same backend and classes, using --overwrite",
-                )
-        return channels
-
-    def _foreground_classes(self, stores: Sequence[ClipStore]) -> list[NDArray[np.bool_]] | None:
-        """Per clip, [256] true for the class ids of the foreground."""
-        if "foreground" not in self.extras or not self._has["segmentation"]:
-            return None
-        tables = []
-        for store in stores:
-            classes = tuple(store.record.signals["segmentation"].spec["classes"])
-            # In street scenes the foreground is everything that moves; elsewhere, the person.
-            names = _MOVING if classes == tuple(CITYSCAPES) else {"person"}
-            table = np.zeros(256, np.bool_)
-            table[[i for i, name in enumerate(classes) if name in names]] = True
-            tables.append(table)
-        return tables if all(table.any() for table in tables) else None
 
     def _box_names(self) -> tuple[str, ...]:
         if "boxes" not in self.extras:
             return ()
         store = ClipStore(*self.records[0])
-        return tuple(n for s in self.signals if s in _POINTS for n in store.track(s, 0, 1).regions)
+        points = (name for name in self.signals if has_points(name))
+        return tuple(region for name in points for region in store.track(name, 0, 1).regions)
 
     def _count_control_points(self) -> int:
         if "control_points" not in self.extras:
@@ -309,20 +266,18 @@ class ClipDataset:
         Raises `StoreError` (too few frames), `SignalMissing`, `ConfigError`.
         """
         shape = self.frame_size(size)
-        where = self._random(index, _WHERE)
+        where = random_of(self.seed, index, WHERE)
         stride = int(where.integers(1, self.max_stride + 1))
         starts = self.starts(length, stride)
         clip, start, stride = (int(v) for v in starts[where.integers(len(starts))])
         placement = self.placement(clip, shape)
         if self.augmentation is not None:
             placement = Placement.sampled(
-                self.clips[clip].source, shape, self.augmentation, self._random(index, _PLACE),
+                self.clips[clip].source, shape, self.augmentation,
+                random_of(self.seed, index, PLACE),
                 downscale=placement.downscale,
             )  # fmt: skip
         return WindowSample(clip, start, stride, length, placement, index)
-
-    def _random(self, index: int, *purpose: int) -> np.random.Generator:
-        return np.random.default_rng([self.seed, index, *purpose])
 
     # ------------------------------------------------------------ batches
 
@@ -335,8 +290,9 @@ class ClipDataset:
         length, size = draws[0].length, draws[0].placement.size
         assert all((d.length, d.placement.size) == (length, size) for d in draws), draws
         batch = self._empty(len(draws), length, size)
+        filler = self._filler()
         for number, draw in enumerate(draws):
-            self._fill(batch, number, draw)
+            filler.fill(batch, number, draw)
         return batch
 
     def sequence(
@@ -380,7 +336,7 @@ class ClipDataset:
             foreground=allocate("foreground", length, 1, *size),
             # One for all frames if no camera moves.
             background_plate=allocate(
-                "background_plate", length if self._camera_moves() else 1, 4, *size
+                "background_plate", length if self._plates.camera_moves else 1, 4, *size
             ),
             style=allocate("style", 3, *size),
             instances=allocate("instances", length, 1, *size, kind=torch.int64),
@@ -394,132 +350,31 @@ class ClipDataset:
         if name not in self.extras:
             return False
         if name == "flow":
-            return self._has["flow"]
+            return all(signal is not None for signal in self._flows)
         if name == "foreground":
             return self.has_foreground
         if name == "background_plate":
             return all(background_plate is not None for background_plate in self.background_plates)
         if name == "instances":
-            specs = (record.signals.get("segmentation") for _, record in self.records)
-            return all(signal is not None and signal.spec["instances"] for signal in specs)
+            return all(
+                signal is not None and signal.has_instances(record.signals[signal.name].spec)
+                for signal, (_, record) in zip(self._labels, self.records, strict=True)
+            )
         if name == "boxes":
             return bool(self.boxes)
         if name == "references":
             return bool(self.references)
         return name == "style" or self.control_points > 0
 
-    def _fill(self, batch: Batch, number: int, draw: WindowSample) -> None:
-        """Read one window into the batch at index `number`."""
-        placement, reader = draw.placement, self._open()
-        augmentation = self.augmentation if draw.index is not None else None
-        batch.clip[number] = draw.clip
-        colour = None
-        if augmentation and augmentation.colour and draw.index is not None:
-            draws = self._random(draw.index, _COLOUR).uniform(-1, 1, 4)
-            colour = colour_matrix(augmentation.colour, torch.from_numpy(draws))
-
-        def write(placed: Pictures, out: Tensor) -> None:
-            if colour is not None:
-                placed = recolour(placed, colour)
-            planes(placed[None], out[None].numpy())
-
-        def place_and_write(picture: Pictures, out: Tensor) -> None:
-            write(placement.picture(picture), out)
-
-        if batch.references is not None:
-            self._fill_references(batch.references[number], draw, reader, colour)
-
-        for t, picture in enumerate(reader.frames(draw)):
-            place_and_write(picture, batch.frames[number, t])
-        if batch.background_plate is not None:
-            out = batch.background_plate[number]
-            backgrounds = self._behind(draw, len(out))
-            for plane, background in zip(out, backgrounds, strict=False):
-                write(np.ascontiguousarray(background[..., :3]), plane[:3])
-                plane[3] = torch.from_numpy(background[..., 3]).float().div_(255)
-            out[len(backgrounds) :] = out[0]
-        if batch.style is not None:
-            first, stop = self.clips[draw.clip].train
-            style_frame = (first + stop) // 2
-            if draw.index is not None:
-                style_frame = int(self._random(draw.index, _STYLE).integers(first, stop))
-            (picture,) = reader.frames(
-                WindowSample(draw.clip, style_frame, 1, 1, placement, draw.index)
-            )
-            place_and_write(picture, batch.style[number])
-
-        labels = flow = None
-        if "segmentation" in self.signals or batch.foreground is not None or (
-            batch.instances is not None
-        ):  # fmt: skip
-            labels = cast(LabelTrack, placement.track(reader.labels(draw)))
-        if "flow" in self.signals or batch.flow is not None:
-            flow = self._flow(reader, draw)
-        if batch.flow is not None and batch.occlusion is not None:
-            assert flow is not None
-            batch.flow[number] = torch.from_numpy(flow.flow)
-            batch.occlusion[number] = torch.from_numpy(flow.occlusion)
-        if batch.foreground is not None:
-            assert labels is not None and self._foreground is not None
-            mask = self._foreground[draw.clip][labels.labels]
-            batch.foreground[number, :, 0] = torch.from_numpy(mask)
-        if batch.instances is not None:
-            assert labels is not None and labels.instances is not None
-            batch.instances[number, :, 0] = torch.from_numpy(labels.instances.astype(np.int64))
-        self._fill_signals(batch, number, draw, {"segmentation": labels, "flow": flow})
+    # ------------------------------------------------------------ what windows are filled from
 
     def backgrounds(self, clip: int, size: Size) -> Backgrounds | None:
         """The backgrounds of a clip with a moving camera, placed by `placement`; else None."""
-        background_plate = self.background_plates[clip]
-        if background_plate is None or background_plate.backgrounds is None:
-            return None
-        key = (clip, self.frame_size(size))
-        if key not in self._backgrounds:
-            self._backgrounds[key] = background_plate.backgrounds.placed(self.placement(clip, size))
-        return self._backgrounds[key]
+        return self._plates.backgrounds(clip, self.frame_size(size))
 
     def background(self, clip: int, size: Size) -> Pictures:
         """[H, W, 4] RGB and valid mask (255) of a clip's background, seen by a still camera."""
-        background_plate, found = self.background_plates[clip], self.backgrounds(clip, size)
-        assert background_plate is not None
-        if found is not None:
-            return found.of()
-        return self._still(clip, self.placement(clip, size))
-
-    def _still(self, clip: int, placement: Placement) -> Pictures:
-        """[H, W, 4] RGB, and 255 where valid: the plate of a clip whose camera stands still."""
-        key = (clip, placement.downscale)
-        if key not in self._shrunk_plates:  # of footage at 1080 px a third of the loading time
-            plate = self.background_plates[clip]
-            assert plate is not None
-            valid_mask = np.where(plate.valid_mask > 0, 255, 0).astype(np.uint8)
-            picture, valid_mask = (
-                shrink(whole[None], placement.downscale)[0] for whole in (plate.picture, valid_mask)
-            )
-            self._shrunk_plates[key] = picture, valid_mask
-        picture, valid_mask = (placement.picture(part) for part in self._shrunk_plates[key])
-        return np.concatenate([picture, valid_mask[..., None]], axis=-1)
-
-    def _behind(self, draw: WindowSample, length: int) -> list[Pictures]:
-        """[H, W, 4] RGB and valid mask (255) of the background of each frame of a window.
-
-        A single picture if the camera stands still.
-        """
-        background_plate, size = self.background_plates[draw.clip], draw.placement.size
-        assert background_plate is not None
-        found = self.backgrounds(draw.clip, size)
-        if found is None:
-            return [self._still(draw.clip, draw.placement)]
-        change = draw.placement.matrix @ np.linalg.inv(self.placement(draw.clip, size).matrix)
-        return [
-            found.of(draw.start + t * draw.stride, change=change, size=size) for t in range(length)
-        ]
-
-    def _camera_moves(self) -> bool:
-        return any(
-            background_plate is not None and background_plate.backgrounds is not None
-            for background_plate in self.background_plates
-        )
+        return self._plates.background(clip, self.frame_size(size))
 
     def _references(self, clip: int, placement: Placement) -> References:
         """A clip's references at the size of an unzoomed window."""
@@ -528,82 +383,13 @@ class ClipDataset:
             self._scaled[key] = self.references[clip].scaled(placement.size)
         return self._scaled[key]
 
-    def _fill_references(
-        self, out: Tensor, draw: WindowSample, reader: FrameCache, colour: Tensor | None
-    ) -> None:
-        """Warp references to the frames of a window, into [T, K, 5, H, W]."""
-        clip, size = self.clips[draw.clip], draw.placement.size
-        plain = self.placement(draw.clip, size)
-        references = self._references(draw.clip, plain)
-        # Warp unmirrored and mirror the result, so that parts keep their names.
-        placement = replace(draw.placement, flip=False)
-        name = reference_signal(self.signals)
-        assert name is not None
-        track = placement.track(reader.track(name, draw))
-        chooser, kept = draw.chooser, np.ones(self.candidates, np.bool_)
-        if chooser is None:
-            chooser = Chooser(references, self.candidates, banned=_near(references, draw, clip))
-        if draw.index is not None and self.augmentation is not None:
-            random = self._random(draw.index, _REFERENCES).random(self.candidates)
-            kept = random >= self.augmentation.reference_drop
-        choice = chooser(track).only(kept)
-        scale = placement.scale[0] / plain.scale[0], placement.scale[1] / plain.scale[1]
-        shift = (
-            (plain.box[0] - placement.box[0]) * placement.scale[0],
-            (plain.box[1] - placement.box[1]) * placement.scale[1],
-        )
-        for t, warped in enumerate(references.candidates(track, choice, scale=scale, shift=shift)):
-            if draw.placement.flip:
-                warped = np.ascontiguousarray(warped[..., ::-1])
-            if colour is not None:
-                for found in warped:
-                    changed = recolour(cv2.merge(list(found[:3])), colour)
-                    found[:3] = np.clip(changed, 0, 255).transpose(2, 0, 1)
-            out[t] = as_condition(warped)
-
-    def _fill_signals(
-        self, batch: Batch, number: int, draw: WindowSample, tracks: dict[str, Track | None]
-    ) -> None:
-        augmentation = self.augmentation if draw.index is not None else None
-        channel = box = point_index = 0
-        for order, name in enumerate(self.signals):
-            track = tracks.get(name) or draw.placement.track(self._open().track(name, draw))
-            # Read these before points are dropped or jittered: they must be the true positions.
-            if batch.control_points is not None:
-                points = track.control_point_tensor()
-                batch.control_points[number, :, point_index : point_index + points.shape[1]] = (
-                    points
-                )
-                point_index += points.shape[1]
-            if batch.boxes is not None and name in _POINTS:
-                found = _visible(track.boxes(), track.width, track.height)
-                batch.boxes[number, :, box : box + found.shape[1]] = torch.from_numpy(found)
-                box += found.shape[1]
-            if augmentation and draw.index is not None:
-                random = self._random(draw.index, _SIGNALS, order)
-                if augmentation.jitter:
-                    sigma = augmentation.jitter * min(draw.placement.size) / 512
-                    track = track.jittered(random, sigma)
-                if augmentation.drop:
-                    track = track.dropped(random, augmentation.drop)
-            drawn = track.tensor(*draw.placement.size)
-            batch.signals[number, :, channel : channel + drawn.shape[1]] = drawn
-            channel += drawn.shape[1]
-
-    @staticmethod
-    def _flow(reader: FrameCache, draw: WindowSample) -> FlowTrack:
-        """Placed flow from each frame of a window to the previous frame of the window."""
-        height, width = draw.placement.size
-        if draw.length == 1 and not draw.continues:
-            zeros = np.zeros((1, 2, height, width), np.float32)
-            return FlowTrack(zeros, np.ones_like(zeros[:, :1]), width, height)
-        flow, occlusion = unpack(reader.flow(draw))
-        if draw.stride > 1:
-            flow, occlusion = compose_over(flow, occlusion, draw.stride)
-        flow, occlusion = draw.placement.flow(flow, occlusion)
-        if not draw.continues:
-            flow[0], occlusion[0] = 0, 1
-        return FlowTrack(flow, occlusion, width, height)
+    def _filler(self) -> BatchFiller:
+        return BatchFiller(
+            reader=self._open(), plates=self._plates, references=self._references,
+            clips=self.clips, signals=self.signals, labels=self._labels, flows=self._flows,
+            foreground=self._foreground, candidates=self.candidates,
+            augmentation=self.augmentation, seed=self.seed,
+        )  # fmt: skip
 
     # ------------------------------------------------------------ processes
 
@@ -616,10 +402,12 @@ class ClipDataset:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out open files and decoded data: they belong to one process."""
-        return {
-            **self.__dict__, "_reader": None, "_tables": {}, "_scaled": {}, "_backgrounds": {},
-            "_shrunk_plates": {},
-        }  # fmt: skip
+        own = {name: value for name, value in self.__dict__.items() if name != "_plates"}
+        return own | {"_reader": None, "_tables": {}, "_scaled": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self._plates = PlacedPlates(self.background_plates, self.placement)
 
     def __repr__(self) -> str:
         frames = sum(b - a for a, b in (clip.train for clip in self.clips))
@@ -627,74 +415,3 @@ class ClipDataset:
             f"ClipDataset({len(self.clips)} clip(s), {frames} frames for training,"
             f" signals={'+'.join(self.signals)}, channels={self.channels})"
         )
-
-
-_READ = ("segmentation", "flow")  # signals with uses besides the condition
-_POINTS = ("pose", "face")
-_MOVING = set(list(CITYSCAPES)[24:34])  # from person to bicycle
-
-
-def _near(references: References, draw: WindowSample, clip: TrainingClip) -> NDArray[np.int64]:
-    """Indices of the references that are too close in time to a training window.
-
-    In rendering, references come from other moments than the rendered frame. With close ones in
-    training, the network would learn to trust references too much.
-    """
-    if draw.index is None:
-        return np.empty(0, np.int64)
-    first, stop = clip.train
-    gap = max(NEAR_SECONDS * clip.rate, NEAR_SHARE * (stop - first))
-    frames = references.frames
-    near = (frames > draw.start - gap) & (frames < draw.stop - 1 + gap) & (frames >= 0)
-    return np.flatnonzero(near)
-
-
-def _presence(store: ClipStore, signals: Sequence[str]) -> NDArray[np.bool_]:
-    """[T] true where the frame has every point signal."""
-    present = np.ones(len(store), np.bool_)
-    chunk = 4096  # frames per read: an hour of faces does not fit into memory
-    for name in signals:
-        if name in _POINTS:
-            for start in range(0, len(store), chunk):
-                stop = min(start + chunk, len(store))
-                present[start:stop] &= store.track(name, start, stop).present()
-    return present
-
-
-def _visible(boxes: NDArray[np.float32], width: int, height: int) -> NDArray[np.float32]:
-    """Square boxes, moved inside the picture; NaN if outside or too small."""
-    x, y = (boxes[..., 0] + boxes[..., 2]) / 2, (boxes[..., 1] + boxes[..., 3]) / 2
-    side = np.minimum(boxes[..., 2] - boxes[..., 0], min(width, height))
-    with np.errstate(invalid="ignore"):
-        valid = (side >= SMALLEST_BOX) & (x > 0) & (x < width) & (y > 0) & (y < height)
-    left = np.clip(x - side / 2, 0, width - side)
-    top = np.clip(y - side / 2, 0, height - side)
-    moved = np.stack([left, top, left + side, top + side], axis=-1)
-    return np.where(valid[..., None], moved, np.float32(np.nan)).astype(np.float32)
-
-
-def compose_over(
-    flow: NDArray[np.float32], occlusion: NDArray[np.float32], stride: int
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Compose flow between consecutive frames into flow between every `stride`-th frame.
-
-    Args:
-        flow: [n, 2, h, w] of consecutive frames, n = (T - 1) * stride + 1.
-        occlusion: [n, 1, h, w].
-
-    Returns:
-        Flow [T, 2, h, w] and occlusion [T, 1, h, w]; a pixel is occluded if any composed step
-        occludes it. The first frame keeps its own flow, which leads one frame back.
-    """
-    flows, occlusions = torch.from_numpy(flow), torch.from_numpy(occlusion)
-    last = torch.arange(stride, len(flows), stride)
-    composed, composed_occlusion = flows[last], occlusions[last]
-    for step in range(1, stride):
-        composed_occlusion = torch.maximum(
-            composed_occlusion, warp(occlusions[last - step], composed)
-        )
-        composed = compose(composed, flows[last - step])
-    return (
-        torch.cat([flows[:1], composed]).numpy(),
-        torch.cat([occlusions[:1], composed_occlusion]).numpy(),
-    )

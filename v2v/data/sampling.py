@@ -20,13 +20,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from v2v.data.references import Chooser
+import numpy as np
+
+from v2v.data.references.choosing import Chooser
 from v2v.data.store import ClipStore
 from v2v.data.transforms import Placement
 from v2v.errors import ConfigError, StoreConflict
 
 SLOTS = 1 << 20  # indices reserved for the windows of one step
 Size = int | tuple[int, int]  # shorter side, or (height, width)
+# Each purpose has its own random numbers: enabling one augmentation does not change the others.
+WHERE, PLACE, COLOUR, STYLE, SIGNALS, REFERENCES = range(6)
 
 
 class WindowRequest(Protocol):
@@ -83,6 +87,11 @@ class WindowSample:
     @property
     def frames(self) -> range:
         return range(self.start, self.stop, self.stride)
+
+
+def random_of(seed: int, index: int, *purpose: int) -> np.random.Generator:
+    """The random numbers of window `index` for one purpose."""
+    return np.random.default_rng([seed, index, *purpose])
 
 
 def trained_part(count: int, holdout: float) -> tuple[int, int]:

@@ -49,7 +49,7 @@ from v2v.records import (
     Share,
     Side,
 )
-from v2v.signals import Track, load_signal, signal_names
+from v2v.signals import Track, TraitT, find, load_signal, signal_names
 from v2v.video.stored import check_stored, read_range
 
 if TYPE_CHECKING:
@@ -143,6 +143,13 @@ class ClipRecord(Record):
             if name in signal_names():  # otherwise its package is not installed
                 load_signal(name).check_spec(signal.spec)
         return self
+
+    def find(self, trait: type[TraitT]) -> TraitT | None:
+        """The clip's signal that has a trait of `v2v.signals.traits`, or None.
+
+        The first in the order of `signal_names`, if several have it.
+        """
+        return find(trait, (name for name in signal_names() if name in self.signals))
 
     @property
     def files(self) -> dict[str, FileRecord]:

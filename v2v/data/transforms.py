@@ -22,7 +22,7 @@ from torch import Tensor
 
 from v2v.config import Config, Unit
 from v2v.signals import Track
-from v2v.signals.flow import FlowTrack
+from v2v.signals.traits import FlowField
 
 Pictures = NDArray[np.uint8]
 
@@ -145,9 +145,9 @@ class Placement:
 
     def track(self, track: Track) -> Track:
         """Place a signal like the frames. Label maps may already be shrunk by `downscale`."""
-        if isinstance(track, FlowTrack):
+        if isinstance(track, FlowField):
             flow, occlusion = self.flow(track.flow, track.occlusion)
-            return FlowTrack(flow, occlusion, self.size[1], self.size[0])
+            return track.with_flow(flow, occlusion, width=self.size[1], height=self.size[0])
         unit = 1 if (track.height, track.width) == self.source else self.downscale
         x, y, width, height = (side // unit for side in self.box)
         if (x, y, width, height) != (0, 0, track.width, track.height):

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from v2v.data.references import reference_signal
+from v2v.data.references.choosing import reference_signal
 from v2v.data.store import ClipStore
 from v2v.errors import NotWritable, UsageError, writing
 from v2v.evaluation.clips import Measured, measured_clips

@@ -23,7 +23,10 @@ from numpy.typing import NDArray
 
 from v2v.checkpoint import MODEL_FILE, ClipUse
 from v2v.data.background import Backgrounds, build_background_plate
-from v2v.data.references import COUNTS, Chooser, References, gather, reference_signal
+from v2v.data.references.choosing import Chooser, reference_signal
+from v2v.data.references.gathering import gather
+from v2v.data.references.memory import References
+from v2v.data.references.warping import candidates
 from v2v.data.store import ClipStore
 from v2v.data.transforms import Placement
 from v2v.errors import UnknownName, UsageError
@@ -283,18 +286,18 @@ class Warped:
         plate = build_background_plate(store, *use.trained)
         still = plate is not None and plate.still
         references = gather(
-            store, *use.trained, signal=signal, placement=placement, count=COUNTS[signal],
-            whole=not still,
+            store, *use.trained, signal=signal, placement=placement,
+            count=signal.reference_count, whole=not still,
         )  # fmt: skip
         if references is None:
             raise UsageError(
-                f"no frame of {use.name} shows a {signal} to warp",
+                f"no frame of {use.name} shows a {signal.name} to warp",
                 hint="remove warped from --against",
             )
         background = np.asarray(placement.picture(plate.picture)) if plate and still else None
         backgrounds = plate.backgrounds if plate and still else None
         placed = None if backgrounds is None else backgrounds.placed(placement)
-        return cls(references, signal, background, placed, use)
+        return cls(references, signal.name, background, placed, use)
 
     def __call__(self, clip: Measured) -> Iterator[Picture]:
         chooser = Chooser(self.references, 1)
@@ -303,7 +306,7 @@ class Warped:
         )
         for place in range(clip.count):
             track = clip.track(self.signal, place, place + 1)
-            (found,) = self.references.candidates(track, chooser(track))
+            (found,) = candidates(self.references, track, chooser(track))
             pictures = found[0].transpose(1, 2, 0)
             alpha = pictures[..., 3:4]
             if self.backgrounds is not None and is_of(clip.store.record, self.use):

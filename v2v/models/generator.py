@@ -26,194 +26,38 @@ Shapes: B clips, C channels of the signals, P past frames (2), K scales; H, W th
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from v2v.models.blocks import (
-    ResidualBlock,
-    Up,
-    conv,
-    coordinates,
-    double,
-    fold,
-    half,
-    norm,
-    smooth,
-    zeroed,
-)
+from v2v.models import sequential_plan
+from v2v.models.blocks import conv, double, half, zeroed
+from v2v.models.compositing import bounded, leaky_clamp, moved_references, weighted_candidates
 from v2v.models.generator_settings import (
     CORE_STRIDE,
     DEPARTURE,
-    DISTRUST,
     EMBEDDED,
-    FLOW_UNIT,
-    INVALID,
-    LEAK,
     OUTLINE_DEPARTURE,
-    STRIDE,
+    PRESETS,
     STYLE,
     SURE,
     TRUST,
     Architecture,
     Compose,
+    GeneratorArguments,
+    GeneratorSettings,
     Motion,
     Past,
+    complete,
 )
+from v2v.models.protocol import Generator, TrainingData
+from v2v.models.subnetworks import Core, Foreground, Heads, Scale, StyleEncoder
 from v2v.types import PAST, REFERENCE_CHANNELS, Condition, GeneratorOutput, GeneratorState
-from v2v.warp import dense_motion, moved, resize_flow, warp
+from v2v.warp import dense_motion, moved
 
 
-class Heads(nn.Module):
-    """Turns features at 1/4 of a size into flow, picture, occlusion and matte at that size.
-
-    All outputs are residuals of the scale below; above the core they are initialised to zero. The
-    last convolution works at full size: a sub-pixel convolution has separate weights for every
-    position in a block, which differ early in training and show as a grid.
-    """
-
-    def __init__(
-        self,
-        channels: int,  # of the features
-        detail: int,  # channels at half size
-        images: int,  # channels of the pictures that detail can be copied from
-        *,
-        flow: bool,  # whether there is a past to warp
-        guided: bool,  # whether the warped frame modulates the last block
-        outputs: int,  # 3 for the picture, 1 each for occlusion and matte
-        first: bool,  # whether these are the heads of the core
-    ) -> None:
-        super().__init__()
-        self.flow = zeroed(conv(channels, 2)) if flow else None
-        self.guided = guided
-        self.block = ResidualBlock(channels, guide=4 * STRIDE**2 if guided else 0)
-        self.norm = norm(channels)
-        self.up = Up(channels, detail, 3)
-        last = conv(detail + images, outputs)
-        self.last = last if first else zeroed(last)
-
-    def motion(self, features: Tensor, size: tuple[int, int]) -> Tensor:
-        assert self.flow is not None
-        coarse = self.flow(features).float() * (FLOW_UNIT / STRIDE)
-        return resize_flow(coarse, size)
-
-    def forward(self, features: Tensor, warped: Tensor, images: Tensor) -> Tensor:
-        """[B, outputs, H, W] from features [B, channels, H/4, W/4].
-
-        `warped` [B, 4, H, W] is the warped frame and its validity; `images` [B, images, H, W] are
-        pictures to copy detail from.
-        """
-        guide = fold(warped, STRIDE) if self.guided else None
-        x = F.leaky_relu(self.norm(self.block(features, guide=guide)), 0.2)
-        x = smooth(F.leaky_relu(self.up(x), 0.2))
-        last: Tensor = self.last(torch.cat([x, images.to(x.dtype)], dim=1))
-        return last
-
-
-class Core(nn.Module):
-    """Signals and past frames at the smallest size -> features at 1/4 of it."""
-
-    def __init__(
-        self,
-        inputs: int,  # channels of all inputs, at the smallest size
-        arch: Architecture,
-        style: int,  # length of the style vector; 0: none
-    ) -> None:
-        super().__init__()
-        self.stem = conv(inputs * STRIDE**2 + 2, arch.stem)
-        self.down = conv(arch.stem, arch.trunk, stride=2)
-        self.trunk = nn.ModuleList(
-            ResidualBlock(arch.trunk, style=style) for _ in range(arch.blocks)
-        )
-        self.norm = norm(arch.trunk)
-        self.up = Up(arch.trunk, arch.stem)
-
-    def forward(self, inputs: Tensor, style: Tensor | None) -> Tensor:
-        folded = fold(inputs, STRIDE)
-        stem = self.stem(torch.cat([folded, coordinates(folded)], dim=1))
-        x = self.down(F.leaky_relu(stem, 0.2))
-        for block in self.trunk:
-            x = block(x, style=style)
-        features: Tensor = stem + self.up(F.leaky_relu(self.norm(x), 0.2))
-        return features
-
-
-class Scale(nn.Module):
-    """Features of the scale below and pictures at this size -> features at 1/4 of this size."""
-
-    def __init__(
-        self,
-        below: int,  # channels of the features below
-        inputs: int,  # channels of the pictures at this size
-        channels: int,
-        blocks: int,
-    ) -> None:
-        super().__init__()
-        self.up = Up(below, channels)
-        self.stem = conv(inputs * STRIDE**2, channels, 1)  # the following blocks add context
-        self.blocks = nn.ModuleList(ResidualBlock(channels) for _ in range(blocks))
-
-    def forward(self, below: Tensor, inputs: Tensor) -> Tensor:
-        x = self.up(below) + self.stem(fold(inputs, STRIDE))
-        for block in self.blocks:
-            x = block(x)
-        features: Tensor = x
-        return features
-
-
-class Foreground(nn.Module):
-    """The picture of the foreground, from the signals alone, at the core's size.
-
-    Section 3.2 of arXiv 1808.06601: the foreground moves too much to be copied, so its network has
-    no past input; the background's has.
-    """
-
-    def __init__(self, inputs: int, arch: Architecture) -> None:
-        super().__init__()
-        wide = arch.trunk // 2
-        self.stem = conv(inputs * STRIDE**2 + 2, arch.stem)
-        self.down = conv(arch.stem, wide, stride=2)
-        self.blocks = nn.ModuleList(ResidualBlock(wide) for _ in range(3))
-        self.up = Up(wide, arch.stem)
-        self.norm = norm(arch.stem)
-        self.finer = Up(arch.stem, arch.detail)
-        self.last = conv(arch.detail, 3)
-
-    def forward(self, signals: Tensor) -> Tensor:
-        folded = fold(signals, STRIDE)
-        stem = self.stem(torch.cat([folded, coordinates(folded)], dim=1))
-        x = self.down(F.leaky_relu(stem, 0.2))
-        for block in self.blocks:
-            x = block(x)
-        x = F.leaky_relu(self.norm(stem + self.up(x)), 0.2)
-        last: Tensor = self.last(smooth(F.leaky_relu(self.finer(x), 0.2)))
-        return last
-
-
-class StyleEncoder(nn.Module):
-    """Maps an image to a style vector by strided convolutions and global average pooling."""
-
-    def __init__(self, width: int = 32) -> None:
-        super().__init__()
-        self.convs = nn.ModuleList(
-            conv(
-                3 * 16 if i == 0 else width * 2 ** (i - 1), width * 2**i, stride=1 if i == 0 else 2
-            )
-            for i in range(3)
-        )
-        self.out = nn.Linear(width * 4, STYLE)
-
-    def forward(self, image: Tensor) -> Tensor:
-        x = fold(image, 4)
-        for layer in self.convs:
-            x = F.leaky_relu(layer(x), 0.2)
-        code: Tensor = self.out(x.mean(dim=(2, 3)))
-        return code
-
-
-class SequentialGenerator(nn.Module):
+class SequentialGenerator(Generator):
     """Renders frame t from `Condition` and `GeneratorState`; see the module's docstring.
 
     The lowest `active` scales are in use; the others join as training grows. Inputs have the size
@@ -225,7 +69,8 @@ class SequentialGenerator(nn.Module):
     torch.Size([1, 3, 64, 64])
     """
 
-    wants_target = False  # only the pix2pixHD baseline sees the real frame in training
+    grows: ClassVar[bool] = True
+    active: int
 
     def __init__(
         self,
@@ -300,10 +145,35 @@ class SequentialGenerator(nn.Module):
             for k, width in enumerate(widths)
         )  # fmt: skip
 
-    @property
-    def multiple(self) -> int:
-        """The divisor of both sides at the topmost active scale."""
-        return CORE_STRIDE << (self.active - 1)
+        used = {
+            "background_plate": background_plate, "style": style == "encoded",
+            "control_points": self.control_points, "references": references > 0,
+        }  # fmt: skip
+        self.reads = self.needs = frozenset(name for name, uses in used.items() if uses)
+
+    @classmethod
+    def build(
+        cls, *, channels: int, preset: str, scales: int | None = None, **arguments: Any
+    ) -> Self:
+        assert scales is not None
+        arch = PRESETS[preset]
+        return cls(channels=channels, arch=arch, scales=scales, **complete(arguments))
+
+    @classmethod
+    def check(cls, arguments: dict[str, Any]) -> None:
+        GeneratorArguments.model_validate(arguments, strict=True)
+
+    @classmethod
+    def arguments(cls, settings: GeneratorSettings, data: TrainingData) -> dict[str, Any]:
+        return sequential_plan.arguments(settings, data)
+
+    @classmethod
+    def reads_with(cls, settings: GeneratorSettings) -> frozenset[str]:
+        return sequential_plan.reads(settings)
+
+    @classmethod
+    def multiple_at(cls, scales: int) -> int:
+        return CORE_STRIDE << (scales - 1)
 
     def newest(self) -> list[nn.Parameter]:
         """The parameters of the topmost active scale, which is first trained alone."""
@@ -346,7 +216,7 @@ class SequentialGenerator(nn.Module):
         coarse_inputs = half(self._inputs(signals, state, real), smaller)
         features = self.core(coarse_inputs, style)
         if references is not None and self.residual is not None:
-            references = _moved(references, self.residual(features).float())
+            references = moved_references(references, self.residual(features).float())
             real[-1] = references.flatten(1, 2).to(signals.dtype)
 
         # Each scale adds a residual to the output of the scale below.
@@ -443,16 +313,16 @@ class SequentialGenerator(nn.Module):
         background_plate: Tensor | None,
         references: Tensor | None,
     ) -> GeneratorOutput:
-        synthesised, occlusion, matte = _leaky_clamp(output[:, :3]), None, None
+        synthesised, occlusion, matte = leaky_clamp(output[:, :3]), None, None
         synthesis_only = None
         place = 3 + 3 * self.prior
         if self.prior:
             # Equation 6 of arXiv 1808.06601; its m_B is 1 - matte.
             matte = torch.sigmoid(output[:, -1:])
-            synthesised = matte * _leaky_clamp(output[:, 3:6]) + (1 - matte) * synthesised
+            synthesised = matte * leaky_clamp(output[:, 3:6]) + (1 - matte) * synthesised
         if references is not None:
             synthesis_only = synthesised
-            synthesised = _weighted(
+            synthesised = weighted_candidates(
                 synthesised, references.float(), output[:, place:], self.trust, self.departure
             )
             place += self.references
@@ -468,7 +338,7 @@ class SequentialGenerator(nn.Module):
             logits = output[:, -1:]
             if references is not None and self.outline:
                 outline = references[:, :, 3].amax(1, keepdim=True).clamp(1 - SURE, SURE)
-                logits = _bounded(logits, self.outline_departure) + torch.logit(outline.float())
+                logits = bounded(logits, self.outline_departure) + torch.logit(outline.float())
             matte = torch.sigmoid(logits)
             behind = (1 - matte) * background_plate[:, :3]
             # Composed too, so that the synthesised picture is trained only where it is visible.
@@ -479,50 +349,3 @@ class SequentialGenerator(nn.Module):
             frame=frame, synthesised=synthesised, synthesis_only=synthesis_only, warped=warped,
             flow=flow, occlusion=occlusion, matte=matte,
         )  # fmt: skip
-
-
-def _moved(references: Tensor, motion: Tensor) -> Tensor:
-    """References [B, K, 5, H, W], warped by K flows [B, 2 K, h, w] in units of a head's output."""
-    size = (references.shape[-2], references.shape[-1])
-    coarse = motion.reshape(-1, 2, *motion.shape[2:]) * (FLOW_UNIT / STRIDE)
-    flow = resize_flow(coarse, size)
-    found = warp(references.flatten(0, 1), flow, kind="bicubic")
-    # Bicubic interpolation overshoots.
-    picture, rest = found[:, :3].clamp(-1, 1), found[:, 3:].clamp(0, 1)
-    return torch.cat([picture, rest], dim=1).reshape(references.shape)
-
-
-def _weighted(
-    synthesised: Tensor, references: Tensor, logits: Tensor, trust: float, departure: float
-) -> Tensor:
-    """The per-pixel softmax over the synthesised picture and the references [B, K, 5, H, W].
-
-    The last convolution is linear and cannot select between pictures; a softmax can. A reference
-    has no weight where it is not valid.
-    """
-    count = references.shape[1]
-    # Initially the nearest reference wins where its pose is near.
-    initial = trust - DISTRUST * references[:, :, 4]
-    own = _bounded(logits[:, :count], departure) + initial
-    own = own + torch.log(references[:, :, 3] + INVALID)
-    weights = torch.softmax(torch.cat([torch.zeros_like(own[:, :1]), own], dim=1), dim=1)
-    return weights[:, :1] * synthesised + (weights[:, 1:, None] * references[:, :, :3]).sum(1)
-
-
-def _bounded(logits: Tensor, most: float) -> Tensor:
-    """Logits squashed into [-most, most], with slope 1 at 0."""
-    return most * torch.tanh(logits / most)
-
-
-def _leaky_clamp(x: Tensor) -> Tensor:
-    """Clamped to [-1, 1], with a small slope outside, so that gradients can bring pixels back."""
-    return torch.clamp(x, -1, 1) + LEAK * (x - torch.clamp(x, -1, 1))
-
-
-def multiply_adds(generator: nn.Module, condition: Condition, state: GeneratorState) -> int:
-    """Multiply-adds of one frame, counted by torch at run time."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        generator(condition, state)
-    return int(counter.get_total_flops()) // 2

@@ -15,7 +15,7 @@ EMBEDDED = 8  # channels to which wider signals (one-hot labels) are embedded, p
 MOST_CHANNELS = 1024  # of all signals together
 STYLE = 64  # length of the style vector
 FLOW_UNIT = 8.0  # pixels of flow for a head's output of 1
-LEAK = 0.02  # see `_leaky_clamp`
+LEAK = 0.02  # see `compositing.leaky_clamp`
 
 # How references are warped: in parts, each by its own transform, or as a whole by a dense mesh.
 Motion = Literal["parts", "dense"]

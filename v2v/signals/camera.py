@@ -8,7 +8,6 @@ pixels; the remaining error is the residual. A still camera has identity homogra
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import cv2
@@ -16,18 +15,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from v2v.errors import ConfigError
-from v2v.signals._base import Layout, Signal, Track, check_arrays, read_arrays
+from v2v.homography import Matrices, carry, corners_of
+from v2v.signals.arrays import Layout
+from v2v.signals.traits import CameraMotion, CameraSignal
 
 if TYPE_CHECKING:
     import torch
 
-Matrices = NDArray[np.float64]  # [..., 3, 3]
 GRID = 8  # grid cells along the longer side in drawings
 _LINE, _UNKNOWN = (90, 220, 255), (255, 90, 60)
 
 
 @dataclass(frozen=True)
-class CameraTrack(Track):
+class CameraTrack(CameraMotion):
     """T frames of a camera.
 
     Attributes:
@@ -43,6 +43,7 @@ class CameraTrack(Track):
     residual: NDArray[np.float32]
     width: int
     height: int
+    per_frame: ClassVar[tuple[str, ...]] = ("homography", "reference", "residual")
 
     def __len__(self) -> int:
         return len(self.homography)
@@ -134,34 +135,6 @@ class CameraTrack(Track):
         raise _not_rendered_from()
 
 
-def carry(matrices: Matrices, points: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    """Apply homographies [..., 3, 3] to points [N, 2]: [..., N, 2]."""
-    moved = np.concatenate([points, np.ones((len(points), 1))], axis=1) @ np.swapaxes(
-        matrices, -1, -2
-    )
-    result: NDArray[np.float64] = moved[..., :2] / moved[..., 2:]
-    return result
-
-
-def carry_each(matrices: Matrices, points: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Apply each frame's homography [T, 3, 3] to x and y of its points [T, N, 2 or more]."""
-    moved = np.array(points)
-    for rows, matrix in zip(moved, matrices, strict=True):
-        rows[:, :2] = carry(matrix, rows[:, :2])
-    return moved
-
-
-def centred(matrix: Matrices) -> Matrices:
-    """Convert a homography to OpenCV's coordinates, where pixel centres are integers."""
-    half = np.array([[1.0, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])
-    moved: Matrices = np.linalg.inv(half) @ matrix @ half
-    return moved
-
-
-def corners_of(width: float, height: float) -> NDArray[np.float64]:
-    return np.array([[0.0, 0], [width, 0], [width, height], [0, height]])
-
-
 def _not_rendered_from() -> ConfigError:
     return ConfigError(
         "the camera signal cannot be a condition of the model: it moves the background plate",
@@ -169,7 +142,7 @@ def _not_rendered_from() -> ConfigError:
     )
 
 
-class Camera(Signal):
+class Camera(CameraSignal):
     name: ClassVar[str] = "camera"
     files: ClassVar[tuple[str, ...]] = ("camera.npz",)
     rendered_from: ClassVar[bool] = False
@@ -179,16 +152,9 @@ class Camera(Signal):
         "residual": ("float32", ()),
     }
 
-    def check_files(
-        self, folder: Path, spec: dict[str, Any], *, frames: int, width: int, height: int
-    ) -> None:
-        check_arrays(folder / self.files[0], self.layout, frames)
-
-    def read(
-        self, folder: Path, spec: dict[str, Any], start: int, stop: int, *, width: int, height: int
-    ) -> CameraTrack:
-        arrays = read_arrays(folder / self.files[0], self.layout, start, stop)
-        return CameraTrack(**arrays, width=width, height=height)
+    def assemble(self, arrays: dict[str, Any], *, width: int, height: int) -> CameraTrack:
+        own = {name: arrays[name] for name in self.layout}
+        return CameraTrack(**own, width=width, height=height)
 
     def channels(self, spec: dict[str, Any]) -> int:
         raise _not_rendered_from()

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from v2v.signals import _landmarks as marks
-from v2v.signals._base import Layout, Signal, Track, check_arrays, read_arrays
+from v2v.pixels import planes
+from v2v.signals import landmarks as marks
 from v2v.signals._face_topology import mirror
-from v2v.signals._landmarks import Colour, Landmarks
-from v2v.signals._parts import Part
+from v2v.signals.arrays import Layout
+from v2v.signals.base import Track
+from v2v.signals.landmarks import Colour, Landmarks
+from v2v.signals.parts import Part
+from v2v.signals.traits import ReferenceSignal
 
 if TYPE_CHECKING:
     import torch
@@ -277,6 +279,9 @@ class FaceTrack(Track):
     height: int
     regions: ClassVar[tuple[str, ...]] = ("face", "mouth")
     parts: ClassVar[tuple[Part, ...]] = REGIONS
+    per_frame: ClassVar[tuple[str, ...]] = (
+        "points", "depth", "filled", "rotation", "translation", "scale",
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         assert self.points.shape[1:] == (POINTS, 3), self.points.shape
@@ -288,8 +293,7 @@ class FaceTrack(Track):
         return len(self.points)
 
     def __getitem__(self, index: slice) -> Self:
-        per_frame = ("points", "depth", "filled", "rotation", "translation", "scale")
-        return replace(self, **{name: getattr(self, name)[index] for name in per_frame})
+        return replace(self, **{name: getattr(self, name)[index] for name in self.per_frame})
 
     @property
     def head(self) -> HeadPose:
@@ -412,7 +416,7 @@ class FaceTrack(Track):
         if frames is not None:
             pictures.append(self.background_edges(frames)[..., None])
         stacked = pictures[0] if len(pictures) == 1 else np.concatenate(pictures, axis=3)
-        return torch.from_numpy(marks.planes(stacked))
+        return torch.from_numpy(planes(stacked))
 
 
 def draw_face(canvas: NDArray[np.uint8], points: NDArray[np.float32]) -> None:
@@ -449,25 +453,21 @@ def _distances(points: NDArray[np.float32], height: int, width: int) -> NDArray[
     return maps
 
 
-class Face(Signal):
+class Face(ReferenceSignal):
     name: ClassVar[str] = "face"
     files: ClassVar[tuple[str, ...]] = ("face.npz",)
+    remembered: ClassVar[tuple[str, ...]] = ("points", "depth")
+    reference_count: ClassVar[int] = 32
+    warped_by: ClassVar[Literal["parts", "dense"]] = "dense"
     layout: ClassVar[Layout] = {
         "points": ("float32", (POINTS, 3)), "depth": ("float32", (POINTS,)),
         "filled": ("bool", ()), "rotation": ("float32", (3, 3)),
         "translation": ("float32", (2,)), "scale": ("float32", ()),
     }  # fmt: skip
 
-    def check_files(
-        self, folder: Path, spec: dict[str, Any], *, frames: int, width: int, height: int
-    ) -> None:
-        check_arrays(folder / self.files[0], self.layout, frames)
-
-    def read(
-        self, folder: Path, spec: dict[str, Any], start: int, stop: int, *, width: int, height: int
-    ) -> FaceTrack:
-        arrays = read_arrays(folder / self.files[0], self.layout, start, stop)
-        return FaceTrack(**arrays, width=width, height=height)
+    def assemble(self, arrays: dict[str, Any], *, width: int, height: int) -> FaceTrack:
+        own = {name: arrays[name] for name in self.layout}
+        return FaceTrack(**own, width=width, height=height)
 
     def channels(self, spec: dict[str, Any]) -> int:
         return 3

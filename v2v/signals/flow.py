@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from v2v.signals._base import Signal, Track
+from v2v.signals.traits import FlowField, FlowSignal
 from v2v.video.stored import check_stored, read_range
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def unpack(images: NDArray[np.uint16]) -> tuple[NDArray[np.float32], NDArray[np.
 
 
 @dataclass(frozen=True)
-class FlowTrack(Track):
+class FlowTrack(FlowField):
     """T frames of backward flow on a grid that may be coarser than the frames.
 
     `flow` [T, 2, h, w] is in pixels of the grid; `occlusion` [T, 1, h, w] is 1 where the pixel
@@ -53,6 +53,7 @@ class FlowTrack(Track):
     width: int
     height: int
     transparent: ClassVar[bool] = False
+    per_frame: ClassVar[tuple[str, ...]] = ("flow", "occlusion")
 
     def __post_init__(self) -> None:
         assert self.flow.shape[1] == 2 and self.occlusion.shape[1] == 1
@@ -67,6 +68,11 @@ class FlowTrack(Track):
 
     def __getitem__(self, index: slice) -> Self:
         return replace(self, flow=self.flow[index], occlusion=self.occlusion[index])
+
+    def with_flow(
+        self, flow: NDArray[np.float32], occlusion: NDArray[np.float32], *, width: int, height: int
+    ) -> Self:
+        return replace(self, flow=flow, occlusion=occlusion, width=width, height=height)
 
     def scaled(self, width: int, height: int) -> Self:
         return replace(self, width=width, height=height)  # the grid is resampled when it is used
@@ -113,7 +119,7 @@ def draw_flow(
     return rgb
 
 
-class Flow(Signal):
+class Flow(FlowSignal):
     name: ClassVar[str] = "flow"
     files: ClassVar[tuple[str, ...]] = ("flow.mkv",)
 
@@ -137,12 +143,29 @@ class Flow(Signal):
     def read(
         self, folder: Path, spec: dict[str, Any], start: int, stop: int, *, width: int, height: int
     ) -> FlowTrack:
-        stored = read_range(folder / self.files[0], start, stop, pixel_format="gray16le")
-        flow, occlusion = unpack(stored)
+        flow, occlusion = unpack(self.packed(folder, start, stop))
         return FlowTrack(flow, occlusion, width, height)
 
     def channels(self, spec: dict[str, Any]) -> int:
         return 3
+
+    def packed(self, folder: Path, start: int, stop: int) -> NDArray[np.uint16]:
+        stored: NDArray[np.uint16] = read_range(
+            folder / self.files[0], start, stop, pixel_format="gray16le"
+        )
+        return stored
+
+    def packed_bytes(self, spec: dict[str, Any]) -> int:
+        columns, rows = spec["grid"]
+        return 6 * int(columns) * int(rows)
+
+    def unpack(self, packed: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        return unpack(packed)
+
+    def build(
+        self, flow: NDArray[np.float32], occlusion: NDArray[np.float32], *, width: int, height: int
+    ) -> FlowTrack:
+        return FlowTrack(flow, occlusion, width, height)
 
 
 SIGNAL = Flow()

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import colorsys
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from v2v.signals import _landmarks as marks
-from v2v.signals._base import Layout, Signal, Track, check_arrays, read_arrays
-from v2v.signals._landmarks import Colour, Landmarks
-from v2v.signals._parts import Part
+from v2v.pixels import planes
+from v2v.signals import landmarks as marks
+from v2v.signals.arrays import Layout
+from v2v.signals.base import Track
+from v2v.signals.landmarks import Colour, Landmarks
+from v2v.signals.parts import Part
+from v2v.signals.traits import ReferenceSignal
 
 if TYPE_CHECKING:
     import torch
@@ -275,6 +277,7 @@ class PoseTrack(Track):
     height: int
     regions: ClassVar[tuple[str, ...]] = ("face", "left_hand", "right_hand")
     parts: ClassVar[tuple[Part, ...]] = PARTS
+    per_frame: ClassVar[tuple[str, ...]] = ("points", "filled")
 
     def __post_init__(self) -> None:
         assert self.points.shape == (*self.filled.shape, 3), (self.points.shape, self.filled.shape)
@@ -366,7 +369,7 @@ class PoseTrack(Track):
         """The drawing, RGB in [-1, 1], float32 [T, 3, height, width]."""
         import torch
 
-        return torch.from_numpy(marks.planes(self.draw(height, width)))
+        return torch.from_numpy(planes(self.draw(height, width)))
 
 
 def draw_pose(canvas: NDArray[np.uint8], points: NDArray[np.float32]) -> None:
@@ -419,24 +422,19 @@ _JOINTS = tuple(
 )
 
 
-class Pose(Signal):
+class Pose(ReferenceSignal):
     name: ClassVar[str] = "pose"
     files: ClassVar[tuple[str, ...]] = ("pose.npz",)
+    reference_count: ClassVar[int] = 16
+    warped_by: ClassVar[Literal["parts", "dense"]] = "parts"
     layout: ClassVar[Layout] = {
         "points": ("float32", (len(NAMES), 3)),
         "filled": ("bool", (len(NAMES),)),
     }
 
-    def check_files(
-        self, folder: Path, spec: dict[str, Any], *, frames: int, width: int, height: int
-    ) -> None:
-        check_arrays(folder / self.files[0], self.layout, frames)
-
-    def read(
-        self, folder: Path, spec: dict[str, Any], start: int, stop: int, *, width: int, height: int
-    ) -> PoseTrack:
-        arrays = read_arrays(folder / self.files[0], self.layout, start, stop)
-        return PoseTrack(**arrays, width=width, height=height)
+    def assemble(self, arrays: dict[str, Any], *, width: int, height: int) -> PoseTrack:
+        own = {name: arrays[name] for name in self.layout}
+        return PoseTrack(**own, width=width, height=height)
 
     def channels(self, spec: dict[str, Any]) -> int:
         return 3

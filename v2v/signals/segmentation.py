@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from v2v.signals._base import Signal, Track
+from v2v.signals.traits import LabelMaps, LabelSignal
 from v2v.video.stored import check_stored, read_range
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ CITYSCAPES: dict[str, tuple[int, int, int]] = {  # name: colour of the data set,
     "caravan": (0, 0, 90), "trailer": (0, 0, 110), "train": (0, 80, 100),
     "motorcycle": (0, 0, 230), "bicycle": (119, 11, 32), "license plate": (0, 0, 142),
 }  # fmt: skip
+_MOVING = set(list(CITYSCAPES)[24:34])  # from person to bicycle
 # The ids of Cityscapes' train ids 0 to 18; train id 255 is void.
 CITYSCAPES_TRAIN_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 VOC = (
@@ -54,13 +55,14 @@ def distinct_colours(count: int) -> list[tuple[int, int, int]]:
 
 
 @dataclass(frozen=True)
-class LabelTrack(Track):
+class LabelTrack(LabelMaps):
     """T frames of label maps: `labels` uint8 [T, height, width], `VOID` for no class."""
 
     labels: NDArray[np.uint8]
     classes: tuple[str, ...]
     palette: NDArray[np.uint8] = field(repr=False)  # [classes, 3]
     instances: NDArray[np.uint16] | None = None  # [T, height, width]
+    per_frame: ClassVar[tuple[str, ...]] = ("labels", "instances")
 
     def __post_init__(self) -> None:
         assert self.labels.dtype == np.uint8 and self.labels.ndim == 3, self.labels.dtype
@@ -109,6 +111,13 @@ class LabelTrack(Track):
     def flipped(self) -> Self:
         return self._mapped(lambda maps: np.ascontiguousarray(maps[:, :, ::-1]))
 
+    def subsampled(self, factor: int) -> Self:
+        rows, columns = self.height // factor * factor, self.width // factor * factor
+        middle = factor // 2
+        return self._mapped(
+            lambda maps: np.ascontiguousarray(maps[:, middle:rows:factor, middle:columns:factor])
+        )
+
     def boundaries(self) -> NDArray[np.bool_]:
         """[T, H, W] true on both sides of every border between instances (or classes)."""
         ids = self.labels if self.instances is None else self.instances
@@ -155,7 +164,7 @@ class LabelTrack(Track):
         return planes
 
 
-class Segmentation(Signal):
+class Segmentation(LabelSignal):
     name: ClassVar[str] = "segmentation"
     files: ClassVar[tuple[str, ...]] = ("segmentation.mkv", "instances.mkv")
 
@@ -199,6 +208,21 @@ class Segmentation(Signal):
 
     def channels(self, spec: dict[str, Any]) -> int:
         return len(spec["classes"]) + 1
+
+    def has_instances(self, spec: dict[str, Any]) -> bool:
+        return bool(spec["instances"])
+
+    def person(self, spec: dict[str, Any]) -> int | None:
+        classes = list(spec.get("classes", []))
+        return classes.index("person") if "person" in classes else None
+
+    def foreground(self, spec: dict[str, Any]) -> NDArray[np.bool_]:
+        """[256] true for everything that moves in a street scene, elsewhere for the person."""
+        classes = tuple(spec["classes"])
+        names = _MOVING if classes == tuple(CITYSCAPES) else {"person"}
+        table = np.zeros(256, np.bool_)
+        table[[i for i, name in enumerate(classes) if name in names]] = True
+        return table
 
 
 SIGNAL = Segmentation()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from v2v.models.generator import multiply_adds
+from v2v.models.cost import multiply_adds
 from v2v.progress import Reporter, Silent
 from v2v.training.fabric import launch, with_budget
 from v2v.training.prepare import TrainingPlan, open_windows, plan_run
@@ -262,8 +262,8 @@ def estimate(
 
 
 def _multiply_adds(trainer: Trainer, stage: Stage) -> int:
-    generator: Any = trainer.generator
-    if hasattr(generator, "active"):
+    generator = trainer.generator
+    if generator.grows:
         generator.active = stage.scale + 1
     size = (stage.height, stage.width)
     channels = trainer.windows.channels

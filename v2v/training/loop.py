@@ -24,6 +24,7 @@ from v2v.progress import Reporter, Silent
 from v2v.training.fabric import launch, with_budget
 from v2v.training.log import LogWriter, TrainingBar
 from v2v.training.prepare import files_used, open_windows, plan_run
+from v2v.training.publish import publish
 from v2v.training.run import RunFolder
 from v2v.training.settings import TrainSettings
 from v2v.training.stopping import GracefulStop
@@ -107,7 +108,7 @@ def train(
         # Finish.
         preview = None
         if first:
-            preview = trainer.publish(run)
+            preview = publish(trainer, run)
         fabric.barrier()
     return TrainingResult(
         folder=folder, model=run.model, steps=trainer.progress.step,
@@ -171,7 +172,7 @@ def _loop(
             if preview_due:
                 previewed = now
                 if first:
-                    trainer.publish(run)
+                    publish(trainer, run)
             if over or trainer.stage_is_over():
                 break
     bar.done()

@@ -5,44 +5,33 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from v2v import __version__
-from v2v.checkpoint import ClipUse, ModelRecord, SignalUse
 from v2v.data.background import BackgroundPlate, build_background_plate
 from v2v.data.dataset import ClipDataset
-from v2v.data.references import COUNTS, References, gather, reference_signal
+from v2v.data.references.choosing import reference_signal
+from v2v.data.references.gathering import gather
+from v2v.data.references.memory import References
 from v2v.data.sampling import trained_part
-from v2v.data.store import ClipStore
-from v2v.errors import ConfigError, UnknownName
-from v2v.models import generator_names
-from v2v.models.generator_settings import (
-    CORE_STRIDE,
-    DEPARTURE,
-    OUTLINE_DEPARTURE,
-    TRUST,
-    Compose,
-    Motion,
-    Past,
-)
+from v2v.data.store import ClipRecord, ClipStore
+from v2v.errors import ConfigError
+from v2v.models import TrainingData, generator_type
+from v2v.pixels import planes
 from v2v.progress import Reporter
-from v2v.saved import FORMAT
-from v2v.signals._landmarks import planes
-from v2v.signals.segmentation import LabelTrack
+from v2v.signals.traits import BESIDE, CameraSignal, FlowSignal
 from v2v.training.schedule import Stage, build_schedule
 from v2v.training.settings import TrainSettings
+from v2v.training.statistics import footage_statistics
 
 CORE_SIDE = 128  # pixels: largest shorter side of the core, by default
-STATISTICS = 4096  # frames per clip whose poses the model stores
-PIECE = 4096  # frames read at a time
-LABEL_SAMPLES = 256  # label maps sampled for the fractions of classes
+SMALLEST_SIDE = 32  # pixels: of the first stage's frames
 REGIONS = {  # boxes that each crop discriminator covers
     "face": ("face", "eyes", "mouth", "right_eye", "left_eye"),
     "hands": ("left_hand", "right_hand"),
@@ -79,30 +68,23 @@ def open_windows(
     for store in stores:
         for signal in settings.data.signals:
             store.track(signal, 0, 1)  # report a missing signal before any long work
-        used = {*settings.data.signals, "segmentation", "flow", "camera"} & set(store.signals)
         store.check_frames()
-        store.verify(used, again=False, report=report)
+        store.verify(_signals_used(settings, store.record), again=False, report=report)
     background_plates, notes = _background_plates(settings, stores)
     generator = settings.generator
-    extras = ["flow", "foreground"]
-    if background_plates is not None:
-        extras.append("background_plate")
+    reads = generator_type(generator.name).reads_with(generator)
+    if reference_signal(settings.data.signals) is None:
+        reads -= {"references"}
+    if background_plates is None:
+        reads -= {"background_plate"}
+    extras = ["flow", "foreground", *sorted(reads)]
     if any(getattr(settings.losses.discriminators, name) for name in REGIONS):
         extras.append("boxes")
-    if generator.style == "encoded" or generator.name == "spade":
-        extras.append("style")
-    if generator.name == "pix2pixhd":
-        extras.append("instances")
-    warps = generator.name == "sequential" and generator.sequential and generator.compose != "none"
-    if warps and generator.control_points != "off":
-        extras.append("control_points")
-    wanted = generator.name == "sequential" and generator.references != "off"
-    if wanted and reference_signal(settings.data.signals) is not None:
-        extras.append("references")
     windows = ClipDataset(
         stores, settings.data.signals, seed=settings.loop.seed, augmentation=settings.augment,
         extras=extras, holdout=settings.data.hold_out, max_stride=settings.data.max_stride,
-        multiple=CORE_STRIDE << (scales_of(settings) - 1), cache=settings.data.cache_mb,
+        multiple=generator_type(generator.name).multiple_at(scales_of(settings)),
+        cache=settings.data.cache_mb,
         background_plates=background_plates, candidates=generator.candidates,
     )  # fmt: skip
     windows.notes = (*windows.notes, *notes)
@@ -124,13 +106,14 @@ def _references(
     found = []
     for number, store in enumerate(stores):
         references = gather(
-            store, *windows.clips[number].train, signal=signal, count=COUNTS[signal],
+            store, *windows.clips[number].train, signal=signal, count=signal.reference_count,
             placement=windows.placement(number, size), whole=not has_plate,
         )  # fmt: skip
         if references is None:
             if settings.generator.references == "on":
                 raise ConfigError(
-                    f"generator.references is on, but no frame of {store.folder} shows a {signal}",
+                    f"generator.references is on, but no frame of {store.folder} shows a"
+                    f" {signal.name}",
                     hint="set it to auto, or use footage that shows the person",
                 )
             return ()
@@ -138,16 +121,21 @@ def _references(
     return tuple(found)
 
 
+def _signals_used(settings: TrainSettings, record: ClipRecord) -> set[str]:
+    """The signals of a clip that training reads."""
+    beside = {signal.name for trait in BESIDE if (signal := record.find(trait)) is not None}
+    return beside | (set(settings.data.signals) & set(record.signals))
+
+
 def files_used(settings: TrainSettings, windows: ClipDataset) -> list[dict[str, str]]:
     """The files of each clip that training reads and their SHA-256, which identify the data."""
-    used = {*settings.data.signals, "segmentation", "flow", "camera"}
     return [
         {
             "frames.mp4": record.frames.file.sha256,
             **{
                 file: row.sha256
                 for name, signal in sorted(record.signals.items())
-                if name in used
+                if name in _signals_used(settings, record)
                 for file, row in signal.files.items()
             },
         }
@@ -157,7 +145,7 @@ def files_used(settings: TrainSettings, windows: ClipDataset) -> list[dict[str, 
 
 def scales_of(settings: TrainSettings) -> int:
     """The number of generator scales: one for the core, one for each doubling of the size."""
-    if settings.generator.name != "sequential":
+    if not generator_type(settings.generator.name).grows:
         return 1
     if settings.generator.scales is not None:
         return settings.generator.scales
@@ -178,7 +166,8 @@ def _background_plates(
             " the prior",
             hint="set one of them to auto",
         )
-    if settings.generator.name != "sequential" or wanted == "off" or prior == "on":
+    reads = generator_type(settings.generator.name).reads_with(settings.generator)
+    if "background_plate" not in reads:
         return None, []
     background_plates, reasons = [], []
     for store in stores:
@@ -214,7 +203,7 @@ def _no_plate_reason(store: ClipStore, background_plate: BackgroundPlate) -> str
         f" background changes (limit {moved:.0%}), by {background_plate.deviation:.1f} of 255 on"
         f" average (limit {deviation:.0f})"
     )
-    if "camera" not in store.signals:
+    if store.record.find(CameraSignal) is None:
         return (
             f"{reason}. If the camera moves, track it: v2v preprocess {store.folder}"
             " --signal camera"
@@ -228,11 +217,24 @@ def plan_run(settings: TrainSettings, windows: ClipDataset, *, world: int = 1) -
 
     Raises `ConfigError`, `UnknownName`, `TooFewFrames`.
     """
-    g = settings.generator
-    if g.name not in generator_names():
-        raise UnknownName.among("generator", g.name, generator_names())
     scales = scales_of(settings)
     height, width = size = windows.frame_size(settings.data.size)
+    schedule, notes = _schedule(settings, windows, size, scales, world)
+    architecture = _architecture(settings, windows, scales)
+    discriminators, crops = _discriminators(settings, windows, schedule[0])
+    return TrainingPlan(
+        height=height, width=width, scales=scales, schedule=schedule, generator=architecture,
+        discriminators=discriminators, crops=crops,
+        background_plates=dict(_background_plates_at(windows, size)) if _has_plate(windows) else {},
+        statistics=footage_statistics(windows, size), workers=_workers(settings),
+        notes=(*notes, *_notes(windows)),
+    )  # fmt: skip
+
+
+def _schedule(
+    settings: TrainSettings, windows: ClipDataset, size: tuple[int, int], scales: int, world: int
+) -> tuple[tuple[Stage, ...], list[str]]:
+    """The stages, with windows that the footage is long enough for; and notes."""
     notes = []
     longest = max((b - a for clip in windows.clips for a, b in clip.shots), default=0)
     lengths = tuple(n for n in settings.schedule.lengths if n <= longest)
@@ -244,67 +246,64 @@ def plan_run(settings: TrainSettings, windows: ClipDataset, *, world: int = 1) -
         )
     schedule = build_schedule(
         settings.schedule.model_copy(update={"lengths": lengths}),
-        height=height, width=width, scales=scales, bptt_steps=settings.loop.bptt_steps,
+        height=size[0], width=size[1], scales=scales, bptt_steps=settings.loop.bptt_steps,
     )  # fmt: skip
-    smallest = min(schedule[0].height, schedule[0].width)
-    if smallest < 32:
+    first, last = schedule[0], schedule[-1]
+    if min(first.height, first.width) < SMALLEST_SIDE:
         raise ConfigError(
-            f"the first stage would train at {schedule[0].width}x{schedule[0].height}: the"
-            " shorter side must be at least 32",
+            f"the first stage would train at {first.width}x{first.height}: the shorter side must"
+            f" be at least {SMALLEST_SIDE}",
             hint=f"use fewer scales (-s generator.scales={max(scales - 1, 1)}) or a larger --size",
         )
     for length in lengths:  # fails if no window has all signals
-        windows.draw(0, length, (schedule[-1].height, schedule[-1].width))
-    several = len(windows.clips) > 1
+        windows.draw(0, length, (last.height, last.width))
+    for stage in schedule if world > 1 else ():
+        if stage.batch % world:
+            raise ConfigError(
+                f"{world} processes cannot split a batch of {stage.batch} evenly (frames of"
+                f" {stage.width}x{stage.height}, {stage.length} at a time)",
+                hint=f"use -s schedule.frames={world * settings.loop.bptt_steps}",
+            )
+    return schedule, notes
+
+
+def _architecture(settings: TrainSettings, windows: ClipDataset, scales: int) -> dict[str, Any]:
+    """The name and arguments of the generator, for `build_generator`."""
+    g = settings.generator
     if g.control_points == "on" and not windows.control_points:
         raise ConfigError(
             "generator.control_points is on, but it needs the signal pose or face and a"
             " sequential generator that warps the past",
             hint="set it to auto",
         )
-    has_plate = "background_plate" in windows.extras and all(
-        p is not None for p in windows.background_plates
-    )
-    architecture: dict[str, Any] = {
+    signal = reference_signal(settings.data.signals)
+    data = TrainingData(
+        folders=tuple(clip.folder for clip in windows.clips),
+        background_plate=_has_plate(windows), foreground=windows.has_foreground,
+        control_points=windows.control_points,
+        references=windows.candidates if windows.references else 0,
+        warped_by=signal.warped_by if signal is not None else "parts",
+    )  # fmt: skip
+    return {
         "name": g.name, "channels": windows.channels, "preset": g.preset, "scales": scales,
+        **generator_type(g.name).arguments(g, data),
     }  # fmt: skip
-    if g.name == "sequential":
-        style = ("clip" if several else "none") if g.style == "auto" else g.style
-        motion: Motion = "dense" if reference_signal(settings.data.signals) == "face" else "parts"
-        architecture |= {
-            "sequential": g.sequential, "compose": _compose_mode(settings, windows),
-            "past": _past_mode(settings, windows, has_plate), "background_plate": has_plate,
-            "prior": _has_prior(settings, windows, has_plate),
-            "style": style, "clips": len(windows.clips),
-            "control_points": windows.control_points > 0,
-            "references": windows.candidates if windows.references else 0,
-            "motion": motion, "residual": bool(windows.references) and g.residual,
-            "outline": bool(windows.references) and has_plate, "trust": TRUST,
-            "departure": DEPARTURE, "outline_departure": OUTLINE_DEPARTURE[motion],
-        }  # fmt: skip
-    if has_plate:
-        notes.append(
-            "the background is a plate of the footage (disable: -s generator.background_plate=off)"
-        )
-    if windows.references:
-        count = sum(len(references) for references in windows.references)
-        notes.append(f"{count} frames of the footage are references for the person's appearance")
-    elif "references" in windows.extras:
-        notes.append("a clip has no frame that is fit as a reference: everything is synthesised")
-    if not all("flow" in record.signals for _, record in windows.records):
-        where = next(f for f, record in windows.records if "flow" not in record.signals)
-        notes.append(
-            "without optical flow the model learns motion from the frames alone; for steadier"
-            f" video: v2v preprocess {where} --signal flow,segmentation"
-        )
-    if world > 1:
-        for stage in schedule:
-            if stage.batch % world:
-                raise ConfigError(
-                    f"{world} processes cannot split a batch of {stage.batch} evenly (frames of"
-                    f" {stage.width}x{stage.height}, {stage.length} at a time)",
-                    hint=f"use -s schedule.frames={world * settings.loop.bptt_steps}",
-                )
+
+
+def _has_plate(windows: ClipDataset) -> bool:
+    return "background_plate" in windows.extras and all(
+        plate is not None for plate in windows.background_plates
+    )
+
+
+def _discriminators(
+    settings: TrainSettings, windows: ClipDataset, first: Stage
+) -> tuple[dict[str, float], dict[str, list[int]]]:
+    """The weight of each discriminator in use, and the boxes of those that see crops.
+
+    Args:
+        first: the stage with the smallest frames.
+    """
     discriminators = {n: w for n, w in settings.losses.discriminators.model_dump().items() if w > 0}
     crops = {}
     for name, regions in REGIONS.items():
@@ -313,7 +312,8 @@ def plan_run(settings: TrainSettings, windows: ClipDataset, *, world: int = 1) -
             crops[name] = which
         else:
             discriminators.pop(name, None)
-    side = min(smallest, settings.discriminator.crop) if crops else smallest
+    side = min(first.height, first.width)
+    side = min(side, settings.discriminator.crop) if crops else side
     if discriminators and side < 3 << settings.discriminator.layers:
         raise ConfigError(
             f"discriminators with {settings.discriminator.layers} layers need"
@@ -322,65 +322,37 @@ def plan_run(settings: TrainSettings, windows: ClipDataset, *, world: int = 1) -
         )
     if not discriminators and not (settings.losses.l1 or settings.losses.perceptual_weight):
         raise ConfigError("all losses are 0", hint="set losses.l1 or a discriminator above 0")
-    workers = settings.data.workers
-    if workers is None:
-        import os
-
-        on_gpu = torch.cuda.is_available() and settings.loop.device != "cpu"
-        workers = min((os.cpu_count() or 1) // settings.loop.devices - 1, 8) if on_gpu else 0
-        workers = max(workers, 0)
-    return TrainingPlan(
-        height=height, width=width, scales=scales, schedule=schedule, generator=architecture,
-        discriminators=discriminators, crops=crops,
-        background_plates=dict(_background_plates_at(windows, size)) if has_plate else {},
-        statistics=_statistics(windows, size), workers=workers, notes=tuple(notes),
-    )  # fmt: skip
+    return discriminators, crops
 
 
-def _compose_mode(settings: TrainSettings, windows: ClipDataset) -> Compose:
-    """How the generator uses the warped past frame.
-
-    References are sharp and aligned. A past frame that was warped repeatedly is neither, and would
-    blur the output if it was blended over them.
-    """
-    wanted = settings.generator.compose
-    if wanted != "auto":
-        return wanted
-    return "condition" if windows.references else "blend"
-
-
-def _past_mode(settings: TrainSettings, windows: ClipDataset, has_plate: bool) -> Past:
-    """Which past inputs the core receives.
-
-    With a static camera the signals describe all motion, and past output frames only add their
-    errors; if control points initialise the flow, past signals are not needed either. With a
-    moving camera only images show its motion: references if there are any, else past output
-    frames.
-    """
-    g = settings.generator
-    if g.sequential and g.compose == "none" and g.past in ("signals", "nothing"):
-        raise ConfigError(
-            f"generator.past={g.past} and generator.compose=none leave no image of the past",
-            hint="use generator.sequential=false to render frame by frame",
+def _notes(windows: ClipDataset) -> list[str]:
+    """What the user should know about the data that the model is trained on."""
+    notes = []
+    if _has_plate(windows):
+        notes.append(
+            "the background is a plate of the footage (disable: -s generator.background_plate=off)"
         )
-    if g.past != "auto":
-        return g.past
-    if _compose_mode(settings, windows) == "none" or not (has_plate or windows.references):
-        return "frames"
-    return "nothing" if windows.control_points else "signals"
-
-
-def _has_prior(settings: TrainSettings, windows: ClipDataset, has_plate: bool) -> bool:
-    wanted = settings.generator.prior
-    if wanted == "off" or has_plate:
-        return False
-    if wanted == "on" and not windows.has_foreground:
-        raise ConfigError(
-            "generator.prior=on needs to know the foreground, but a clip has neither a person mask"
-            " nor labels",
-            hint=f"add it with: v2v preprocess {windows.clips[0].folder} --signal segmentation",
+    if windows.references:
+        count = sum(len(references) for references in windows.references)
+        notes.append(f"{count} frames of the footage are references for the person's appearance")
+    elif "references" in windows.extras:
+        notes.append("a clip has no frame that is fit as a reference: everything is synthesised")
+    still = [folder for folder, record in windows.records if record.find(FlowSignal) is None]
+    if still:
+        notes.append(
+            "without optical flow the model learns motion from the frames alone; for steadier"
+            f" video: v2v preprocess {still[0]} --signal flow,segmentation"
         )
-    return windows.has_foreground
+    return notes
+
+
+def _workers(settings: TrainSettings) -> int:
+    """The number of processes that load data."""
+    if settings.data.workers is not None:
+        return settings.data.workers
+    if not torch.cuda.is_available() or settings.loop.device == "cpu":
+        return 0
+    return max(min((os.cpu_count() or 1) // settings.loop.devices - 1, 8), 0)
 
 
 def _background_plates_at(
@@ -393,82 +365,3 @@ def _background_plates_at(
         planes(seen[None, ..., :3], background_plate[None, :3].numpy())
         background_plate[3] = torch.from_numpy(seen[..., 3]).float().div_(255)
         yield clip, background_plate
-
-
-def _statistics(windows: ClipDataset, size: tuple[int, int]) -> dict[str, Tensor]:
-    """Statistics of the footage that rendering needs, e.g. points to measure body sizes.
-
-    `N.SIGNAL.points` and `.depth`: in stored pixels of clip N; `N.frames`: their frame numbers;
-    `N.SIGNAL.share` [256]: the fraction of pixels of each class; `N.style` [3, H, W]: a frame.
-    """
-    found: dict[str, Tensor] = {}
-    for number, (folder, record) in enumerate(windows.records):
-        store = ClipStore(folder, record)
-        start, stop = windows.clips[number].train
-        chosen = np.unique(np.linspace(start, stop - 1, STATISTICS).astype(int))
-        found[f"{number}.frames"] = torch.from_numpy(chosen)
-        if "style" in windows.extras:
-            batch = next(windows.sequence(number, start, start + 1, size=size))
-            assert batch.style is not None
-            found[f"{number}.style"] = batch.style[0]
-        for signal in windows.signals:
-            if isinstance(store.track(signal, 0, 1), LabelTrack):
-                found[f"{number}.{signal}.share"] = _class_shares(store, signal, start, stop)
-            for name in ("points", "depth"):
-                if not isinstance(getattr(store.track(signal, 0, 1), name, None), np.ndarray):
-                    continue
-                parts = []  # in pieces: the face mesh of a long clip does not fit into memory
-                for first in range(start, stop, PIECE):
-                    end = min(first + PIECE, stop)
-                    rows = chosen[(chosen >= first) & (chosen < end)] - first
-                    parts.append(getattr(store.track(signal, first, end), name)[rows])
-                values = np.ascontiguousarray(np.concatenate(parts), np.float32)
-                found[f"{number}.{signal}.{name}"] = torch.from_numpy(values)
-    return found
-
-
-def _class_shares(store: ClipStore, signal: str, start: int, stop: int) -> Tensor:
-    """[256] fraction of the pixels of frames `start` to `stop` that belong to each class."""
-    counts = np.zeros(256, np.int64)
-    for index in np.unique(np.linspace(start, stop - 1, LABEL_SAMPLES).astype(int)):
-        track = store.track(signal, int(index), int(index) + 1)
-        assert isinstance(track, LabelTrack)
-        counts += np.bincount(track.labels.ravel(), minlength=256)
-    return torch.from_numpy((counts / counts.sum()).astype(np.float32))
-
-
-def describe_model(
-    settings: TrainSettings,
-    windows: ClipDataset,
-    plan: TrainingPlan,
-    *,
-    active: int | None,
-    training: dict[str, Any],
-) -> ModelRecord:
-    """Build the model's record; see `v2v.checkpoint.ModelRecord`."""
-    from v2v.signals import load_signal
-
-    record = windows.records[0][1]
-    halvings = 0 if active is None else plan.scales - active
-    return ModelRecord(
-        format=FORMAT, tool=f"v2v {__version__}", task=settings.task,
-        signals=tuple(
-            SignalUse(
-                name=name, spec=record.signals[name].spec,
-                channels=load_signal(name).channels(record.signals[name].spec),
-            )
-            for name in windows.signals
-        ),
-        height=plan.height >> halvings, width=plan.width >> halvings, generator=plan.generator,
-        active=active,
-        clips=tuple(
-            ClipUse(
-                name=clip.name, source=r.source.name, sha256=r.source.sha256, fps=r.frames.fps,
-                frames=clip.count, trained=clip.train, width=r.frames.width,
-                height=r.frames.height, still=number in plan.background_plates,
-            )
-            for number, clip in enumerate(windows.clips)
-            for r in [windows.records[number][1]]
-        ),
-        training={**training, "settings": settings.model_dump(mode="json")},
-    )  # fmt: skip

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from v2v.data.dataset import ClipDataset
 from v2v.data.store import ClipStore
 from v2v.errors import writing
-from v2v.models.baselines.pix2pixhd import Clusters, pick_features
+from v2v.models import Generator
 from v2v.models.rollout import rollout
-from v2v.types import Batch, Condition, GeneratorState
+from v2v.types import Batch, GeneratorState
 from v2v.video.write import VideoWriter
 
 CHUNK = 16
@@ -33,7 +32,7 @@ def held_out(windows: ClipDataset, clip: int = 0) -> tuple[int, int] | None:
 
 @torch.no_grad()
 def render(
-    generator: nn.Module,
+    generator: Generator,
     windows: ClipDataset,
     clip: int,
     start: int,
@@ -42,7 +41,7 @@ def render(
     size: tuple[int, int],
     device: torch.device | str = "cpu",
     state: GeneratorState | None = None,
-    clusters: Clusters | None = None,
+    artifacts: Mapping[str, Tensor] | None = None,
 ) -> Iterator[tuple[Tensor, Batch]]:
     """Yield free-running frames [k, 3, H, W] in [-1, 1] and the batch of the same real frames.
 
@@ -52,14 +51,16 @@ def render(
     Args:
         state: where to continue from; None starts without a past, `GeneratorState.from_frame`
             from a real frame.
-        clusters: features to pick from for each instance, for models that need them (pix2pixHD).
+        artifacts: what the generator collected from the training clips.
     """
     mode = generator.training
     generator.eval()
     try:
         for batch in windows.sequence(clip, start, stop, size=size, chunk=CHUNK):
             batch = batch.to(device)
-            conditions = [_with_features(batch.condition(t), clusters) for t in range(batch.length)]
+            conditions = [
+                generator.complete(batch.condition(t), artifacts or {}) for t in range(batch.length)
+            ]
             outputs, states = zip(*rollout(generator, conditions, state), strict=True)
             state = states[-1]
             yield torch.stack([o.frame[0].float().clamp(-1, 1) for o in outputs]), batch
@@ -67,25 +68,15 @@ def render(
         generator.train(mode)
 
 
-def _with_features(condition: Condition, clusters: Clusters | None) -> Condition:
-    """The condition with features picked for each instance."""
-    if not clusters:
-        return condition
-    instances = condition.instances
-    if instances is None:
-        instances = torch.zeros_like(condition.signals[:, :1], dtype=torch.int64)
-    return replace(condition, features=pick_features(clusters, instances, seed=0))
-
-
 def write_preview(
-    generator: nn.Module,
+    generator: Generator,
     windows: ClipDataset,
     path: Path,
     *,
     size: tuple[int, int],
     seconds: float,
     device: torch.device | str = "cpu",
-    clusters: Clusters | None = None,
+    artifacts: Mapping[str, Tensor] | None = None,
 ) -> Path | None:
     """Write signals | rendered | real of the first clip's held-out frames; None if it is empty."""
     shown = held_out(windows)
@@ -103,7 +94,7 @@ def write_preview(
     index = start
     with VideoWriter(path, width=width, height=height, rate=rate) as writer:
         for frames, batch in render(
-            generator, windows, 0, start, stop, size=size, device=device, clusters=clusters
+            generator, windows, 0, start, stop, size=size, device=device, artifacts=artifacts
         ):
             signals = _draw_signals(store, windows, batch, index)
             for panel, frame, real in zip(signals, frames, batch.frames[0], strict=True):

@@ -8,28 +8,25 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, fields
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from v2v.checkpoint import Model, save_model
 from v2v.data.dataset import ClipDataset
 from v2v.data.loader import loader
 from v2v.errors import CheckpointInvalid, OutOfMemory, TrainingDiverged
-from v2v.models import build_generator
+from v2v.models import Generator, build_generator
 from v2v.models.augment import draw
-from v2v.models.baselines.pix2pixhd import Clusters, FeatureEncoder, cluster_features
 from v2v.models.discriminators import DiscriminatorOutput, Discriminators, frozen, with_real
 from v2v.prefetch import prefetch
 from v2v.progress import Reporter
 from v2v.resume import Checkpoint
 from v2v.tensors import DAMAGED, load_optimiser, load_weights
 from v2v.training.objective import Objective, Rendered
-from v2v.training.prepare import TrainingPlan, describe_model
-from v2v.training.preview import write_preview
+from v2v.training.prepare import TrainingPlan
 from v2v.training.run import RunFolder
 from v2v.training.schedule import Stage, stage_at
 from v2v.training.settings import TrainSettings
@@ -39,7 +36,6 @@ from v2v.training.unroll import Unroll
 from v2v.types import Batch, GeneratorState
 
 ROLLBACK_LR_SCALE = 0.5  # factor on the learning rates after each rollback
-CLUSTERED = 64  # training frames whose instance features are clustered
 
 
 @dataclass(frozen=True)
@@ -106,6 +102,11 @@ class Trainer:
                 fabric.setup_optimizers(d_adam),
             )
 
+    @property
+    def averaged(self) -> Generator:
+        """The moving average of the generator: what a model consists of."""
+        return cast(Generator, self.ema.module)
+
     # ------------------------------------------------------------ stages
 
     def stage(self) -> Stage:
@@ -125,9 +126,9 @@ class Trainer:
     def apply_stage(self) -> Stage:
         """Set the generator's active scales and trainable parameters for the stage."""
         stage = self.stage()
-        generator: Any = self.generator
-        if hasattr(generator, "active"):
-            for module in (generator, self.ema.module):
+        generator = self.generator
+        if generator.grows:
+            for module in (generator, self.averaged):
                 module.active = stage.scale + 1
             generator.requires_grad_(not stage.freeze_lower)
             if stage.freeze_lower:
@@ -335,7 +336,7 @@ class Trainer:
 
     def finite(self) -> bool:
         """Whether all weights are finite: a gradient can overflow although the loss is finite."""
-        modules = (self.generator, self.ema.module, self.discriminators)
+        modules = (self.generator, self.averaged, self.discriminators)
         weights = [p.detach() for module in modules for p in module.parameters()]
         norms = torch.stack(torch._foreach_norm(weights))  # type: ignore[arg-type]
         return bool(torch.isfinite(norms).all())
@@ -343,7 +344,7 @@ class Trainer:
     def save(self, run: RunFolder) -> None:
         modules = {
             "generator": self.generator.state_dict(),
-            "ema": self.ema.module.state_dict(),
+            "ema": self.averaged.state_dict(),
             "discriminators": self.discriminators.state_dict(),
         }
         for i, carried in enumerate(self.left):
@@ -363,7 +364,7 @@ class Trainer:
             )
         self.ema.n_averaged.fill_(averaged)
         modules = {
-            "generator": self.generator, "ema": self.ema.module,
+            "generator": self.generator, "ema": self.averaged,
             "discriminators": self.discriminators,
         }  # fmt: skip
         for name, module in modules.items():
@@ -429,65 +430,6 @@ class Trainer:
             f"the losses became NaN or infinite: restored step {self.progress.step}, with"
             f" the learning rates scaled by {lr_scale:g}"
         )
-
-    def publish(self, run: RunFolder) -> Path | None:
-        """Write the current model and a preview of it."""
-        clusters = self._clusters()
-        save_model(run.model, self._model(clusters))
-        return self._preview(run, clusters)
-
-    def _model(self, features: Clusters | None) -> Model:
-        """The current model: the moving average of the generator."""
-        record = describe_model(
-            self.settings, self.windows, self.plan,
-            active=getattr(self.generator, "active", None),
-            training={
-                "steps": self.progress.step, "minutes": round(self.progress.seconds / 60, 2),
-                "perceptual": type(self.objective.perceptual).__name__,
-            },
-        )  # fmt: skip
-        clusters = {
-            f"clusters.{kind}": torch.from_numpy(centres)
-            for kind, centres in (features or {}).items()
-        }
-        statistics = {**self.plan.statistics, **clusters}
-        downscale = self.plan.height // record.height
-        background_plates = {
-            clip: torch.nn.functional.avg_pool2d(background_plate, downscale)
-            for clip, background_plate in self.plan.background_plates.items()
-        }
-        references = {
-            clip: found.scaled((record.height, record.width))
-            for clip, found in enumerate(self.windows.references)
-        }
-        backgrounds = {
-            clip: found
-            for clip in background_plates
-            if (found := self.windows.backgrounds(clip, (record.height, record.width)))
-        }
-        return Model(
-            record, self.ema.module, background_plates, statistics, references, backgrounds
-        )
-
-    @torch.no_grad()
-    def _clusters(self) -> Clusters | None:
-        """Clusters of the instance features of the training footage, for models that use them."""
-        encoder = getattr(self.ema.module, "encoder", None)
-        if not isinstance(encoder, FeatureEncoder):
-            return None
-        stage = self.stage()
-        size = (stage.height, stage.width)
-        starts = range(0, CLUSTERED, 8)
-        batches = (self.shown.batch(range(n, n + 8), 1, size) for n in starts)
-        return cluster_features(encoder, (b.to(self.fabric.device) for b in batches))
-
-    def _preview(self, run: RunFolder, features: Clusters | None) -> Path | None:
-        stage = self.stage()
-        return write_preview(
-            self.ema.module, self.shown, run.previews / f"{self.progress.step:08d}.mp4",
-            size=(stage.height, stage.width), seconds=self.settings.output.preview_seconds,
-            device=self.fabric.device, clusters=features,
-        )  # fmt: skip
 
 
 def _moving_average(decay: float) -> Callable[..., None]:

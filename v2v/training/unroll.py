@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from v2v.data.transforms import PastCorruption, corrupt_past
+from v2v.models import Generator
 from v2v.models.rollout import rollout
 from v2v.types import Batch, GeneratorState
 
@@ -15,7 +16,7 @@ from v2v.types import Batch, GeneratorState
 class Unroll(nn.Module):
     """The generator over a chunk as one module: DDP needs one forward per backward."""
 
-    def __init__(self, generator: nn.Module, corruption: PastCorruption) -> None:
+    def __init__(self, generator: Generator, corruption: PastCorruption) -> None:
         super().__init__()
         self.generator = generator
         self.corruption = corruption
@@ -33,7 +34,7 @@ class Unroll(nn.Module):
                 return corrupt_past(frames, **self.corruption.model_dump(), generator=random)
 
         conditions = [chunk.condition(t) for t in range(chunk.length)]
-        if getattr(self.generator, "wants_target", False):
+        if self.generator.wants_target:
             conditions = [replace(c, style=chunk.frames[:, t]) for t, c in enumerate(conditions)]
         past = None if state is None else GeneratorState(**state)
         rolled = rollout(

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from v2v.errors import UnknownName
+from v2v.models.baselines.base import Baseline
 from v2v.types import Condition, GeneratorOutput, GeneratorState
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -22,7 +22,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-class Pix2Pix(nn.Module):
+class Pix2Pix(Baseline):
     """The U-Net of appendix 6.1.1, with skip connections between levels of equal size.
 
     The only noise in the paper is dropout, also at test time, with little effect. In a video it
@@ -30,8 +30,7 @@ class Pix2Pix(nn.Module):
     same at the paper's batch size of 1.
     """
 
-    wants_target: ClassVar[bool] = False
-    multiple: ClassVar[int] = 16
+    presets: ClassVar[dict[str, dict[str, Any]]] = PRESETS
 
     def __init__(
         self,
@@ -63,13 +62,6 @@ class Pix2Pix(nn.Module):
             self.up.append(
                 DecoderBlock(inputs, outputs, normed=level > 0, dropout=dropout * has_dropout)
             )
-
-    @classmethod
-    def for_size(cls, channels: int, preset: str) -> Pix2Pix:
-        """One of `PRESETS`."""
-        if preset not in PRESETS:
-            raise UnknownName.among("preset", preset, PRESETS)
-        return cls(channels=channels, **PRESETS[preset])
 
     def forward(self, condition: Condition, state: GeneratorState) -> GeneratorOutput:
         x = condition.signals

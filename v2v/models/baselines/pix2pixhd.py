@@ -11,6 +11,7 @@ the features of the training footage.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import cv2
@@ -20,7 +21,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from v2v.errors import UnknownName
+from v2v.models.baselines.base import Baseline
 from v2v.types import Batch, Condition, GeneratorOutput, GeneratorState
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -33,10 +34,11 @@ PRESETS: dict[str, dict[str, Any]] = {
 # Instance ids of Cityscapes: class * 1000 + number for countable classes, else the class.
 IDS_PER_CLASS = 1000
 
+CLUSTERS = "clusters."  # artifacts are called this and the number of their class
 Clusters = dict[int, NDArray[np.float32]]  # class -> [k, F] centres, k at most the requested number
 
 
-class Pix2PixHD(nn.Module):
+class Pix2PixHD(Baseline):
     """Global generator and local enhancer of section 3.1, instance features of section 3.4.
 
     In training `condition.style` must be the target frame, from which the encoder computes the
@@ -44,8 +46,10 @@ class Pix2PixHD(nn.Module):
     or are 0.
     """
 
+    reads = frozenset({"instances"})
     wants_target: ClassVar[bool] = True
-    multiple: ClassVar[int] = 16
+    samples: ClassVar[int] = 64
+    presets: ClassVar[dict[str, dict[str, Any]]] = PRESETS
 
     def __init__(
         self,
@@ -70,13 +74,6 @@ class Pix2PixHD(nn.Module):
             self.enhancers.append(Enhancer(inputs, width=width))
         self.out = _conv7(width, 3)
 
-    @classmethod
-    def for_size(cls, channels: int, preset: str) -> Pix2PixHD:
-        """One of `PRESETS`."""
-        if preset not in PRESETS:
-            raise UnknownName.among("preset", preset, PRESETS)
-        return cls(channels=channels, **PRESETS[preset])
-
     def forward(self, condition: Condition, state: GeneratorState) -> GeneratorOutput:
         inputs = condition.signals
         if self.features:
@@ -91,6 +88,43 @@ class Pix2PixHD(nn.Module):
             x = enhancer(here, x)
         return GeneratorOutput(frame=torch.tanh(self.out(x)))
 
+    def collect(self, batches: Iterable[Batch]) -> dict[str, Tensor]:
+        """Clusters of the instance features of the training footage, `clusters.CLASS` [k, F]."""
+        if self.encoder is None:
+            return {}
+        found = cluster_features(self.encoder, batches)
+        return {f"{CLUSTERS}{kind}": torch.from_numpy(rows) for kind, rows in found.items()}
+
+    def check_artifact(self, name: str, value: Tensor) -> str | None:
+        kind = name.removeprefix(CLUSTERS)
+        if kind == name or not kind.isdecimal() or value.ndim != 2 or not len(value):
+            return f"is {list(value.shape)}, expected a class number and rows of features"
+        return None if bool(value.isfinite().all()) else "has values that are not finite"
+
+    def complete(
+        self,
+        condition: Condition,
+        artifacts: Mapping[str, Tensor],
+        choices: Mapping[int, int] | None = None,
+    ) -> Condition:
+        """The condition with features for each instance: the chosen cluster of its class.
+
+        A class without a choice gets a random cluster, which an instance keeps over the video.
+        """
+        clusters = _clusters(artifacts)
+        if not clusters:
+            return condition
+        instances = condition.instances
+        if instances is None:
+            instances = torch.zeros_like(condition.signals[:, :1], dtype=torch.int64)
+        for kind, number in (choices or {}).items():
+            if kind in clusters:
+                clusters[kind] = clusters[kind][[number]]
+        return replace(condition, features=pick_features(clusters, instances, seed=0))
+
+    def choices(self, artifacts: Mapping[str, Tensor]) -> dict[int, int]:
+        return {kind: len(rows) for kind, rows in _clusters(artifacts).items()}
+
     def _features(self, condition: Condition) -> Tensor:
         """[B, F, H, W] as given, or encoded from the target frame, or 0."""
         signals = condition.signals
@@ -100,6 +134,14 @@ class Pix2PixHD(nn.Module):
             assert self.encoder is not None
             return self.encoder(condition.style, condition.instances)  # type: ignore[no-any-return]
         return signals.new_zeros(len(signals), self.features, *signals.shape[-2:])
+
+
+def _clusters(artifacts: Mapping[str, Tensor]) -> Clusters:
+    return {
+        int(name.removeprefix(CLUSTERS)): value.numpy()
+        for name, value in artifacts.items()
+        if name.startswith(CLUSTERS)
+    }
 
 
 class Global(nn.Module):

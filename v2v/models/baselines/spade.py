@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from v2v.errors import UnknownName
+from v2v.models.baselines.base import Baseline
 from v2v.types import Condition, GeneratorOutput, GeneratorState
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -29,7 +29,7 @@ SHRINKS = (32, 16, 16, 8, 4, 2, 1)
 GRID = 4  # side in pixels of the grid that the latent vector is mapped to
 
 
-class Spade(nn.Module):
+class Spade(Baseline):
     """The generator and the image encoder of appendix A.
 
     The latent vector is mapped to a 4x4 grid that is resized to the frame's shape, so one network
@@ -41,8 +41,8 @@ class Spade(nn.Module):
     `eval()` it is the mean. Without an image it is 0, the mean of the prior.
     """
 
-    wants_target: ClassVar[bool] = False
-    multiple: ClassVar[int] = 16
+    reads = frozenset({"style"})
+    presets: ClassVar[dict[str, dict[str, Any]]] = PRESETS
 
     def __init__(
         self,
@@ -64,13 +64,6 @@ class Spade(nn.Module):
             for before, after in zip([widths[0], *widths], widths, strict=False)
         )
         self.out = nn.Conv2d(widths[-1], 3, 3, padding=1)
-
-    @classmethod
-    def for_size(cls, channels: int, preset: str) -> Spade:
-        """One of `PRESETS`."""
-        if preset not in PRESETS:
-            raise UnknownName.among("preset", preset, PRESETS)
-        return cls(channels=channels, **PRESETS[preset])
 
     def forward(self, condition: Condition, state: GeneratorState) -> GeneratorOutput:
         signals = condition.signals
