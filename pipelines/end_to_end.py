@@ -188,5 +188,5 @@ def _check_overwrite(video: Output, folder: Path, digest: str) -> None:
 
 def _pipeline(task: str, folder: Path, driving: Source, report: Reporter) -> Rendering:
     if task == "face":
-        return FaceReenactment.from_model(folder)(driving.store, report=report)
-    return MotionTransfer.from_model(folder)(driving.store, report=report)
+        return FaceReenactment.from_pretrained(folder)(driving.store, report=report)
+    return MotionTransfer.from_pretrained(folder)(driving.store, report=report)

@@ -45,6 +45,7 @@ LAYERS = (
     ("v2v.preprocess", "v2v.samples", "v2v.configs"),
     ("v2v.pipelines",),
     ("v2v.evaluation",),
+    ("v2v.api",),
     ("v2v.cli", "v2v.__main__"),
 )
 LAYER = {name: height for height, names in enumerate(LAYERS) for name in names}

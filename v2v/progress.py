@@ -1,11 +1,22 @@
-"""Progress of long tasks: stages with a count, a rate and an ETA; silent, or on the terminal."""
+"""Progress of long tasks: stages with a count, a rate and an ETA; silent, or on the terminal.
+
+Functions of the library take a `Reporter`. `reporting` chooses one for calls that name none: bars
+in a terminal or a notebook, else nothing.
+"""
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, ParamSpec, Protocol, Self, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class Reporter(Protocol):
@@ -100,7 +111,7 @@ class Terminal:
                 speed = task.finished_speed or task.speed
                 return Text(f"{speed:6.1f}/s" if speed else "      -")
 
-        self.console = Console(stderr=True)
+        self.console = Console(stderr=True)  # in a notebook, rich writes below the cell
         self.progress = Progress(
             TextColumn("{task.description}", justify="left"),
             BarColumn(),
@@ -139,3 +150,63 @@ class Terminal:
 
     def note(self, text: str) -> None:
         self.progress.console.print(text)
+
+
+# ---------------------------------------------------------------- the default
+
+_current: ContextVar[Reporter | None] = ContextVar("v2v reporter", default=None)
+
+
+@contextmanager
+def reporting(report: Reporter | None = None) -> Iterator[Reporter]:
+    """The reporter of a call.
+
+    It is the given one, or else that of the enclosing call, or else bars if a person is watching (a
+    terminal or a notebook), or else `Silent`.
+    """
+    enclosing = _current.get()
+    if enclosing is not None:
+        yield report or enclosing
+        return
+    if report is None:
+        shown = is_watched()
+        with Terminal() if shown else _nothing() as chosen, _used(chosen):
+            yield chosen
+        return
+    with _used(report):
+        yield report
+
+
+def is_watched() -> bool:
+    """Whether standard error is a terminal, or the process runs a notebook."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    return console.is_terminal or console.is_jupyter
+
+
+@contextmanager
+def _nothing() -> Iterator[Reporter]:
+    yield Silent()
+
+
+@contextmanager
+def _used(report: Reporter) -> Iterator[None]:
+    token = _current.set(report)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def with_progress(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorate a function with an optional keyword `report`, which `reporting` then chooses."""
+
+    @functools.wraps(function)
+    def reported(*args: P.args, **kwargs: P.kwargs) -> R:
+        given: Any = kwargs.pop("report", None)
+        with reporting(given) as report:
+            kwargs["report"] = report
+            return function(*args, **kwargs)
+
+    return reported

@@ -115,7 +115,7 @@ def transfer(
     )  # fmt: skip
 
     with progress(quiet or as_json) as report:
-        pipeline = MotionTransfer.from_model(target_model, device=device)
+        pipeline = MotionTransfer.from_pretrained(target_model, device=device)
         rendering = pipeline(
             source,
             start=start,
@@ -205,7 +205,7 @@ def reenact(
     strengths = Strengths(rotation, moves, scale, expression, gaze, blink)
     parts = {name: _number("--part", f"{name}={n}", n) for name, n in _pairs("--part", part)}
     with progress(quiet or as_json) as report:
-        pipeline = FaceReenactment.from_model(target_model, device=device)
+        pipeline = FaceReenactment.from_pretrained(target_model, device=device)
         rendering = pipeline(
             source, start=start, end=end, absolute=absolute, strengths=strengths, parts=parts,
             neutral=neutral, stay=translation is None, clip=clip, camera=camera_path,
@@ -269,7 +269,7 @@ def synthesize(
     )  # fmt: skip
 
     with progress(quiet or as_json) as report:
-        pipeline = LabelToVideo.from_model(target_model, device=device)
+        pipeline = LabelToVideo.from_pretrained(target_model, device=device)
         rendering = pipeline(
             labels, start=start, end=end, fps=fps, replace=dict(_pairs("--replace", replace)),
             style=style or (), report=report,
@@ -329,7 +329,7 @@ def predict_frames(
     )  # fmt: skip
 
     with progress(quiet or as_json) as report:
-        pipeline = FramePrediction.from_model(model, device=device)
+        pipeline = FramePrediction.from_pretrained(model, device=device)
         predicted = pipeline(
             given, frames=frames, at=at, hold_back=compare and at is None, look=clip,
             report=report,
