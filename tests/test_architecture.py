@@ -21,7 +21,7 @@ FOLDERS = ("v2v", "preprocess", "pipelines", "samples", "configs")  # installed 
 
 # Lowest first; a module imports from its own layer or lower ones. The longest matching name counts.
 LAYERS = (
-    ("v2v.errors", "v2v.types"),
+    ("v2v.wording", "v2v.errors", "v2v.types"),
     (
         "v2v",
         "v2v.prefetch",

@@ -15,6 +15,7 @@ from v2v import __version__
 from v2v.cli import comparing, end_to_end, evaluation, footage, rendering, training
 from v2v.cli.shared import print_error
 from v2v.errors import MissingLibrary, V2VError
+from v2v.wording import command_line
 
 STOPPED = 130  # exit code after Ctrl-C, as set by typer
 
@@ -38,6 +39,7 @@ def _print_version(requested: bool) -> None:
 
 @app.callback()
 def root(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option(
@@ -45,7 +47,7 @@ def root(
         ),
     ] = False,
 ) -> None:
-    pass
+    context.with_resource(command_line())  # errors speak of options from here on
 
 
 app.command(help=footage.EXAMPLES_PREPROCESS)(footage.preprocess)
@@ -109,7 +111,8 @@ def main() -> None:
         # An ignored SIGINT stays ignored.
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, stop)
-        app()
+        with command_line():
+            app()
     except KeyboardInterrupt:  # raised before typer started; typer sets an exit code
         exit_stopped()
     except SystemExit as leaving:

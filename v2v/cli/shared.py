@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,13 +34,13 @@ def console(width: int = 140) -> Console:
     return Console(width=None if sys.stdout.isatty() else width)
 
 
-def progress(silent: bool) -> Any:
-    from contextlib import nullcontext
+@contextmanager
+def progress(silent: bool) -> Iterator[Reporter]:
+    """Bars on standard error, or nothing."""
+    from v2v.progress import Silent, Terminal, reporting
 
-    from v2v.progress import Silent, Terminal
-
-    reporter: Reporter = Silent()
-    return nullcontext(reporter) if silent else Terminal()
+    with nullcontext(Silent()) if silent else Terminal() as chosen, reporting(chosen) as report:
+        yield report
 
 
 def parse_size(text: str | None) -> Any:
