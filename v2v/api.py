@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, Unpack
 
 from v2v.errors import ConfigError, UnknownName, UsageError
-from v2v.progress import Reporter, with_progress
+from v2v.progress import Reporter, logger, with_progress
 
 if TYPE_CHECKING:
     from v2v.checkpoint import Model
@@ -195,7 +195,15 @@ def build_clips(
         raise UsageError(
             f"{footage[0]} contains {len(jobs)} clips", hint="build them with v2v.build_stores"
         )
-    return preprocess_all(jobs, names, chosen, workers=workers, overwrite=overwrite, report=report)
+    results = preprocess_all(
+        jobs, names, chosen, workers=workers, overwrite=overwrite, report=report
+    )
+    for result in results:
+        for warning in result.outcome.warnings if result.outcome else ():
+            logger.warning("%s: %s", result.job.source, warning)
+        for place, error in result.errors:
+            logger.error("%s: %s: %s", place, type(error).__name__, error)
+    return results
 
 
 def open_store(path: PathLike) -> ClipStore:
