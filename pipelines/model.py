@@ -21,6 +21,7 @@ from v2v.data.transforms import Placement, downscale_of
 from v2v.errors import CheckpointInvalid, UnknownName, UsageError
 from v2v.models.baselines.pix2pixhd import Clusters, pick_features
 from v2v.models.generator import SequentialGenerator
+from v2v.pipelines.registry import spec_for
 from v2v.runtime import cpu_has_bf16
 from v2v.signals import Track
 from v2v.signals._landmarks import planes
@@ -29,11 +30,6 @@ from v2v.signals.segmentation import LabelTrack
 from v2v.types import Condition
 
 RUNS = Path("runs")
-COMMANDS = {  # the command that renders from each signal
-    "pose": "v2v transfer --source VIDEO",
-    "face": "v2v reenact --source VIDEO",
-    "segmentation": "v2v synthesize --labels DIR",
-}
 
 
 @dataclass(frozen=True)
@@ -110,10 +106,10 @@ class LoadedModel:
         names = [use.name for use in self.model.record.signals]
         if names == [signal]:
             return
-        fitting = COMMANDS.get(names[0]) if len(names) == 1 else None
+        fitting = spec_for(tuple(names))
         raise UsageError(
             f"{self.name} renders from {' and '.join(names)}, but {what} needs {signal}",
-            hint=f"use: {fitting} --target-model {self.name}"
+            hint=f"use: {fitting.usage} {fitting.model.flag} {self.name}"
             if fitting
             else f"train one with: v2v train --data STORE -s data.signals=[{signal}]",
         )

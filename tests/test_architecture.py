@@ -26,6 +26,7 @@ LAYERS = (
         "v2v",
         "v2v.prefetch",
         "v2v.config",
+        "v2v.defaults",
         "v2v.files",
         "v2v.listing",
         "v2v.images",

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, Unpack
 
+from v2v.defaults import DRIFT_FRAMES, EVALUATED_FRAMES
 from v2v.errors import ConfigError, UnknownName, UsageError
 from v2v.progress import Reporter, logger, with_progress
 
@@ -335,18 +336,22 @@ def train_settings(
     overrides: Sequence[str] = (),
 ) -> TrainSettings:
     """The complete settings of a training; see `train`. Raises `UsageError`, `ConfigError`."""
-    from v2v.training.settings import TASKS, TrainSettings
+    from v2v.pipelines.registry import PREDICT, tasks
+    from v2v.training.settings import TrainSettings
 
-    if task not in TASKS:
-        raise UnknownName.among("task", task, TASKS)
+    known = tasks()
+    if task not in known:
+        raise UnknownName.among("task", task, (*known, PREDICT))
     _check_budget(steps, minutes)
     values = {
         "task": task, "data.size": size, "loop.devices": devices,
         "budget.steps": steps, "budget.minutes": minutes,
     }  # fmt: skip
+    own = known[task].training
+    names = ("train",) if own else ("train", f"train-{task}")
     return _settings(
-        TrainSettings, "train", f"train-{task}", config=config, overrides=overrides,
-        settings=settings, values=values,
+        TrainSettings, *names, config=config, overrides=overrides,
+        settings={**own, **(settings or {})}, values=values,
     )  # fmt: skip
 
 
@@ -398,8 +403,8 @@ def evaluate(
     *,
     against: Sequence[str] | None = None,
     output: PathLike | None = None,
-    frames: int | None = None,
-    drift: int | None = None,
+    frames: int = EVALUATED_FRAMES,
+    drift: int = DRIFT_FRAMES,
     region: str | None = None,
     device: str = "auto",
     report: Reporter | None = None,
@@ -412,8 +417,8 @@ def evaluate(
         against: baselines: "copy", "frozen", "nearest", "warped", "frame", "NAME=RUN" or
             "NAME=VIDEO". Default: copy, frozen and nearest; for a body or a face also warped.
         output: folder of report.html and report.json. Default: evaluation, in the run's folder.
-        frames: most frames per clip. Default: 600.
-        drift: frames over which to measure drift; 0: none. Default: 300.
+        frames: most frames per clip.
+        drift: frames over which to measure drift; 0: none.
         region: measure only "x0,y0,x1,y1" (pixels of the clip), or a mask image, bright inside.
         device: auto, cpu, cuda or mps.
         report: receives the progress.
@@ -426,13 +431,11 @@ def evaluate(
     >>> found = v2v.evaluate("b", against=["copy", "nearest"])
     >>> found.summaries["b"]["psnr"].mean, found.folder / "report.html"
     """
-    from v2v.evaluation.evaluate import DRIFT, FRAMES
     from v2v.evaluation.evaluate import evaluate as run
 
     return run(
         model, _items(data), against=against, output=output,
-        frames=FRAMES if frames is None else frames, drift=DRIFT if drift is None else drift,
-        region=region, device=device, report=report,
+        frames=frames, drift=drift, region=region, device=device, report=report,
     )  # fmt: skip
 
 

@@ -28,10 +28,11 @@ from pydantic import BaseModel
 
 from v2v import __version__
 from v2v.data.store import CLIP_FILE, ClipStore
+from v2v.defaults import CODEC, CRF
 from v2v.errors import MediaError, UsageError
 from v2v.files import replacing_file
 from v2v.pipelines.provenance import Provenance, read_provenance
-from v2v.pipelines.rendering.output import CONTAINERS, CRF, Output
+from v2v.pipelines.rendering.output import CONTAINERS, Output
 from v2v.prefetch import prefetch
 from v2v.progress import Reporter, Silent
 from v2v.runtime import lower_thread_priority
@@ -520,7 +521,7 @@ def compare(
     amplify: float = 4.0,
     zoom: str | None = None,
     sound: int | None = None,
-    codec: str = "h264",
+    codec: str = CODEC,
     crf: float = CRF,
     overwrite: bool = False,
     report: Reporter | None = None,
@@ -679,7 +680,7 @@ def write_video(
     size: tuple[int, int],
     rate: Fraction,
     count: int,
-    codec: str = "h264",
+    codec: str = CODEC,
     crf: float = CRF,
     sound: Sound | None = None,
     tags: dict[str, str] | None = None,

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from v2v import __version__
 from v2v.data.references import reference_signal
 from v2v.data.store import ClipStore
+from v2v.defaults import DRIFT_FRAMES, EVALUATED_FRAMES
 from v2v.errors import EnvironmentProblem, NotWritable, UsageError, V2VError, writing
 from v2v.evaluation.clips import Measured, measured_clips
 from v2v.evaluation.detectors import Detector, FrameFormat, detectors_for, find
@@ -45,8 +46,6 @@ from v2v.video.write import VideoWriter
 from v2v.weights import have_weights
 
 FORMAT = 1
-FRAMES = 600  # maximum number of frames per clip
-DRIFT = 300  # minimum number of frames of autoregressive rendering
 AGAINST = ("copy", "frozen", "nearest")
 PERSON = ("background", "person")
 PERSON_SEGMENTERS = ("person", "selfie")  # backends with these classes
@@ -157,8 +156,8 @@ def evaluate(
     against: Sequence[str] | None = None,
     output: str | Path | None = None,
     name: str | None = None,
-    frames: int = FRAMES,
-    drift: int = DRIFT,
+    frames: int = EVALUATED_FRAMES,
+    drift: int = DRIFT_FRAMES,
     device: str = "auto",
     region: str | None = None,
     detectors: Mapping[str, Callable[[], Detector]] | None = None,
