@@ -63,6 +63,8 @@ resume after a stop.
 
 def _face_arguments(values: dict[str, Any]) -> dict[str, Any]:
     """Six strengths as one argument; an unlimited translation only if it is given."""
+    from v2v.pipelines.face_reenactment import Strengths
+
     strengths = {name: values.pop(name) for name in STRENGTHS}
     stay = strengths["translation"] is None
     strengths["translation"] = 1.0 if stay else strengths["translation"]
@@ -74,7 +76,7 @@ def _face_arguments(values: dict[str, Any]) -> dict[str, Any]:
             raise UsageError(
                 f"cannot read --part {name}={text}", hint="write a number, such as face=0.9"
             ) from None
-    return {**values, "strengths": strengths, "parts": parts, "stay": stay}
+    return {**values, "strengths": Strengths(**strengths), "parts": parts, "stay": stay}
 
 
 _STRENGTH = "0: neutral; 1: as the source; up to 2."

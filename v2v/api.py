@@ -7,6 +7,7 @@ define. The command line calls them as well, so that both accept the same and do
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, Unpack
 
@@ -347,11 +348,12 @@ def train_settings(
         "task": task, "data.size": size, "loop.devices": devices,
         "budget.steps": steps, "budget.minutes": minutes,
     }  # fmt: skip
-    own = known[task].training
-    names = ("train",) if own else ("train", f"train-{task}")
+    names = ["train"]
+    if files("v2v.configs").joinpath(f"train-{task}.yaml").is_file():
+        names.append(f"train-{task}")
     return _settings(
-        TrainSettings, *names, config=config, overrides=overrides,
-        settings={**own, **(settings or {})}, values=values,
+        TrainSettings, *names, base=known[task].training, config=config, overrides=overrides,
+        settings=settings, values=values,
     )  # fmt: skip
 
 
@@ -463,17 +465,18 @@ def _clips(data: PathLike | ClipStore | Sequence[PathLike | ClipStore]) -> list[
 def _settings(
     schema: type[ConfigT],
     *names: str,
+    base: Settings | None = None,
     config: PathLike | None,
     overrides: Sequence[str],
     settings: Settings | None,
     values: dict[str, Any],
 ) -> ConfigT:
-    """Defaults, then the config file, then settings, then the named arguments."""
+    """Defaults, then `base`, the config file, the settings, and the named arguments."""
     from v2v.config import load_config
 
     empty = [f"{key}=null" for key, value in (settings or {}).items() if value is None]
     return load_config(
-        schema, *names, file=None if config is None else Path(config),
+        schema, *names, base=base, file=None if config is None else Path(config),
         overrides=[*overrides, *empty], values={**(settings or {}), **_given(values)},
     )  # fmt: skip
 

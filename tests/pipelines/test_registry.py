@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,6 +57,28 @@ def test_declared_choices_are_those_of_the_library():
     assert set(CODECS) == set(write.CODECS)
     assert all(suffix in write.CODECS[name].suffixes for name, suffix in SUFFIXES.items())
     assert set(STRENGTHS) == set(inspect.signature(Strengths).parameters)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("v2v trans", {"transfer"}),
+        ("v2v transfer --codec ", set(CODECS)),
+        ("v2v transfer --camera-path s", {"still", "source"}),
+        ("v2v train --task ", {"pose", "face", "street", "predict"}),
+        ("v2v preprocess --crop ", {"none", "person", "face"}),
+    ],
+)
+def test_shells_complete_commands_and_choices(line, expected):
+    words = line.split(" ")
+    done = subprocess.run(
+        [sys.executable, "-c", "from v2v.cli import app; app(prog_name='v2v')"],
+        capture_output=True, text=True,
+        env=os.environ | {
+            "_V2V_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1),
+        },
+    )  # fmt: skip
+    assert set(done.stdout.split()) == expected, done.stderr
 
 
 # ---------------------------------------------------------------- an installed package
@@ -118,6 +143,7 @@ def test_a_package_adds_a_task(install):
     settings = train_settings("edges", settings={"data.size": 64})
     assert (settings.task, settings.data.signals) == ("edges", ("edges",))
     assert settings.augment.drop == 0.0 and settings.data.size == 64
+    assert train_settings("edges", overrides=["augment.drop=0.25"]).augment.drop == 0.25
     found = spec_for(("edges",))
     assert found is not None and found.usage == "v2v draw --source VIDEO"
 
