@@ -330,7 +330,7 @@ def test_a_model_without_held_out_frames_is_refused(make_model: Make, store: Pat
     run = trained_on(make_model, store, trained=COUNT)
     with pytest.raises(UsageError, match="too few held-out frames") as caught:
         measured(run)
-    assert caught.value.hint is not None and "data.hold_out=0.15" in caught.value.hint
+    assert caught.value.hint is not None and '"data.hold_out": 0.15' in caught.value.hint
 
 
 def test_a_missing_training_clip_is_refused(make_model: Make) -> None:
