@@ -112,7 +112,7 @@ def model_of(folder: Path, store: Path, preset: str, size: int) -> Path:
 
 
 def rendering_of(run: Path, store: Path, frames: int) -> Rendering:
-    return MotionTransfer.from_model(run)(store, end=(frames + 0.5) / float(RATE))
+    return MotionTransfer.from_pretrained(run)(store, end=(frames + 0.5) / float(RATE))
 
 
 def generator_alone(trained: LoadedModel, conditions: list[Condition]) -> float:
@@ -190,7 +190,7 @@ def memory(folder: Path, preset: str) -> None:
 
 def one(run: str, store: str, out: str) -> None:
     """Render the whole store in this process and print its peak memory in KiB."""
-    MotionTransfer.from_model(run)(store).save(out, compare=True, overwrite=True)
+    MotionTransfer.from_pretrained(run)(store).save(out, compare=True, overwrite=True)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 

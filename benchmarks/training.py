@@ -40,8 +40,9 @@ from shared import draw_store, settings_of
 from torch.utils.flop_counter import FlopCounterMode
 
 from v2v.errors import V2VError
+from v2v.pipelines.registry import tasks
 from v2v.training.estimate import DryRunTrainer
-from v2v.training.settings import TASKS, TrainSettings
+from v2v.training.settings import TrainSettings
 from v2v.types import Batch
 
 REPEATS = 3
@@ -276,7 +277,7 @@ def main() -> None:
         "runs", nargs="*", choices=[*RUNS, []], help="benchmarks to run (default: all)"
     )
     parser.add_argument("--data", type=Path, help="a clip store (default: drawn footage)")
-    parser.add_argument("--task", choices=TASKS, default="pose")
+    parser.add_argument("--task", choices=tasks(), default="pose")
     parser.add_argument(
         "--presets", default="mobile", help="comma-separated, of mobile, base and large"
     )

@@ -16,13 +16,12 @@ from typing import Any
 from v2v.checkpoint import MODEL_FILE, load_model
 from v2v.config import load_config
 from v2v.data.store import CLIP_FILE, ClipStore
+from v2v.defaults import MINUTES
 from v2v.errors import MediaError, RunConflict, UnknownName, UsageError
-from v2v.pipelines.face_reenactment import FaceReenactment
-from v2v.pipelines.motion_transfer import MotionTransfer
 from v2v.pipelines.provenance import read_provenance
+from v2v.pipelines.registry import tasks
 from v2v.pipelines.rendering.frames import RenderResult
 from v2v.pipelines.rendering.output import Output
-from v2v.pipelines.rendering.rendering import Rendering
 from v2v.pipelines.source import Source, open_source
 from v2v.preprocess.build import default_folder
 from v2v.preprocess.job import source_hash
@@ -31,7 +30,6 @@ from v2v.records import check_name
 from v2v.training.settings import TrainSettings
 from v2v.video.probe import probe
 
-TASKS = ("pose", "face")
 STAGES = 4
 STORED = 2.0  # stored size relative to the training size: augmentation zooms in
 OVERALL = "all"
@@ -57,7 +55,7 @@ def run(
     task: str = "pose",
     output: Path | None = None,
     name: str | None = None,
-    minutes: float = 60.0,
+    minutes: float = MINUTES,
     size: int = 256,
     settings: list[str] | None = None,
     compare: bool = False,
@@ -83,8 +81,9 @@ def run(
     Raises what preprocessing, training and rendering raise.
     """
     report = report or Silent()
-    if task not in TASKS:
-        raise UnknownName.among("task", task, TASKS)
+    driven = {name: spec for name, spec in tasks().items() if spec.driven}
+    if task not in driven:
+        raise UnknownName.among("task", task, driven)
     # Validate everything before hours of computation.
     values = {"data.size": size, "budget.minutes": minutes}
     chosen = load_config(TrainSettings, "train", f"train-{task}", overrides=settings, values=values)
@@ -121,7 +120,8 @@ def run(
         ) from error
 
     begin(4, f"render {path.name}")
-    rendering = _pipeline(task, folder, driving, report)
+    pipeline = driven[task].pipeline().from_pretrained(folder)
+    rendering = pipeline(driving.store, report=report)
     kept = rendering.is_saved(video)
     if kept:
         video.tidy()
@@ -184,9 +184,3 @@ def _check_overwrite(video: Output, folder: Path, digest: str) -> None:
                 f"{file} already exists and was not made from this target and source",
                 hint="replace it with --overwrite, or choose another --output",
             )
-
-
-def _pipeline(task: str, folder: Path, driving: Source, report: Reporter) -> Rendering:
-    if task == "face":
-        return FaceReenactment.from_model(folder)(driving.store, report=report)
-    return MotionTransfer.from_model(folder)(driving.store, report=report)

@@ -1,14 +1,14 @@
 """Face re-enactment: one face driven by another (Deep Video Portraits, arXiv 1805.11714).
 
->>> reenact = FaceReenactment.from_model("runs/talk")
->>> frames = reenact("other.mp4", strengths=Strengths(rotation=0.5))
+>>> reenact = FaceReenactment.from_pretrained("runs/talk")
+>>> frames = reenact("other.mp4", strengths={"rotation": 0.5})
 >>> frames.save("out.mp4")
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import cast
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from v2v.data.store import ClipStore
-from v2v.errors import NothingFound, UsageError
+from v2v.errors import NothingFound, UnknownName, UsageError
 from v2v.homography import Matrices
 from v2v.pipelines.camera_path import camera_path, check_camera_path, filmed, steadied, still_views
 from v2v.pipelines.model import LoadedModel
@@ -28,7 +28,7 @@ from v2v.pipelines.retarget.face_profile import MEASURES, FaceProfile, measures
 from v2v.pipelines.retarget.face_range import out_of_distribution
 from v2v.pipelines.segments import format_segments
 from v2v.pipelines.source import Source, check_finite, open_source
-from v2v.progress import Reporter, Silent
+from v2v.progress import Reporter, Silent, with_progress
 from v2v.signals import Track
 from v2v.signals.face import FaceTrack
 
@@ -47,7 +47,7 @@ class FaceReenactment:
     trained: LoadedModel
 
     @classmethod
-    def from_model(cls, path: str | Path, *, device: str = "auto") -> FaceReenactment:
+    def from_pretrained(cls, path: str | Path, *, device: str = "auto") -> FaceReenactment:
         """Raises `CheckpointInvalid`, and `UsageError` for a model of another signal."""
         trained = LoadedModel.open(path, device=device)
         trained.expect(SIGNAL, "re-enactment")
@@ -59,6 +59,7 @@ class FaceReenactment:
         points, depth = (self.trained.remembered(clip, SIGNAL, n) for n in ("points", "depth"))
         return FaceProfile.remembered(points, depth, use.width, use.height)
 
+    @with_progress
     def __call__(
         self,
         source: str | Path | ClipStore,
@@ -66,7 +67,7 @@ class FaceReenactment:
         start: float | None = None,
         end: float | None = None,
         absolute: bool = False,
-        strengths: Strengths | None = None,
+        strengths: Strengths | Mapping[str, float] | None = None,
         parts: Mapping[str, float] | None = None,
         neutral: float | None = None,
         stay: bool = True,
@@ -81,7 +82,8 @@ class FaceReenactment:
             start, end: the range to render, in seconds.
             absolute: use the driver's head rotation, position and size as they are; by default
                 motion is relative to a neutral frame, found in each clip.
-            strengths: the strength of each kind of motion.
+            strengths: the strength of each kind of motion, 0 to 2: rotation, translation, scale,
+                expression, gaze, blink; those that are not given are 1.
             parts: scale of parts of the face, of `PARTS`: {"face": 0.9} is a slimmer face.
             neutral: time of the driver's neutral frame in seconds of the source; by default it is
                 found automatically.
@@ -92,7 +94,7 @@ class FaceReenactment:
 
         Raises what `open_source` raises; `ConfigError`, `UnknownName` for strengths and parts.
         """
-        report, strengths = report or Silent(), strengths or Strengths()
+        report, strengths = report or Silent(), _strengths(strengths)
         number = self.trained.clip_number(clip)
         appearance = self.trained.appearance(number)
         target = self.target(number)
@@ -165,6 +167,17 @@ class FaceReenactment:
         frame = int(frames[target.neutral])
         present = driven.store.track(SIGNAL, frame, frame + 1).present()[0]
         return frame if present else None
+
+
+def _strengths(given: Strengths | Mapping[str, float] | None) -> Strengths:
+    """Raises `UnknownName`, `ConfigError`."""
+    if isinstance(given, Strengths):
+        return given
+    known = [field.name for field in fields(Strengths)]
+    for name in given or {}:
+        if name not in known:
+            raise UnknownName.among("kind of motion", name, known)
+    return Strengths(**(given or {}))
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 Two steps, as in the paper: the next signals are predicted from the past ones, then rendered,
 starting from the last real frames.
 
->>> predict = FramePrediction.from_model("runs/street")
+>>> predict = FramePrediction.from_pretrained("runs/street")
 >>> frames = predict("clip.mp4", frames=30)
 >>> frames.save("next.mp4")
 """
@@ -28,7 +28,7 @@ from v2v.pipelines.rendering.rendering import Rendering
 from v2v.pipelines.source import Source, check_finite, open_source
 from v2v.prediction.measures import constant_velocity, copy_last, track_error
 from v2v.prediction.predictor import WEIGHTS_FILE, Predictor, load_predictor
-from v2v.progress import Reporter, Silent
+from v2v.progress import Reporter, Silent, with_progress
 from v2v.signals import Track
 from v2v.types import PAST, GeneratorState
 
@@ -47,7 +47,7 @@ class FramePrediction:
     predictor_sha256: str
 
     @classmethod
-    def from_model(cls, path: str | Path, *, device: str = "auto") -> FramePrediction:
+    def from_pretrained(cls, path: str | Path, *, device: str = "auto") -> FramePrediction:
         """Raises `CheckpointInvalid`, with a hint on training if the predictor is missing."""
         trained = LoadedModel.open(path, device=device)
         names = [use.name for use in trained.model.record.signals]
@@ -65,6 +65,7 @@ class FramePrediction:
     def signal(self) -> str:
         return self.trained.model.record.signals[0].name
 
+    @with_progress
     def __call__(
         self,
         clip: str | Path | ClipStore,

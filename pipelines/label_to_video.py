@@ -1,6 +1,6 @@
 """Label maps to video: street scenes from semantic label maps (arXiv 1808.06601, section 4).
 
->>> street = LabelToVideo.from_model("runs/street")
+>>> street = LabelToVideo.from_pretrained("runs/street")
 >>> frames = street("data/berlin", replace={"vegetation": "building"})
 >>> frames.save("out.mp4")
 """
@@ -26,7 +26,7 @@ from v2v.pipelines.model import Appearance, LoadedModel
 from v2v.pipelines.rendering.frames import ConditioningSource
 from v2v.pipelines.rendering.rendering import Rendering
 from v2v.pipelines.source import Source, open_source
-from v2v.progress import Reporter, Silent
+from v2v.progress import Reporter, Silent, with_progress
 from v2v.signals import Track
 from v2v.signals.segmentation import CITYSCAPES, VOID, LabelTrack
 
@@ -42,7 +42,7 @@ class LabelToVideo:
     trained: LoadedModel
 
     @classmethod
-    def from_model(cls, path: str | Path, *, device: str = "auto") -> LabelToVideo:
+    def from_pretrained(cls, path: str | Path, *, device: str = "auto") -> LabelToVideo:
         """Raises `CheckpointInvalid`, and `UsageError` for a model of another signal."""
         trained = LoadedModel.open(path, device=device)
         trained.expect(SIGNAL, "label-to-video")
@@ -53,15 +53,16 @@ class LabelToVideo:
         """Names of the classes, in order of their ids."""
         return tuple(self.trained.model.record.signals[0].spec["classes"])
 
+    @with_progress
     def __call__(
         self,
         labels: str | Path | ClipStore,
         *,
         start: float | None = None,
         end: float | None = None,
-        fps: str | None = None,
+        fps: float | str | None = None,
         replace: Mapping[str, str] | None = None,
-        style: Sequence[str] = (),
+        style: str | Sequence[str] = (),
         report: Reporter | None = None,
     ) -> Rendering:
         """Render the street scene that the label maps describe.
@@ -77,6 +78,7 @@ class LabelToVideo:
         Raises `UnknownName` for a class, `LabelsMismatch` for maps that do not fit the model.
         """
         report = report or Silent()
+        style = [style] if isinstance(style, str) else style
         if fps is not None and not is_folder_of_maps(labels):
             raise UsageError(
                 f"--fps is only for a folder of maps; {labels} has its own frame rate",
@@ -118,7 +120,7 @@ class LabelToVideo:
         labels: str | Path | ClipStore,
         start: float | None,
         end: float | None,
-        fps: str | None,
+        fps: float | str | None,
         appearance: Appearance,
         report: Reporter,
     ) -> Source:
@@ -134,7 +136,7 @@ class LabelToVideo:
             "segmentation.classes": classes, "preview.enabled": False,
             # The maps need not be larger than the model's frames.
             "frames.size": min(self.trained.size),
-            "frames.fps": fps or self.trained.model.record.clips[appearance.clip].fps,
+            "frames.fps": str(fps or "") or self.trained.model.record.clips[appearance.clip].fps,
         }  # fmt: skip
         try:
             source = open_source(

@@ -21,6 +21,7 @@ from v2v.data.store import ClipStore, file_record
 from v2v.data.transforms import Placement, downscale_of
 from v2v.errors import CheckpointInvalid, UnknownName, UsageError
 from v2v.homography import carry_each
+from v2v.pipelines.registry import spec_for
 from v2v.pixels import planes
 from v2v.runtime import cpu_has_bf16
 from v2v.signals import Track
@@ -28,11 +29,6 @@ from v2v.signals.traits import LabelMaps
 from v2v.types import Condition
 
 RUNS = Path("runs")
-COMMANDS = {  # the command that renders from each signal
-    "pose": "v2v transfer --source VIDEO",
-    "face": "v2v reenact --source VIDEO",
-    "segmentation": "v2v synthesize --labels DIR",
-}
 
 
 @dataclass(frozen=True)
@@ -109,10 +105,10 @@ class LoadedModel:
         names = [use.name for use in self.model.record.signals]
         if names == [signal]:
             return
-        fitting = COMMANDS.get(names[0]) if len(names) == 1 else None
+        fitting = spec_for(tuple(names))
         raise UsageError(
             f"{self.name} renders from {' and '.join(names)}, but {what} needs {signal}",
-            hint=f"use: {fitting} --target-model {self.name}"
+            hint=f"use: {fitting.usage} {fitting.model.flag} {self.name}"
             if fitting
             else f"train one with: v2v train --data STORE -s data.signals=[{signal}]",
         )

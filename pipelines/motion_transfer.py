@@ -1,6 +1,6 @@
 """Motion transfer from one person to another (Everybody Dance Now, arXiv 1808.07371).
 
->>> transfer = MotionTransfer.from_model("runs/b")
+>>> transfer = MotionTransfer.from_pretrained("runs/b")
 >>> frames = transfer("dance.mp4")
 >>> frames.save("out.mp4")
 """
@@ -27,7 +27,7 @@ from v2v.pipelines.retarget.pose import RETARGETS, Body, kept_inside, retarget
 from v2v.pipelines.retarget.pose_range import out_of_distribution
 from v2v.pipelines.segments import format_segments
 from v2v.pipelines.source import Source, open_source
-from v2v.progress import Reporter, Silent
+from v2v.progress import Reporter, Silent, with_progress
 from v2v.signals import Track
 from v2v.signals.pose import MIN_SCORE, NAMES, PoseTrack
 
@@ -41,7 +41,7 @@ class MotionTransfer:
     trained: LoadedModel
 
     @classmethod
-    def from_model(cls, path: str | Path, *, device: str = "auto") -> MotionTransfer:
+    def from_pretrained(cls, path: str | Path, *, device: str = "auto") -> MotionTransfer:
         """Raises `CheckpointInvalid`, and `UsageError` for a model of another signal."""
         trained = LoadedModel.open(path, device=device)
         trained.expect(SIGNAL, "motion transfer")
@@ -51,6 +51,7 @@ class MotionTransfer:
         """[N, 75, 3] the model's training poses, in the stored pixels of the training clip."""
         return self.trained.remembered(clip, SIGNAL)
 
+    @with_progress
     def __call__(
         self,
         source: str | Path | ClipStore,

@@ -21,11 +21,12 @@ FOLDERS = ("v2v", "preprocess", "pipelines", "samples", "configs")  # installed 
 
 # Lowest first; a module imports from its own layer or lower ones. The longest matching name counts.
 LAYERS = (
-    ("v2v.errors", "v2v.types"),
+    ("v2v.wording", "v2v.errors", "v2v.types"),
     (
         "v2v",
         "v2v.prefetch",
         "v2v.config",
+        "v2v.defaults",
         "v2v.files",
         "v2v.listing",
         "v2v.images",
@@ -51,6 +52,7 @@ LAYERS = (
     ("v2v.preprocess", "v2v.samples", "v2v.configs"),
     ("v2v.pipelines",),
     ("v2v.evaluation",),
+    ("v2v.api",),
     ("v2v.cli", "v2v.__main__"),
 )
 LAYER = {name: height for height, names in enumerate(LAYERS) for name in names}

@@ -412,7 +412,7 @@ def test_progress_out_of_range_is_refused(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_a_name_that_is_not_a_plain_folder_is_refused(name: str) -> None:
-    with pytest.raises(UsageError, match="--name .* cannot name a folder"):
+    with pytest.raises(UsageError, match="name=.* cannot name a folder"):
         check_name(name)
 
 

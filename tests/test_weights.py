@@ -22,6 +22,7 @@ from v2v.weights import (
     torchvision_models,
     weights_folder,
 )
+from v2v.wording import for_python
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +56,7 @@ def test_a_missing_file_names_path_download_and_alternative(name: str, home: Pat
     assert name in caught.value.message and str(path) in caught.value.message
     hint = caught.value.hint or ""
     assert f"curl -L --create-dirs -o {path} https://download.pytorch.org/models/" in hint
-    assert hint.endswith(ENUMS[name][2]) and ENUMS[name][2].startswith("-s ")
+    assert hint.endswith(for_python(ENUMS[name][2])) and ENUMS[name][2].startswith("-s ")
     assert not have_weights(name)
 
 

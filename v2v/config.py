@@ -209,6 +209,7 @@ def _reason(error: Exception) -> str:
 def load_config(
     schema: type[ConfigT],
     *names: str,
+    base: Mapping[str, Any] | None = None,
     file: Path | None = None,
     overrides: list[str] | None = None,
     values: dict[str, Any] | None = None,
@@ -217,6 +218,7 @@ def load_config(
 
     Args:
         names: of the defaults; a later one overrides earlier ones.
+        base: dotted keys and values that override the defaults.
         values: dotted keys and typed values of command-line options; None is ignored.
 
     Raises `ConfigError` naming the key.
@@ -225,6 +227,8 @@ def load_config(
     merged = cast(Any, OmegaConf.merge(*map(OmegaConf.create, defaults)))
     given = "the settings"  # the current source, for errors
     try:
+        for key, value in (base or {}).items():
+            OmegaConf.update(merged, key, value, force_add=True)
         if file is not None:
             if not file.is_file():
                 raise ConfigError(f"no such config file: {file}", hint=None)

@@ -31,7 +31,8 @@
         └── MissingLibrary
 
 A message states what was given and what is wrong; `hint` states what to do next. The command line
-prints both, without a traceback.
+prints both, without a traceback. Both are written with the options of the command line; callers in
+Python read arguments instead (`v2v.wording`).
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 
+from v2v.wording import for_caller
+
 
 class V2VError(Exception):
     """Base of all errors that a user can cause or fix."""
@@ -49,13 +52,18 @@ class V2VError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self._written = message, hint
+        self.message = for_caller(message)
+        self.hint = None if hint is None else for_caller(hint)
+        super().__init__(self.message)
+        if self.hint is not None:
+            self.add_note(f"try: {self.hint}")  # tracebacks show it
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Keep the hint when a worker process sends an error to the command line.
-        return _rebuild, (type(self), self.message, self.hint)
+        # The hint is kept when a worker process sends an error to its parent, where the command
+        # line may run.
+        message, hint = self._written
+        return _rebuild, (type(self), message, hint)
 
 
 def _rebuild(kind: type[V2VError], message: str, hint: str | None) -> V2VError:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from v2v.defaults import CODEC, CRF
 from v2v.errors import NotWritable, UnknownName, UsageError
 from v2v.files import discard, partial_of
 from v2v.video.write import CODECS
 
 CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm"}
-CRF = 18.0
 PLAN = "plan.json"  # of an incomplete render: everything that determines its bytes
 
 
@@ -31,7 +31,7 @@ class Output:
     path: Path
     compare: bool = False
     size: int | tuple[int, int] | None = None
-    codec: str = "h264"
+    codec: str = CODEC
     crf: float = CRF
     overwrite: bool = False
 

@@ -40,7 +40,7 @@ from v2v.pipelines.rendering.frames import (
 from v2v.pipelines.rendering.output import Output, output_size
 from v2v.pipelines.rendering.segments import SegmentedVideo
 from v2v.prefetch import prefetch
-from v2v.progress import Reporter, Silent
+from v2v.progress import Reporter, Silent, with_progress
 from v2v.runtime import lower_thread_priority
 from v2v.signals import Track
 from v2v.types import Condition, GeneratorState
@@ -49,7 +49,7 @@ from v2v.types import Condition, GeneratorState
 class Rendering:
     """A rendering: frames are computed one by one, on demand.
 
-    >>> frames = MotionTransfer.from_model("runs/b")("dance.mp4")
+    >>> frames = MotionTransfer.from_pretrained("runs/b")("dance.mp4")
     >>> len(frames), frames.rate
     (288, Fraction(24, 1))
     >>> for frame in frames: ...                        # RGB uint8 [height, width, 3]
@@ -141,6 +141,7 @@ class Rendering:
 
     # ------------------------------------------------------------ a video
 
+    @with_progress
     def save(
         self, path: str | Path | Output, *, report: Reporter | None = None, **options: Any
     ) -> RenderResult:

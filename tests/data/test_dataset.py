@@ -961,7 +961,7 @@ def test_clips_with_different_classes_are_refused(small):
         StoreConflict, match="classes of segmentation differ between .*other"
     ) as caught:
         ClipDataset([first, other], ["segmentation"], seed=0)
-    assert "--overwrite" in str(caught.value.hint)
+    assert "overwrite=True" in str(caught.value.hint)
 
 
 def test_too_few_frames_are_reported(small):

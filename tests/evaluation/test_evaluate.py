@@ -330,13 +330,13 @@ def test_a_model_without_held_out_frames_is_refused(make_model: Make, store: Pat
     run = trained_on(make_model, store, trained=COUNT)
     with pytest.raises(UsageError, match="too few held-out frames") as caught:
         measured(run)
-    assert caught.value.hint is not None and "data.hold_out=0.15" in caught.value.hint
+    assert caught.value.hint is not None and '"data.hold_out": 0.15' in caught.value.hint
 
 
 def test_a_missing_training_clip_is_refused(make_model: Make) -> None:
     with pytest.raises(UsageError, match="cannot find") as caught:
         measured(make_model("b"))
-    assert caught.value.hint is not None and "--data" in caught.value.hint
+    assert caught.value.hint is not None and "data=" in caught.value.hint
 
 
 def test_missing_data_is_refused(model: Path, tmp_path: Path) -> None:
@@ -374,7 +374,7 @@ def test_data_with_other_classes_is_refused(make_model: Make, make_store: Make) 
 @pytest.mark.parametrize(
     ("against", "match"),
     [
-        ("coyp", "unknown --against 'coyp'"),
+        ("coyp", "unknown against='coyp'"),
         ("frame", "no frame-by-frame run next to"),
         ("b=x.mp4", "already in use"),
     ],

@@ -448,11 +448,11 @@ def test_files_that_are_not_answers_or_a_key_are_refused(made, tmp_path):
     ("options", "words"),
     [
         ({"question": "  "}, "question is empty"),
-        ({"checks": -1}, "--checks"),
-        ({"size": 3}, "--size"),
+        ({"checks": -1}, "checks="),
+        ({"size": 3}, "size="),
         ({"labels": ["x"]}, "1 labels for 2"),
         ({"labels": ["x", "x"]}, "same name"),
-        ({"start": 9.0}, "--start"),
+        ({"start": 9.0}, "start="),
     ],
 )
 def test_invalid_options_are_refused(film, tmp_path, options, words):

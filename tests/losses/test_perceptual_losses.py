@@ -261,7 +261,7 @@ def test_missing_vgg_weights_name_the_path_and_the_alternative(home: Path) -> No
     with pytest.raises(WeightsUnavailable) as caught:
         build_perceptual("vgg")
     assert str(home / "vgg19-dcbb9e9d.pth") in caught.value.message
-    assert "-s losses.perceptual=pyramid" in (caught.value.hint or "")
+    assert '{"losses.perceptual": "pyramid"}' in (caught.value.hint or "")
 
 
 def test_a_weights_file_in_the_cache_is_used(

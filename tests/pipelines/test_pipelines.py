@@ -80,7 +80,7 @@ def test_motion_transfer_reproduces_the_training_clip(make_store, make_model, sk
     """The error is below one pixel of the model, also beyond the trained part of the clip."""
     points = skeletons(COUNT, 128, 96)
     store = make_store(pose=points, size=(128, 96))
-    transfer = MotionTransfer.from_model(model_of(make_model, store, "pose"), device="cpu")
+    transfer = MotionTransfer.from_pretrained(model_of(make_model, store, "pose"), device="cpu")
     rendering = transfer(store, retarget=mode)
     assert (rendering.height, rendering.width, len(rendering)) == (HEIGHT, WIDTH, COUNT)
     truth = points * (0.5, 0.5, 1)
@@ -92,7 +92,7 @@ def test_a_scaled_and_shifted_source_gives_the_same_poses(make_store, make_model
     own = make_store("own", pose=points)
     other = make_store("other", pose=(points * (2, 2, 1) + (60, 10, 0)).astype(np.float32),
                        size=(150, 200))  # fmt: skip
-    transfer = MotionTransfer.from_model(model_of(make_model, own, "pose"), device="cpu")
+    transfer = MotionTransfer.from_pretrained(model_of(make_model, own, "pose"), device="cpu")
     assert furthest(drawn(transfer(other)).points, points) < 1
 
 
@@ -102,7 +102,7 @@ def test_left_and_right_are_never_swapped(make_store, make_model, skeletons):
     own = make_store("own", pose=points)
     behind = points[:, list(MIRROR)]
     other = make_store("other", pose=behind)
-    transfer = MotionTransfer.from_model(model_of(make_model, own, "pose"), device="cpu")
+    transfer = MotionTransfer.from_pretrained(model_of(make_model, own, "pose"), device="cpu")
     rendering = transfer(other)
     assert furthest(drawn(rendering).points, behind) < 1
     assert any("turned away" in note for note in rendering.notes)
@@ -110,7 +110,7 @@ def test_left_and_right_are_never_swapped(make_store, make_model, skeletons):
 
 def test_a_range_equals_that_part_of_the_whole_clip(make_store, make_model, skeletons):
     store = make_store(pose=skeletons(COUNT))
-    transfer = MotionTransfer.from_model(model_of(make_model, store, "pose"), device="cpu")
+    transfer = MotionTransfer.from_pretrained(model_of(make_model, store, "pose"), device="cpu")
     whole, part = transfer(store), transfer(store, start=0.4, end=1.0)
     assert len(part) == 15
     assert furthest(drawn(part).points, drawn(whole, 10, 25).points) < 0.01
@@ -121,7 +121,7 @@ def test_poses_are_not_smoothed_across_cuts(make_store, make_model, skeletons):
     jumped = points.copy()
     jumped[20:, :, 0] += 10
     own = make_store("own", pose=points)
-    transfer = MotionTransfer.from_model(model_of(make_model, own, "pose"), device="cpu")
+    transfer = MotionTransfer.from_pretrained(model_of(make_model, own, "pose"), device="cpu")
     cut = drawn(transfer(make_store("cut", pose=jumped, shots=(0, 20)))).points
     first = drawn(transfer(make_store("first", pose=jumped[:20]))).points
     # Each part moves as it does without the other.
@@ -135,7 +135,7 @@ def test_frames_without_a_person_are_noted(make_store, make_model, skeletons):
     missing = points.copy()
     missing[20:] = np.nan
     store = make_store("gone", pose=missing)
-    transfer = MotionTransfer.from_model(model_of(make_model, own, "pose"), device="cpu")
+    transfer = MotionTransfer.from_pretrained(model_of(make_model, own, "pose"), device="cpu")
     assert any("no person found in 20 of 40" in note for note in transfer(store).notes)
     guessed = points.copy()
     guessed[..., 2] = 0.1
@@ -182,7 +182,7 @@ def test_new_poses_are_reported(make_store, make_model, skeletons):
     for name in (13, 15, 17, 19, 21):  # the left arm, straight up
         up[15:, name, 0] = up[15:, 11, 0]
         up[15:, name, 1] = up[15:, 11, 1] - (5 if name == 13 else 10)
-    transfer = MotionTransfer.from_model(model_of(make_model, own, "pose"), device="cpu")
+    transfer = MotionTransfer.from_pretrained(model_of(make_model, own, "pose"), device="cpu")
     notes = " ".join(transfer(make_store("up", pose=up)).notes)
     assert "the left arm raised" in notes and "film yourself" in notes
     assert "right arm" not in notes
@@ -194,10 +194,10 @@ def test_the_style_picture_is_stored_in_the_model(make_store, make_model, skelet
     points = torch.from_numpy(np.ascontiguousarray(opened.track("pose").points))
     known = {"0.pose.points": points, "0.style": torch.full((3, HEIGHT, WIDTH), 0.5)}
     options = {"generator": {"style": "encoded"}, "frames": COUNT}
-    transfer = MotionTransfer.from_model(make_model(statistics=known, **options), device="cpu")
+    transfer = MotionTransfer.from_pretrained(make_model(statistics=known, **options), device="cpu")
     assert len(list(transfer(store, end=0.2))) == 5
     del known["0.style"]
-    without_style = MotionTransfer.from_model(
+    without_style = MotionTransfer.from_pretrained(
         make_model("old", statistics=known, **options), device="cpu"
     )
     with pytest.raises(UsageError, match="needs a style picture"):
@@ -226,7 +226,7 @@ def test_zero_strengths_give_the_neutral_face(make_store, make_model, talker):
     own, other = talker(), talker(eye=0.07, wide=0.9)
     target = make_store("own", face=own.points, depth=own.depth, size=(HEIGHT, HEIGHT))
     driver = make_store("other", face=other.points, depth=other.depth, size=(HEIGHT, HEIGHT))
-    reenact = FaceReenactment.from_model(model_of(make_model, target, "face"), device="cpu")
+    reenact = FaceReenactment.from_pretrained(model_of(make_model, target, "face"), device="cpu")
     rendering = reenact(driver, strengths=Strengths(0, 0, 0, 0, 0, 0))
     placement = reenact.trained.placement(0)
     neutral = placement.track(ClipStore.open(target).track("face"))[reenact.target().neutral :]
@@ -236,7 +236,7 @@ def test_zero_strengths_give_the_neutral_face(make_store, make_model, talker):
 def test_reenactment_reproduces_the_training_clip(make_store, make_model, talker):
     own = talker()
     store = make_store(face=own.points, depth=own.depth, size=(HEIGHT, HEIGHT))
-    reenact = FaceReenactment.from_model(model_of(make_model, store, "face"), device="cpu")
+    reenact = FaceReenactment.from_pretrained(model_of(make_model, store, "face"), device="cpu")
     rendering = reenact(store)
     truth = reenact.trained.placement(0).track(ClipStore.open(store).track("face"))
     assert furthest(drawn(rendering).points, truth.points) < 0.5
@@ -252,7 +252,7 @@ def test_the_last_face_is_held_in_frames_without_one(make_store, make_model, tal
     points[:3], depth[:3] = np.nan, np.nan
     points[20:25], depth[20:25] = np.nan, np.nan
     store = make_store("gaps", face=points, depth=depth, size=(HEIGHT, HEIGHT))
-    reenact = FaceReenactment.from_model(model_of(make_model, target, "face"), device="cpu")
+    reenact = FaceReenactment.from_pretrained(model_of(make_model, target, "face"), device="cpu")
     rendering = reenact(store)
     shown = drawn(rendering).points
     assert np.isfinite(shown[..., :2]).all()
@@ -270,7 +270,7 @@ def test_translation_stays_inside_the_trained_area(make_store, make_model, talke
     store = make_store(
         "far", face=wander.astype(np.float32), depth=own.depth, size=(HEIGHT, HEIGHT)
     )
-    reenact = FaceReenactment.from_model(model_of(make_model, target, "face"), device="cpu")
+    reenact = FaceReenactment.from_pretrained(model_of(make_model, target, "face"), device="cpu")
     near, far = reenact(store, neutral=0.0), reenact(store, neutral=0.0, stay=False)
     assert any("reduced" in note for note in near.notes)
     moved = [np.ptp(drawn(r).points[:, 4, 0]) for r in (near, far)]
@@ -280,7 +280,7 @@ def test_translation_stays_inside_the_trained_area(make_store, make_model, talke
 def test_parts_and_strengths_are_checked(make_store, make_model, talker):
     own = talker()
     store = make_store(face=own.points, depth=own.depth, size=(HEIGHT, HEIGHT))
-    reenact = FaceReenactment.from_model(model_of(make_model, store, "face"), device="cpu")
+    reenact = FaceReenactment.from_pretrained(model_of(make_model, store, "face"), device="cpu")
     with pytest.raises(UnknownName, match="ears"):
         reenact(store, parts={"ears": 1.1})
     with pytest.raises(ConfigError):
@@ -317,7 +317,7 @@ def street_model(make_model: MakeModel, shares: tuple[float, ...], **more: Any) 
 def test_the_labels_condition_the_frames(make_store, make_model):
     labels = street()
     store = make_store(labels=labels)
-    pipeline = LabelToVideo.from_model(street_model(make_model, (0.5, 0.4, 0.1)), device="cpu")
+    pipeline = LabelToVideo.from_pretrained(street_model(make_model, (0.5, 0.4, 0.1)), device="cpu")
     rendering = pipeline(store)
     assert np.array_equal(drawn(rendering).labels, labels)
     assert len(list(rendering)) == len(labels)
@@ -326,7 +326,7 @@ def test_the_labels_condition_the_frames(make_store, make_model):
 def test_a_class_is_replaced_by_another(make_store, make_model):
     labels = street()
     store = make_store(labels=labels)
-    pipeline = LabelToVideo.from_model(street_model(make_model, (0.5, 0.4, 0.1)), device="cpu")
+    pipeline = LabelToVideo.from_pretrained(street_model(make_model, (0.5, 0.4, 0.1)), device="cpu")
     shown = drawn(pipeline(store, replace={"car": "road", "sky": "void"})).labels
     assert np.array_equal(shown == 0, labels != 1)
     assert np.array_equal(shown == VOID, labels == 1)
@@ -334,10 +334,12 @@ def test_a_class_is_replaced_by_another(make_store, make_model):
 
 def test_a_class_absent_from_training_is_an_error(make_store, make_model):
     store = make_store(labels=street())
-    pipeline = LabelToVideo.from_model(street_model(make_model, (0.6, 0.4, 0.0)), device="cpu")
+    pipeline = LabelToVideo.from_pretrained(street_model(make_model, (0.6, 0.4, 0.0)), device="cpu")
     with pytest.raises(LabelsMismatch) as caught:
         pipeline(store)
-    assert "trained on: car" in caught.value.message and "--replace" in (caught.value.hint or "")
+    assert "trained on: car" in caught.value.message and 'replace={"car": ' in (
+        caught.value.hint or ""
+    )
     assert len(pipeline(store, replace={"car": "road"})) == 12
     with pytest.raises(UsageError, match="not trained on car"):
         pipeline(store, replace={"sky": "car"})
@@ -350,7 +352,7 @@ def test_a_few_pixels_of_an_unseen_class_are_noted(make_store, make_model):
     labels[:, :30] = 1
     labels[0, 40, :5] = 2
     store = make_store(labels=labels)
-    pipeline = LabelToVideo.from_model(street_model(make_model, (0.6, 0.4, 0.0)), device="cpu")
+    pipeline = LabelToVideo.from_pretrained(street_model(make_model, (0.6, 0.4, 0.0)), device="cpu")
     assert any("car" in note and "guess" in note for note in pipeline(store).notes)
 
 
@@ -360,7 +362,7 @@ def test_a_folder_of_maps(make_model, tmp_path, monkeypatch):
     (tmp_path / "maps").mkdir()
     for i, label in enumerate(labels):
         Image.fromarray(label).save(tmp_path / "maps" / f"{i:03}.png")
-    pipeline = LabelToVideo.from_model(street_model(make_model, (0.5, 0.4, 0.1)), device="cpu")
+    pipeline = LabelToVideo.from_pretrained(street_model(make_model, (0.5, 0.4, 0.1)), device="cpu")
     rendering = pipeline("maps")
     assert rendering.rate == 25 and rendering.conditioning.pictures is None
     assert np.array_equal(drawn(rendering).labels, labels[:, 1::2, 1::2])
@@ -375,7 +377,7 @@ def test_a_folder_of_maps(make_model, tmp_path, monkeypatch):
 
 def test_other_classes_are_an_error(make_store, make_model):
     store = make_store(labels=street(), classes=("a", "b", "c"))
-    pipeline = LabelToVideo.from_model(street_model(make_model, (0.5, 0.4, 0.1)), device="cpu")
+    pipeline = LabelToVideo.from_pretrained(street_model(make_model, (0.5, 0.4, 0.1)), device="cpu")
     with pytest.raises(LabelsMismatch, match="was trained on 3"):
         pipeline(store)
 
@@ -384,13 +386,13 @@ def test_styles_by_clip_and_by_picture(make_store, make_model, tmp_path):
     store = make_store(labels=street())
     Image.fromarray(np.full((40, 80, 3), 200, np.uint8)).save(tmp_path / "red.png")
     shares = (0.5, 0.4, 0.1)
-    plain = LabelToVideo.from_model(street_model(make_model, shares), device="cpu")
+    plain = LabelToVideo.from_pretrained(street_model(make_model, shares), device="cpu")
     for style, words in (("red.png", "not a picture"), (str(tmp_path / "red.png"), "one style"),
                          ("car=1", "no clusters of car"), ("clip7", "not a style")):  # fmt: skip
         with pytest.raises(UsageError) as caught:
             plain(store, style=[style])
         assert words in f"{caught.value.message} {caught.value.hint}"
-    by_clip = LabelToVideo.from_model(
+    by_clip = LabelToVideo.from_pretrained(
         street_model(make_model, shares, clips=2, generator={"style": "clip", "clips": 2}),
         device="cpu",
     )
@@ -401,7 +403,7 @@ def test_styles_by_clip_and_by_picture(make_store, make_model, tmp_path):
         )
         assert given.clip.tolist() == [number] * 2
         assert len(list(rendering)) == 12
-    encoded = LabelToVideo.from_model(
+    encoded = LabelToVideo.from_pretrained(
         street_model(
             make_model,
             shares,
@@ -424,7 +426,7 @@ def test_clusters_are_selected(make_store, make_model):
     generator = {"name": "pix2pixhd", "channels": 4, "preset": "mobile"}
     centres = {f"clusters.{k}": torch.randn(2, 3) for k in (0, 1, 2)}
     run = street_model(make_model, (0.5, 0.4, 0.1), generator=generator, statistics=centres)
-    pipeline = LabelToVideo.from_model(run, device="cpu")
+    pipeline = LabelToVideo.from_pretrained(run, device="cpu")
     store = make_store(labels=street(4))
     renderings = [np.stack(list(pipeline(store, style=[f"car={i}"]))) for i in (0, 1)]
     assert np.abs(renderings[0].astype(int) - renderings[1]).max() > 0
@@ -452,7 +454,7 @@ def predicting(make_store, make_model, skeletons) -> tuple[Path, Path]:
 
 def test_prediction_continues_from_the_last_frames(predicting):
     store, run = predicting
-    predict = FramePrediction.from_model(run, device="cpu")
+    predict = FramePrediction.from_pretrained(run, device="cpu")
     rendering = predict(store, frames=12)
     assert len(rendering) == 12 and rendering.known == 0
     last = ClipStore.open(store).track("pose", 119, 120).points
@@ -467,7 +469,7 @@ def test_prediction_continues_from_the_last_frames(predicting):
 
 def test_prediction_errors_are_compared_with_baselines(predicting, tmp_path, read_numbers):
     store, run = predicting
-    predict = FramePrediction.from_model(run, device="cpu")
+    predict = FramePrediction.from_pretrained(run, device="cpu")
     held = predict(store, frames=10, hold_back=True)
     errors = held.errors()
     assert {len(e) for e in errors.values()} == {10} and len(errors) == 5
@@ -482,7 +484,7 @@ def test_prediction_errors_are_compared_with_baselines(predicting, tmp_path, rea
 
 def test_invalid_predictions_are_errors(predicting, make_store, make_model, skeletons):
     store, run = predicting
-    predict = FramePrediction.from_model(run, device="cpu")
+    predict = FramePrediction.from_pretrained(run, device="cpu")
     for options in ({"frames": 0}, {"at": 99.0}, {"frames": 130, "hold_back": True}):
         with pytest.raises(UsageError):
             predict(store, **options)
@@ -490,7 +492,7 @@ def test_invalid_predictions_are_errors(predicting, make_store, make_model, skel
         predict(store, at=2 / 25)
     without_predictor = model_of(make_model, store, "pose", "lone")
     with pytest.raises(CheckpointInvalid) as caught:
-        FramePrediction.from_model(without_predictor, device="cpu")
+        FramePrediction.from_pretrained(without_predictor, device="cpu")
     assert "--task predict" in (caught.value.hint or "") and "lone" in (caught.value.hint or "")
 
 
@@ -548,7 +550,7 @@ def test_a_model_of_another_signal_names_the_right_command(make_store, make_mode
     run = model_of(make_model, make_store(pose=skeletons(COUNT)), "pose")
     for kind in (FaceReenactment, LabelToVideo):
         with pytest.raises(UsageError) as caught:
-            kind.from_model(run)
+            kind.from_pretrained(run)
         assert "renders from pose" in caught.value.message
         assert "v2v transfer" in (caught.value.hint or "")
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from v2v.checkpoint import REFERENCES, load_model
-from v2v.cli import rendering as rendering_commands
+from v2v.cli import models as model_commands
 from v2v.data.references.memory import References
 from v2v.errors import CheckpointInvalid, UsageError
 from v2v.pipelines.model import LoadedModel
@@ -94,14 +94,14 @@ def test_reference_pictures_are_listed_and_dropped(run):
 
 
 def test_the_references_command(run, monkeypatch, capsys):
-    monkeypatch.setattr(rendering_commands, "prepare_process", lambda: None)
-    rendering_commands.references(str(run), drop=0, as_json=True)
+    monkeypatch.setattr(model_commands, "prepare_process", lambda: None)
+    model_commands.references(str(run), drop=0, as_json=True)
     assert [entry["number"] for entry in json.loads(capsys.readouterr().out)] == [1, 2, 3]
-    rendering_commands.references(str(run))
+    model_commands.references(str(run))
     listed = capsys.readouterr().out
     assert "frame 10" in listed and "0-01.png" in listed
     with pytest.raises(UsageError, match="both"):
-        rendering_commands.references(str(run), add=Path("a.png"), drop=0)
+        model_commands.references(str(run), add=Path("a.png"), drop=0)
 
 
 def test_a_model_without_references_is_an_error(make_model):

@@ -7,24 +7,63 @@ from __future__ import annotations
 
 import io
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from v2v import __version__
-from v2v.cli import comparing, end_to_end, evaluation, footage, rendering, training
+from v2v.cli import comparing, end_to_end, evaluation, footage, models, rendering, training
 from v2v.cli.shared import print_error
 from v2v.errors import MissingLibrary, V2VError
+from v2v.pipelines.builtin import BUILT_IN
+from v2v.pipelines.registry import command_names, load_spec
+from v2v.wording import command_line
 
 STOPPED = 130  # exit code after Ctrl-C, as set by typer
 
+
+class Commands(TyperGroup):
+    """The commands of `v2v`, and those of pipelines from installed packages, loaded when shown."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        own = super().list_commands(ctx)
+        return own + [name for name in command_names() if name not in own]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        own = super().get_command(ctx, cmd_name)
+        if own is not None or cmd_name not in command_names():
+            return own
+        try:
+            spec = load_spec(cmd_name)
+        except V2VError as error:
+            return _broken_command(cmd_name, error)
+        single = typer.Typer(add_completion=False, rich_markup_mode="markdown")
+        single.command(cmd_name, help=spec.help, context_settings=HELP)(
+            rendering.render_command(spec)
+        )
+        return typer.main.get_command(single)
+
+
+def _broken_command(name: str, error: V2VError) -> Any:
+    """A command that only reports why its package cannot be used."""
+
+    def report() -> None:
+        raise type(error)(error.message, hint=error.hint)
+
+    single = typer.Typer(add_completion=False)
+    single.command(name, help=error.message)(report)
+    return typer.main.get_command(single)
+
+
+HELP = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
     name="v2v",
+    cls=Commands,
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
-    add_completion=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=HELP,
     help="Video-to-video synthesis from your own footage.",
 )
 
@@ -38,6 +77,7 @@ def _print_version(requested: bool) -> None:
 
 @app.callback()
 def root(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option(
@@ -45,18 +85,16 @@ def root(
         ),
     ] = False,
 ) -> None:
-    pass
+    context.with_resource(command_line())  # errors speak of options from here on
 
 
 app.command(help=footage.EXAMPLES_PREPROCESS)(footage.preprocess)
 app.command(help=training.EXAMPLES_TRAIN)(training.train)
 app.command()(training.plot)
-app.command(help=rendering.EXAMPLES_TRANSFER)(rendering.transfer)
-app.command(help=rendering.EXAMPLES_REENACT)(rendering.reenact)
-app.command(help=rendering.EXAMPLES_SYNTHESIZE)(rendering.synthesize)
-app.command("predict-frames", help=rendering.EXAMPLES_PREDICT)(rendering.predict_frames)
-app.command()(rendering.references)
-app.command()(rendering.info)
+for spec in BUILT_IN:
+    app.command(spec.command, help=spec.help)(rendering.render_command(spec))
+app.command()(models.references)
+app.command()(models.info)
 app.command(help=evaluation.EXAMPLES_EVALUATE)(evaluation.evaluate)
 app.command(help=comparing.EXAMPLES_COMPARE)(comparing.compare)
 app.command(help=comparing.EXAMPLES_STUDY)(comparing.study)
@@ -109,7 +147,8 @@ def main() -> None:
         # An ignored SIGINT stays ignored.
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, stop)
-        app()
+        with command_line():
+            app()
     except KeyboardInterrupt:  # raised before typer started; typer sets an exit code
         exit_stopped()
     except SystemExit as leaving:

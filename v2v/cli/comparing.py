@@ -7,8 +7,17 @@ from typing import Annotated
 
 import typer
 
-from v2v.cli.rendering import Codec, Crf, Overwrite
-from v2v.cli.shared import AsJson, Quiet, console, progress, time_option
+from v2v.cli.shared import (
+    AsJson,
+    Codec,
+    Crf,
+    Overwrite,
+    Quiet,
+    print_result,
+    progress,
+    time_option,
+)
+from v2v.defaults import CODEC, CRF, SUFFIXES
 from v2v.errors import UsageError
 from v2v.runtime import prepare_process
 
@@ -70,8 +79,8 @@ def compare(
         int | None,
         typer.Option(help="Clip that provides the sound, from 1; 0 for none. [default: the first]"),
     ] = None,
-    codec: Codec = "h264",
-    crf: Crf = 18.0,
+    codec: Codec = CODEC,
+    crf: Crf = CRF,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -79,29 +88,21 @@ def compare(
     prepare_process()
     from v2v.evaluation.compare.compare import compare as run
 
-    suffix = ".mkv" if codec == "ffv1" else ".webm" if codec == "vp9" else ".mp4"
+    suffix = SUFFIXES.get(codec, ".mp4")
     with progress(quiet or as_json) as report:
         done = run(
             clips, output or Path(f"comparison{suffix}"), labels=label, size=size, start=start,
             end=end, longest=longest, difference=difference, amplify=amplify, zoom=zoom,
             sound=sound, codec=codec, crf=crf, overwrite=overwrite, report=report,
         )  # fmt: skip
-    if as_json:
-        import json
-
-        print(json.dumps(done.as_json(), indent=1))
-    elif not quiet:
-        marked = f", marked as synthetic ({', '.join(done.synthetic)})" if done.synthetic else ""
-        _print_lines(
-            *done.notes,
-            f"{done.video}: {done.frames} frames of {done.width}x{done.height} at"
-            f" {float(done.rate):.4g} fps{marked}",
-        )
-
-
-def _print_lines(*lines: str) -> None:
-    for line in lines:
-        console().print(line, highlight=False, soft_wrap=True, markup=False)
+    marked = f", marked as synthetic ({', '.join(done.synthetic)})" if done.synthetic else ""
+    print_result(
+        done.as_json(),
+        *done.notes,
+        f"{done.video}: {done.frames} frames of {done.width}x{done.height} at"
+        f" {float(done.rate):.4g} fps{marked}",
+        quiet=quiet, as_json=as_json,
+    )  # fmt: skip
 
 
 EXAMPLES_STUDY = """
@@ -181,16 +182,13 @@ def study(
             given, output or Path("study"), pairs=pairs, labels=label, question=question,
             checks=checks, size=size, start=start, end=end, overwrite=overwrite, report=report,
         )  # fmt: skip
-    if as_json:
-        import json
-
-        print(json.dumps(made.as_json(), indent=1))
-    elif not quiet:
-        _print_lines(
-            *made.notes,
-            f"{made.page}: {made.pairs} pairs and {made.checks} attention checks;"
-            f" keep {made.key} from participants",
-        )
+    print_result(
+        made.as_json(),
+        *made.notes,
+        f"{made.page}: {made.pairs} pairs and {made.checks} attention checks;"
+        f" keep {made.key} from participants",
+        quiet=quiet, as_json=as_json,
+    )  # fmt: skip
 
 
 def _count(
@@ -205,18 +203,14 @@ def _count(
     path = output or (key if key.is_dir() else key.parent) / RESULTS_FILE
     outcome = evaluate_answers(given, key)
     outcome.write(path, overwrite=overwrite)
-    if as_json:
-        import json
-
-        print(json.dumps(outcome.as_json(), indent=1))
-    elif not quiet:
-        people = len(outcome.participants)
-        _print_lines(
-            *(f"excluded: {file}: {why}" for file, why in outcome.excluded.items()),
-            f"{people} participant{'' if people == 1 else 's'}: {outcome.question}",
-            *(pair.sentence for pair in outcome.pairs),
-        )
-        if len(outcome.contents) > 1:
-            for name, found in outcome.contents.items():
-                _print_lines(*(f"  {name}: {pair.sentence}" for pair in found))
-        _print_lines(str(path))
+    people = len(outcome.participants)
+    contents = outcome.contents if len(outcome.contents) > 1 else {}
+    print_result(
+        outcome.as_json(),
+        *(f"excluded: {file}: {why}" for file, why in outcome.excluded.items()),
+        f"{people} participant{'' if people == 1 else 's'}: {outcome.question}",
+        *(pair.sentence for pair in outcome.pairs),
+        *(f"  {name}: {pair.sentence}" for name, found in contents.items() for pair in found),
+        str(path),
+        quiet=quiet, as_json=as_json,
+    )  # fmt: skip

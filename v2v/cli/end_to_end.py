@@ -8,7 +8,17 @@ from typing import Annotated
 import typer
 
 from v2v.cli.rendering import print_rendered
-from v2v.cli.shared import AsJson, Quiet, console, progress
+from v2v.cli.shared import (
+    AsJson,
+    Quiet,
+    print_lines,
+    print_result,
+    print_table,
+    progress,
+    task_option,
+    yaml_default,
+)
+from v2v.defaults import MINUTES
 from v2v.runtime import prepare_process
 
 EXAMPLES_RUN = """
@@ -34,7 +44,7 @@ def run(
     source: Annotated[
         Path, typer.Option("--source", help="Motion to follow: footage or a clip store.")
     ],
-    task: Annotated[str, typer.Option("--task", "-t", help="pose (the body) or face.")] = "pose",
+    task: Annotated[str, task_option("pose (the body) or face.")] = "pose",
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Video to write. [default: SOURCE-TARGET.mp4]"),
@@ -43,8 +53,10 @@ def run(
         str | None,
         typer.Option("--name", "-n", help="Name of the run. [default: the target's name]"),
     ] = None,
-    minutes: Annotated[float, typer.Option(min=0.05, help="Minutes of training.")] = 60.0,
-    size: Annotated[int, typer.Option(help="Shorter side of the frames in pixels.")] = 256,
+    minutes: Annotated[float, typer.Option(min=0.05, help="Minutes of training.")] = MINUTES,
+    size: Annotated[int, typer.Option(help="Shorter side of the frames in pixels.")] = yaml_default(
+        "train", "data.size"
+    ),
     compare: Annotated[
         bool,
         typer.Option("--compare", help="Also write input, signals and output side by side."),
@@ -68,8 +80,8 @@ def run(
             settings=setting, compare=compare, overwrite=overwrite, report=report,
         )  # fmt: skip
     print_rendered(done.rendered, quiet=quiet, as_json=as_json)
-    if done.kept and not quiet and not as_json:
-        print("nothing left to do")
+    if done.kept and not as_json:
+        print_result(None, "nothing left to do", quiet=quiet)
 
 
 def demo(
@@ -91,19 +103,15 @@ def demo(
         v2v demo --minutes 15 --output better
     """
     prepare_process()
-    from rich.table import Table
-
     from v2v.pipelines.demo import demo as run_demo
 
     with progress(False) as report:
         made = run_demo(output, seconds=seconds, minutes=minutes, report=report)
-    table = Table(box=None, pad_edge=False, show_header=False)
-    for what, took in made.steps:
-        table.add_row(what, f"{took:.0f} s")
-    out = console()
-    out.print(table)
-    for name, path in (
-        ("new video", made.video), ("input, signals and output", made.run.rendered.comparison),
-        ("contact sheet", made.sheet), ("everything on one page", made.page),
-    ):  # fmt: skip
-        out.print(f"{name}: {path}", highlight=False, soft_wrap=True)
+    print_table(None, [(what, f"{took:.0f} s") for what, took in made.steps])
+    print_lines(
+        f"{name}: {path}"
+        for name, path in (
+            ("new video", made.video), ("input, signals and output", made.run.rendered.comparison),
+            ("contact sheet", made.sheet), ("everything on one page", made.page),
+        )
+    )  # fmt: skip

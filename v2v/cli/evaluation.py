@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from v2v.cli.shared import AsJson, Quiet, console, progress
+from v2v.cli.shared import AsJson, Device, Quiet, console, print_result, progress
+from v2v.defaults import DRIFT_FRAMES, EVALUATED_FRAMES
 from v2v.runtime import prepare_process
 
 EXAMPLES_EVALUATE = """
@@ -53,7 +54,7 @@ def evaluate(
         Path | None,
         typer.Option("--output", "-o", help="Folder to write. [default: evaluation in the run]"),
     ] = None,
-    frames: Annotated[int, typer.Option(min=2, help="Most frames per clip.")] = 600,
+    frames: Annotated[int, typer.Option(min=2, help="Most frames per clip.")] = EVALUATED_FRAMES,
     drift: Annotated[
         int,
         typer.Option(
@@ -61,7 +62,7 @@ def evaluate(
             help="Frames over which to measure drift; shorter clips are played forwards and"
             " backwards. 0: none.",
         ),
-    ] = 300,
+    ] = DRIFT_FRAMES,
     region: Annotated[
         str | None,
         typer.Option(
@@ -69,25 +70,22 @@ def evaluate(
             " bright where pixels count. Use it to exclude captions and logos."
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    device: Device = "auto",
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     prepare_process()
-    from v2v.evaluation.evaluate import evaluate as run
+    from v2v import api
 
     names = None if against is None else [name for name in against.split(",") if name]
     with progress(quiet or as_json) as report:
-        found = run(
+        found = api.evaluate(
             model, data or (), against=names,
             output=output, frames=frames, drift=drift, device=device, region=region,
             report=report,
         )  # fmt: skip
-    if as_json:
-        import json
-
-        print(json.dumps(found.as_json(), indent=1))
-    elif not quiet:
+    print_result(found.as_json(), as_json=as_json, quiet=quiet)
+    if not quiet and not as_json:
         from v2v.evaluation.table import lines, table
 
         out = console(150)

@@ -7,17 +7,21 @@ from typing import Annotated
 
 import typer
 
+from v2v.api import CROPS
 from v2v.cli.shared import (
     AsJson,
     ConfigFile,
     Quiet,
+    choice_option,
     console,
     parse_size,
     print_error,
     print_outcomes,
+    print_result,
     progress,
     report_errors,
     time_option,
+    yaml_default,
 )
 from v2v.errors import UnknownName, V2VError
 from v2v.runtime import prepare_process
@@ -82,7 +86,11 @@ def preprocess(
     ] = None,
     crop: Annotated[
         str | None,
-        typer.Option(help="none, person or face: one fixed crop for the clip. [default: none]"),
+        choice_option(
+            "--crop",
+            CROPS,
+            f"One fixed crop for the clip. [default: {yaml_default('preprocess', 'frames.crop')}]",
+        ),
     ] = None,
     labels: Annotated[
         Path | None,
@@ -101,38 +109,16 @@ def preprocess(
     as_json: AsJson = False,
 ) -> None:
     prepare_process()
-    from v2v.config import PreprocessSettings, load_config
-    from v2v.errors import ConfigError
-    from v2v.preprocess.run import expand_inputs, expand_signals, preprocess_all
+    from v2v.api import build_clips
 
-    values = {
-        "frames.size": parse_size(size), "frames.fps": fps, "frames.start": start,
-        "frames.end": end, "frames.crop": crop,
-    }  # fmt: skip
-    if labels is not None:
-        values |= {"segmentation.labels": str(labels), "segmentation.backend": "labels"}
-    if crop is not None and crop not in ("none", "person", "face"):
-        raise UnknownName.among("--crop", crop, ("none", "person", "face"))
-    settings = load_config(
-        PreprocessSettings, "preprocess", file=config, overrides=setting, values=values
-    )
-    default = ["segmentation"] if labels is not None else ["pose"]
-    names = expand_signals(signal or default)
-    if labels is not None and "segmentation" not in names:
-        raise ConfigError(
-            "--labels provides the segmentation signal, which was not requested",
-            hint=f"add it: --signal {','.join([*names, 'segmentation'])}",
-        )
-    jobs = expand_inputs(inputs, output)
     with progress(quiet or as_json) as report:
-        results = preprocess_all(
-            jobs, names, settings, workers=workers, overwrite=overwrite, report=report
-        )
-    if as_json:
-        import json
-
-        print(json.dumps([result.as_json() for result in results], indent=1))
-    elif not quiet:
+        results = build_clips(
+            inputs, signals=signal and ",".join(signal), output=output, size=parse_size(size),
+            fps=fps, start=start, end=end, crop=crop, labels=labels, config=config,
+            overrides=setting or (), overwrite=overwrite, workers=workers, report=report,
+        )  # fmt: skip
+    print_result([result.as_json() for result in results], quiet=quiet, as_json=as_json)
+    if not quiet and not as_json:
         print_outcomes([r.outcome for r in results if r.outcome is not None])
     report_errors(results)
 
@@ -164,8 +150,6 @@ def doctor(
     if not inputs:
         _check_installation(as_json)
         return
-    import json
-
     from v2v.preprocess.doctor import examine
     from v2v.preprocess.run import expand_inputs
 
@@ -177,9 +161,8 @@ def doctor(
                 found.append(examine(job.source, report))
             except V2VError as error:
                 problems.append(error)
-    if as_json:
-        print(json.dumps([footage.as_json() for footage in found], indent=1))
-    else:
+    print_result([footage.as_json() for footage in found], as_json=as_json)
+    if not as_json:
         for footage in found:
             footage.render(console(110))
     for problem in problems:
@@ -190,14 +173,11 @@ def doctor(
 
 def _check_installation(as_json: bool) -> None:
     """Print the checks; exits with code 1 if one failed."""
-    import json
-
     from v2v.installation import check_installation, render
 
     checks = check_installation()
-    if as_json:
-        print(json.dumps([check.as_json() for check in checks], indent=1))
-    else:
+    print_result([check.as_json() for check in checks], as_json=as_json)
+    if not as_json:
         render(checks, console(110))
     if any(check.state == "fail" for check in checks):
         raise typer.Exit(1)
@@ -232,6 +212,4 @@ def sample(
             write_sample(kind, output, seconds=seconds, seed=seed, report=report)
             for kind in kinds or KINDS
         ]
-    if not quiet:
-        for path in paths:
-            print(path)
+    print_result(None, *map(str, paths), quiet=quiet)

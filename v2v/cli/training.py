@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from v2v.cli.shared import AsJson, ConfigFile, Quiet, console, progress
-from v2v.errors import UnknownName, UsageError
+from v2v.cli.shared import (
+    AsJson,
+    ConfigFile,
+    Quiet,
+    console,
+    print_result,
+    progress,
+    task_option,
+    yaml_default,
+)
+from v2v.defaults import MINUTES
+from v2v.errors import UsageError
+from v2v.pipelines.registry import PREDICT
 from v2v.runtime import prepare_process
 
-if TYPE_CHECKING:
-    from v2v.training.loop import TrainingResult
-
-PREDICT = "predict"
 EXAMPLES_TRAIN = """
 Train a model on clip stores; it renders video from the signals that preprocessing extracted.
 
@@ -44,11 +51,9 @@ def train(
     ],
     task: Annotated[
         str,
-        typer.Option(
-            "--task",
-            "-t",
-            help="Signal that drives the model: pose, face or street; or predict, which trains a"
-            " frame predictor for the run's model.",
+        task_option(
+            "Signal that drives the model: pose, face or street; or predict, which trains a"
+            " frame predictor for the run's model."
         ),
     ] = "pose",
     name: Annotated[
@@ -57,14 +62,21 @@ def train(
     ] = None,
     runs: Annotated[Path, typer.Option(help="Folder of all runs.")] = Path("runs"),
     size: Annotated[
-        int | None, typer.Option(help="Shorter side of the frames in pixels. [default: 256]")
+        int | None,
+        typer.Option(
+            help="Shorter side of the frames in pixels."
+            f" [default: {yaml_default('train', 'data.size')}]"
+        ),
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Updates to train for.")] = None,
     minutes: Annotated[
-        float | None, typer.Option(help="Minutes to train for. [default: 60]")
+        float | None, typer.Option(help=f"Minutes to train for. [default: {MINUTES:g}]")
     ] = None,
     devices: Annotated[
-        int | None, typer.Option(help="Processes, one per device. [default: 1]")
+        int | None,
+        typer.Option(
+            help=f"Processes, one per device. [default: {yaml_default('train', 'loop.devices')}]"
+        ),
     ] = None,
     config: ConfigFile = None,
     setting: Annotated[
@@ -81,15 +93,10 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     prepare_process()
-    from v2v.config import load_config
-    from v2v.records import check_name
-    from v2v.training.settings import TASKS, TrainSettings
+    from v2v import api
 
-    if task not in (*TASKS, PREDICT):
-        raise UnknownName.among("task", task, (*TASKS, PREDICT))
-    if steps is not None and minutes is not None:
-        raise UsageError("--steps and --minutes are both given", hint="give one of them")
-    folder = runs / check_name(data[0].resolve().name if name is None else name)
+    folder = api.run_folder(data, name, runs=runs)
+    silent = quiet or as_json or _is_helper_process()
     if task == PREDICT:
         for option, given in (("--size", size), ("--devices", devices), ("--dry-run", dry_run)):
             if given:
@@ -97,75 +104,44 @@ def train(
                     f"{option} cannot be used with --task {PREDICT}",
                     hint="leave it out; configs/predict.yaml lists the predictor's settings",
                 )
-        _train_predictor(
-            data, folder, steps=steps, minutes=minutes, config=config, setting=setting,
-            overwrite=overwrite, quiet=quiet, as_json=as_json,
+        with progress(silent) as report:
+            predictor = api.train_predictor(
+                data, output=folder, steps=steps, minutes=minutes, config=config,
+                overrides=setting or (), overwrite=overwrite, report=report,
+            )  # fmt: skip
+        print_result(
+            predictor.as_json(), str(predictor),
+            "errors on the validation frames, which decided when to stop; lower is better",
+            quiet=quiet, as_json=as_json,
         )  # fmt: skip
         return
-    values = {
-        "task": task, "data.size": size, "loop.devices": devices,
-        "budget.steps": steps, "budget.minutes": minutes,
-    }  # fmt: skip
-    settings = load_config(
-        TrainSettings, "train", f"train-{task}", file=config, overrides=setting, values=values
-    )
+    settings = api.train_settings(
+        task, size=size, steps=steps, minutes=minutes, devices=devices, config=config,
+        overrides=setting or (),
+    )  # fmt: skip
     if dry_run:
         from v2v.training.estimate import estimate
 
-        with progress(quiet or as_json or _is_helper_process()) as report:
+        with progress(silent) as report:
             plan = estimate(settings, data, report)
-        if _is_helper_process():
-            return
-        if as_json:
-            import json
-
-            print(json.dumps(plan.as_json(), indent=1))
-        else:
-            plan.render(console(110))
+        if not _is_helper_process():
+            print_result(plan.as_json(), as_json=as_json)
+            if not as_json:
+                plan.render(console(110))
         return
     from v2v.training.loop import train as run_training
 
-    with progress(quiet or as_json or _is_helper_process()) as report:
+    with progress(silent) as report:
         outcome = run_training(settings, data, folder, report, overwrite=overwrite)
-    if _is_helper_process():
-        return
-    if as_json:
-        import json
-
-        print(json.dumps(outcome.as_json(), indent=1))
-    elif not quiet:
-        _print_training(outcome)
-
-
-def _train_predictor(
-    data: list[Path],
-    folder: Path,
-    *,
-    steps: int | None,
-    minutes: float | None,
-    config: Path | None,
-    setting: list[str] | None,
-    overwrite: bool,
-    quiet: bool,
-    as_json: bool,
-) -> None:
-    from v2v.config import load_config
-    from v2v.prediction.settings import PredictSettings
-    from v2v.prediction.training import train_predictor
-
-    values = {"budget.steps": steps, "budget.minutes": minutes}
-    settings = load_config(
-        PredictSettings, "predict", file=config, overrides=setting, values=values
-    )
-    with progress(quiet or as_json) as report:
-        outcome = train_predictor(settings, data, folder, report, overwrite=overwrite)
-    if as_json:
-        import json
-
-        print(json.dumps(outcome.as_json(), indent=1))
-    elif not quiet:
-        print(outcome)
-        print("errors on the validation frames, which decided when to stop; lower is better")
+    if not _is_helper_process():
+        preview = f"look at {outcome.preview} (held-out frames: signals, rendered, real)"
+        print_result(
+            outcome.as_json(),
+            f"{outcome.folder}: {outcome.steps} updates in {outcome.minutes:.1f} min; the model is"
+            f" {outcome.model}",
+            *([preview] if outcome.preview else []),
+            quiet=quiet, as_json=as_json,
+        )  # fmt: skip
 
 
 def _is_helper_process() -> bool:
@@ -173,20 +149,6 @@ def _is_helper_process() -> bool:
     import os
 
     return os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")) != "0"
-
-
-def _print_training(outcome: TrainingResult) -> None:
-    out = console()
-    out.print(
-        f"{outcome.folder}: {outcome.steps} updates in {outcome.minutes:.1f} min; the model is"
-        f" {outcome.model}",
-        highlight=False, soft_wrap=True,
-    )  # fmt: skip
-    if outcome.preview:
-        out.print(
-            f"look at {outcome.preview} (held-out frames: signals, rendered, real)",
-            highlight=False, soft_wrap=True,
-        )  # fmt: skip
 
 
 def plot(

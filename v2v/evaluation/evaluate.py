@@ -16,6 +16,7 @@ from typing import Any
 
 from v2v.data.references.choosing import reference_signal
 from v2v.data.store import ClipStore
+from v2v.defaults import DRIFT_FRAMES, EVALUATED_FRAMES
 from v2v.errors import NotWritable, UsageError, writing
 from v2v.evaluation.clips import Measured, measured_clips
 from v2v.evaluation.detectors import Detector, find
@@ -37,8 +38,6 @@ from v2v.pipelines.model import LoadedModel
 from v2v.progress import Reporter, Silent
 from v2v.video.stored import read_stored, stored_frames
 
-FRAMES = 600  # maximum number of frames per clip
-DRIFT = 300  # minimum number of frames of autoregressive rendering
 AGAINST = ("copy", "frozen", "nearest")
 
 
@@ -49,8 +48,8 @@ def evaluate(
     against: Sequence[str] | None = None,
     output: str | Path | None = None,
     name: str | None = None,
-    frames: int = FRAMES,
-    drift: int = DRIFT,
+    frames: int = EVALUATED_FRAMES,
+    drift: int = DRIFT_FRAMES,
     device: str = "auto",
     region: str | None = None,
     detectors: Mapping[str, Callable[[], Detector]] | None = None,

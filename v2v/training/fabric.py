@@ -9,6 +9,7 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
+from v2v.defaults import MINUTES
 from v2v.errors import RunConflict, V2VError
 from v2v.runtime import cores, cpu_has_bf16
 from v2v.training.settings import Budget, TrainSettings
@@ -59,7 +60,7 @@ def _processes(devices: int) -> tuple[int, int]:
 
 
 def with_budget(settings: TrainSettings) -> TrainSettings:
-    """The settings, with a budget of one hour if none is given."""
+    """The settings, with the default budget if none is given."""
     if settings.budget.steps is None and settings.budget.minutes is None:
-        return settings.model_copy(update={"budget": Budget(steps=None, minutes=60)})
+        return settings.model_copy(update={"budget": Budget(steps=None, minutes=MINUTES)})
     return settings

@@ -14,8 +14,6 @@ from v2v.models.discriminators import DiscriminatorSettings
 from v2v.models.generator_settings import GeneratorSettings
 from v2v.training.schedule import ScheduleSettings
 
-TASKS = ("pose", "face", "street")
-
 Weight = Annotated[float, Field(ge=0, le=1e6)]
 Below1 = Annotated[float, Field(ge=0, lt=1)]
 Minutes = Annotated[float, Field(gt=0, le=1e7)]
@@ -120,7 +118,7 @@ class Budget(Config):
 
 
 class TrainSettings(Config):
-    task: Literal["pose", "face", "street"]
+    task: str  # of a pipeline: `v2v.pipelines.registry.tasks`
     data: DataSettings
     augment: AugmentationSettings
     generator: GeneratorSettings

@@ -16,6 +16,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from v2v.defaults import CODEC, CRF
 from v2v.errors import UsageError
 from v2v.evaluation.compare.align import ComparedVideo, align, open_all
 from v2v.evaluation.compare.compose import composed
@@ -23,7 +24,7 @@ from v2v.evaluation.compare.layout import Layout, panel_height
 from v2v.evaluation.compare.provenance import Composite
 from v2v.evaluation.compare.view import parse_zoom, size_notes
 from v2v.evaluation.compare.write import write_video
-from v2v.pipelines.rendering.output import CRF, Output
+from v2v.pipelines.rendering.output import Output
 from v2v.progress import Reporter, Silent
 from v2v.video.audio import Sound
 
@@ -64,7 +65,7 @@ def compare(
     amplify: float = 4.0,
     zoom: str | None = None,
     sound: int | None = None,
-    codec: str = "h264",
+    codec: str = CODEC,
     crf: float = CRF,
     overwrite: bool = False,
     report: Reporter | None = None,

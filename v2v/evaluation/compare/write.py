@@ -7,10 +7,11 @@ from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 
+from v2v.defaults import CODEC, CRF
 from v2v.errors import MediaError
 from v2v.files import replacing_file
 from v2v.images import Picture
-from v2v.pipelines.rendering.output import CONTAINERS, CRF
+from v2v.pipelines.rendering.output import CONTAINERS
 from v2v.progress import Reporter
 from v2v.video.audio import Sound
 from v2v.video.write import CODECS, VideoWriter, concatenate
@@ -23,7 +24,7 @@ def write_video(
     size: tuple[int, int],
     rate: Fraction,
     count: int,
-    codec: str = "h264",
+    codec: str = CODEC,
     crf: float = CRF,
     sound: Sound | None = None,
     tags: dict[str, str] | None = None,
