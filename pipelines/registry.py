@@ -12,12 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from v2v.errors import MissingLibrary, UnknownName
 
 if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
     from pathlib import Path
 
     from v2v.pipelines.rendering.rendering import Rendering
@@ -127,6 +127,8 @@ _METAVARS = {"labels": "DIR"}
 
 
 def _installed() -> dict[str, EntryPoint]:
+    from importlib.metadata import entry_points  # takes as long as all other imports here
+
     return {entry.name: entry for entry in entry_points(group=GROUP)}
 
 

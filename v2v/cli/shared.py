@@ -80,7 +80,8 @@ def yaml_default(name: str, key: str) -> Any:
 def _defaults(name: str) -> Any:
     import yaml  # type: ignore[import-untyped]
 
-    return yaml.safe_load(files("v2v.configs").joinpath(f"{name}.yaml").read_text("utf-8"))
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C: --help reads this
+    return yaml.load(files("v2v.configs").joinpath(f"{name}.yaml").read_text("utf-8"), loader)
 
 
 def console(width: int = 140) -> Console:
