@@ -14,11 +14,17 @@ from v2v.evaluation.measures import Values
 from v2v.evaluation.metrics._base import Metric, VideoStatistic
 
 
+EXTRA = "pip install 'v2v[metrics]'"
+
+
 @cache
 def ffmpeg_with_vmaf() -> str:
     """Path of an ffmpeg with libvmaf. Raises `MissingLibrary` if there is none."""
-    import imageio_ffmpeg
-
+    try:
+        import ffmpeg  # noqa: F401 - builds the command line
+        import imageio_ffmpeg
+    except ImportError as error:
+        raise MissingLibrary(f"{error.name} is not installed", hint=EXTRA) from error
     try:
         binary: str = imageio_ffmpeg.get_ffmpeg_exe()
         listed = subprocess.run(
@@ -44,15 +50,23 @@ def vmaf(output: Path, real: Path, work: Path) -> Values:
     """
     log = work / "vmaf.json"
     log.unlink(missing_ok=True)
-    to_luma = "scale=out_color_matrix=bt709,format=yuv420p"
-    chain = (
-        f"[0:v]{to_luma}[a];[1:v]{to_luma}[b];"
-        f"[a][b]libvmaf=shortest=1:log_fmt=json:log_path={log.name}:n_threads=1"
+    import ffmpeg
+
+    binary = ffmpeg_with_vmaf()
+    luma = (
+        ffmpeg.input(str(video.resolve()))
+        .video.filter("scale", out_color_matrix="bt709")
+        .filter("format", "yuv420p")
+        for video in (output, real)
     )
-    command = [
-        ffmpeg_with_vmaf(), "-hide_banner", "-loglevel", "error", "-nostdin",
-        "-i", str(output.resolve()), "-i", str(real.resolve()), "-lavfi", chain, "-f", "null", "-",
-    ]  # fmt: skip
+    command = (
+        ffmpeg.filter(
+            [*luma], "libvmaf", shortest=1, log_fmt="json", log_path=log.name, n_threads=1
+        )
+        .output("-", format="null")
+        .global_args("-hide_banner", "-loglevel", "error", "-nostdin")
+        .compile(cmd=binary)
+    )
     done = subprocess.run(command, cwd=work, capture_output=True, text=True)
     if done.returncode or not log.is_file():
         lines = done.stderr.strip().splitlines() or ["no reason given"]
