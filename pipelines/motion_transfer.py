@@ -23,7 +23,8 @@ from v2v.pipelines.camera_path import camera_path, check_camera_path, filmed, st
 from v2v.pipelines.model import LoadedModel
 from v2v.pipelines.rendering.frames import ConditioningSource
 from v2v.pipelines.rendering.rendering import Rendering
-from v2v.pipelines.retarget.pose import RETARGETS, Body, kept_inside, retarget
+from v2v.pipelines.retarget.body import Body
+from v2v.pipelines.retarget.pose import RETARGETS, kept_inside, retarget
 from v2v.pipelines.retarget.pose_range import out_of_distribution
 from v2v.pipelines.segments import format_segments
 from v2v.pipelines.source import Source, open_source

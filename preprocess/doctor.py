@@ -14,11 +14,10 @@ from typing import Any, Literal
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from v2v.data.background import build_background_plate
 from v2v.data.store import CLIP_FILE, ClipStore
-from v2v.preprocess.detectors import box_of, detectors
+from v2v.preprocess.detectors import box_of
 from v2v.preprocess.footage import (
     CameraFindings,
     FaceFindings,
@@ -28,18 +27,9 @@ from v2v.preprocess.footage import (
     Range,
     rate_suitability,
 )
-from v2v.preprocess.pose import (
-    HIPS,
-    SEARCH,
-    SHOULDERS,
-    TORSO,
-    detect_people,
-    is_another,
-    mask_out_person,
-    torso_center_and_size,
-)
+from v2v.preprocess.pose import HIPS, SHOULDERS, TORSO
+from v2v.preprocess.sampling import Array, SampledFaces, SampledPeople
 from v2v.preprocess.shots import find_cuts, thumbnail
-from v2v.preprocess.tracks import SingleTargetTracker
 from v2v.progress import Reporter
 from v2v.signals.face import OVAL, POINTS, eye_openness, head_pose, mouth_openness
 from v2v.signals.pose import HEAD, MIN_SCORE, POINT
@@ -57,8 +47,6 @@ SOFTER = 1.5  # ratio to the softness of the clip's own sharp frames that means 
 STILL = 0.003  # of the longer side per second: movement due to codecs and tripods
 CORNER = 2e-4  # minimum eigenvalue of a corner above noise, for grey levels in [0, 1]
 LEGS = tuple(POINT[f"{s}_{n}"] for n in ("knee", "ankle") for s in ("left", "right"))
-
-Array = NDArray[Any]
 
 
 def examine(path: Path, report: Reporter) -> FootageReport:
@@ -112,9 +100,6 @@ def _facts(path: Path, source: Probe, plan: FramePlan, store: ClipStore | None, 
     )
 
 
-# ---------------------------------------------------------------- the scan
-
-
 class _FootageScan:
     """One pass over the footage and its measurements, in pixels of the analysis frames."""
 
@@ -135,8 +120,8 @@ class _FootageScan:
         self.others: list[bool] = []
         self.bodies = np.full((len(self.samples), 33, 3), np.nan, np.float32)
         self.faces = np.full((len(self.samples), POINTS, 4), np.nan, np.float32)
-        self.people = _People(patience=SAMPLES_PER_SECOND)
-        self.finder = _FaceFinder()
+        self.people = SampledPeople(patience=SAMPLES_PER_SECOND)
+        self.finder = SampledFaces()
         self.stored = {"pose", "face"} & set(store.signals) if store else set()
         if store:
             self._load_stored(store)
@@ -216,104 +201,10 @@ class _FootageScan:
         return slice(top, bottom), slice(left, right)
 
 
-class _People:
-    """Tracks the main person over the samples and detects whether others are in view.
-
-    Like `detect_people`, but with one network for all frames: creating it takes ten times as long
-    as running it.
-    """
-
-    def __init__(self, patience: int) -> None:
-        self.network = detectors().still_body()
-        # In the quarter of a second between samples a person may move by two torso lengths.
-        self.tracker = SingleTargetTracker(max_jump=2.0, patience=patience)
-
-    def close(self) -> None:
-        self.network.close()
-
-    def detect(self, frame: Array, crowd: bool) -> tuple[Array, bool]:
-        """Points [33, 3] of the main person (NaN if missing); whether others are in view."""
-        nobody = np.full((33, 3), np.nan, np.float32)
-        people: list[NDArray[np.float32]] = []
-        main: NDArray[np.float32] | None = None
-        canvas = frame
-        for _ in range(SEARCH):
-            body = self.network.find(canvas)
-            if body is None:
-                break
-            points = body.points
-            if not people and self.tracker.lost:
-                chosen = detect_people(frame)
-                self.tracker.follow(*torso_center_and_size(chosen[0] if chosen else points))
-            people.append(points)
-            if not crowd and self._dissimilarity(points) < 1:
-                break
-            canvas = mask_out_person(canvas, points)
-        nearest = min(people, key=self._dissimilarity, default=None)
-        if nearest is not None and self.tracker.accepts(*torso_center_and_size(nearest)):
-            main = nearest
-        if main is None:
-            self.tracker.missed()
-            return nobody, bool(people)
-        return main[:, [0, 1, 3]], any(is_another(p, main) for p in people if p is not main)
-
-    def _dissimilarity(self, points: NDArray[np.float32]) -> float:
-        """Dissimilarity to the main person: distance in torso lengths plus difference in size."""
-        assert self.tracker.centre is not None
-        centre, size = torso_center_and_size(points)
-        known = max(self.tracker.size, 1e-3)
-        away = np.linalg.norm(centre - self.tracker.centre) / known
-        return float(away + 2 * abs(np.log(max(size, 1e-3) / known)))
-
-
-class _FaceFinder:
-    """Detects the main person's face mesh in each frame; small faces in a crop."""
-
-    def __init__(self) -> None:
-        self.mesh = detectors().face(tracking=False)
-        self.detector = detectors().face_boxes()
-
-    def close(self) -> None:
-        self.mesh.close()
-        self.detector.close()
-
-    def find(self, frame: Array, head: Array | None) -> Array:
-        """Points [478, 4], NaN if none is found; `head` are the body's head keypoints."""
-        found = self._mesh(frame, 0, 0)
-        if found is None or not _same_head(found, head):
-            found = None
-            for x, y, w, h in self.detector.find(frame):
-                side = 2.2 * max(w, h)
-                left, top = max(int(x + w / 2 - side / 2), 0), max(int(y + h / 2 - side / 2), 0)
-                part = frame[top : top + int(side), left : left + int(side)]
-                closer = self._mesh(np.ascontiguousarray(part), left, top) if part.size else None
-                if closer is not None and _same_head(closer, head):
-                    found = closer
-                    break
-        return np.full((POINTS, 4), np.nan, np.float32) if found is None else found
-
-    def _mesh(self, frame: Array, left: int, top: int) -> Array | None:
-        points = self.mesh.find(frame)
-        if points is not None:
-            points[:, :2] += (left, top)
-        return points
-
-
 def _with_hair(face: Array) -> Array:
     centre = face.mean(axis=0)
     grown: Array = centre + 1.7 * (face - centre)
     return grown
-
-
-def _same_head(face: Array, head: Array | None) -> bool:
-    if head is None:
-        return True
-    x, y, w, h = box_of(face[:, :2])
-    away = np.abs(head[0, :2] - (x + w / 2, y + h / 2))  # the nose
-    return bool(away.max() < max(w, h))
-
-
-# ---------------------------------------------------------------- measurements
 
 
 def _softness(grey: Array, part: tuple[slice, slice]) -> float:

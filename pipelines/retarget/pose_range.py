@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from v2v.errors import NothingFound
-from v2v.pipelines.retarget.pose import (
+from v2v.pipelines.retarget.body import (
     EARS,
     HIPS,
     LENGTH_PERCENTILE,

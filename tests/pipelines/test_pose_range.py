@@ -7,7 +7,7 @@ import pytest
 from test_retarget_pose import SIZE, person
 
 from v2v.errors import NothingFound
-from v2v.pipelines.retarget.pose import Points
+from v2v.pipelines.retarget.body import Points
 from v2v.pipelines.retarget.pose_range import MAX_LIMIT, MIN_LIMIT, _limit, out_of_distribution
 from v2v.signals.pose import LEFT_HAND, NAMES, POINT
 

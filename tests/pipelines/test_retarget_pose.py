@@ -10,7 +10,8 @@ import pytest
 from numpy.typing import NDArray
 
 from v2v.errors import NothingFound, UnknownName
-from v2v.pipelines.retarget.pose import FEET, RETARGETS, Body, Points, retarget
+from v2v.pipelines.retarget.body import FEET, Body, Points
+from v2v.pipelines.retarget.pose import RETARGETS, retarget
 from v2v.signals.pose import HEAD, LEFT_HAND, MIRROR, NAMES, POINT, RIGHT_HAND
 
 FRAMES = 120

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from v2v.homography import carry, corners_of
-from v2v.preprocess.camera import CameraTracker, Extractor, corners
+from v2v.preprocess.camera import Extractor
+from v2v.preprocess.camera_tracking import CameraTracker, corners
 from v2v.signals.camera import CameraTrack
 
 HEIGHT, WIDTH, COUNT, RATE = 240, 320, 16, 25.0

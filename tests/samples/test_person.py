@@ -11,12 +11,12 @@ import pytest
 from v2v.config import load_config
 from v2v.errors import UnknownName
 from v2v.pipelines import demo
-from v2v.samples import person
+from v2v.samples import figures, person
 from v2v.samples.clips import write_sample
 from v2v.training.settings import TrainSettings
 
-LIMBS = [i for i, name in enumerate(person.JOINT_NAMES) if name != "nose"]
-PEOPLE = list(person.PEOPLE)
+LIMBS = [i for i, name in enumerate(figures.JOINT_NAMES) if name != "nose"]
+PEOPLE = list(figures.PEOPLE)
 
 
 def joint(joints: np.ndarray, name: str) -> np.ndarray:
@@ -24,7 +24,7 @@ def joint(joints: np.ndarray, name: str) -> np.ndarray:
     if name.startswith("middle "):
         kind = name.removeprefix("middle ")
         return (joint(joints, f"left_{kind}") + joint(joints, f"right_{kind}")) / 2
-    return joints[:, person.JOINT_NAMES.index(name)].astype(float)
+    return joints[:, figures.JOINT_NAMES.index(name)].astype(float)
 
 
 def lengths(joints: np.ndarray, start: str, end: str) -> np.ndarray:
@@ -42,7 +42,7 @@ def test_frames_and_joints_agree_in_shape():
     joints = person.joints(count=3, height=160, width=96)
     assert [frame.shape for frame in frames] == [(160, 96, 3)] * 3
     assert frames[0].dtype == np.uint8
-    assert joints.shape == (3, len(person.JOINT_NAMES), 2)
+    assert joints.shape == (3, len(figures.JOINT_NAMES), 2)
     assert joints.dtype == np.float32
 
 
@@ -74,7 +74,7 @@ def test_unknown_person_is_rejected_before_drawing(draw):
 
 @pytest.mark.parametrize("who", PEOPLE)
 def test_legs_and_trunk_have_the_specified_lengths(who):
-    drawn, build = person.PEOPLE[who], person.PEOPLE[who].build
+    drawn, build = figures.PEOPLE[who], figures.PEOPLE[who].build
     joints = person.joints(who=who, count=300, seed=5)
     height = min(0.75 * 640, 1.03 * 384) * drawn.stature
     for side in ("left", "right"):
@@ -91,7 +91,7 @@ def test_legs_and_trunk_have_the_specified_lengths(who):
 
 def test_arm_lengths_of_host_and_guest_have_the_specified_ratio():
     shown, truths = {}, {}
-    for who, drawn in person.PEOPLE.items():
+    for who, drawn in figures.PEOPLE.items():
         # Over several dances, each bone is parallel to the image plane at some time.
         joints = np.concatenate([person.joints(who=who, seed=seed) for seed in range(6)])
         for bone, ends in {"upper_arm": "shoulder elbow", "forearm": "elbow wrist"}.items():
@@ -158,7 +158,7 @@ def test_joints_stay_in_the_frame_and_move_smoothly(seed, who):
     joints = person.joints(seed=seed, count=300, who=who)
     assert (joints >= 0).all() and (joints < (384, 640)).all()
     assert np.abs(np.diff(joints, axis=0)).max() < 0.03 * 640
-    wrists = joints[:, person.JOINT_NAMES.index("left_wrist")]
+    wrists = joints[:, figures.JOINT_NAMES.index("left_wrist")]
     assert np.ptp(wrists[:, 1]) > 0.1 * 640, "the arm is not raised"
 
 
@@ -198,7 +198,7 @@ def test_mediapipe_detects_the_joints(solution, who):
         for i, frame in enumerate(person.frames(**clip)):
             found = tracker.process(frame).pose_landmarks
             assert found is not None, f"no person in frame {i}"
-            points = [found.landmark[names[person.JOINT_NAMES[k].upper()]] for k in LIMBS]
+            points = [found.landmark[names[figures.JOINT_NAMES[k].upper()]] for k in LIMBS]
             points = np.array([(p.x * 384, p.y * 640) for p in points])
             figure = np.ptp(joints[i, :, 1])  # nose to ankles
             # Confusing left and right causes an error of a shoulder width.
@@ -270,10 +270,10 @@ def test_held_out_poses_of_the_demo_are_not_in_its_training_part():
 def test_periodic_dance_repeats_poses(monkeypatch):
     """Rational frequency ratios, as in earlier versions, repeat poses."""
     for name in ("RIGHT", "TURN", "GAZE", "TALK", "FIGURE"):
-        monkeypatch.setattr(person, name, 1.0 if name == "RIGHT" else 0.5)
+        monkeypatch.setattr(figures, name, 1.0 if name == "RIGHT" else 0.5)
     monkeypatch.setattr(person, "SWING", {"left": 1.0, "right": 1.0})
-    host = person.PEOPLE["host"]
-    monkeypatch.setitem(person.PEOPLE, "host", replace(host, dance=replace(host.dance, arms=0.5)))
+    host = figures.PEOPLE["host"]
+    monkeypatch.setitem(figures.PEOPLE, "host", replace(host, dance=replace(host.dance, arms=0.5)))
     assert novelty(person.joints(**demo_clip("host")), 27, empty=12).max() < 0.01
 
 
@@ -288,11 +288,11 @@ def test_no_dance_repeats_within_the_clip(who, seconds, minimum):
 
 @pytest.mark.parametrize("who", PEOPLE)
 def test_fingertips_stay_in_the_frame(who):
-    camera = person._Camera.fitting(640, 384, person.PEOPLE[who])
+    camera = figures.SceneCamera.fitting(640, 384, figures.PEOPLE[who])
     for seed in range(6):
-        phase = person._dancer(seed)
+        phase = figures._dancer(seed)
         for t in np.arange(0, 60, 0.1):
-            points = person._pose(float(t), phase, person.PEOPLE[who]).points
+            points = figures._pose(float(t), phase, figures.PEOPLE[who]).points
             for side in ("left", "right"):
                 x, y = camera(points[f"{side}_hand"])
                 assert 0 < x < 384 and 0 < y < 640, (seed, t)

@@ -13,7 +13,6 @@ from v2v.errors import MissingLibrary
 from v2v.evaluation.measures import Values
 from v2v.evaluation.metrics._base import Metric, VideoStatistic
 
-
 EXTRA = "pip install 'v2v[metrics]'"
 
 
