@@ -271,7 +271,7 @@ def test_periodic_dance_repeats_poses(monkeypatch):
     """Rational frequency ratios, as in earlier versions, repeat poses."""
     for name in ("RIGHT", "TURN", "GAZE", "TALK", "FIGURE"):
         monkeypatch.setattr(figures, name, 1.0 if name == "RIGHT" else 0.5)
-    monkeypatch.setattr(person, "SWING", {"left": 1.0, "right": 1.0})
+    monkeypatch.setattr(figures, "SWING", {"left": 1.0, "right": 1.0})
     host = figures.PEOPLE["host"]
     monkeypatch.setitem(figures.PEOPLE, "host", replace(host, dance=replace(host.dance, arms=0.5)))
     assert novelty(person.joints(**demo_clip("host")), 27, empty=12).max() < 0.01
