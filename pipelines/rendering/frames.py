@@ -21,7 +21,7 @@ from v2v.video.audio import Sound
 Picture = NDArray[np.uint8]  # RGB [H, W, 3]
 CHUNK = 4  # frames whose conditions are computed together
 # increment when the same weights produce different frames: invalidates old files
-RENDERER_VERSION = 3
+RENDERER_VERSION = 4
 
 
 @dataclass(frozen=True)

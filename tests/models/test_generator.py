@@ -68,7 +68,7 @@ def perturbed(generator: SequentialGenerator, amount: float = 0.05) -> Sequentia
 
 # ---------------------------------------------------------------- budgets
 
-BUDGETS = {"mobile": (3e9, 5e6), "base": (10e9, 40e6), "large": (40e9, 100e6)}
+BUDGETS = {"tiny": (1e9, 2e6), "mobile": (3e9, 5e6), "base": (10e9, 40e6), "large": (40e9, 100e6)}
 
 
 @pytest.mark.parametrize("channels", [3, 36])

@@ -48,6 +48,7 @@ class Architecture:
 
 
 PRESETS = {
+    "tiny": Architecture(32, 88, 6, 10, (20, 12), 1),
     "mobile": Architecture(64, 160, 7, 20, (48, 32), 2),
     "base": Architecture(128, 336, 7, 32, (96, 64, 32), 3),
     "large": Architecture(256, 576, 10, 48, (208, 96, 48), 4),
@@ -66,7 +67,7 @@ class GeneratorSettings(Config):
     """Which generator, and its variants. Defaults are in configs/train.yaml."""
 
     name: str  # sequential, or a baseline: pix2pix, pix2pixhd, spade
-    preset: Literal["mobile", "base", "large"]
+    preset: Literal["tiny", "mobile", "base", "large"]
     scales: (
         Annotated[int, Field(ge=1, le=6)] | None
     )  # None: the core works at 128 px at most, and each scale doubles that
@@ -87,7 +88,7 @@ class GeneratorArguments(Config):
 
     name: Literal["sequential"]
     channels: Annotated[int, Field(ge=1, le=MOST_CHANNELS)]
-    preset: Literal["mobile", "base", "large"]
+    preset: Literal["tiny", "mobile", "base", "large"]
     scales: Annotated[int, Field(ge=1, le=6)]
     sequential: bool = True
     compose: Compose = "condition"

@@ -69,9 +69,12 @@ def _warp_patch(
     placed = matrix.copy()
     placed[:, 2] += matrix[:, :2] @ (left, top) - (x0, y0)
     layer: NDArray[Any] = cv2.warpAffine(
-        patch, centred_affine(placed), (x1 - x0, y1 - y0), flags=cv2.INTER_LINEAR,
+        patch, centred_affine(placed), (x1 - x0, y1 - y0), flags=cv2.INTER_CUBIC,
         borderMode=cv2.BORDER_CONSTANT,
     )  # fmt: skip
+    # Bilinear interpolation would blur every part; the overshoot of bicubic is cut off.
+    np.clip(layer[..., 3], 0, 1, out=layer[..., 3])
+    np.clip(layer[..., :3], 0, 255 * layer[..., 3:], out=layer[..., :3])
     return layer, x0, y0, far
 
 
