@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from v2v import warp
 from v2v.config import PreprocessSettings
 from v2v.errors import ConfigError
+from v2v.pixels import planes
 from v2v.preprocess.extractor import ClipContext, Finished, MapExtractor, Record
 from v2v.signals.flow import pack
 from v2v.weights import find_weights, have_weights, load_state, torchvision_models
@@ -110,8 +111,7 @@ class Raft:
     def __call__(
         self, previous: Frame, frame: Frame
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        pair = torch.from_numpy(np.stack([previous, frame])).to(self.device)
-        pair = pair.permute(0, 3, 1, 2).float() / 127.5 - 1
+        pair = torch.from_numpy(planes(np.stack([previous, frame]))).to(self.device)
         height, width = pair.shape[-2:]
         # The correlation pyramid needs at least 16 cells per side at 1/8 of the size.
         pad = (0, max(128 - width, 0), 0, max(128 - height, 0))

@@ -9,11 +9,11 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from v2v.pixels import to_picture
 from v2v.signals import Track
 from v2v.types import GeneratorState
 from v2v.video.audio import Sound
@@ -85,10 +85,3 @@ def digest_of(content: bytes) -> str:
 def row(index: int) -> Callable[[Tensor], Tensor]:
     """For `Condition.map`: select one frame of the batch."""
     return lambda tensor: tensor[index : index + 1]
-
-
-def to_picture(frame: Tensor) -> Picture:
-    """[3, H, W] in [-1, 1] on the CPU to RGB uint8 [H, W, 3]."""
-    # OpenCV instead of torch, which would start more threads beside the rendering ones.
-    planes = cv2.merge([*frame.numpy()])
-    return np.asarray(cv2.convertScaleAbs(planes, alpha=127.5, beta=127.5), np.uint8)

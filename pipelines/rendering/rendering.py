@@ -35,10 +35,10 @@ from v2v.pipelines.rendering.frames import (
     RenderedFrame,
     RenderResult,
     row,
-    to_picture,
 )
 from v2v.pipelines.rendering.output import Output, output_size
 from v2v.pipelines.rendering.segments import SegmentedVideo
+from v2v.pixels import to_picture
 from v2v.prefetch import prefetch
 from v2v.progress import Reporter, Silent, with_progress
 from v2v.runtime import lower_thread_priority

@@ -31,6 +31,7 @@ class Stages(Silent):
     """Records the stages and messages."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.started: list[str] = []
         self.messages: list[str] = []
 

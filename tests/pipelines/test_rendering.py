@@ -133,6 +133,7 @@ class StopsAt(Silent):
     """A reporter that interrupts the render after `frames` frames."""
 
     def __init__(self, frames: int) -> None:
+        super().__init__()
         self.left = frames
         self.rendered = 0
 
@@ -275,7 +276,7 @@ def test_footage_is_not_reported_as_synthetic(make_video):
         ("out.mp4", {"codec": "ffv1"}, ".mkv"),
         ("out.mp4", {"crf": 60}, "0 (best) to 51"),
         ("out.mp4", {"size": (33, 64)}, "even numbers"),
-        ("there.mp4", {}, "--overwrite"),
+        ("there.mp4", {}, "overwrite=True"),
     ],
 )
 def test_invalid_options_are_errors(make, tmp_path, name, options, words):
@@ -305,10 +306,11 @@ class Killed(BaseException):
 def torn(make, tmp_path, monkeypatch):
     """A finished render of three segments, killed before its work files are removed."""
     monkeypatch.setattr(segments.SegmentedVideo, "SEGMENT", 8)
+    rendering = make(20)
     with monkeypatch.context() as patch:
         kill_at_removal(patch, 0)
         with pytest.raises(Killed):
-            make(20).save(tmp_path / "torn" / "out.mkv", codec="ffv1", compare=True)
+            rendering.save(tmp_path / "torn" / "out.mkv", codec="ffv1", compare=True)
     return tmp_path / "torn"
 
 
@@ -350,10 +352,11 @@ def test_a_finished_render_recovers_from_a_kill_during_clean_up(make, torn, tmp_
     for number in range(len(contents(torn)) - len(whole) + 1):
         folder = tmp_path / f"killed-{number}"
         shutil.copytree(torn, folder)
+        rendering = make(20)
         with monkeypatch.context() as patch:
             kill_at_removal(patch, number)
             with contextlib.suppress(Killed):  # the last one has nothing left to remove
-                make(20).save(folder / "out.mkv", **options)
+                rendering.save(folder / "out.mkv", **options)
         assert {n: d for n, d in contents(folder).items() if "/" not in n} == whole
         # Either only the finished video exists, which is an error, or the render completes.
         try:

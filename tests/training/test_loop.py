@@ -40,6 +40,7 @@ Settings = Callable[..., TrainSettings]
 
 class RecordingReporter(Silent):
     def __init__(self) -> None:
+        super().__init__()
         self.notes: list[str] = []
 
     def note(self, text: str) -> None:

@@ -36,6 +36,7 @@ from v2v.errors import (
     UsageError,
 )
 from v2v.files import atomic_file, file_sha256
+from v2v.pixels import planes
 from v2v.progress import Reporter, Silent
 from v2v.records import (
     MOST_SIDE,
@@ -425,7 +426,7 @@ def frames_to_tensor(frames: NDArray[np.uint8], height: int, width: int) -> torc
     """Convert uint8 [T, H, W, 3] to float32 [T, 3, height, width] in [-1, 1]."""
     import torch
 
-    tensor = torch.from_numpy(frames).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+    tensor = torch.from_numpy(planes(frames))
     if tensor.shape[-2:] != (height, width):
         tensor = torch.nn.functional.interpolate(
             tensor, (height, width), mode="bilinear", align_corners=False, antialias=True

@@ -21,6 +21,7 @@ from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from v2v.config import Config, Unit
+from v2v.pixels import HALF
 from v2v.signals import Track
 from v2v.signals.traits import FlowField
 
@@ -265,8 +266,8 @@ def colour_matrix(strength: float | Tensor, draws: Tensor) -> Tensor:
 
 def recolour(picture: Pictures, matrix: Tensor) -> Pictures:
     """Apply a `colour_matrix` [3, 4] to a uint8 picture [H, W, 3]."""
-    shift = 127.5 * (1 + matrix[:, 3:] - matrix[:, :3].sum(1, keepdim=True))
-    # For bytes: substitute rgb = byte / 127.5 - 1 on both sides.
+    shift = HALF * (1 + matrix[:, 3:] - matrix[:, :3].sum(1, keepdim=True))
+    # For bytes: substitute rgb = byte / HALF - 1 on both sides.
     return cast(Pictures, cv2.transform(picture, torch.cat([matrix[:, :3], shift], 1).numpy()))
 
 

@@ -5,7 +5,6 @@ Weights are searched in torch's cache (`TORCH_HOME`) and never downloaded automa
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from v2v.errors import MissingLibrary, WeightsUnavailable
+from v2v.files import file_sha256
+from v2v.pixels import to_bytes
 from v2v.weights import load_state, torchvision_models, weights_folder
 
 VIDEO_CLIP = 16  # frames per clip of the video network
@@ -40,8 +41,7 @@ class File:
                 f"the weights of {self.network} are not on this machine; expected at {path}",
                 hint=f"download them once: curl -L --create-dirs -o {path} {self.url}",
             )
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = file_sha256(path)
         expected = self.name.rsplit("-", 1)[-1].split(".")[0]
         if not digest.startswith(expected):
             raise WeightsUnavailable(
@@ -109,8 +109,7 @@ class Inception:
     @torch.no_grad()
     def __call__(self, frames: Tensor) -> NDArray[np.float64]:
         """[T, 2048] features of frames [T, 3, H, W] in [-1, 1]."""
-        pixels = frames.add(1).mul(127.5).round().clamp(0, 255).byte()
-        features: Tensor = self.network(pixels.to(self.device))
+        features: Tensor = self.network(to_bytes(frames).to(self.device))
         return features.reshape(len(frames), -1).double().cpu().numpy()
 
 

@@ -15,6 +15,7 @@ from v2v.data.store import ClipStore
 from v2v.errors import writing
 from v2v.models import Generator
 from v2v.models.rollout import rollout
+from v2v.pixels import to_picture
 from v2v.types import Batch, GeneratorState
 from v2v.video.write import VideoWriter
 
@@ -98,16 +99,10 @@ def write_preview(
         ):
             signals = _draw_signals(store, windows, batch, index)
             for panel, frame, real in zip(signals, frames, batch.frames[0], strict=True):
-                row = np.concatenate([panel, pixels(frame), pixels(real)], axis=1)
+                row = np.concatenate([panel, to_picture(frame), to_picture(real)], axis=1)
                 writer.write(row.repeat(factor, axis=0).repeat(factor, axis=1))
             index += len(frames)
     return path
-
-
-def pixels(frame: Tensor) -> NDArray[np.uint8]:
-    """Convert [3, H, W] in [-1, 1] to RGB uint8 [H, W, 3]."""
-    array = frame.float().add(1).mul(127.5).round().clamp(0, 255).byte()
-    return array.permute(1, 2, 0).cpu().numpy()
 
 
 def _draw_signals(

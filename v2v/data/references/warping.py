@@ -14,6 +14,7 @@ from v2v.data.references.layers import centred_affine
 from v2v.data.references.memory import References
 from v2v.data.references.mesh import composite_mesh, part_masks
 from v2v.data.references.puppet import composite_parts
+from v2v.pixels import HALF
 from v2v.signals import Track
 from v2v.types import REFERENCE_CHANNELS
 
@@ -92,5 +93,5 @@ def _inpainted(references: References, reference: int) -> NDArray[np.uint8]:
 def as_condition(warped: NDArray[np.float32]) -> torch.Tensor:
     """Convert [K, 5, H, W] of `References.candidates` for a `Condition`: RGB in [-1, 1]."""
     found = torch.from_numpy(warped)
-    found[:, :3].mul_(1 / 127.5).sub_(1).mul_(found[:, 3:4] > VISIBLE)
+    found[:, :3].mul_(1 / HALF).sub_(1).mul_(found[:, 3:4] > VISIBLE)
     return found

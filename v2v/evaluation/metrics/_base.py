@@ -25,6 +25,7 @@ from torch import Tensor
 
 from v2v.evaluation.measures import Values
 from v2v.images import Picture
+from v2v.pixels import planes
 
 Better = Literal["higher", "lower", "one", "real"]  # real: the real video's own value is best
 Family = Literal["picture", "motion", "subject"]  # groups of equal weight in the ranking
@@ -53,8 +54,7 @@ class FrameChunk:
     @cached_property
     def frames(self) -> Tensor:
         """[T (+ 1), 3, H, W] in [-1, 1]."""
-        stacked = torch.from_numpy(np.stack(self.pictures))
-        return stacked.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+        return torch.from_numpy(planes(np.stack(self.pictures)))
 
     @property
     def new(self) -> Tensor:
