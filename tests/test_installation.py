@@ -15,6 +15,7 @@ from rich.console import Console
 
 from v2v import installation
 from v2v.installation import Check, check_installation, render
+from v2v.wording import command_line
 
 
 def by_name(checks: list[Check]) -> dict[str, Check]:
@@ -119,7 +120,8 @@ def test_an_unknown_codec_is_reported_as_missing():
 
 def test_missing_weights_name_their_path_and_an_alternative(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    checks = by_name(installation._weights())
+    with command_line():
+        checks = by_name(installation._weights())
     assert set(checks) == {
         f"weights: {n}" for n in ("raft-large", "raft-small", "deeplab", "lraspp", "vgg19")
     }

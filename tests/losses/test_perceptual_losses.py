@@ -332,7 +332,7 @@ def test_auto_takes_the_installed_features_and_else_the_pyramid(
     assert isinstance(build_perceptual("auto"), PyramidPerceptual)
     with pytest.raises(WeightsUnavailable) as caught:
         build_perceptual("efficientnet")
-    assert "losses.perceptual=pyramid" in (caught.value.hint or "")
+    assert "losses.perceptual" in (caught.value.hint or "")
 
 
 def test_the_features_are_frozen_and_not_saved() -> None:

@@ -121,7 +121,7 @@ def test_a_camera_path_that_exceeds_the_known_background_is_reduced() -> None:
 def test_a_model_of_still_footage_refuses_a_moving_camera() -> None:
     with pytest.raises(UsageError, match="b only knows the background of a still camera"):
         camera_path(trained(None), 0, driving(), "target")
-    with pytest.raises(UnknownName, match="camera-path"):
+    with pytest.raises(UnknownName, match="camera="):
         camera_path(trained(None), 0, driving(), "handheld")
 
 

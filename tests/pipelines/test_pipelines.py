@@ -149,7 +149,7 @@ def test_frames_without_a_person_are_noted(make_store, make_model, skeletons):
 def test_other_people_in_the_range_are_noted(make_store, make_model, skeletons):
     """Preprocessing has found them: rendering only reads the store."""
     own = make_store("own", pose=skeletons(COUNT))
-    transfer = MotionTransfer.from_model(model_of(make_model, own, "pose"), device="cpu")
+    transfer = MotionTransfer.from_pretrained(model_of(make_model, own, "pose"), device="cpu")
     assert not any("several people" in note for note in transfer(own).notes)
     record = ClipStore.open(own).record
     pose = record.signals["pose"].model_copy(update={"measured": {"other_people": [3, 20, "x"]}})
@@ -167,8 +167,8 @@ def test_rendering_from_a_store_does_not_load_mediapipe(make_store, make_model, 
         "from v2v.models.generator_settings import PRESETS, Architecture\n"
         "PRESETS['mobile'] = Architecture(16, 32, 1, 8, (16,), 1)\n"
         "from v2v.pipelines.motion_transfer import MotionTransfer\n"
-        f"frames = MotionTransfer.from_model({str(run)!r}, device='cpu')({str(store)!r}, end=0.2)\n"
-        "print(sum(1 for _ in frames))"
+        f"transfer = MotionTransfer.from_pretrained({str(run)!r}, device='cpu')\n"
+        f"print(sum(1 for _ in transfer({str(store)!r}, end=0.2)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr

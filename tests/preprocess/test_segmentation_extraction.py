@@ -20,6 +20,7 @@ from v2v.config import PreprocessSettings, load_config
 from v2v.data.store import ClipStore
 from v2v.errors import LabelsMismatch, NothingFound, UsageError, WeightsUnavailable
 from v2v.preprocess import segmentation as extraction
+from v2v.preprocess.detectors import Body
 from v2v.preprocess.extractor import ClipContext
 from v2v.preprocess.segmentation import LICENSE_PLATE, Extractor, pair_names
 from v2v.signals.segmentation import CITYSCAPES, VOC, VOID, LabelTrack
@@ -552,7 +553,7 @@ def test_class_maps_load_weights_and_run(
 
 def test_person_mask_is_thresholded(monkeypatch: pytest.MonkeyPatch) -> None:
     mask = np.linspace(0, 1, WIDTH, dtype=np.float32)[None].repeat(HEIGHT, 0)
-    found = type("Result", (), {"segmentation_mask": mask})
+    found = Body(np.zeros((33, 4), np.float32), mask=mask)
 
     class Tracker:
         state = np.zeros(5, np.float32)
@@ -561,7 +562,7 @@ def test_person_mask_is_thresholded(monkeypatch: pytest.MonkeyPatch) -> None:
         def begin(self, state: object) -> None: ...
         def end(self) -> None: ...
         def find(self, frame: object, cut: bool) -> object:
-            return None if cut else (found, None)
+            return None if cut else found
 
     monkeypatch.setattr(extraction, "BodyTracker", Tracker)
     chosen = load_config(

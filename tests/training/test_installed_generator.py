@@ -114,7 +114,7 @@ def test_it_is_trained_and_rendered(
     tint = model.statistics["tint"]
     assert tint.shape == (3,) and tint.abs().max() <= 1
 
-    frames = np.stack(list(MotionTransfer.from_model(tmp_path / "run", device="cpu")(dance)))
+    frames = np.stack(list(MotionTransfer.from_pretrained(tmp_path / "run", device="cpu")(dance)))
     colour = torch.from_numpy(frames).float().mean(dim=(0, 1, 2)) / 127.5 - 1
     torch.testing.assert_close(colour, tint, atol=0.01, rtol=0)
 

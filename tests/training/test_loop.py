@@ -706,6 +706,7 @@ train(settings, [Path(store)], Path(folder), Silent())
 """
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_gradients_of_one(
     dance: Path, small_settings: Settings, tmp_path: Path
 ) -> None:
