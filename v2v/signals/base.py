@@ -155,6 +155,11 @@ class Signal(ABC):
         Raises `UnknownName`.
         """
         for name in options:
+            if not self.options:
+                raise UnknownName(
+                    f"unknown option {name!r}: the signal {self.name} has none",
+                    hint=f"remove data.signal_options.{self.name}",
+                )
             if name not in self.options:
                 raise UnknownName.among(f"option of the signal {self.name}", name, self.options)
         rest = {name: value for name, value in spec.items() if name not in self.options}
