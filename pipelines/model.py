@@ -24,7 +24,7 @@ from v2v.homography import carry_each
 from v2v.pipelines.registry import spec_for
 from v2v.pixels import planes
 from v2v.runtime import cpu_has_bf16
-from v2v.signals import Track
+from v2v.signals import Track, load_signal
 from v2v.signals.traits import LabelMaps
 from v2v.types import Condition
 
@@ -228,7 +228,12 @@ class LoadedModel:
                 valid mask (255 = known).
         """
         height, width = self.size
-        signals = torch.cat([track.tensor(height, width) for track in tracks], dim=1)
+        # The model's spec, not that of the source's store: it has the options of training.
+        drawn = [
+            load_signal(use.name).tensor(track, use.spec, height, width)
+            for use, track in zip(self.model.record.signals, tracks, strict=True)
+        ]
+        signals = torch.cat(drawn, dim=1)
         count = len(signals)
         background_plate = self.model.background_plates.get(appearance.clip)
         if background_plate is not None:

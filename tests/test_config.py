@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from pydantic import ValidationError
 
 from v2v.config import Config, PreprocessSettings, load_config
-from v2v.errors import ConfigError
+from v2v.errors import ConfigError, UsageError
 from v2v.prediction.settings import PredictSettings
 from v2v.training.settings import TrainSettings
 
@@ -115,6 +115,37 @@ def test_a_wrong_value_names_the_key(override: str, key: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load(override)
     assert caught.value.message.startswith(f"setting {key} cannot be ")
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("face.distance_maps=maybe", "data.signal_options.face.distance_maps cannot be 'maybe'"),
+        ("face=true", "data.signal_options.face cannot be True"),
+        ("face.distance=true", "unknown option of the signal face 'distance'"),
+        ("fase.distance_maps=true", "unknown signal 'fase'"),
+        ("pose.distance_maps=true", "the signal pose has none"),
+        ("face.distance_maps=true", "the model renders from pose"),
+    ],
+)
+def test_wrong_options_of_a_signal(override: str, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_config(TrainSettings, "train", overrides=[f"data.signal_options.{override}"])
+    assert message in caught.value.message
+
+
+def test_options_that_are_off_are_not_recorded() -> None:
+    """A run that was made before an option existed can be resumed."""
+    off = load_config(TrainSettings, "train", "train-face")
+    assert "signal_options" not in off.model_dump()["data"]
+    on = load_config(
+        TrainSettings, "train", "train-face", overrides=["data.signal_options.face.distance_maps=1"]
+    )
+    recorded = on.model_dump(mode="json")
+    assert recorded["data"]["signal_options"] == {"face": {"distance_maps": True}}
+    assert recorded["data"] == off.model_dump(mode="json")["data"] | {
+        "signal_options": {"face": {"distance_maps": True}}
+    }
 
 
 @pytest.mark.parametrize(

@@ -121,6 +121,8 @@ class ModelRecord(Record):
                 isinstance(name, str) for name in classes
             ):
                 raise ValueError(f"classes of {use.name} must be a list of names")
+            if use.name in signal_names():
+                _check_options(use)
         _ = self.zoom
         return self
 
@@ -137,6 +139,19 @@ class ModelRecord(Record):
             if isinstance(largest, int | float) and 1 <= largest <= 4:
                 return float(largest)
         raise ValueError("training.settings.augment.scale must be two numbers from 1 to 4")
+
+
+def _check_options(use: SignalUse) -> None:
+    """Raise `ValueError` if a signal's channels contradict the options in its spec."""
+    signal = load_signal(use.name)
+    for option in signal.options:
+        if not isinstance(use.spec.get(option, False), bool):
+            raise ValueError(f"{option} of {use.name} must be true or false")
+    if signal.options and signal.channels(use.spec) != use.channels:
+        raise ValueError(
+            f"{use.name} has {use.channels} channels, but its spec describes"
+            f" {signal.channels(use.spec)}"
+        )
 
 
 @dataclass(frozen=True)

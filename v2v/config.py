@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from fractions import Fraction
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeGuard, TypeVar, cast, get_args
+from typing import Annotated, Any, ClassVar, Literal, TypeGuard, TypeVar, cast, get_args, get_origin
 
 import yaml  # type: ignore[import-untyped]
 from omegaconf import OmegaConf
@@ -273,6 +273,8 @@ def _explain(schema: type[Config], error: ValidationError) -> ConfigError:
             break
         path.append(part)
         annotation = known.model_fields[part].annotation
+        if get_origin(annotation) is dict:
+            path = parts
         inner = [k for k in (annotation, *get_args(annotation)) if _is_config(k)]
         if not inner:
             break

@@ -12,12 +12,15 @@ from itertools import islice
 import cv2
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from v2v.data.references.choosing import Chooser
 from v2v.data.references.memory import References
 from v2v.data.references.warping import candidates
+from v2v.errors import UnknownName
 from v2v.samples import face as drawn_face
+from v2v.signals import load_signal
 from v2v.signals.face import (
     IRISES,
     LIPS_INNER,
@@ -28,6 +31,7 @@ from v2v.signals.face import (
     PARTS,
     POINTS,
     RIGID,
+    SIGNAL,
     FaceTrack,
     eye_openness,
     head_pose,
@@ -444,26 +448,42 @@ def test_distance_is_zero_on_an_edge_and_grows(walk: FaceTrack) -> None:
     np.testing.assert_allclose(column[near], away[near] * step, atol=2.5 * step)
 
 
-def test_background_edges_vanish_inside_the_face(walk: FaceTrack) -> None:
-    y, x = np.mgrid[:SIDE, :SIDE]
-    board = (((x // 8 + y // 8) % 2) * 255).astype(np.uint8)
-    frames = np.repeat(board[None, ..., None].repeat(3, axis=-1), 4, axis=0)
-    edges_ = walk.background_edges(frames)
-    assert edges_.shape == (4, SIDE, SIDE)
-    plain = cv2.Canny(board, 60, 150)
-    np.testing.assert_array_equal(edges_[2], plain)
-    oval = np.zeros((SIDE, SIDE), np.uint8)
-    outline = walk.points[0, list(PARTS["oval"][0]), :2].round().astype(np.int32)
-    cv2.fillPoly(oval, [outline], 255)
-    inside = cv2.erode(oval, np.ones((5, 5), np.uint8)) > 0
-    outside = cv2.dilate(oval, np.ones((5, 5), np.uint8)) == 0
-    assert plain[inside].any() and not edges_[0][inside].any()
-    np.testing.assert_array_equal(edges_[0][outside], plain[outside])
+def test_the_spec_decides_the_channels(walk: FaceTrack) -> None:
+    for spec, count in (
+        ({}, 3),
+        ({"shape": "points", "distance_maps": False}, 3),
+        ({"distance_maps": True}, 3 + len(PARTS)),
+    ):
+        tensor = SIGNAL.tensor(walk, spec, 64, 64)
+        assert tensor.shape == (4, SIGNAL.channels(spec), 64, 64) and SIGNAL.channels(spec) == count
+        assert tensor.min() >= -1 and tensor.max() <= 1
+        assert torch.equal(tensor[:, :3], walk.tensor(64, 64)), "the drawing comes first"
+    maps = torch.from_numpy(walk.distance_maps(64, 64)).permute(0, 3, 1, 2) / 127.5 - 1
+    torch.testing.assert_close(tensor[:, 3:], maps)
 
 
-def test_the_tensor_has_the_requested_channels(walk: FaceTrack) -> None:
-    frames = np.zeros((4, 64, 64, 3), np.uint8)
-    tensor = walk.tensor(64, 64, distance_maps=True, frames=frames)
-    assert tensor.shape == (4, 3 + 11 + 1, 64, 64)
-    assert tensor.min() >= -1 and tensor.max() <= 1
-    assert walk.tensor().shape == (4, 3, SIDE, SIDE)
+def test_a_mirrored_face_has_the_maps_of_its_own_parts(walk: FaceTrack) -> None:
+    """The mirrored right eye of a face is the left eye of the mirrored face."""
+    spec, names = {"distance_maps": True}, list(PARTS)
+    plain = SIGNAL.tensor(walk, spec, SIDE, SIDE)[:, 3:].flip(-1)
+    mirrored = SIGNAL.tensor(walk.flipped(), spec, SIDE, SIDE)[:, 3:]
+    pixel = 2 * 4 / SIDE
+    for i, name in enumerate(names):
+        twin = names.index(
+            {"right": "left", "left": "right"}.get(side := name.partition("_")[0], side)
+            + name.removeprefix(side)
+        )
+        assert (mirrored[:, i] - plain[:, twin]).abs().max() < 2.5 * pixel, name
+        if twin != i:
+            assert (mirrored[0, i] - plain[0, i]).abs().max() > 10 * pixel, name
+
+
+def test_options_replace_those_of_a_store_s_spec() -> None:
+    spec = {"shape": "points", "distance_maps": True}
+    assert SIGNAL.with_options(spec, {}) == {"shape": "points"}
+    assert SIGNAL.with_options(spec, {"distance_maps": False}) == {"shape": "points"}
+    assert SIGNAL.with_options({"shape": "points"}, {"distance_maps": True}) == spec
+    with pytest.raises(UnknownName, match="face"):
+        SIGNAL.with_options({}, {"edges": True})
+    with pytest.raises(UnknownName, match="pose has none"):
+        load_signal("pose").with_options({}, {"distance_maps": True})

@@ -6,7 +6,7 @@ window has no past: its flow is 0 and it is fully occluded.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from v2v.data.background import BackgroundPlate, Backgrounds
 from v2v.data.cache import FrameCache
 from v2v.data.filling import BatchFiller
-from v2v.data.opening import channels_of, foreground_tables, has_points, presence
+from v2v.data.opening import foreground_tables, has_points, presence, spec_of
 from v2v.data.plates import PlacedPlates
 from v2v.data.references.choosing import Chooser
 from v2v.data.references.memory import References
@@ -46,6 +46,7 @@ from v2v.errors import (
     UnknownName,
     UsageError,
 )
+from v2v.signals import load_signal
 from v2v.signals.traits import FlowSignal, LabelSignal
 from v2v.types import REFERENCE_CHANNELS, Batch
 
@@ -77,9 +78,11 @@ class ClipDataset:
         cache: mebibytes of decoded frames, flow and label maps that each process caches.
         background_plates: one per clip, or None.
         candidates: warped references per frame (K), made from the `references` set later.
+        options: signal -> its options; see `Signal.options`.
 
     Attributes:
         clips: the opened clips in order; `Batch.clip` indexes them.
+        specs: the spec of each signal, that of the first clip with the options.
         channels: C of `Batch.signals`.
         boxes: names of the K boxes of `Batch.boxes`.
         control_points: N of `Batch.control_points`; 0 if no signal has points.
@@ -104,6 +107,7 @@ class ClipDataset:
         cache: int = 512,
         background_plates: Sequence[BackgroundPlate | None] | None = None,
         candidates: int = 1,
+        options: Mapping[str, Mapping[str, bool]] | None = None,
     ) -> None:
         if not clips:
             raise UsageError("no clip to train on", hint="name one or more clip stores")
@@ -123,7 +127,11 @@ class ClipDataset:
         self.cache = cache
         stores = [c if isinstance(c, ClipStore) else ClipStore.open(c) for c in clips]
         self.records = [(store.folder, store.record) for store in stores]
-        self.channels = sum(channels_of(stores, name) for name in self.signals)
+        self.specs = tuple(spec_of(stores, n, (options or {}).get(n, {})) for n in self.signals)
+        self.channels = sum(
+            load_signal(name).channels(spec)
+            for name, spec in zip(self.signals, self.specs, strict=True)
+        )
         self.clips = tuple(training_clip(store, holdout) for store in stores)
         self.notes, self._shape = common_shape(self.clips)
         self.background_plates: list[BackgroundPlate | None] = list(
@@ -386,8 +394,8 @@ class ClipDataset:
     def _filler(self) -> BatchFiller:
         return BatchFiller(
             reader=self._open(), plates=self._plates, references=self._references,
-            clips=self.clips, signals=self.signals, labels=self._labels, flows=self._flows,
-            foreground=self._foreground, candidates=self.candidates,
+            clips=self.clips, signals=self.signals, specs=self.specs, labels=self._labels,
+            flows=self._flows, foreground=self._foreground, candidates=self.candidates,
             augmentation=self.augmentation, seed=self.seed,
         )  # fmt: skip
 

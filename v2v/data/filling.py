@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -29,7 +29,7 @@ from v2v.data.sampling import (
 )
 from v2v.data.transforms import AugmentationSettings, Pictures, Placement, colour_matrix, recolour
 from v2v.pixels import planes
-from v2v.signals import Track
+from v2v.signals import Track, load_signal
 from v2v.signals.traits import FlowField, FlowSignal, LabelMaps, LabelSignal
 from v2v.types import Batch
 from v2v.warp import compose, warp
@@ -48,6 +48,7 @@ class BatchFiller:
     references: Callable[[int, Placement], References]  # of a clip, for windows placed so
     clips: Sequence[TrainingClip]
     signals: Sequence[str]
+    specs: Sequence[dict[str, Any]]  # of each signal, for its channels
     labels: Sequence[LabelSignal | None]  # of each clip
     flows: Sequence[FlowSignal | None]
     foreground: Sequence[NDArray[np.bool_]] | None  # of each clip, by class id
@@ -169,7 +170,7 @@ class BatchFiller:
         """Drawn signals, control points and boxes; `tracks` are already placed."""
         augmentation = self.augmentation if draw.index is not None else None
         channel = box = point_index = 0
-        for order, name in enumerate(self.signals):
+        for order, (name, spec) in enumerate(zip(self.signals, self.specs, strict=True)):
             track = tracks.get(name) or draw.placement.track(self.reader.track(name, draw))
             # Read these before points are dropped or jittered: they must be the true positions.
             if batch.control_points is not None:
@@ -189,7 +190,7 @@ class BatchFiller:
                     track = track.jittered(random, sigma)
                 if augmentation.drop:
                     track = track.dropped(random, augmentation.drop)
-            drawn = track.tensor(*draw.placement.size)
+            drawn = load_signal(name).tensor(track, spec, *draw.placement.size)
             batch.signals[number, :, channel : channel + drawn.shape[1]] = drawn
             channel += drawn.shape[1]
 

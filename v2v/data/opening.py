@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,10 +14,10 @@ from v2v.signals import load_signal
 from v2v.signals.traits import LabelSignal, PointSignal
 
 
-def channels_of(stores: Sequence[ClipStore], name: str) -> int:
-    """Channels of a signal, which must be the same in all clips.
+def spec_of(stores: Sequence[ClipStore], name: str, options: Mapping[str, bool]) -> dict[str, Any]:
+    """The spec of a signal with `options`; the channels must be the same in all clips.
 
-    Raises `SignalMissing`, `StoreConflict`.
+    Raises `SignalMissing`, `StoreConflict`, `UnknownName`.
     """
     definition = load_signal(name)
     for store in stores:
@@ -25,7 +26,10 @@ def channels_of(stores: Sequence[ClipStore], name: str) -> int:
                 f"{store.folder} has no {name} (it has: {', '.join(store.signals) or 'none'})",
                 hint=f"add it with: v2v preprocess {store.folder} --signal {name}",
             )
-    first, *others = ((s, s.record.signals[name].spec) for s in stores)
+    first, *others = (
+        (store, definition.with_options(store.record.signals[name].spec, options))
+        for store in stores
+    )
     channels = definition.channels(first[1])
     for store, spec in others:
         if definition.channels(spec) != channels:
@@ -39,7 +43,7 @@ def channels_of(stores: Sequence[ClipStore], name: str) -> int:
                 f"the classes of {name} differ between {store.folder} and {first[0].folder}",
                 hint="extract both with the same backend and classes, using --overwrite",
             )
-    return channels
+    return first[1]
 
 
 def foreground_tables(stores: Sequence[ClipStore]) -> list[NDArray[np.bool_]] | None:

@@ -184,8 +184,9 @@ def trained_on(trained: LoadedModel, clip: Measured) -> int:
 
 def _check_signals(trained: LoadedModel, store: ClipStore) -> None:
     for use in trained.model.record.signals:
+        signal = load_signal(use.name)
         spec = store.record.signals[use.name].spec
-        channels = load_signal(use.name).channels(spec)
+        channels = signal.channels(signal.with_options(spec, signal.options_in(use.spec)))
         if channels != use.channels or spec.get("classes") != use.spec.get("classes"):
             raise SignalMissing(
                 f"the {use.name} signal of {store.folder} does not match {trained.name}: it has"

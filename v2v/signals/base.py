@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
+
+from v2v.errors import UnknownName
 
 if TYPE_CHECKING:
     import torch
@@ -113,6 +115,7 @@ class Signal(ABC):
     name: ClassVar[str]
     files: ClassVar[tuple[str, ...]]  # written by the extractor; the first always exists
     rendered_from: ClassVar[bool] = True  # whether it can be a condition of a network
+    options: ClassVar[tuple[str, ...]] = ()  # of `tensor`: what training may have it add
 
     def check_spec(self, spec: dict[str, Any]) -> None:  # noqa: B027 - not every signal has one
         """Raise `ValueError` if `spec` lacks entries that `read` or `channels` need."""
@@ -136,4 +139,32 @@ class Signal(ABC):
 
     @abstractmethod
     def channels(self, spec: dict[str, Any]) -> int:
-        """Channels of `Track.tensor`."""
+        """Channels of `tensor`."""
+
+    def tensor(self, track: Track, spec: dict[str, Any], height: int, width: int) -> torch.Tensor:
+        """The condition for a network, float32 [T, C, height, width], with the options in `spec`.
+
+        A signal without `options` takes that of the track.
+        """
+        return track.tensor(height, width)
+
+    def with_options(self, spec: dict[str, Any], options: Mapping[str, bool]) -> dict[str, Any]:
+        """`spec` with exactly these options: an entry for each that is on.
+
+        Options belong to a model, not to a clip: what the spec of a store says of them is ignored.
+        Raises `UnknownName`.
+        """
+        for name in options:
+            if not self.options:
+                raise UnknownName(
+                    f"unknown option {name!r}: the signal {self.name} has none",
+                    hint=f"remove data.signal_options.{self.name}",
+                )
+            if name not in self.options:
+                raise UnknownName.among(f"option of the signal {self.name}", name, self.options)
+        rest = {name: value for name, value in spec.items() if name not in self.options}
+        return rest | {name: True for name, on in options.items() if on}
+
+    def options_in(self, spec: dict[str, Any]) -> dict[str, bool]:
+        """The options of a model whose spec this is."""
+        return {name: bool(spec.get(name, False)) for name in self.options}

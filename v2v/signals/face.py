@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
 
 import cv2
 import numpy as np
@@ -382,41 +382,19 @@ class FaceTrack(Track):
                 out[:] = _distances(points, height, width)
         return maps
 
-    def background_edges(self, frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Canny edges of `frames` (RGB uint8 [T, H, W, 3]) outside the face, uint8 [T, H, W]."""
-        height, width = frames.shape[1:3]
-        edges = np.zeros(frames.shape[:3], np.uint8)
-        for points, frame, out in zip(
-            self.scaled(width, height).points, frames, edges, strict=True
-        ):
-            out[:] = cv2.Canny(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), 60, 150)
-            if np.isfinite(points[0, 0]):
-                oval = marks.fixed_point(points[list(OVAL), :2])
-                cv2.fillPoly(out, [oval], (0,), cv2.LINE_8, marks.SHIFT)
-        return edges
-
     def tensor(
-        self,
-        height: int | None = None,
-        width: int | None = None,
-        *,
-        distance_maps: bool = False,
-        frames: NDArray[np.uint8] | None = None,
+        self, height: int | None = None, width: int | None = None, *, distance_maps: bool = False
     ) -> torch.Tensor:
         """The drawing, RGB in [-1, 1], float32 [T, 3, height, width].
 
-        `distance_maps` appends 11 channels; `frames` (uint8 [T, height, width, 3]) appends one
-        channel of background edges.
+        `distance_maps` appends 11 channels, see there.
         """
         import torch
 
-        pictures: list[NDArray[np.uint8]] = [self.draw(height, width)]
+        pictures = self.draw(height, width)
         if distance_maps:
-            pictures.append(self.distance_maps(height, width))
-        if frames is not None:
-            pictures.append(self.background_edges(frames)[..., None])
-        stacked = pictures[0] if len(pictures) == 1 else np.concatenate(pictures, axis=3)
-        return torch.from_numpy(planes(stacked))
+            pictures = np.concatenate([pictures, self.distance_maps(height, width)], axis=3)
+        return torch.from_numpy(planes(pictures))
 
 
 def draw_face(canvas: NDArray[np.uint8], points: NDArray[np.float32]) -> None:
@@ -459,6 +437,7 @@ class Face(ReferenceSignal):
     remembered: ClassVar[tuple[str, ...]] = ("points", "depth")
     reference_count: ClassVar[int] = 32
     warped_by: ClassVar[Literal["parts", "dense"]] = "dense"
+    options: ClassVar[tuple[str, ...]] = ("distance_maps",)
     layout: ClassVar[Layout] = {
         "points": ("float32", (POINTS, 3)), "depth": ("float32", (POINTS,)),
         "filled": ("bool", ()), "rotation": ("float32", (3, 3)),
@@ -470,7 +449,10 @@ class Face(ReferenceSignal):
         return FaceTrack(**own, width=width, height=height)
 
     def channels(self, spec: dict[str, Any]) -> int:
-        return 3
+        return 3 + len(PARTS) * self.options_in(spec)["distance_maps"]
+
+    def tensor(self, track: Track, spec: dict[str, Any], height: int, width: int) -> torch.Tensor:
+        return cast(FaceTrack, track).tensor(height, width, **self.options_in(spec))
 
 
 SIGNAL = Face()

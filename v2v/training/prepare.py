@@ -86,6 +86,7 @@ def open_windows(
         multiple=generator_type(generator.name).multiple_at(scales_of(settings)),
         cache=settings.data.cache_mb,
         background_plates=background_plates, candidates=generator.candidates,
+        options=settings.data.signal_options,
     )  # fmt: skip
     windows.notes = (*windows.notes, *notes)
     if "references" in extras:

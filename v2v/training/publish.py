@@ -81,16 +81,12 @@ def describe_model(
     training: dict[str, Any],
 ) -> ModelRecord:
     """Build the model's record; see `v2v.checkpoint.ModelRecord`."""
-    record = windows.records[0][1]
     halvings = 0 if active is None else plan.scales - active
     return ModelRecord(
         format=FORMAT, tool=f"v2v {__version__}", task=settings.task,
         signals=tuple(
-            SignalUse(
-                name=name, spec=record.signals[name].spec,
-                channels=load_signal(name).channels(record.signals[name].spec),
-            )
-            for name in windows.signals
+            SignalUse(name=name, spec=spec, channels=load_signal(name).channels(spec))
+            for name, spec in zip(windows.signals, windows.specs, strict=True)
         ),
         height=plan.height >> halvings, width=plan.width >> halvings, generator=plan.generator,
         active=active,

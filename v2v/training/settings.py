@@ -5,13 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from v2v.config import Config, Positive, Unit
 from v2v.data.transforms import AugmentationSettings
+from v2v.errors import ConfigError
 from v2v.models.augment import DiscriminatorAugmentSettings
 from v2v.models.discriminators import DiscriminatorSettings
 from v2v.models.generator_settings import GeneratorSettings
+from v2v.signals import load_signal
 from v2v.training.schedule import ScheduleSettings
 
 Weight = Annotated[float, Field(ge=0, le=1e6)]
@@ -24,6 +32,8 @@ LearningRate = Annotated[float, Field(gt=0, le=1)]
 class DataSettings(Config):
     # Signals that drive the model, in the order of its input channels.
     signals: Annotated[tuple[str, ...], Field(min_length=1)]
+    # Signal -> its options, of `Signal.options`; those that are not given are off.
+    signal_options: dict[str, dict[str, bool]]
     size: Annotated[int, Field(ge=32, le=4096)]  # shorter side of the final frames
     hold_out: Annotated[float, Field(ge=0, le=0.9)]  # fraction of each clip, at its end
     max_stride: Annotated[
@@ -33,6 +43,30 @@ class DataSettings(Config):
         int, Field(ge=0, le=16_000_000)
     ]  # decoded frames kept in memory, per process
     workers: Annotated[int, Field(ge=0, le=256)] | None  # loader processes; None: chosen by device
+
+    @model_validator(mode="after")
+    def _options_exist(self) -> DataSettings:
+        for name, options in self.signal_options.items():
+            on = load_signal(name).with_options({}, options)
+            if on and name not in self.signals:
+                raise ConfigError(
+                    f"data.signal_options has {' and '.join(on)} of {name}, but the model renders"
+                    f" from {' and '.join(self.signals)}",
+                    hint=f"add {name} to data.signals, or leave out its options",
+                )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_recorded(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Omit options that are off: runs made before an option existed then match."""
+        values: dict[str, Any] = plain(self)
+        on = {
+            name: chosen
+            for name, options in self.signal_options.items()
+            if (chosen := {option: True for option, value in options.items() if value})
+        }
+        rest = {name: value for name, value in values.items() if name != "signal_options"}
+        return rest | ({"signal_options": on} if on else {})
 
 
 class AdversarialWeights(Config):
