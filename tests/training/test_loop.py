@@ -674,7 +674,7 @@ def test_a_missing_signal_names_the_command(
             "set it to auto",
         ),
         ({"generator.past": "nothing", "generator.compose": "none"}, ConfigError, "no image"),
-        ({"discriminator.layers": 5}, ConfigError, "discriminator.layers=3"),
+        ({"discriminator.layers": 5}, ConfigError, "discriminator.layers"),
     ],
 )
 def test_invalid_settings_are_reported_before_anything_is_written(
