@@ -19,8 +19,8 @@ from v2v.homography import Matrices, carry, carry_each
 from v2v.pipelines.model import LoadedModel
 from v2v.pipelines.source import Source
 from v2v.signals import Track
-from v2v.signals.camera import CameraTrack
 from v2v.signals.face import FaceTrack
+from v2v.signals.traits import CameraMotion
 
 CAMERA_PATHS = ("still", "target", "source")
 SAMPLES = 24  # frames of a path that are checked
@@ -165,11 +165,11 @@ def _within(path: CameraPath, backgrounds: Backgrounds) -> CameraPath:
     return replace(path, matrices=weaker, notes=(note,))
 
 
-def _camera(driven: Source) -> CameraTrack | None:
+def _camera(driven: Source) -> CameraMotion | None:
     if "camera" not in driven.store.signals:
         return None
     track = driven.store.track("camera")
-    assert isinstance(track, CameraTrack)
+    assert isinstance(track, CameraMotion)
     return track
 
 

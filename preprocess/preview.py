@@ -16,7 +16,7 @@ from v2v.homography import carry, corners_of
 from v2v.prefetch import prefetch
 from v2v.progress import Reporter
 from v2v.signals import Track
-from v2v.signals.camera import CameraTrack
+from v2v.signals.traits import CameraMotion
 from v2v.video.stored import stored_frames
 from v2v.video.write import VideoWriter
 
@@ -47,7 +47,7 @@ def write_preview(store: ClipStore, side: int, report: Reporter) -> None:
             panels = []
             for name in signals:
                 track = store.track(name, start, start + len(pictures))
-                if isinstance(track, CameraTrack):
+                if isinstance(track, CameraMotion):
                     panels.append(mosaic.panel(track, pictures))
                 else:
                     panels.append(_panel(track, pictures))
@@ -68,7 +68,7 @@ class _Mosaic:
         self.canvas = np.zeros((height, width, 3), np.uint8)
         self.reference = -1
 
-    def panel(self, track: CameraTrack, pictures: list[Picture]) -> list[Picture]:
+    def panel(self, track: CameraMotion, pictures: list[Picture]) -> list[Picture]:
         width, height = self.size
         track = track.scaled(width, height)
         centre = np.array([[1, 0, width / 2], [0, 1, height / 2], [0, 0, 1.0]])

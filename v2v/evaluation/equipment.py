@@ -15,7 +15,7 @@ from v2v.evaluation.detectors import Detector, FrameFormat, detectors_for
 from v2v.evaluation.frame_scores import Tools
 from v2v.evaluation.metrics import FeatureDistance, Metric, VideoStatistic, all_metrics
 from v2v.pipelines.model import LoadedModel
-from v2v.signals.segmentation import LabelTrack
+from v2v.signals.traits import LabelMaps
 from v2v.weights import have_weights
 
 PERSON = ("background", "person")
@@ -125,7 +125,7 @@ def _segmenter(signals: tuple[str, ...], clip: Measured) -> tuple[str | None, st
         return None, "the model does not render people or label maps"
     record = clip.store.record.signals["segmentation"]
     track = clip.store.track("segmentation", 0, 1)
-    assert isinstance(track, LabelTrack)
+    assert isinstance(track, LabelMaps)
     if tuple(track.classes) == PERSON:
         return "selfie" if record.backend == "selfie" else "person", ""
     if record.backend in ("deeplab", "lraspp") and have_weights(record.backend):

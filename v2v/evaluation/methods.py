@@ -37,10 +37,9 @@ from v2v.pipelines.rendering.frames import ConditioningSource
 from v2v.pipelines.rendering.rendering import Rendering
 from v2v.pipelines.source import open_source
 from v2v.progress import Reporter
-from v2v.signals import Track
-from v2v.signals.face import FaceTrack
-from v2v.signals.pose import MIN_SCORE, PoseTrack
-from v2v.signals.segmentation import LabelTrack
+from v2v.signals import Track, load_signal
+from v2v.signals.pose import BODY, MIN_SCORE
+from v2v.signals.traits import LabelMaps, LabelSignal, PointSignal
 from v2v.video.probe import probe
 from v2v.video.stored import read_stored
 from v2v.video.write import VideoWriter
@@ -210,7 +209,7 @@ class Nearest:
         use = trained.model.record.clips[clip_number]
         store = _training_store(trained, use, "nearest")
         for use_of in trained.model.record.signals:
-            if isinstance(store.track(use_of.name, 0, 1), PoseTrack | FaceTrack | LabelTrack):
+            if isinstance(load_signal(use_of.name), PointSignal | LabelSignal):
                 return cls(store, trained.placement(clip_number), use.trained[1], use_of.name)
         raise UsageError(
             f"nearest compares points or labels; {trained.name} has neither",
@@ -235,13 +234,14 @@ class Nearest:
 
     def _features(self, track: Track) -> NDArray[np.float32]:
         """[T, N, 2] points in units of the shorter side, NaN if missing; or [T, GRID^2] labels."""
-        if isinstance(track, LabelTrack):
+        if isinstance(track, LabelMaps):
             rows = (np.arange(GRID) + 0.5) * track.height / GRID
             columns = (np.arange(GRID) + 0.5) * track.width / GRID
             maps = track.labels[:, rows.astype(int)][:, :, columns.astype(int)]
             return maps.reshape(len(track), -1).astype(np.float32)
         all_points: NDArray[np.float32] = track.points  # type: ignore[attr-defined]
-        points = np.array(all_points[:, :33] if isinstance(track, PoseTrack) else all_points)
+        # Hands are often missing, and small: of a pose, the body decides.
+        points = np.array(all_points[:, : len(BODY)] if self.signal == "pose" else all_points)
         points[~(points[..., 2] >= MIN_SCORE)] = np.nan
         scaled: NDArray[np.float32] = points[..., :2] / min(track.height, track.width)
         return scaled
