@@ -327,7 +327,7 @@ class Trainer:
         else:
             raise OutOfMemory(
                 "not enough memory to train on a single frame",
-                hint="train smaller: --size 128, -s generator.preset=mobile,"
+                hint="train smaller: --size 128, -s generator.preset=tiny,"
                 " -s discriminator.width=16",
             ) from error
         self.report.note(f"out of memory: {change} from now on")
